@@ -1,0 +1,1 @@
+"""One yaml per published recipe, a folder per command: `pretrain/`, `linear/`, `finetune/`, `detection/`."""

@@ -1,0 +1,1 @@
+"""Self-supervised pretraining with CorInfoMax, and the evaluation of what was learned."""

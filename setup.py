@@ -1,0 +1,60 @@
+"""Packaging of CorInfoMax: pretraining, conversion and detection transfer.
+
+Packages are listed by hand, because a search would ship the tests as a top-level package.
+"""
+
+from setuptools import setup
+
+DETECTION = [
+    # What Detectron2's Python tree imports. Detectron2 itself: python -m detection.install
+    "pycocotools>=2.0.6",
+    "faster-coco-eval>=1.6",
+    "omegaconf>=2.1,<2.4",
+    "hydra-core>=1.1",
+    "cloudpickle",
+    "termcolor>=1.1",
+    "tabulate",
+    "packaging",
+]
+
+setup(
+    name="corinfomax",
+    version="0.1.0",
+    description="Self-supervised pretraining with CorInfoMax, and its transfer to detection and segmentation",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=["cli", "configs", "convert", "detection", "pretrain", "shapes"],
+    package_data={"configs": ["*/*.yaml"]},
+    install_requires=[
+        "torch>=2.6",
+        "torchvision>=0.21",
+        "numpy>=1.26",
+        "pillow>=10",
+        "simplejpeg>=1.7",
+        "fvcore",
+        "iopath",
+        "yacs",
+        "PyYAML",
+        "safetensors",
+        "tensorboard",
+        "tqdm",
+        "matplotlib",
+        "scikit-learn",
+    ],
+    extras_require={
+        "detection": DETECTION,
+        "baselines": ["lightly>=1.5"],
+        "dev": [*DETECTION, "pytest", "pytest-timeout", "ruff", "mypy", "types-PyYAML", "types-tqdm", "timm"],
+    },
+    entry_points={
+        "console_scripts": [
+            "corinfomax-pretrain = pretrain.train:cli",
+            "corinfomax-linear = pretrain.linear:cli",
+            "corinfomax-finetune = pretrain.finetune:cli",
+            "corinfomax-to-d2 = convert.to_d2:cli",
+            "corinfomax-detect = detection.train_net:cli",
+            "corinfomax-predict = detection.predict:cli",
+            "corinfomax-report = detection.report:cli",
+        ]
+    },
+)
