@@ -49,7 +49,7 @@ def test_the_stand_in_answers_the_environment_table_and_names_what_it_lacks():
     assert "without its C++" in operators.get_compiler_version()
     assert operators.get_cuda_version() == operators.get_compiler_version()
     assert not operators.has_cuda()
-    with pytest.raises(AttributeError, match="box_iou_rotated .*C\\+\\+ operators"):
+    with pytest.raises(AttributeError, match=r"box_iou_rotated .*C\+\+ operators"):
         operators.box_iou_rotated()
 
 

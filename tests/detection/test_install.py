@@ -97,7 +97,7 @@ def test_fetching_refuses_another_file(offline, tmp_path):
 
 
 def test_fetching_says_when_there_is_nothing_to_fetch(offline, tmp_path):
-    with pytest.raises(UserError, match="cannot be fetched .*No matching distribution"):
+    with pytest.raises(UserError, match=r"cannot be fetched .*No matching distribution"):
         install.fetch_sdist(tmp_path)
 
 
