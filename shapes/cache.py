@@ -1,0 +1,141 @@
+"""The folder that a rendering lives in: made once, whole or not at all."""
+
+import fcntl
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from cli.errors import UserError
+from shapes.outlines import CLASSES
+from shapes.recipe import DEFAULT_RECIPE, VERSION, Recipe
+from shapes.render import counts, render
+
+CARD = "dataset.json"  # written last
+
+
+def ensure_rendered(
+    root: Path | None = None,
+    *,
+    seed: int = 0,
+    processes: int | None = None,
+    progress: bool = True,
+    recipe: Recipe = DEFAULT_RECIPE,
+) -> Path:
+    """The folder with the dataset, rendered now unless it is there already.
+
+    It is rendered next to its place and moved there when it is whole, so a killed rendering leaves nothing
+    that looks like a dataset. Of several processes that call at once, one renders and the others wait.
+
+    Args:
+        root: the folder; None for `$CORINFOMAX_CACHE/shapes-<version>`, or `~/.cache/corinfomax` without the
+            variable, with the seed in the name where it is not 0.
+        seed: what the pictures are drawn from.
+        processes: how many render; None for one per available core. The result does not depend on it.
+        progress: whether to show a bar on stderr.
+        recipe: counts and sizes.
+
+    Raises:
+        UserError: the folder holds something else (another version, seed or recipe, or a part is missing), or
+            it cannot be written.
+    """
+    root = default_root(seed) if root is None else Path(root)
+    card = _card(seed, recipe)
+    if _is_complete(root, card):
+        return root
+    try:
+        root.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(root.with_name(f".{root.name}.lock")):
+            if not _is_complete(root, card):  # another process may have made it while this one waited
+                _render_into_place(root, card, recipe, seed, processes or _available_cores(), progress)
+    except OSError as error:
+        raise UserError(
+            f"the shapes dataset cannot be written to {root}: {error.strerror or error}; "
+            "set CORINFOMAX_CACHE to a folder with 100 MB to spare"
+        ) from error
+    return root
+
+
+def default_root(seed: int) -> Path:
+    """Where a rendering with this seed belongs when no folder is named."""
+    cache = Path(os.environ.get("CORINFOMAX_CACHE") or Path.home() / ".cache" / "corinfomax")
+    return cache / (f"shapes-{VERSION}" if seed == 0 else f"shapes-{VERSION}-seed{seed}")
+
+
+def _card(seed: int, recipe: Recipe) -> dict[str, Any]:
+    """What `dataset.json` says of a rendering."""
+    card = {
+        "name": "shapes",
+        "version": VERSION,
+        "seed": seed,
+        "classes": CLASSES,
+        "counts": counts(recipe),
+        "recipe": asdict(recipe),
+    }
+    return json.loads(json.dumps(card))  # as it will be read back: tuples are lists
+
+
+def _is_complete(root: Path, card: dict[str, Any]) -> bool:
+    """True if the folder holds this rendering, False if there is none yet.
+
+    Raises:
+        UserError: it holds something else.
+    """
+    if not root.exists() or (root.is_dir() and not any(root.iterdir())):
+        return False
+    advice = "remove it, or name another folder"
+    if not root.is_dir():
+        raise UserError(f"{root} is not a folder; {advice}")
+    try:
+        found = dict(json.loads((root / CARD).read_text()))
+    except (OSError, ValueError, TypeError):
+        raise UserError(f"{root} is no complete shapes dataset: {CARD} is missing; {advice}") from None
+    for key, value in card.items():
+        if found.get(key) != value:
+            difference = f"its {key} is {found.get(key)!r}, not {value!r}"
+            raise UserError(f"{root} holds another shapes dataset: {difference}; {advice}")
+    for part, count in card["counts"].items():
+        present = _pictures(root / part)
+        if present != count:
+            raise UserError(f"{root / part} holds {present} pictures instead of {count}; {advice}")
+    for name in ("instances_train.json", "instances_val.json"):
+        if not (root / "scenes/annotations" / name).is_file():
+            raise UserError(f"{root / 'scenes/annotations' / name} is missing; {advice}")
+    return True
+
+
+def _pictures(folder: Path) -> int:
+    """How many JPEGs a part holds, itself and in its class folders."""
+    return sum(name.endswith(".jpg") for _, _, names in os.walk(folder) for name in names)
+
+
+def _render_into_place(
+    root: Path, card: dict[str, Any], recipe: Recipe, seed: int, processes: int, progress: bool
+) -> None:
+    """Render beside `root` and rename. The caller holds the lock, so any other temporary is a dead one."""
+    prefix = f".{root.name}.partial-"
+    for stale in root.parent.glob(f"{prefix}*"):
+        shutil.rmtree(stale, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=root.parent) as temporary:
+        folder = Path(temporary) / "dataset"
+        folder.mkdir()
+        render(folder, recipe, seed=seed, processes=processes, progress=progress)
+        (folder / CARD).write_text(json.dumps(card, indent=1) + "\n")
+        folder.rename(root)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock on a file; it is given up even when the process is killed."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _available_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,22 @@
+"""What the dataset consists of. `VERSION` goes up with any change of what is rendered."""
+
+from dataclasses import dataclass
+
+VERSION = "1"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Counts and sizes of a rendering; the default is the dataset that the project's numbers refer to."""
+
+    unlabeled: int = 6000
+    objects_train: int = 200  # per class
+    objects_val: int = 75  # per class
+    scenes_train: int = 600
+    scenes_val: int = 200
+    object_side: int = 96  # pixels, of the square pictures in `unlabeled` and `objects`
+    scene_sides: tuple[int, int] = (160, 192)  # pixels, the range of a scene's width and height
+    scene_objects: int = 4  # the most in one scene
+
+
+DEFAULT_RECIPE = Recipe()
