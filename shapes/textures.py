@@ -79,8 +79,8 @@ def _plain(rng: Generator, size: tuple[int, int]) -> Field:
 
 def _gradient(rng: Generator, size: tuple[int, int]) -> Field:
     u, _ = _turned(rng, size)
-    low, high = np.float32(u.min()), np.float32(u.max())
-    return (u - low) / (high - low)
+    u -= u.min()
+    return u / u.max()
 
 
 def _stripes(rng: Generator, size: tuple[int, int]) -> Field:
