@@ -105,7 +105,8 @@ def _checks(rng: Generator, size: tuple[int, int]) -> Field:
 def _plaid(rng: Generator, size: tuple[int, int]) -> Field:
     u, v = _turned(rng, size)
     period = _period(rng)
-    return (_bands(u, period, rng.uniform(0.3, 0.6)) + _bands(v, period, rng.uniform(0.3, 0.6))) / 2
+    a, b = _bands(u, period, rng.uniform(0.3, 0.6)), _bands(v, period, rng.uniform(0.3, 0.6))
+    return (a + b) * np.float32(0.5)
 
 
 def _dots(rng: Generator, size: tuple[int, int]) -> Field:
