@@ -22,7 +22,7 @@ setup(
     version="0.1.0",
     description="Self-supervised pretraining with CorInfoMax, and its transfer to detection and segmentation",
     license="Apache-2.0",
-    python_requires=">=3.10",
+    python_requires=">=3.11",
     packages=["cli", "configs", "convert", "detection", "pretrain", "shapes"],
     package_data={"configs": ["*/*.yaml"]},
     install_requires=[

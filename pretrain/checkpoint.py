@@ -1,0 +1,182 @@
+"""The checkpoint format, and its safe keeping.
+
+A run directory holds `checkpoints/step_XXXXXXXXX.pt`, each with a `.sha256` beside it, and `checkpoints/last.pt`, a
+link to the newest. A checkpoint is one dictionary of tensors and plain values, so that it loads with `weights_only=True`:
+
+    format     "corinfomax-pretrain", or "corinfomax-finetune" for a network trained with labels
+    version    1
+    model      tensors by name: `encoder.*` in torchvision's naming, `projector.*` (or `head.*`)
+    objective  state of the loss: `mean`, `covariance`
+    optimizer  state of the optimizer
+    position   {"epoch", "step"}: how many of each are complete
+    config     the configuration, as nested dictionaries
+
+No random state: every random number is a function of (seed, epoch, index, view).
+
+Saving: the digest is written first, then the checkpoint aside, synced and renamed, then the link is replaced. So a
+file under its final name is complete and has a digest, whenever the process is killed. Loading checks the digest, since
+torch.load does not notice a flipped bit. The newest two are kept.
+"""
+
+import hashlib
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from cli.errors import UserError
+
+VERSION = 1
+KEEP = 2
+PRETRAIN = "corinfomax-pretrain"
+FINETUNE = "corinfomax-finetune"
+logger = logging.getLogger("pretrain")
+
+
+def save(run: Path, state: dict[str, Any]) -> Path:
+    """Write a checkpoint of a run, make it the last one, and drop all but the newest two. Returns its path.
+
+    Raises:
+        UserError: the disk is full or cannot be written; the earlier checkpoints are untouched.
+    """
+    folder = run / "checkpoints"
+    path = folder / f"step_{state['position']['step']:09d}.pt"
+    aside = path.with_suffix(".tmp")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with aside.open("wb") as file:
+            torch.save({"version": VERSION, **state}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        write_atomic(path.with_suffix(".sha256"), f"{_digest(aside)}\n".encode())
+        aside.replace(path)
+        link = folder / "last.tmp"
+        link.unlink(missing_ok=True)
+        link.symlink_to(path.name)
+        link.replace(folder / "last.pt")
+        _sync(folder)
+    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
+        aside.unlink(missing_ok=True)
+        raise UserError(f"cannot save {path}: {error}; earlier checkpoints are untouched, --resume continues there") from error
+    for old in _saved(run)[KEEP:]:
+        old.unlink(missing_ok=True)
+        old.with_suffix(".sha256").unlink(missing_ok=True)
+    return path
+
+
+def load_newest(run: Path) -> dict[str, Any] | None:
+    """The newest checkpoint of a run that is intact; damaged ones are reported and passed over. None: there is none.
+
+    Raises:
+        UserError: there are checkpoints, but all are damaged. Training does not silently begin anew.
+    """
+    paths = _saved(run)
+    for path in paths:
+        try:
+            return load(path)
+        except UserError as error:
+            logger.warning("%s; trying the one before", error)
+    if paths:
+        raise UserError(f"every checkpoint in {run / 'checkpoints'} is damaged; move the folder away to start anew")
+    return None
+
+
+def exists(run: Path) -> bool:
+    """Whether a run has saved anything."""
+    return bool(_saved(run))
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read a checkpoint of this project, after checking its digest where there is one.
+
+    Raises:
+        UserError: not there, damaged, or not a checkpoint of this project.
+    """
+    if not path.is_file():
+        raise UserError(f"the checkpoint {path} does not exist")
+    digest = path.resolve().with_suffix(".sha256")
+    if digest.is_file() and digest.read_text().strip() != _digest(path):
+        raise UserError(f"{path} is damaged: its content does not match its sha256")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises half a dozen kinds for files that are no checkpoints
+        raise UserError(f"{path} is not a checkpoint: {str(error).splitlines()[0] if str(error) else type(error).__name__}") from error
+    if not isinstance(state, dict) or state.get("format") not in (PRETRAIN, FINETUNE):
+        raise UserError(f"{path} is not a checkpoint of this project; convert/to_d2.py reads those of others")
+    if state["version"] != VERSION:
+        raise UserError(f"{path} has format version {state['version']}, but this program reads {VERSION}")
+    return state
+
+
+def load_encoder(path: Path) -> dict[str, Tensor]:
+    """The encoder's tensors, in torchvision's naming, from a checkpoint or an `encoder.safetensors`.
+
+    Raises:
+        UserError: not there, damaged, or neither of the two.
+    """
+    if path.is_dir():
+        path = path / "encoder.safetensors"
+    if path.suffix == ".safetensors":
+        try:
+            return safetensors.torch.load_file(path)
+        except (OSError, safetensors.SafetensorError) as error:
+            raise UserError(f"{path} cannot be read as safetensors: {error}") from error
+    tensors = load(path)["model"]
+    return {name.removeprefix("encoder."): t for name, t in tensors.items() if name.startswith("encoder.")}
+
+
+def fill(module: nn.Module, tensors: dict[str, Tensor], source: Path) -> None:
+    """Load tensors into a module, every one of them and no other.
+
+    Raises:
+        UserError: names or shapes differ: the file is of another architecture.
+    """
+    own = module.state_dict()
+    wrong = sorted(name for name in own.keys() & tensors.keys() if own[name].shape != tensors[name].shape)
+    absent, unknown = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
+    if absent or unknown or wrong:
+        examples = ", ".join((absent + unknown + wrong)[:3])
+        raise UserError(
+            f"{source} is of another architecture: {len(absent)} tensors absent, {len(unknown)} unknown, {len(wrong)} of "
+            f"another shape ({examples}, ...); check ENCODER.NAME and ENCODER.STEM"
+        )
+    module.load_state_dict(tensors)
+
+
+def export_encoder(path: Path, encoder: nn.Module, metadata: dict[str, str]) -> None:
+    """Write an encoder as safetensors in torchvision's naming. Metadata: `architecture`, `stem`, `mean`, `std`."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in encoder.state_dict().items()}
+    write_atomic(path, safetensors.torch.save(tensors, {"format": "corinfomax-encoder", **metadata}))
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Write a whole file or nothing: aside, synced, renamed."""
+    aside = path.with_name(path.name + ".tmp")
+    with aside.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)
+
+
+def _saved(run: Path) -> list[Path]:
+    """Complete checkpoints, newest first."""
+    return sorted((run / "checkpoints").glob("step_*.pt"), reverse=True)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

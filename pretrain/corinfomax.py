@@ -1,0 +1,152 @@
+r"""The CorInfoMax objective: correlative information maximisation between two views of an image.
+
+Source: Ozsoy et al., "Self-Supervised Learning with an Information Maximization Criterion", NeurIPS 2022, Eq. (6)
+and (7); thesis Eq. (4.2)-(4.5) and the pseudocode of its Appendix A.2, which this module follows step by step.
+
+======== ==================== ============================================ ==========
+symbol   name here            meaning                                      where
+======== ==================== ============================================ ==========
+Z^(q)    z1, z2               projector output of view q, (N, P), unit     Section 4.1
+                              length
+N        count                images in the whole batch, all processes
+P        dim                  projector output dimension
+mu^(q)   mean[q]              running mean, (P,)                           Eq. (4.5)
+R^(q)    covariance[q]        running covariance, (P, P)                   Eq. (7), (4.3)
+lambda   forgetting           weight of the OLD estimate, 0 <= lambda < 1  Eq. (7)
+epsilon  eps                  diagonal perturbation                        Eq. (6)
+alpha    attraction weight    stands for 2 / (epsilon N) in Eq. (6)        Section 5.1.3
+======== ==================== ============================================ ==========
+
+The covariance and its factorisation are in float64, outside autocast: in float32 the Cholesky factorisation fails as
+soon as the embedding loses rank, which is when the barrier matters. Across processes the sums behind mean, covariance
+and attraction are all-reduced with gradient, P + P^2 + 1 numbers, so that N processes compute the loss of one process
+that holds the whole batch.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from pretrain.distributed import all_reduce_sum
+
+
+class Terms(NamedTuple):
+    """The loss and its two parts, scalars in float64: `total = big_bang + weight * attraction`."""
+
+    total: Tensor
+    big_bang: Tensor
+    attraction: Tensor
+
+
+class _LogDeterminant(torch.autograd.Function):
+    """log det of symmetric positive definite matrices. Backward is one inverse from the factor at hand."""
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, matrices: Tensor) -> Tensor:
+        factor, info = torch.linalg.cholesky_ex(matrices)
+        ctx.save_for_backward(factor)
+        value = 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        # A matrix that is not positive definite has no such value. NaN says so without a host synchronisation,
+        # and the training loop stops on it.
+        return torch.where(info == 0, value, torch.nan)
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        (factor,) = ctx.saved_tensors  # type: ignore[attr-defined]
+        return gradient[..., None, None] * torch.cholesky_inverse(factor)  # d logdet(R) = tr(R^-1 dR), R symmetric
+
+
+def log_determinant(matrices: Tensor) -> Tensor:
+    """log det by Cholesky of symmetric matrices (..., P, P) -> (...). NaN where one is not positive definite."""
+    return _LogDeterminant.apply(matrices)
+
+
+def update_mean(old: Tensor, z: Tensor, count: Tensor, forgetting: float) -> Tensor:
+    """Eq. (4.5): running mean (2, P), from the old one and the views z (2, N_local, P) of `count` images in all."""
+    return forgetting * old + (1 - forgetting) * all_reduce_sum(z.sum(dim=1)) / count
+
+
+def update_covariance(old: Tensor, z: Tensor, mean: Tensor, count: Tensor, forgetting: float) -> Tensor:
+    """Eq. (7): running covariance (2, P, P), from views z (2, N_local, P) centred by the UPDATED mean (2, P)."""
+    centred = z - mean[:, None]
+    return forgetting * old + (1 - forgetting) * all_reduce_sum(centred.mT @ centred) / count
+
+
+def big_bang(covariance: Tensor, eps: float) -> Tensor:
+    """The barrier against collapse: minus the log-determinants of both views, per dimension. Appendix A.2.
+
+    Args:
+        covariance: (2, P, P).
+        eps: added to the diagonal.
+    """
+    dim = covariance.shape[-1]
+    perturbed = covariance + eps * torch.eye(dim, dtype=covariance.dtype, device=covariance.device)
+    return -log_determinant(perturbed).sum() / dim
+
+
+def attraction(z1: Tensor, z2: Tensor, count: Tensor) -> Tensor:
+    """Mean squared difference over all N x P entries, as in Appendix A.2. z1, z2: (N_local, P)."""
+    return all_reduce_sum((z1 - z2).square().sum()) / (count * z1.shape[1])
+
+
+class CorInfoMaxLoss(nn.Module):
+    """CorInfoMax with its running mean and covariance, which are buffers: saved, restored and moved with the module.
+
+    Args:
+        dim: P, dimension of the embedding.
+        attraction: alpha, weight of the attraction term.
+        forgetting: lambda, weight of the old estimate.
+        eps: diagonal perturbation of the covariance.
+    """
+
+    mean: Tensor
+    covariance: Tensor
+
+    def __init__(self, *, dim: int, attraction: float, forgetting: float, eps: float) -> None:
+        super().__init__()
+        if not 0 <= forgetting < 1:
+            raise ValueError(f"forgetting must be in [0, 1), not {forgetting}")
+        self.attraction = attraction
+        self.forgetting = forgetting
+        self.eps = eps
+        self.register_buffer("mean", torch.zeros(2, dim, dtype=torch.float64))
+        self.register_buffer("covariance", torch.eye(dim, dtype=torch.float64).repeat(2, 1, 1))
+
+    def forward(self, z1: Tensor, z2: Tensor) -> Terms:
+        """Update the running estimates with a batch and return the loss.
+
+        In eval mode the loss is computed in the same way and the estimates stay as they were. Gradients flow through the
+        updated mean and covariance; the old estimates carry none.
+
+        Args:
+            z1: (N, P) embeddings of the first views, unit length, any float dtype. With several processes this
+                process's share; the shares may differ in size.
+            z2: (N, P) of the second views, same images in the same order.
+
+        Raises:
+            ValueError: the shapes are not two times (N, P).
+        """
+        dim = self.mean.shape[1]
+        if z1.shape != z2.shape or z1.ndim != 2 or z1.shape[1] != dim or not len(z1):
+            raise ValueError(f"expected two (N, {dim}) embeddings, got {tuple(z1.shape)} and {tuple(z2.shape)}")
+        with torch.autocast(z1.device.type, enabled=False):
+            z = torch.stack([z1, z2]).double()
+            count = all_reduce_sum(z.new_full((), len(z1)))
+            mean = update_mean(self.mean, z, count, self.forgetting)
+            covariance = update_covariance(self.covariance, z, mean, count, self.forgetting)
+            expansion = big_bang(covariance, self.eps)
+            pull = attraction(z[0], z[1], count)
+        if self.training:
+            self.mean.copy_(mean.detach())
+            self.covariance.copy_(covariance.detach())
+        return Terms(expansion + self.attraction * pull, expansion, pull)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "CorInfoMaxLoss":
+        # `.half()` or `.to(bfloat16)` of a model that contains the loss must move the estimates, not round them.
+        kept = {name: buffer.clone() for name, buffer in self.named_buffers()}
+        super()._apply(fn, recurse)
+        for name, buffer in self.named_buffers():
+            setattr(self, name, kept[name].to(buffer.device))
+        return self

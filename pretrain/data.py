@@ -1,0 +1,191 @@
+"""Where images come from: folders of files, and the small sets that torchvision knows how to read.
+
+A `Source` gives an image as uint8 RGB by index. Everything after it (views, batches) is the same for all.
+"""
+
+import gzip
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torchvision
+
+from cli.errors import UserError
+from pretrain.images import EXTENSIONS, read_rgb
+from shapes import ensure_rendered
+
+DATASETS = (
+    "shapes",
+    "folder",
+    "cifar10",
+    "cifar100",
+    "fashion_mnist",
+    "tiny_imagenet",
+    "imagenet100",
+    "imagenet1k",
+)
+FASHION_MNIST_DEBIAN = Path("/usr/share/datasets/fashion-mnist")
+UNLABELED = -1
+
+
+class Source(Protocol):
+    """Images by index, with their labels: `UNLABELED` where there are none."""
+
+    labels: Sequence[int]
+    classes: Sequence[str]
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int) -> np.ndarray:
+        """The image as (H, W, 3) uint8 RGB."""
+        ...
+
+    def name(self, index: int) -> str:
+        """What to call this image in a message."""
+        ...
+
+
+@dataclass(frozen=True)
+class FileSource:
+    """Image files, decoded when read."""
+
+    paths: Sequence[Path]
+    labels: Sequence[int]
+    classes: Sequence[str]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def read(self, index: int) -> np.ndarray:
+        """The image as (H, W, 3) uint8 RGB. Raises `UnreadableImage`."""
+        return read_rgb(self.paths[index])
+
+    def name(self, index: int) -> str:
+        """The file's path."""
+        return str(self.paths[index])
+
+
+@dataclass(frozen=True)
+class ArraySource:
+    """Images in memory: (N, H, W, 3) or, for grey ones, (N, H, W), uint8."""
+
+    images: np.ndarray
+    labels: Sequence[int]
+    classes: Sequence[str]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def read(self, index: int) -> np.ndarray:
+        """The image as (H, W, 3) uint8 RGB."""
+        image = self.images[index]
+        return image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=2)
+
+    def name(self, index: int) -> str:
+        """The image's number."""
+        return f"image {index}"
+
+
+def build_source(name: str, root: str, split: str) -> Source:
+    """The images of a dataset.
+
+    Args:
+        name: one of `DATASETS`.
+        root: the dataset's folder; empty for the embedded set, and for the small sets' default place.
+        split: `pretrain` (labels are not used), `train` or `val`.
+
+    Raises:
+        UserError: unknown name, or the folder is missing, empty or not laid out as expected.
+    """
+    if name == "shapes":
+        folder = ensure_rendered(Path(root) if root else None)
+        return _folder(folder / {"pretrain": "unlabeled", "train": "objects/train", "val": "objects/val"}[split])
+    if name in ("cifar10", "cifar100", "fashion_mnist"):
+        return _from_torchvision(name, root, train=split != "val")
+    if name not in DATASETS:
+        raise UserError(f"DATA.NAME {name!r} is not one of {', '.join(DATASETS)}")
+    if not root:
+        raise UserError(f"DATA.ROOT is empty; set it to the folder of {name} (DATA.ROOT /path/to/images)")
+    if name == "tiny_imagenet" and split == "val":
+        return _tiny_imagenet_val(Path(root))
+    folder = Path(root)
+    subfolder = folder / ("val" if split == "val" else "train")
+    if name == "folder" and split == "pretrain" and not subfolder.is_dir():
+        subfolder = folder
+    return _folder(subfolder)
+
+
+def _folder(root: Path) -> FileSource:
+    """Every image file below a folder, sorted. The first folder level names the classes, if all images are in one."""
+    if not root.is_dir():
+        raise UserError(f"the image folder {root} does not exist; check DATA.ROOT")
+    paths = sorted(
+        Path(folder) / file
+        for folder, _, files in os.walk(root, followlinks=True)
+        for file in files
+        if file.lower().endswith(EXTENSIONS)
+    )
+    if not paths:
+        raise UserError(f"there is no image below {root} (looked for {' '.join(EXTENSIONS)}); check DATA.ROOT")
+    first_levels = [path.relative_to(root).parts[0] for path in paths]
+    if any(path.parent == root for path in paths):
+        return FileSource(paths, [UNLABELED] * len(paths), [])
+    classes = sorted(set(first_levels))
+    number = {name: i for i, name in enumerate(classes)}
+    return FileSource(paths, [number[name] for name in first_levels], classes)
+
+
+def _tiny_imagenet_val(root: Path) -> FileSource:
+    """Tiny ImageNet ships its validation images in one folder, with their classes in a text file."""
+    annotations = root / "val" / "val_annotations.txt"
+    if not annotations.is_file():
+        return _folder(root / "val")  # people often move the images into class folders
+    classes = sorted(entry.name for entry in (root / "train").iterdir() if entry.is_dir())
+    number = {name: i for i, name in enumerate(classes)}
+    rows = [line.split("\t") for line in annotations.read_text().splitlines() if line]
+    try:
+        labels = [number[row[1]] for row in rows]
+    except (KeyError, IndexError) as error:
+        raise UserError(f"{annotations}: {error} is not a class folder of {root / 'train'}") from error
+    return FileSource([root / "val" / "images" / row[0] for row in rows], labels, classes)
+
+
+def _from_torchvision(name: str, root: str, train: bool) -> ArraySource:
+    """CIFAR and Fashion-MNIST: files on disk are used, else they are downloaded."""
+    if name == "fashion_mnist":
+        idx_folder = Path(root) if root else FASHION_MNIST_DEBIAN
+        if (idx_folder / "train-images-idx3-ubyte.gz").is_file():
+            return _fashion_mnist_idx(idx_folder, train)
+    folder = Path(root) if root else Path.home() / ".cache" / "torchvision"
+    build = {
+        "cifar10": torchvision.datasets.CIFAR10,
+        "cifar100": torchvision.datasets.CIFAR100,
+        "fashion_mnist": torchvision.datasets.FashionMNIST,
+    }[name]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        dataset = build(root=folder, train=train, download=True)
+    except (OSError, RuntimeError) as error:
+        hint = ", or install the Debian package dataset-fashion-mnist" if name == "fashion_mnist" else ""
+        raise UserError(
+            f"{name} is not in {folder} and could not be downloaded ({error}); put its files there as torchvision "
+            f"lays them out, or name their folder with DATA.ROOT{hint}"
+        ) from error
+    return ArraySource(np.asarray(dataset.data), [int(label) for label in dataset.targets], dataset.classes)
+
+
+def _fashion_mnist_idx(folder: Path, train: bool) -> ArraySource:
+    """Gzipped IDX files as published (and as in the Debian package); torchvision would want them unpacked elsewhere."""
+    stem = "train" if train else "t10k"
+    arrays = {}
+    for kind, header in (("images-idx3", 16), ("labels-idx1", 8)):
+        path = folder / f"{stem}-{kind}-ubyte.gz"
+        try:
+            arrays[kind] = np.frombuffer(gzip.decompress(path.read_bytes()), np.uint8, offset=header)
+        except (OSError, EOFError) as error:
+            raise UserError(f"{path}: {error}") from error
+    images = arrays["images-idx3"].reshape(-1, 28, 28)
+    return ArraySource(images, arrays["labels-idx1"].tolist(), torchvision.datasets.FashionMNIST.classes)

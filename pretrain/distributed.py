@@ -1,0 +1,105 @@
+"""Processes that train together: who am I, sums with gradient, start and stop.
+
+Every function also works, and does nothing more than it must, when there is one process and no process group.
+"""
+
+import os
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from cli.errors import UserError
+
+TIMEOUT = timedelta(minutes=10)
+
+
+def rank() -> int:
+    """Index of this process, 0 where there is only one."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """Number of processes."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    """Whether this process is the one that writes files and logs."""
+    return rank() == 0
+
+
+def barrier() -> None:
+    """Wait until every process has come here."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def start(use_cuda: bool) -> torch.device:
+    """Join the process group that `torchrun` announces in the environment, if any, and pick this process's device.
+
+    Raises:
+        UserError: fewer GPUs than processes on this machine.
+    """
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if use_cuda and local_size > torch.cuda.device_count():
+        raise UserError(
+            f"{local_size} processes were asked for on this machine, but it has {torch.cuda.device_count()} GPUs; "
+            "start torchrun with --nproc_per_node at most that"
+        )
+    device = torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
+    if use_cuda:
+        torch.cuda.set_device(device)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        dist.init_process_group("nccl" if use_cuda else "gloo", timeout=TIMEOUT)
+    return device
+
+
+def stop() -> None:
+    """Leave the process group."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+class _AllReduceSum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, values: Tensor) -> Tensor:
+        total = values.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        # Each process's loss depends on the sum, so each sends a gradient to every process's summand.
+        gradient = gradient.clone()
+        dist.all_reduce(gradient)
+        return gradient
+
+
+def all_reduce_sum(values: Tensor) -> Tensor:
+    """Sum over processes, with gradient: d(sum of all processes' losses) / d(values of this one).
+
+    DistributedDataParallel then averages the parameters' gradients over the W processes. A loss that is the same
+    number on each process, made of such sums, thus gets its exact gradient: W losses summed, divided by W.
+    """
+    return _AllReduceSum.apply(values) if world_size() > 1 else values
+
+
+def reduce_mean(values: Tensor) -> Tensor:
+    """Mean over processes, without gradient."""
+    values = values.detach().clone()
+    if world_size() > 1:
+        dist.all_reduce(values)
+        values /= world_size()
+    return values
+
+
+def any_process(flag: bool, device: torch.device) -> bool:
+    """Whether `flag` is true on at least one process. Every process gets the same answer."""
+    if world_size() == 1:
+        return flag
+    votes = torch.tensor(float(flag), device=device)
+    dist.all_reduce(votes, op=dist.ReduceOp.MAX)
+    return bool(votes.item())

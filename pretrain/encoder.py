@@ -1,0 +1,56 @@
+"""The networks: torchvision's ResNets as encoders, the projector, and both together on two views."""
+
+import torchvision
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+ENCODERS = ("resnet18", "resnet34", "resnet50", "resnet101")
+STEMS = ("imagenet", "cifar")
+
+
+def build_encoder(name: str, stem: str) -> nn.Module:
+    """A torchvision ResNet without its classifier: images (N, 3, H, W) -> features (N, `feature_dim`).
+
+    Args:
+        name: one of `ENCODERS`.
+        stem: `imagenet`, torchvision's own (7x7 with stride 2, then max-pooling), or `cifar` for images of about
+            32 pixels: a 3x3 convolution with stride 1 and no max-pooling (thesis B.2.1).
+    """
+    encoder = getattr(torchvision.models, name)(weights=None)
+    encoder.feature_dim = encoder.fc.in_features
+    encoder.fc = nn.Identity()
+    if stem == "cifar":
+        encoder.conv1 = nn.Conv2d(3, 64, kernel_size=3, stride=1, padding=1, bias=False)
+        nn.init.kaiming_normal_(encoder.conv1.weight, mode="fan_out", nonlinearity="relu")
+        encoder.maxpool = nn.Identity()
+    return encoder
+
+
+def build_projector(in_dim: int, dims: list[int]) -> nn.Sequential:
+    """An MLP with layers of `dims`: BatchNorm and ReLU after the hidden ones, the last is linear (article 5.1.2)."""
+    layers: list[nn.Module] = []
+    for hidden in dims[:-1]:
+        # BatchNorm subtracts the mean, so a bias before it would do nothing.
+        layers += [nn.Linear(in_dim, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(inplace=True)]
+        in_dim = hidden
+    return nn.Sequential(*layers, nn.Linear(in_dim, dims[-1]))
+
+
+class SiameseNetwork(nn.Module):
+    """Encoder and projector, shared by both views (thesis A.1).
+
+    Each view is a forward pass of its own, as in the article's pseudocode: BatchNorm sees one view at a time.
+    """
+
+    def __init__(self, encoder: nn.Module, projector: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.projector = projector
+
+    def forward(self, view1: Tensor, view2: Tensor) -> tuple[Tensor, Tensor]:
+        """Images (N, 3, H, W) of each view -> embeddings (N, P), float32 and of unit length."""
+        return self.embed(view1), self.embed(view2)
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Images (N, 3, H, W) -> embeddings (N, P), float32 and of unit length."""
+        return F.normalize(self.projector(self.encoder(images)).float(), dim=1)

@@ -1,0 +1,87 @@
+"""A run directory: one run at a time, its configuration on record, and no mixing of two runs."""
+
+import fcntl
+import logging
+from pathlib import Path
+from typing import IO, Any
+
+import yaml
+from fvcore.common.config import CfgNode
+
+from cli.config import keys
+from cli.errors import UserError
+from pretrain import checkpoint, distributed
+from pretrain.metrics import start_logging
+
+# Keys that may differ from the interrupted run's, since they do not change what is computed.
+MAY_CHANGE = {
+    "DATA.ROOT",
+    "DATA.WORKERS",
+    "DATA.MAX_UNREADABLE",
+    "LOG.PERIOD",
+    "TRAIN.MAX_STEPS",
+    "PROBE.EVERY",
+    "PROBE.K",
+    "PROBE.MAX_TRAIN",
+}
+logger = logging.getLogger("pretrain")
+_locks: list[IO[str]] = []  # open for as long as the process lives; the system releases them, even after a kill
+
+
+def open_run(output: Path, config: CfgNode, resume: bool) -> dict[str, Any] | None:
+    """Make or re-enter a run directory: lock it, start its log, write config.yaml.
+
+    Returns:
+        The checkpoint to go on from, or None to begin.
+
+    Raises:
+        UserError: another process uses it; it holds checkpoints and `resume` is off; it cannot be written; or the
+            configuration differs from that of the checkpoint in something that changes the result.
+    """
+    if checkpoint.exists(output) and not resume:
+        raise UserError(f"{output} holds the checkpoints of a run; add --resume to go on with it, or choose another --output")
+    if distributed.is_main():
+        try:
+            output.mkdir(parents=True, exist_ok=True)
+            _lock(output)
+        except OSError as error:
+            raise UserError(f"cannot write the run directory {output}: {error}") from error
+    start_logging(output if distributed.is_main() else None)
+    state = checkpoint.load_newest(output) if resume else None
+    if state:
+        _compare(config, state["config"], output)
+        logger.info("resuming after epoch %d, step %d", state["position"]["epoch"], state["position"]["step"])
+    elif resume:
+        logger.info("nothing to resume in %s: beginning", output)
+    if distributed.is_main():
+        checkpoint.write_atomic(output / "config.yaml", yaml.safe_dump(plain(config), sort_keys=False).encode())
+    return state
+
+
+def plain(config: CfgNode) -> dict[str, Any]:
+    """A configuration as nested dictionaries."""
+    return {key: plain(value) if isinstance(value, CfgNode) else value for key, value in config.items()}
+
+
+def _lock(output: Path) -> None:
+    file = (output / ".lock").open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise UserError(f"another process is running in {output}; wait for it, or choose another --output") from error
+    _locks.append(file)
+
+
+def _compare(config: CfgNode, saved: dict[str, Any], output: Path) -> None:
+    before = CfgNode(saved)
+    old, new = ({key: _get(c, key) for key in keys(c)} for c in (before, config))
+    changed = [key for key in new if key not in MAY_CHANGE and old.get(key) != new[key]]
+    if changed:
+        listed = "; ".join(f"{key}: {old.get(key)!r} then, {new[key]!r} now" for key in changed)
+        raise UserError(f"cannot resume {output} with another configuration ({listed}); choose another --output")
+
+
+def _get(config: CfgNode, key: str) -> object:
+    for part in key.split("."):
+        config = config[part]
+    return config
