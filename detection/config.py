@@ -1,0 +1,84 @@
+"""The configuration of a detector: Detectron2's keys and defaults, and those that this project adds.
+
+Recipes lie in `configs/detection`. A wrong key, a wrong type or a value that no run can have is a `UserError`
+before anything starts.
+"""
+
+from collections.abc import Iterator, Sequence
+
+from fvcore.common.config import CfgNode
+
+import detection.compat  # noqa: F401
+from cli.config import load_config
+from cli.errors import UserError
+
+# isort: split
+from detectron2.config import get_cfg
+
+# Norms whose statistics are taken over all processes.
+SYNCHRONISED = ("SyncBN", "naiveSyncBN", "naiveSyncBN_N")
+
+
+def default_config() -> CfgNode:
+    """Detectron2's defaults and this project's own keys."""
+    config = get_cfg()
+    config.SEED = 0  # Detectron2's -1 draws a new one each run
+    config.OUTPUT_DIR = "output/detection"
+    # Share of the training images, in (0, 1], and the seed of its choice: a smaller share with the same seed
+    # is a part of a larger one, and runs that differ in SEED see the same images.
+    config.DATASETS.FRACTION = 1.0
+    config.DATASETS.FRACTION_SEED = 0
+    return config
+
+
+def load(name: str, overrides: Sequence[str] = ()) -> CfgNode:
+    """The defaults, changed by the recipe `name` (a path, or a file of `configs/detection`), then by pairs.
+
+    Raises:
+        UserError: no such recipe, a key that does not exist, a wrong type, a value out of its range.
+    """
+    config = load_config(default_config(), name, "detection", overrides)
+    for key, value, least in (
+        ("SOLVER.IMS_PER_BATCH", config.SOLVER.IMS_PER_BATCH, 1),
+        ("SOLVER.MAX_ITER", config.SOLVER.MAX_ITER, 1),
+        ("SOLVER.CHECKPOINT_PERIOD", config.SOLVER.CHECKPOINT_PERIOD, 1),
+        ("DATALOADER.NUM_WORKERS", config.DATALOADER.NUM_WORKERS, 0),
+        ("MODEL.ROI_HEADS.NUM_CLASSES", config.MODEL.ROI_HEADS.NUM_CLASSES, 1),
+    ):
+        if value < least:
+            raise UserError(f"{key} must be at least {least}, not {value}")
+    if not 0 < config.DATASETS.FRACTION <= 1:
+        raise UserError(f"DATASETS.FRACTION must be above 0 and at most 1, not {config.DATASETS.FRACTION}")
+    if not config.SOLVER.BASE_LR > 0:
+        raise UserError(f"SOLVER.BASE_LR must be above 0, not {config.SOLVER.BASE_LR}")
+    if config.MODEL.RESNETS.DEPTH not in (18, 34, 50, 101, 152):
+        raise UserError(
+            f"MODEL.RESNETS.DEPTH must be 18, 34, 50, 101 or 152, not {config.MODEL.RESNETS.DEPTH}"
+        )
+    for key in ("TRAIN", "TEST"):
+        if not config.DATASETS[key]:
+            raise UserError(f"DATASETS.{key} names no dataset")
+    if len(config.DATASETS.TEST) > 1:
+        raise UserError(f"DATASETS.TEST must name one dataset, not {', '.join(config.DATASETS.TEST)}")
+    return config
+
+
+def for_one_process(config: CfgNode) -> tuple[CfgNode, list[str]]:
+    """A copy in which each synchronised batch norm is an ordinary one, and the keys that changed.
+
+    With one process the two compute the same, but PyTorch's SyncBatchNorm refuses a CPU.
+    """
+    config = config.clone()
+    changed = []
+    for prefix, node in _nodes(config.MODEL, "MODEL"):
+        if node.get("NORM") in SYNCHRONISED:
+            node.NORM = "BN"
+            changed.append(f"{prefix}.NORM")
+    return config, changed
+
+
+def _nodes(config: CfgNode, prefix: str) -> Iterator[tuple[str, CfgNode]]:
+    yield prefix, config
+    for key, value in config.items():
+        if isinstance(value, CfgNode):
+            yield from _nodes(value, f"{prefix}.{key}")

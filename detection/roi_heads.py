@@ -1,0 +1,28 @@
+"""The C4 head of MoCo's transfer protocol. Importing this module registers it with Detectron2."""
+
+from typing import Any
+
+from fvcore.common.config import CfgNode
+
+import detection.compat  # noqa: F401
+
+# isort: split
+from detectron2.layers import get_norm
+from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, Res5ROIHeads
+
+
+@ROI_HEADS_REGISTRY.register()
+class Res5ROIHeadsExtraNorm(Res5ROIHeads):
+    """res5 as the head on each region, with one more norm behind it.
+
+    Features from self-supervised pretraining have another scale than supervised ones, and res5 has no norm
+    of its own after the last addition: MoCo's protocol puts one there (He et al. 2020, appendix A.1), before
+    the pooling, without ReLU, shared by the box and the mask branch. Its tensors, `roi_heads.res5.norm.*`,
+    are the only ones of the backbone and res5 that no converted file holds.
+    """
+
+    def __init__(self, cfg: CfgNode, input_shape: dict[str, Any]) -> None:
+        super().__init__(cfg, input_shape)
+        norm = get_norm(cfg.MODEL.RESNETS.NORM, self.res5[-1].out_channels)
+        if norm is not None:
+            self.res5.add_module("norm", norm)
