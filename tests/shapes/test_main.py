@@ -1,0 +1,29 @@
+"""`python -m shapes`: the folder on stdout, the sheet as a picture, errors as UserError."""
+
+import pytest
+from PIL import Image
+
+from cli.errors import UserError
+from shapes import __main__ as command
+
+
+@pytest.fixture(autouse=True)
+def _small_by_default(monkeypatch, rendered):
+    monkeypatch.setattr(command, "ensure_rendered", lambda root, seed: rendered)
+
+
+def test_it_prints_the_folder_and_draws_a_sheet(rendered, tmp_path, capsys):
+    command.main(["--sheet", str(tmp_path / "sheet.png")])
+    assert capsys.readouterr().out.strip() == str(rendered)
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.width > 600
+        assert sheet.height > 600
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--seed", "-1"], ["--sheet", "/nowhere/x.png"], ["--sheet", "x.nope"]]
+)
+def test_what_cannot_work_is_an_error(arguments, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=arguments[0]):
+        command.main(arguments)
