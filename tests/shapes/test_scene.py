@@ -1,4 +1,4 @@
-"""Pictures: what is in them, how much of it is seen, and that colour and texture say nothing about the class."""
+"""Pictures: what is in them, how much of it is seen, and that colour and texture do not say the class."""
 
 import numpy as np
 import pytest
@@ -36,7 +36,7 @@ def test_enough_of_every_object_is_seen_and_no_pixel_belongs_to_two():
 
 
 def test_an_object_can_be_told_from_what_surrounds_it():
-    """Mean lightness differs inside and outside in grey, so that no colour jitter takes the shape away."""
+    """Mean lightness differs inside and outside in grey: no colour jitter takes the shape away."""
     differences = []
     for index in range(40):
         scene = _scene(index, [CLASSES[index % len(CLASSES)]], size=(96, 96), scale=(0.34, 0.58))
