@@ -3,7 +3,8 @@
 A run directory holds `checkpoints/step_XXXXXXXXX.pt`, each with a `.sha256` beside it, and `checkpoints/last.pt`, a
 link to the newest. A checkpoint is one dictionary of tensors and plain values, so that it loads with `weights_only=True`:
 
-    format     "corinfomax-pretrain", or "corinfomax-finetune" for a network trained with labels
+    format     "corinfomax-pretrain"; "corinfomax-finetune" for a network trained with labels, "corinfomax-linear" for
+               heads on a frozen encoder, which is not in the file
     version    1
     model      tensors by name: `encoder.*` in torchvision's naming, `projector.*` (or `head.*`)
     objective  state of the loss: `mean`, `covariance`
@@ -35,6 +36,7 @@ VERSION = 1
 KEEP = 2
 PRETRAIN = "corinfomax-pretrain"
 FINETUNE = "corinfomax-finetune"
+LINEAR = "corinfomax-linear"
 logger = logging.getLogger("pretrain")
 
 
@@ -106,7 +108,7 @@ def load(path: Path) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises half a dozen kinds for files that are no checkpoints
         raise UserError(f"{path} is not a checkpoint: {str(error).splitlines()[0] if str(error) else type(error).__name__}") from error
-    if not isinstance(state, dict) or state.get("format") not in (PRETRAIN, FINETUNE):
+    if not isinstance(state, dict) or state.get("format") not in (PRETRAIN, FINETUNE, LINEAR):
         raise UserError(f"{path} is not a checkpoint of this project; convert/to_d2.py reads those of others")
     if state["version"] != VERSION:
         raise UserError(f"{path} has format version {state['version']}, but this program reads {VERSION}")

@@ -7,6 +7,7 @@ import torch
 from fvcore.common.config import CfgNode
 
 from cli.errors import UserError
+from pretrain.checks import each_in_range, in_range, one_of
 from pretrain.data import DATASETS
 from pretrain.encoder import ENCODERS, STEMS
 from pretrain.views import ViewRecipe
@@ -72,29 +73,29 @@ def get_defaults() -> CfgNode:
 
 def validate(config: CfgNode) -> None:
     """Refuse values that could not work. Raises UserError naming the key."""
-    _one_of(config, "DATA.NAME", DATASETS)
-    _one_of(config, "ENCODER.NAME", ENCODERS)
-    _one_of(config, "ENCODER.STEM", STEMS)
-    _one_of(config, "OBJECTIVE.NAME", ("corinfomax",))
-    _one_of(config, "TRAIN.PRECISION", PRECISIONS)
+    one_of(config, "DATA.NAME", DATASETS)
+    one_of(config, "ENCODER.NAME", ENCODERS)
+    one_of(config, "ENCODER.STEM", STEMS)
+    one_of(config, "OBJECTIVE.NAME", ("corinfomax",))
+    one_of(config, "TRAIN.PRECISION", PRECISIONS)
     for key in ("DATA.IMAGE_SIZE", "TRAIN.EPOCHS", "LOG.PERIOD", "PROBE.K", "PROBE.MAX_TRAIN"):
-        _in_range(config, key, 1)
-    _in_range(config, "TRAIN.BATCH_SIZE", 2)
+        in_range(config, key, 1)
+    in_range(config, "TRAIN.BATCH_SIZE", 2)
     for key in ("SEED", "DATA.WORKERS", "TRAIN.WARMUP_EPOCHS", "TRAIN.MICRO_BATCH", "TRAIN.MAX_STEPS", "PROBE.EVERY"):
-        _in_range(config, key, 0)
+        in_range(config, key, 0)
     for key in ("TRAIN.MIN_LR", "TRAIN.WARMUP_LR", "TRAIN.WEIGHT_DECAY", "OBJECTIVE.ATTRACTION", "OBJECTIVE.EPS"):
-        _in_range(config, key, 0)
-    _in_range(config, "TRAIN.LR", 1e-12)
-    _in_range(config, "TRAIN.MOMENTUM", 0, 0.9999)
-    _in_range(config, "OBJECTIVE.FORGETTING", 0, 0.999999)
+        in_range(config, key, 0)
+    in_range(config, "TRAIN.LR", 1e-12)
+    in_range(config, "TRAIN.MOMENTUM", 0, 0.9999)
+    in_range(config, "OBJECTIVE.FORGETTING", 0, 0.999999)
     for key in ("FLIP", "JITTER", "GRAY"):
-        _in_range(config, f"AUGMENT.{key}", 0, 1)
+        in_range(config, f"AUGMENT.{key}", 0, 1)
     for key in ("BLUR", "SOLARIZE", "CROP_SCALE"):
-        _each_in_range(config, f"AUGMENT.{key}", 2, 0, 1)
-    _each_in_range(config, "AUGMENT.BLUR_SIGMA", 2, 1e-3, 2)
-    _each_in_range(config, "DATA.MEAN", 3, 0, 1)
-    _each_in_range(config, "DATA.STD", 3, 1e-6, 1)
-    _each_in_range(config, "PROJECTOR.DIMS", len(config.PROJECTOR.DIMS) or 1, 1)
+        each_in_range(config, f"AUGMENT.{key}", 2, 0, 1)
+    each_in_range(config, "AUGMENT.BLUR_SIGMA", 2, 1e-3, 2)
+    each_in_range(config, "DATA.MEAN", 3, 0, 1)
+    each_in_range(config, "DATA.STD", 3, 1e-6, 1)
+    each_in_range(config, "PROJECTOR.DIMS", len(config.PROJECTOR.DIMS) or 1, 1)
     if config.TRAIN.WARMUP_EPOCHS >= config.TRAIN.EPOCHS:
         raise UserError(
             f"TRAIN.WARMUP_EPOCHS ({config.TRAIN.WARMUP_EPOCHS}) must be below TRAIN.EPOCHS ({config.TRAIN.EPOCHS})"
@@ -137,33 +138,3 @@ def resolve_precision(precision: str, device: torch.device) -> str:
         checks = [getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")]
         fast = any(check() for check in checks if check)
     return "bfloat16" if fast else "float32"
-
-
-def _value(config: CfgNode, key: str) -> object:
-    for part in key.split("."):
-        config = config[part]
-    return config
-
-
-def _one_of(config: CfgNode, key: str, allowed: tuple[str, ...]) -> None:
-    if _value(config, key) not in allowed:
-        raise UserError(f"{key} is {_value(config, key)!r}, which is not one of {', '.join(allowed)}")
-
-
-def _in_range(config: CfgNode, key: str, low: float, high: float = float("inf")) -> None:
-    _check_bounds(key, _value(config, key), low, high)
-
-
-def _each_in_range(config: CfgNode, key: str, length: int, low: float, high: float = float("inf")) -> None:
-    values = _value(config, key)
-    if not isinstance(values, (list, tuple)) or len(values) != length:
-        raise UserError(f"{key} must be a list of {length} numbers, not {values!r}")
-    for i, value in enumerate(values):
-        _check_bounds(f"{key}[{i}]", value, low, high)
-
-
-def _check_bounds(key: str, value: object, low: float, high: float) -> None:
-    # The comparison is written so that NaN fails it.
-    if not (isinstance(value, (int, float)) and low <= value <= high and value < float("inf")):
-        bounds = f"at least {low:g}" if high == float("inf") else f"between {low:g} and {high:g}"
-        raise UserError(f"{key} must be {bounds}, not {value!r}")

@@ -174,12 +174,12 @@ def train(
     progress = Progress(last_step, first_step, shown=metrics is not None)
     unreadable: set[str] = set()
     meter, waited_from = Meter(), time.monotonic()
-    iterator = _batches(loader)
+    iterator = read_batches(loader)
     for step in range(first_step, last_step):
         batch = next(iterator)
         meter.waiting += time.monotonic() - waited_from
         meter.images += len(batch.indices)
-        _report_unreadable(batch, unreadable, max_unreadable * len(loader.dataset))  # type: ignore[arg-type]
+        report_unreadable(batch, unreadable, max_unreadable * len(loader.dataset))  # type: ignore[arg-type]
         terms = trainer.step(step, batch)
         if (step + 1) % log_period == 0 or step + 1 == last_step:
             values = {name: term.item() for name, term in zip(Terms._fields, terms, strict=True)}
@@ -199,14 +199,16 @@ def train(
     progress.close()
 
 
-def _batches(loader: DataLoader) -> Iterator[Batch]:
+def read_batches(loader: DataLoader) -> Iterator[Batch]:
+    """The loader's batches. Raises UserError where no image in reach can be read."""
     try:
         yield from loader
     except UnreadableImage as error:
         raise UserError(f"{error}; check the dataset") from error
 
 
-def _report_unreadable(batch: Batch, known: set[str], allowed: float) -> None:
+def report_unreadable(batch: Batch, known: set[str], allowed: float) -> None:
+    """Warn once of each damaged image. Raises UserError where there are more than `allowed` (a number of images)."""
     for message in batch.unreadable:
         if message not in known:
             known.add(message)
