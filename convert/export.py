@@ -1,0 +1,131 @@
+"""Write a chosen encoder, with its note, in one of the formats that other libraries load."""
+
+import io
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from cli.errors import UserError
+from convert.naming import to_detectron2
+from convert.normalisation import Pixels
+from convert.selection import Selection
+from convert.sidecar import encode
+from convert.tensors import StoredTensor
+from convert.writer import write_detectron2, write_whole
+
+SUFFIXES = {
+    "d2": (".pkl",),  # Detectron2 goes by the suffix
+    "torchvision": (".pth", ".pt", ".safetensors"),
+    "timm": (".pth", ".pt", ".safetensors"),
+    "safetensors": (".safetensors",),
+}
+
+
+class Float32Arrays(Mapping[str, np.ndarray]):
+    """Tensors as finite float32 arrays, made when they are asked for, so that only one is in memory at a time."""
+
+    def __init__(self, tensors: Mapping[str, StoredTensor]) -> None:
+        self._tensors = tensors
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        array = np.asarray(self._tensors[name].read())
+        if array.dtype.kind != "f":
+            raise UserError(
+                f"{name} holds {array.dtype} values, not floating-point ones; quantised networks cannot be converted"
+            )
+        with np.errstate(
+            over="ignore"
+        ):  # float64 beyond float32's range becomes infinite, and is refused below
+            array = array.astype(np.float32, copy=False)
+        if not np.isfinite(array).all():
+            raise UserError(
+                f"{name} holds NaN or infinite values; the training diverged, or the file is damaged"
+            )
+        if name.endswith("running_var") and (array < 0).any():
+            raise UserError(f"{name} holds negative variances; the file is damaged")
+        return array
+
+
+def export(
+    output: Path,
+    target: str,
+    selection: Selection,
+    pixels: Pixels,
+    note: dict[str, Any],
+    verify: bool = False,
+) -> list[str]:
+    """Write the weights and the note, both or none.
+
+    Args:
+        output: file of the weights; the note is beside it, ending in `.json`.
+        target: a key of `SUFFIXES`.
+        selection: what to write.
+        pixels: what it expects of its input.
+        note: from `convert.sidecar.describe`.
+        verify: compare with Detectron2's network before the file takes its name.
+
+    Returns:
+        The lines that the verification printed.
+
+    Raises:
+        UserError: values that are not finite, a failed verification, or a file that cannot be written.
+    """
+    arrays = Float32Arrays(selection.tensors)
+    lines: list[str] = []
+
+    def check(path: Path) -> None:
+        if verify:
+            from convert.verify import verify as compare
+
+            lines.extend(compare(path, arrays, selection.architecture, pixels))
+
+    def write(file: BinaryIO) -> None:
+        if target == "d2":
+            renamed = {to_detectron2(name): tensor for name, tensor in selection.tensors.items()}
+            write_detectron2(file, Float32Arrays(renamed), f"corinfomax convert: {note['family']}")
+        elif output.suffix == ".safetensors":
+            _write_safetensors(file, arrays, pixels, note)
+        else:
+            _write_torch(file, arrays)
+
+    write_whole(output, write, check)
+    write_whole(output.with_suffix(".json"), lambda file: _write_bytes(file, encode(note)))
+    return lines
+
+
+def _write_bytes(file: BinaryIO, data: bytes) -> None:
+    file.write(data)
+
+
+def _write_safetensors(
+    file: BinaryIO, arrays: Mapping[str, np.ndarray], pixels: Pixels, note: Mapping[str, Any]
+) -> None:
+    """As this project's `encoder.safetensors`: torchvision's names, and what the encoder expects in the metadata."""
+    from safetensors.numpy import save
+
+    metadata = {
+        "format": "corinfomax-encoder",
+        "architecture": note["architecture"],
+        "stem": note["stem"],
+        "mean": ",".join(f"{value / 255:.6g}" for value in pixels.mean),
+        "std": ",".join(f"{value / 255:.6g}" for value in pixels.std),
+    }
+    file.write(save({name: np.ascontiguousarray(arrays[name]) for name in sorted(arrays)}, metadata))
+
+
+def _write_torch(file: BinaryIO, arrays: Mapping[str, np.ndarray]) -> None:
+    """A flat state dict without classifier, for torchvision's and timm's networks."""
+    import torch
+
+    # Into memory first: PyTorch puts a file's name into its archive, and the bytes must not depend on that.
+    buffer = io.BytesIO()
+    torch.save({name: torch.from_numpy(np.array(arrays[name])) for name in sorted(arrays)}, buffer)
+    file.write(buffer.getbuffer())

@@ -1,0 +1,246 @@
+"""Choose the encoder in a file and account for every tensor beside it."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+
+from cli.errors import UserError
+from convert.architecture import Architecture, Shape, UnsupportedArchitecture, infer_architecture, mismatches
+from convert.containers import Container, find_containers
+from convert.formats import DROPPABLE, Family, find_family, name_other_network, preference
+from convert.naming import CAFFE2, SCHEMES, Scheme
+from convert.reader import Source
+from convert.tensors import StoredTensor
+
+_COUNTER = "num_batches_tracked"
+_NORM_EPS = 1e-5  # of BatchNorm, in torchvision and in Detectron2
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An encoder found in a file, whole or not.
+
+    Attributes:
+        container: the table it lies in.
+        prefix: what precedes its names, with its last dot or slash.
+        scheme: how its tensors are named.
+        family: the row of `convert.formats.FAMILIES`.
+        tensors: by canonical name.
+        foreign: names under the prefix that the scheme does not know, with their shapes; they tell other networks.
+        counters: number of `num_batches_tracked`, which neither network needs to run.
+    """
+
+    container: Container
+    prefix: str
+    scheme: Scheme
+    family: Family
+    tensors: dict[str, StoredTensor]
+    foreign: dict[str, Shape] = field(default_factory=dict)
+    counters: int = 0
+
+    @property
+    def branch(self) -> str:
+        """What `--branch` calls it: the prefix, with the table where there are several."""
+        prefix = self.prefix.rstrip("./")
+        return (
+            f"{self.container.label}:{prefix}"
+            if self.container.label and prefix
+            else prefix or self.container.label or "top"
+        )
+
+    @property
+    def names(self) -> set[str]:
+        """Everything that `--branch` may say to mean it."""
+        prefix = self.prefix.rstrip("./")
+        return {self.branch, prefix, self.container.label, (self.container.path or ("",))[-1]} - {""}
+
+    @property
+    def rank(self) -> int:
+        """Its place in the tie-break, lowest first."""
+        return preference(self.family, self.container, self.prefix.rstrip("./"))
+
+    @cached_property
+    def verdict(self) -> Architecture | str:
+        """Its architecture, or the reason why it cannot be converted."""
+        shapes = {name: tensor.shape for name, tensor in self.tensors.items()}
+        try:
+            architecture = infer_architecture({**self.foreign, **shapes})
+        except UnsupportedArchitecture as error:
+            return str(error)
+        wrong = mismatches(architecture, shapes)
+        if wrong:
+            more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+            return f"a {architecture.name} that does not add up: {'; '.join(wrong[:3])}{more}"
+        return architecture
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The encoder to convert.
+
+    Attributes:
+        candidate: where it was found.
+        architecture: which ResNet it is.
+        dropped: how many tensors were left out, by the part of the file they belong to.
+    """
+
+    candidate: Candidate
+    architecture: Architecture
+    dropped: dict[str, int]
+
+    @property
+    def tensors(self) -> dict[str, StoredTensor]:
+        """All tensors of the architecture, by canonical name."""
+        return self.candidate.tensors
+
+
+def find_candidates(source: Source) -> tuple[list[Candidate], list[Container]]:
+    """Every encoder in a file, best first, and every table.
+
+    Raises:
+        UserError: names are ambiguous once wrappers are removed.
+    """
+    metadata = frozenset(f"metadata {key}={value}" for key, value in source.metadata.items())
+    try:
+        containers = find_containers(source.content)
+    except ValueError as error:
+        raise UserError(f"{source.path}: {error}") from error
+    found = []
+    for container in containers:
+        beside = Container(container.path, container.tensors, container.siblings | metadata)
+        for scheme in SCHEMES:
+            found += [_candidate(beside, scheme, prefix) for prefix in scheme.prefixes(container.tensors)]
+    return sorted(found, key=lambda candidate: candidate.rank), containers
+
+
+def _candidate(container: Container, scheme: Scheme, prefix: str) -> Candidate:
+    tensors: dict[str, StoredTensor] = {}
+    foreign: dict[str, Shape] = {}
+    counters = 0
+    for name, tensor in container.tensors.items():
+        canonical = scheme.translate(name, prefix)
+        if canonical is None:
+            if name.startswith(prefix):
+                foreign[name[len(prefix) :]] = tensor.shape
+        elif canonical.endswith(_COUNTER):
+            counters += 1
+        else:
+            tensors[canonical] = scheme.adapt(canonical, tensor)
+    if scheme is CAFFE2:
+        _complete_affine_norms(tensors)
+    family = find_family(container, prefix.rstrip("./"), scheme)
+    return Candidate(container, prefix, scheme, family, tensors, foreign, counters)
+
+
+def _complete_affine_norms(tensors: dict[str, StoredTensor]) -> None:
+    """Caffe2's files have the statistics folded into scale and bias; those that change nothing are put in their place."""
+    for name in [name for name in tensors if name.endswith(".bias")]:
+        root, channels = name.removesuffix(".bias"), tensors[name].shape
+        tensors.setdefault(f"{root}.running_mean", StoredTensor.of(np.zeros(channels, np.float32)))
+        tensors.setdefault(
+            f"{root}.running_var", StoredTensor.of(np.full(channels, 1 - _NORM_EPS, np.float32))
+        )
+
+
+def select(source: Source, branch: str | None = None, drop: Sequence[str] = ()) -> Selection:
+    """The encoder to convert: the whole one that stands first in the tie-break, or the one called `branch`.
+
+    Args:
+        source: the file.
+        branch: the name of an encoder, as `--list` shows it.
+        drop: prefixes of names to leave out beside those known as heads, projectors and the like.
+
+    Raises:
+        UserError: there is no encoder, none that Detectron2 can build, none of that name, several that could be meant,
+            or tensors that nothing accounts for.
+    """
+    candidates, containers = find_candidates(source)
+    if not candidates:
+        raise UserError(_nothing_found(source, containers))
+    chosen = candidates
+    if branch is not None:
+        chosen = [candidate for candidate in candidates if branch in candidate.names]
+        if not chosen:
+            known = ", ".join(candidate.branch for candidate in candidates)
+            raise UserError(f"{source.path} has no branch {branch!r}; it has: {known}")
+    best = chosen[0]
+    if isinstance(best.verdict, str):
+        raise UserError(f"{source.path}: under {best.branch} there is {best.verdict}")
+    rivals = [other for other in chosen[1:] if other.rank == best.rank and not isinstance(other.verdict, str)]
+    if any(not _same(best, other) for other in rivals):
+        names = ", ".join(candidate.branch for candidate in (best, *rivals))
+        raise UserError(f"{source.path} has several encoders ({names}); say which with --branch")
+    return Selection(best, best.verdict, _account(source, best, candidates, containers, drop))
+
+
+def _same(one: Candidate, other: Candidate) -> bool:
+    """Whether two encoders hold the same values, as a file may list one under two names."""
+    return one.tensors.keys() == other.tensors.keys() and all(
+        np.array_equal(tensor.read(), other.tensors[name].read()) for name, tensor in one.tensors.items()
+    )
+
+
+def _account(
+    source: Source,
+    best: Candidate,
+    candidates: Iterable[Candidate],
+    containers: Iterable[Container],
+    drop: Sequence[str],
+) -> dict[str, int]:
+    """How many tensors are left out, by group; every tensor of the encoder's own table must be known by name."""
+    dropped: Counter[str] = Counter()
+    if best.counters:
+        dropped[_COUNTER] = best.counters
+    branches = [
+        other.prefix
+        for other in candidates
+        if other.container.path == best.container.path and other.prefix != best.prefix
+    ]
+    unknown = []
+    for name in best.container.tensors:
+        if best.scheme.translate(name, best.prefix) is not None:
+            continue
+        group = _group(name, best.prefix)
+        branch = next((prefix for prefix in branches if prefix and name.startswith(prefix)), None)
+        if branch is not None:
+            dropped[branch.rstrip("./")] += 1
+        elif DROPPABLE.fullmatch(group.replace("/", ".").split(".")[-1]) or name.startswith(tuple(drop)):
+            dropped[group] += 1
+        else:
+            unknown.append(name)
+    if unknown:
+        raise UserError(
+            f"{source.path}: {len(unknown)} tensors beside the encoder {best.branch} are not known to be a head, a "
+            f"projector or the like: {', '.join(unknown[:4])}; if they may go, say --drop with the beginning of their names"
+        )
+    for container in containers:
+        if container.path != best.container.path:
+            dropped[f"{container.path[0] if container.path else 'top'} (another table)"] += len(
+                container.tensors
+            )
+    return dict(sorted(dropped.items()))
+
+
+def _group(name: str, prefix: str) -> str:
+    """The part of a file that a name belongs to: what it shares with the encoder's prefix, and one part more."""
+    parts, shared = (
+        name.replace("/~/", "/").replace("/", ".").split("."),
+        prefix.replace("/~/", "/").replace("/", ".").split("."),
+    )
+    depth = 0
+    while depth < min(len(parts) - 1, len(shared)) and parts[depth] == shared[depth]:
+        depth += 1
+    return ".".join(parts[: depth + 1])
+
+
+def _nothing_found(source: Source, containers: Sequence[Container]) -> str:
+    names = [name for container in containers for name in container.tensors]
+    what = name_other_network(names)
+    if what is not None:
+        return f"{source.path} holds {what}, which Detectron2's ResNet is not; only ResNets can be converted"
+    if not names:
+        return f"{source.path} holds no tensors"
+    return f"{source.path} holds {len(names)} tensors, but no ResNet among them; the first are {', '.join(names[:4])}"

@@ -1,0 +1,103 @@
+"""Convert a ResNet from any public checkpoint into weights that Detectron2 loads.
+
+    python convert/to_d2.py INPUT OUTPUT.pkl [--verify] [--branch NAME] [--drop NAME] [--trust] [--overwrite]
+    python convert/to_d2.py INPUT --list
+    python convert/to_d2.py INPUT OUTPUT --to torchvision|timm|safetensors
+
+The weights come with a note, OUTPUT.json, whose fields `convert.sidecar` lists. Every tensor of the encoder is written,
+in float32, and every other tensor of the file is left out by name; anything else is an error, and then nothing is written.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from cli.errors import ArgumentParser, UserError, run
+from convert.export import SUFFIXES, export
+from convert.listing import list_contents
+from convert.normalisation import find_pixels
+from convert.reader import read_checkpoint
+from convert.selection import select
+from convert.sidecar import describe
+
+
+def build_parser() -> ArgumentParser:
+    """The command line."""
+    parser = ArgumentParser(
+        prog="to_d2.py", description="Convert a ResNet of any public checkpoint for Detectron2."
+    )
+    parser.add_argument(
+        "input", type=Path, help="checkpoint: .pth, .pth.tar, .pt, .ckpt, .torch, .safetensors or .pkl"
+    )
+    parser.add_argument("output", type=Path, nargs="?", help="file to write; ends in .pkl for Detectron2")
+    parser.add_argument("--to", choices=sorted(SUFFIXES), default="d2", help="what to write (default: d2)")
+    parser.add_argument("--branch", help="which encoder of the file, as --list names it")
+    parser.add_argument(
+        "--drop", action="append", default=[], metavar="NAME", help="leave out tensors that begin so"
+    )
+    parser.add_argument(
+        "--verify", action="store_true", help="prove it on images with torchvision and Detectron2"
+    )
+    parser.add_argument("--list", action="store_true", help="show what is in the file, and convert nothing")
+    parser.add_argument(
+        "--trust", action="store_true", help="read unknown classes in the file as empty records"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace an output that exists")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Convert, or list; see the module's docstring.
+
+    Raises:
+        UserError: anything about the input or the output that the user can mend.
+    """
+    arguments = build_parser().parse_args(argv)
+    if arguments.list:
+        print(list_contents(read_checkpoint(arguments.input, arguments.trust)))
+        return
+    if arguments.output is None:
+        raise UserError("name the file to write, or say --list")
+    check_output(arguments.input, arguments.output, arguments.to, arguments.overwrite)
+    if arguments.verify and arguments.to != "d2":
+        raise UserError("--verify compares with Detectron2's network, so it goes with --to d2")
+    source = read_checkpoint(arguments.input, arguments.trust)
+    selection = select(source, arguments.branch, arguments.drop)
+    pixels = find_pixels(source, selection)
+    note = describe(source, selection, pixels)
+    print(f"{source.path.name}: {note['family']}, {note['architecture']}, branch {note['branch']}")
+    for line in export(arguments.output, arguments.to, selection, pixels, note, arguments.verify):
+        print(line)
+    print(
+        f"wrote {arguments.output}: {note['tensors']} tensors, {note['format']}, pixel mean {note['pixel_mean']}, std {note['pixel_std']}"
+    )
+    for part, count in note["dropped"].items():
+        print(f"  left out: {part} ({count})")
+    for text in note["notes"]:
+        print(f"  note: {text}")
+
+
+def check_output(source: Path, output: Path, target: str, overwrite: bool) -> None:
+    """Refuse an output that cannot or must not be written, before any work.
+
+    Raises:
+        UserError: wrong suffix, a file that exists, a folder, or the input itself.
+    """
+    if output.suffix not in SUFFIXES[target]:
+        raise UserError(f"{output}: --to {target} writes files that end in {' or '.join(SUFFIXES[target])}")
+    if output.is_dir():
+        raise UserError(f"{output} is a folder; name a file in it")
+    if output.exists() and source.exists() and output.samefile(source):
+        raise UserError(f"{output} is the input itself; name another file")
+    for path in (output, output.with_suffix(".json")):
+        if path.exists() and not overwrite:
+            raise UserError(f"{path} exists; say --overwrite to replace it")
+
+
+def cli() -> NoReturn:
+    """The command."""
+    run(main)
+
+
+if __name__ == "__main__":
+    cli()
