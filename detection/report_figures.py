@@ -1,0 +1,196 @@
+"""The plots of a report: AP of each initialisation, and the curves of training."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from numpy.typing import NDArray
+
+from detection.report_groups import Group, Setting
+from detection.report_runs import PRETRAIN
+
+STYLE = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9.0,
+    "axes.titlesize": 9.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.titlepad": 9.0,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#888888",
+    "axes.labelcolor": "#333333",
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "grid.color": "#e6e6e6",
+    "xtick.color": "#555555",
+    "ytick.color": "#555555",
+    "xtick.major.size": 0.0,
+    "ytick.major.size": 0.0,
+    "legend.frameon": False,
+    "text.parse_math": False,  # names may hold a dollar sign
+}
+DPI = 200
+SMOOTHED_SHARE = 0.1  # of the run that a point of the smoothed loss averages over
+Colours = Mapping[str, str]
+Points = NDArray[np.float64]
+
+
+def draw_transfer(settings: Sequence[Setting], colours: Colours, path: Path) -> bool:
+    """Bars of box and mask AP, AP50 and AP75: a row for each setting. False if there is nothing to draw."""
+    rows = [setting for setting in settings if setting.kind.name == "detection" and _is_measured(setting)]
+    if not rows:
+        return False
+    with rc_context(STYLE):  # type: ignore[arg-type]
+        figure = Figure(figsize=(8.4, 0.35 + 2.9 * len(rows)), layout="constrained")
+        panels = figure.subplots(len(rows), 2, squeeze=False)
+        for row, setting in zip(panels, rows, strict=True):
+            name = f"  ·  {setting.name}" if len(rows) > 1 else ""
+            for axes, title, first in ((row[0], "Boxes", 0), (row[1], "Masks", 3)):
+                axes.set_title(f"{title}{name}")
+                _draw_bars(axes, setting, first, colours)
+            top = max(axes.get_ylim()[1] for axes in row)  # one scale, so that boxes and masks compare
+            for axes in row:
+                axes.set_ylim(0, top)
+        labels = dict.fromkeys(group.label for setting in rows for group in setting.groups)
+        handles = [Patch(color=colours[label], label=label) for label in labels]
+        figure.legend(handles=handles, loc="outside upper right", ncols=len(handles))
+        figure.savefig(path, dpi=DPI)
+    return True
+
+
+def _is_measured(setting: Setting) -> bool:
+    return any(group.statistic(column) for group in setting.groups for column in setting.kind.columns)
+
+
+def _draw_bars(axes: Axes, setting: Setting, first: int, colours: Colours) -> None:
+    """Three columns from `first` on; whiskers are the spread, points the single runs."""
+    columns = setting.kind.columns[first : first + 3]
+    width = 0.78 / len(setting.groups)
+    for number, group in enumerate(setting.groups):
+        offset = (number - (len(setting.groups) - 1) / 2) * width
+        for position, column in enumerate(columns):
+            statistic = group.statistic(column)
+            if statistic is None:
+                continue
+            x, spread = position + offset, statistic.spread or 0.0
+            axes.bar(x, statistic.mean, width * 0.92, color=colours[group.label])
+            if statistic.spread is not None:
+                axes.errorbar(x, statistic.mean, spread, color="#1a1a1a", capsize=3, linewidth=1)
+                points = np.linspace(-0.2, 0.2, len(statistic.values)) * width
+                axes.plot(x + points, statistic.values, "o", ms=3, mfc="white", mec="#1a1a1a", mew=0.7)
+            highest = max(statistic.mean + spread, *statistic.values)
+            axes.annotate(
+                f"{statistic.mean:.1f}",
+                (x, highest),
+                (0, 5),
+                textcoords="offset points",
+                ha="center",
+                fontsize=8,
+            )
+    axes.set_xticks(range(len(columns)), [column.path[-1] for column in columns])
+    axes.margins(y=0.12)
+    axes.set_ylabel("COCO AP, %")
+
+
+def draw_curves(settings: Sequence[Setting], colours: Colours, path: Path) -> bool:
+    """A row of panels for pretraining and for each detection setting. False if there is nothing to draw."""
+    rows = [
+        setting
+        for setting in settings
+        if setting.kind.name in (PRETRAIN, "detection")
+        and any(r.lines for g in setting.groups for r in g.runs)
+    ]
+    if not rows:
+        return False
+    with rc_context(STYLE):  # type: ignore[arg-type]
+        figure = Figure(figsize=(10.5, 0.35 + 2.7 * len(rows)), layout="constrained")
+        panels = figure.subplots(len(rows), 3, squeeze=False)
+        for row, setting in zip(panels, rows, strict=True):
+            draw = _draw_pretraining if setting.kind.name == PRETRAIN else _draw_detection
+            draw(list(row), setting, colours)
+            if len(rows) > 2:
+                row[0].set_title(f"{row[0].get_title(loc='left')}\n{setting.name}")
+        for axes in panels.flat:
+            axes.set_xlabel("iteration")
+            axes.margins(x=0.02)
+        figure.savefig(path, dpi=DPI)
+    return True
+
+
+def _draw_pretraining(row: Sequence[Axes], setting: Setting, colours: Colours) -> None:
+    terms, rate, probe = row
+    for group in setting.groups:
+        colour = colours[group.label]
+        for number, run in enumerate(group.runs):
+            total, big_bang = run.series("total"), run.series("big_bang")
+            attraction = {i: value - big_bang[i] for i, value in total.items() if i in big_bang}
+            for name, values, style in (
+                ("total", total, "-"),
+                ("big bang", big_bang, "--"),
+                ("attraction, weighted", attraction, ":"),
+            ):
+                if values:
+                    _line(terms, values, colour, style, f"{group.label}: {name}" if not number else "")
+            _line(rate, run.series("learning_rate"), colour, "-", group.label if not number else "")
+            _line(probe, run.series("knn_top1"), colour, "o-", group.label if not number else "")
+    for axes, title in zip(row, ("Pretraining loss", "Learning rate", "Online kNN top-1, %"), strict=True):
+        axes.set_title(title)
+        _finish(axes)
+    rate.set_ylim(bottom=0)
+
+
+def _line(axes: Axes, values: Mapping[int, float], colour: str, style: str, label: str) -> None:
+    axes.plot(list(values), list(values.values()), style, color=colour, lw=1.5, ms=4, label=label or "_")
+
+
+def _draw_detection(row: Sequence[Axes], setting: Setting, colours: Colours) -> None:
+    """Each run as a thin line, the mean of a group as a thick one."""
+    for group in setting.groups:
+        for axes, key, marker in zip(row, ("total_loss", "bbox/AP", "segm/AP"), ("", "o", "o"), strict=True):
+            series = [run.series(key) for run in group.runs]
+            if key == "total_loss":
+                series = [_smoothed(values) for values in series]
+            _draw_group(axes, group, [values for values in series if values], colours[group.label], marker)
+    for axes, title in zip(row, ("Detection loss, smoothed", "Box AP, %", "Mask AP, %"), strict=True):
+        axes.set_title(title)
+        axes.set_ylim(bottom=0)
+        _finish(axes)
+
+
+def _draw_group(
+    axes: Axes, group: Group, series: Sequence[Mapping[int, float]], colour: str, marker: str
+) -> None:
+    if not series:
+        return
+    if len(series) > 1:
+        for values in series:
+            axes.plot(
+                list(values), list(values.values()), f"{marker}-", color=colour, lw=0.8, ms=2.5, alpha=0.4
+            )
+    shared = sorted(set.intersection(*(set(values) for values in series)))
+    mean = [float(np.mean([values[i] for values in series])) for i in shared]
+    axes.plot(shared, mean, f"{marker}-", color=colour, lw=2, ms=5, label=group.label)
+
+
+def _smoothed(values: Mapping[int, float]) -> dict[int, float]:
+    """A centred moving average; at both ends over what there is."""
+    half = round(len(values) * SMOOTHED_SHARE / 2)
+    points: Points = np.array(list(values.values()))
+    return {
+        iteration: float(points[max(0, i - half) : i + half + 1].mean()) for i, iteration in enumerate(values)
+    }
+
+
+def _finish(axes: Axes) -> None:
+    """A legend, or where nothing was measured, the word for it."""
+    if axes.lines:
+        axes.legend(fontsize=8)
+    else:
+        axes.set_yticks([])
+        axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", color="#888888")
