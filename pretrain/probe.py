@@ -5,10 +5,11 @@ import torch
 from fvcore.common.config import CfgNode
 from torch import nn
 
-from cli.errors import UserError
 from pretrain.config import resolve_precision
-from pretrain.data import UNLABELED, Source, build_source
-from pretrain.features import accuracy, extract, knn_predict
+from pretrain.features import Pipeline, extract, knn_accuracy, nearest
+from pretrain.labelled import build_labelled_splits
+
+TEMPERATURE = 0.07  # of the votes; DINO's
 
 
 class OnlineProbe:
@@ -19,31 +20,32 @@ class OnlineProbe:
     """
 
     def __init__(self, config: CfgNode, device: torch.device) -> None:
-        self._config, self._device = config, device
-        self._train, self._val = (labelled_source(config, split) for split in ("train", "val"))
+        self._train, self._val = build_labelled_splits(config.DATA.NAME, config.DATA.ROOT)
         count = min(len(self._train), config.PROBE.MAX_TRAIN)
         self._chosen = np.sort(np.random.Generator(np.random.Philox(0)).permutation(len(self._train))[:count])
+        self._k, self._device = config.PROBE.K, device
+        self._precision = resolve_precision(config.TRAIN.PRECISION, device)
+        self._pipeline = build_pipeline(config, device)
 
     def __call__(self, encoder: nn.Module) -> dict[str, float]:
         """Features of the reference images and of the validation images, and the accuracy by their neighbours."""
-        config = self._config
-        options = {
-            "size": config.DATA.IMAGE_SIZE,
-            "mean": torch.tensor(config.DATA.MEAN, device=self._device),
-            "std": torch.tensor(config.DATA.STD, device=self._device),
-            "precision": resolve_precision(config.TRAIN.PRECISION, self._device),
-            "workers": config.DATA.WORKERS,
-            "device": self._device,
-        }
-        train, train_labels = extract(encoder, self._train, indices=self._chosen, **options)
-        val, val_labels = extract(encoder, self._val, **options)
-        scores = knn_predict(train, train_labels, val, k=config.PROBE.K, classes=len(self._train.classes))
-        return {"knn_top1": accuracy(scores, val_labels)}
+        train, train_labels = extract(
+            encoder, self._train, self._pipeline, precision=self._precision, indices=self._chosen
+        )
+        val, val_labels = extract(encoder, self._val, self._pipeline, precision=self._precision)
+        neighbours = nearest(train, train_labels, val, k=self._k, device=self._device)
+        classes = len(self._train.classes)
+        found = knn_accuracy(*neighbours, val_labels, ks=[self._k], classes=classes, temperature=TEMPERATURE)
+        return {"knn_top1": found[self._k]["top1"]}
 
 
-def labelled_source(config: CfgNode, split: str) -> Source:
-    """The `train` or `val` images of a configuration's dataset. Raises UserError where they have no labels."""
-    source = build_source(config.DATA.NAME, config.DATA.ROOT, split)
-    if UNLABELED in source.labels:
-        raise UserError(f"{split} images of {config.DATA.NAME} {config.DATA.ROOT} have no labels: one folder per class is expected")
-    return source
+def build_pipeline(config: CfgNode, device: torch.device) -> Pipeline:
+    """How a configuration's images come to the device."""
+    return Pipeline(
+        size=config.DATA.IMAGE_SIZE,
+        mean=torch.tensor(config.DATA.MEAN, device=device),
+        std=torch.tensor(config.DATA.STD, device=device),
+        workers=config.DATA.WORKERS,
+        device=device,
+        max_unreadable=config.DATA.MAX_UNREADABLE,
+    )

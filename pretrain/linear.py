@@ -1,0 +1,235 @@
+"""Judge an encoder: linear classifiers on its frozen features, and weighted nearest neighbours.
+
+    python pretrain/linear.py --weights output/shapes_R18                 a run directory, checkpoint or safetensors
+    python pretrain/linear.py --weights random                            the encoder untrained, to compare with
+    torchrun --nproc_per_node 8 pretrain/linear.py --config imagenet1k_R50 --weights encoder.safetensors DATA.ROOT /imagenet
+
+The run directory gets config.yaml, log.txt, metrics.json, TensorBoard events, the heads' checkpoints, and in the end
+results.json. An interrupted run goes on with the same command and --resume.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from fvcore.common.config import CfgNode
+from torch import Tensor
+
+from cli.config import load_config
+from cli.errors import ArgumentParser, UserError, run
+from pretrain import checkpoint, distributed, supervised
+from pretrain.config import resolve_precision
+from pretrain.data import Source
+from pretrain.features import accuracy, knn_accuracy, merge_neighbours, nearest
+from pretrain.frozen import Frozen
+from pretrain.labelled import build_labelled_splits
+from pretrain.loader import check_batch
+from pretrain.metrics import Metrics
+from pretrain.probe import build_pipeline
+from pretrain.protocol import get_linear_defaults, validate_linear
+from pretrain.results import write_results
+from pretrain.rundir import open_run, plain
+from pretrain.views import ViewRecipe
+from pretrain.weights import EncoderWeights, build_from, fingerprint, read_weights, settle
+
+logger = logging.getLogger("pretrain")
+
+
+class EncoderChanged(RuntimeError):
+    """The encoder is not what it was before its evaluation: the figures are worthless."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command."""
+    args = build_parser().parse_args(argv)
+    config = load_config(get_linear_defaults(), args.config, "linear", args.overrides)
+    validate_linear(config)
+    weights = read_weights(args.weights)
+    config = settle(config, weights)
+    name = Path(args.config).stem
+    output = Path(args.output or f"output/linear_{name}")
+    device = distributed.start(torch.cuda.is_available())
+    try:
+        results = judge(config, weights, output, args.resume, device)
+        if distributed.is_main():
+            write_results(output, {"kind": "linear", "config": name, **results})
+    finally:
+        distributed.stop()
+
+
+def build_parser() -> ArgumentParser:
+    """The command line."""
+    parser = ArgumentParser(
+        prog="pretrain/linear.py", description="Linear and kNN accuracy of a frozen encoder."
+    )
+    parser.add_argument(
+        "--weights", required=True, help="checkpoint, run directory, safetensors, or `random`"
+    )
+    parser.add_argument("--config", default="shapes_R18", help="a recipe in configs/linear, or a yaml file")
+    parser.add_argument("--output", default="", help="the run directory; output/linear_<config> by default")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on where the run directory's last checkpoint is"
+    )
+    parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="config keys to change")
+    return parser
+
+
+def judge(
+    config: CfgNode, weights: EncoderWeights, output: Path, resume: bool, device: torch.device
+) -> dict[str, Any]:
+    """Evaluate an encoder as the configuration says, in a run directory. Returns what was found."""
+    train, val = build_labelled_splits(config.DATA.NAME, config.DATA.ROOT)
+    check_batch(len(train), config.TRAIN.BATCH_SIZE, distributed.world_size())
+    torch.manual_seed(config.SEED)
+    encoder = build_from(weights, config.ENCODER.NAME, config.ENCODER.STEM)
+    before = fingerprint(encoder)
+    start = open_run(output, config, resume)
+    if start and start["encoder_sha256"] != before:
+        raise UserError(f"{output} is the evaluation of another encoder; choose another --output")
+    encoder = encoder.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)  # type: ignore[call-overload]
+    frozen = Frozen(
+        encoder, build_pipeline(config, device), resolve_precision(config.TRAIN.PRECISION, device)
+    )
+    logger.info("%s (%s), %d and %d images", weights.source, config.ENCODER.NAME, len(train), len(val))
+
+    val_features = frozen.features_of_all(val, "features of the validation images")
+    results = judge_neighbours(config, frozen, train, val_features) if config.KNN.K else {}
+    results |= judge_linear(config, frozen, train, val_features, start, before, output)
+    if fingerprint(encoder) != before:
+        raise EncoderChanged("the evaluation has changed the encoder: a defect, please report it")
+    return {
+        "weights": weights.source,
+        "init": weights.init,
+        "dataset": config.DATA.NAME,
+        "encoder": config.ENCODER.NAME,
+        "encoder_sha256": before,
+        "seed": config.SEED,
+        **results,
+    }
+
+
+def judge_neighbours(
+    config: CfgNode, frozen: Frozen, train: Source, val_features: tuple[Tensor, Tensor]
+) -> dict[str, Any]:
+    """Accuracy by nearest neighbours among the training images, on central crops."""
+    references, labels = frozen.features(train, "features of the training images")
+    device = frozen.pipeline.device
+    neighbours = nearest(references, labels, val_features[0], k=max(config.KNN.K), device=device)
+    found = knn_accuracy(
+        *merge_neighbours(*neighbours, device),
+        val_features[1],
+        ks=config.KNN.K,
+        classes=len(train.classes),
+        temperature=config.KNN.TEMPERATURE,
+    )
+    for k, values in found.items():
+        logger.info("kNN, k %d: top-1 %.2f %%, top-5 %.2f %%", k, values["top1"], values["top5"])
+    first = config.KNN.K[0]
+    by_k = {str(k): values for k, values in found.items()}
+    return {"knn_top1": found[first]["top1"], "knn_top5": found[first]["top5"], "k": first, "knn": by_k}
+
+
+def judge_linear(
+    config: CfgNode,
+    frozen: Frozen,
+    train: Source,
+    val_features: tuple[Tensor, Tensor],
+    start: dict[str, Any] | None,
+    encoder_sha256: str,
+    output: Path,
+) -> dict[str, Any]:
+    """Accuracy of linear classifiers: trained on random views of the training images, one for each learning rate."""
+    rates = list(config.LINEAR.LR)
+    device = frozen.pipeline.device
+    torch.manual_seed(config.SEED)
+    heads = supervised.LinearHeads(len(rates), val_features[0].shape[1], len(train.classes)).to(device)
+    learner = build_learner(config, heads, device)
+    if start:
+        checkpoint.fill(heads, {name.removeprefix("head."): t for name, t in start["model"].items()}, output)
+        learner.optimizer.load_state_dict(start["optimizer"])
+    span = supervised.build_span(len(train), config, start)
+    batches = supervised.training_batches(len(train), span, config.TRAIN.BATCH_SIZE, config.SEED)
+    recipe = ViewRecipe(crop_scale=tuple(config.AUGMENT.CROP_SCALE), flip=config.AUGMENT.FLIP)
+    metrics = Metrics(output, span.first) if distributed.is_main() else None
+
+    def end_epoch(epoch: int, step: int) -> None:
+        if not metrics:
+            return
+        metrics.write(step - 1, dict(_by_head(rates, _accuracies(heads, val_features))))
+        state = {
+            "format": checkpoint.LINEAR,
+            "model": {f"head.{name}": tensor for name, tensor in heads.state_dict().items()},
+            "optimizer": learner.optimizer.state_dict(),
+            "position": {"epoch": epoch, "step": step},
+            "config": plain(config),
+            "encoder_sha256": encoder_sha256,
+        }
+        checkpoint.save(output, state)
+
+    supervised.train(
+        learner,
+        frozen.batches(train, batches, recipe, config.LINEAR.CACHED_VIEWS),
+        span,
+        log_period=config.LOG.PERIOD,
+        names=[name for name, _ in _by_head(rates, [{"loss": 0.0} for _ in rates])],
+        metrics=metrics,
+        end_epoch=end_epoch,
+    )
+    if metrics:
+        metrics.close()
+    return summarise(rates, _accuracies(heads, val_features))
+
+
+def build_learner(config: CfgNode, heads: supervised.LinearHeads, device: torch.device) -> supervised.Learner:
+    """The heads, each with its learning rate."""
+    optimizer = supervised.build_optimizer(
+        config.TRAIN.OPTIMIZER,
+        [list(head.parameters()) for head in heads],
+        momentum=config.TRAIN.MOMENTUM,
+        weight_decay=config.TRAIN.WEIGHT_DECAY,
+    )
+    schedules = [supervised.build_schedule(config, base, config.LINEAR.GAMMA) for base in config.LINEAR.LR]
+    return supervised.Learner(supervised.wrap(heads, device), optimizer, schedules)
+
+
+def summarise(rates: Sequence[float], accuracies: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    """Every head's accuracy, and the best head's as the result.
+
+    The best of several is chosen on the images that it is then reported on, as in DINO's protocol.
+    """
+    heads = [{"lr": rate, **values} for rate, values in zip(rates, accuracies, strict=True)]
+    for head in heads:
+        logger.info("linear, learning rate %g: top-1 %.2f %%, top-5 %.2f %%", *head.values())
+    best = max(heads, key=lambda head: head["linear_top1"])
+    return {**{key: best[key] for key in ("linear_top1", "linear_top5", "lr")}, "heads": heads}
+
+
+@torch.no_grad()
+def _accuracies(heads: supervised.LinearHeads, val_features: tuple[Tensor, Tensor]) -> list[dict[str, float]]:
+    features, labels = val_features
+    found = []
+    for head in heads:
+        scores = torch.cat([head(part.to(head.weight.device)).cpu() for part in features.split(8192)])
+        found.append({f"linear_top{top}": accuracy(scores, labels, top) for top in (1, 5)})
+    return found
+
+
+def _by_head(rates: Sequence[float], values: Sequence[Mapping[str, float]]) -> list[tuple[str, float]]:
+    """Names for metrics.json: the plain ones for a single head, else with the learning rate."""
+    suffixes = [""] if len(rates) == 1 else [f"_lr{rate:g}" for rate in rates]
+    return [
+        (key + suffix, value)
+        for suffix, row in zip(suffixes, values, strict=True)
+        for key, value in row.items()
+    ]
+
+
+def cli() -> NoReturn:
+    """Entry point of the console script."""
+    run(main)
+
+
+if __name__ == "__main__":
+    cli()
