@@ -6,6 +6,7 @@ before anything starts.
 
 from collections.abc import Iterator, Sequence
 
+import torch
 from fvcore.common.config import CfgNode
 
 import detection.compat  # noqa: F401
@@ -17,6 +18,7 @@ from detectron2.config import get_cfg
 
 # Norms whose statistics are taken over all processes.
 SYNCHRONISED = ("SyncBN", "naiveSyncBN", "naiveSyncBN_N")
+PRECISIONS = ("float32", "bfloat16", "auto")
 
 
 def default_config() -> CfgNode:
@@ -28,6 +30,9 @@ def default_config() -> CfgNode:
     # is a part of a larger one, and runs that differ in SEED see the same images.
     config.DATASETS.FRACTION = 1.0
     config.DATASETS.FRACTION_SEED = 0
+    # Of the model, in training and evaluation: float32, bfloat16 (by autocast), or auto: bfloat16 where the
+    # device multiplies in it. Detectron2's SOLVER.AMP is float16, and for CUDA only.
+    config.SOLVER.PRECISION = "float32"
     return config
 
 
@@ -49,12 +54,12 @@ def load(name: str, overrides: Sequence[str] = ()) -> CfgNode:
             raise UserError(f"{key} must be at least {least}, not {value}")
     if not 0 < config.DATASETS.FRACTION <= 1:
         raise UserError(f"DATASETS.FRACTION must be above 0 and at most 1, not {config.DATASETS.FRACTION}")
+    if config.SOLVER.PRECISION not in PRECISIONS:
+        raise UserError(f"SOLVER.PRECISION must be one of {PRECISIONS}, not {config.SOLVER.PRECISION!r}")
     if not config.SOLVER.BASE_LR > 0:
         raise UserError(f"SOLVER.BASE_LR must be above 0, not {config.SOLVER.BASE_LR}")
     if config.MODEL.RESNETS.DEPTH not in (18, 34, 50, 101, 152):
-        raise UserError(
-            f"MODEL.RESNETS.DEPTH must be 18, 34, 50, 101 or 152, not {config.MODEL.RESNETS.DEPTH}"
-        )
+        raise UserError(f"MODEL.RESNETS.DEPTH must be 18, 34, 50, 101 or 152, not {config.MODEL.RESNETS.DEPTH}")
     for key in ("TRAIN", "TEST"):
         if not config.DATASETS[key]:
             raise UserError(f"DATASETS.{key} names no dataset")
@@ -75,6 +80,17 @@ def for_one_process(config: CfgNode) -> tuple[CfgNode, list[str]]:
             node.NORM = "BN"
             changed.append(f"{prefix}.NORM")
     return config, changed
+
+
+def computes_in_bfloat16(config: CfgNode) -> bool:
+    """Whether the model runs under autocast, on the device `MODEL.DEVICE`."""
+    if config.SOLVER.PRECISION != "auto":
+        return config.SOLVER.PRECISION == "bfloat16"
+    if config.MODEL.DEVICE == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    # Elsewhere bfloat16 is emulated and slower than float32. PyTorch's names for the question are private.
+    asked = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, name, lambda: False)() for name in asked)
 
 
 def _nodes(config: CfgNode, prefix: str) -> Iterator[tuple[str, CfgNode]]:

@@ -60,10 +60,19 @@ def check(name: str, classes: int) -> None:
     _check_content(content, annotations)
     if len(content["categories"]) != classes:
         raise UserError(
-            f"{annotations} has {len(content['categories'])} categories, but MODEL.ROI_HEADS.NUM_CLASSES is"
-            f" {classes}"
+            f"{annotations} has {len(content['categories'])} categories, but MODEL.ROI_HEADS.NUM_CLASSES is {classes}"
         )
     _check_images([record["file_name"] for record in content["images"]], images, annotations)
+
+
+def class_names(name: str, classes: int) -> list[str]:
+    """Names of the model's classes, in its order; plain numbers where the dataset is not known here."""
+    if name in SHAPES:
+        from shapes import CLASSES
+
+        return list(CLASSES)
+    names = MetadataCatalog.get(name).get("thing_classes", [])
+    return list(names) if len(names) == classes else [f"class {index}" for index in range(classes)]
 
 
 def subset(size: int, fraction: float, seed: int) -> list[int]:
@@ -112,9 +121,7 @@ def _check_content(content: Any, path: Path) -> None:
         known = {record["id"] for record in content[key]}
         for index, record in enumerate(content["annotations"]):
             if record[field] not in known:
-                raise UserError(
-                    f"{path}: annotations[{index}] has {field} {record[field]}, which {key!r} lacks"
-                )
+                raise UserError(f"{path}: annotations[{index}] has {field} {record[field]}, which {key!r} lacks")
 
 
 def _check_images(names: Sequence[str], folder: Path, annotations: Path) -> None:

@@ -52,9 +52,7 @@ def configure(arguments: "argparse.Namespace") -> "CfgNode":
     if not 0 <= gpus <= there:
         raise UserError(f"--num-gpus {gpus}: this machine has {there} GPUs that PyTorch can use")
     if arguments.num_machines > 1 and not gpus:
-        raise UserError(
-            f"--num-machines {arguments.num_machines}: several machines need GPUs, and this has none"
-        )
+        raise UserError(f"--num-machines {arguments.num_machines}: several machines need GPUs, and this has none")
     processes = arguments.num_machines * max(gpus, 1)
     if config.SOLVER.IMS_PER_BATCH % processes:
         batch = f"SOLVER.IMS_PER_BATCH {config.SOLVER.IMS_PER_BATCH}"
@@ -103,9 +101,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         config, changed = for_one_process(config)
         if changed:
             batch = config.SOLVER.IMS_PER_BATCH
-            print(
-                f"warning: one process: BN over its {batch} images instead of SyncBN in {', '.join(changed)}"
-            )
+            print(f"warning: one process: BN over its {batch} images instead of SyncBN in {', '.join(changed)}")
     name = Path(arguments.config).stem
     work, rest = (trainer.evaluate, ()) if arguments.eval_only else (trainer.train, (arguments.resume,))
     launch(

@@ -15,6 +15,7 @@ import detection.compat
 import detection.roi_heads  # noqa: F401  registers the head that the C4 recipes name
 from cli.errors import UserError
 from detection import datasets, run_folder, weights
+from detection.config import computes_in_bfloat16
 
 # isort: split
 from detectron2.checkpoint import DetectionCheckpointer
@@ -44,9 +45,7 @@ class TransferTrainer(DefaultTrainer):
             logger.info("Resumed at iteration %d", self.start_iter)
         elif self.cfg.MODEL.WEIGHTS:
             left = weights.load_backbone(_unwrapped(self.model), Path(self.cfg.MODEL.WEIGHTS))
-            logger.info(
-                "Backbone filled from %s; without a place: %s", self.cfg.MODEL.WEIGHTS, left or "none"
-            )
+            logger.info("Backbone filled from %s; without a place: %s", self.cfg.MODEL.WEIGHTS, left or "none")
         else:
             logger.info("The detector starts from random weights")
 
@@ -85,9 +84,12 @@ class TransferTrainer(DefaultTrainer):
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> torch.nn.Module:
-        """The model, described in the log file only."""
+        """The model, described in the log file only; its `forward` computes in the precision asked for."""
         model = build_model(cfg)
         logger.debug("Model:\n%s", model)
+        if computes_in_bfloat16(cfg):
+            logger.info("The model computes in bfloat16")
+            model.forward = torch.autocast(cfg.MODEL.DEVICE, torch.bfloat16)(model.forward)
         return model
 
     @classmethod

@@ -32,11 +32,7 @@ ARRAY_PARTS = {
     ("_codecs", "encode"),
     ("numpy", "ndarray"),
     ("numpy", "dtype"),
-    *(
-        (f"numpy.{core}.multiarray", name)
-        for core in ("core", "_core")
-        for name in ("_reconstruct", "scalar")
-    ),
+    *((f"numpy.{core}.multiarray", name) for core in ("core", "_core") for name in ("_reconstruct", "scalar")),
     *((f"numpy.{core}.numeric", "_frombuffer") for core in ("core", "_core")),
 }
 
@@ -108,9 +104,7 @@ def load_detector(model: nn.Module, path: Path) -> None:
         UserError: a tensor is missing or has another shape; the model is then unchanged.
     """
     tensors = read_weights(path)
-    state = {
-        key: value for key, value in model.state_dict().items() if not key.endswith("num_batches_tracked")
-    }
+    state = {key: value for key, value in model.state_dict().items() if not key.endswith("num_batches_tracked")}
     _refuse(_problems(state, tensors), path, len(state), "of the detector")
     with torch.no_grad():
         for key, value in state.items():
