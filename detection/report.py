@@ -1,8 +1,8 @@
 """Set runs beside each other: `python detection/report.py RUN_DIR... --output DIR`.
 
 What each directory holds - pretraining, a probe, fine-tuning on few labels, detection - is found out from
-its files, and nothing else is read but the evaluation's images and annotations. DIR gets report.md, report.html
-(one file, pictures inside) and the pictures as PNG. Runs that differ in their seed only are averaged.
+its files, and nothing else is read but the evaluation's images and annotations. Runs that differ in their
+seed only are averaged. DIR gets report.md, report.html with the pictures inside, and the pictures as PNG.
 """
 
 from collections.abc import Sequence
@@ -21,9 +21,7 @@ from detection.report_text import evaluation_tables, pretraining_tables, run_tab
 
 def build_parser() -> ArgumentParser:
     """The arguments of the command."""
-    parser = ArgumentParser(
-        prog="report.py", description="Set runs beside each other: tables, curves, scenes."
-    )
+    parser = ArgumentParser(prog="report.py", description="Set runs beside each other: tables, curves, scenes.")
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_DIR", help="directory of a finished run")
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder for the report")
     parser.add_argument("--title", default="Transfer of pretrained encoders", help="title of the page")
@@ -49,16 +47,15 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _body(found: Sequence[Setting], folder: Path) -> list[Block]:
     """The page from the findings to the curves; draws its pictures into `folder`."""
     colours = report_colours.of_labels(group.label for setting in found for group in setting.groups)
-    blocks = summary(found)
+    blocks = [block for setting in found for block in summary(setting)]
     if draw_transfer(found, colours, folder / "transfer.png"):
         blocks.append(Picture("transfer.png", "AP of each initialisation", _TRANSFER_CAPTION))
     for title in dict.fromkeys(setting.kind.title for setting in found):
         blocks.append(Heading(title))
         members = [setting for setting in found if setting.kind.title == title]
-        if members[0].kind.name == PRETRAIN:
-            blocks += pretraining_tables(members)
-        else:
-            blocks += [block for setting in members for block in evaluation_tables(setting)]
+        for setting in members:
+            is_pretraining = setting.kind.name == PRETRAIN
+            blocks += pretraining_tables(setting) if is_pretraining else evaluation_tables(setting)
     if draw_curves(found, colours, folder / "curves.png"):
         blocks += [Heading("Training"), Picture("curves.png", "Training curves", _CURVES_CAPTION)]
     detections = [setting for setting in found if setting.kind.name == "detection"]
@@ -81,8 +78,8 @@ _TRANSFER_CAPTION = (
 )
 _CURVES_CAPTION = (
     "Pretraining: the loss and its terms (the weighted attraction is the total less the big-bang term), the"
-    " learning rate, and the accuracy of a nearest-neighbour classifier during training. Detection: thick lines"
-    " are means over runs, thin lines single runs; the loss is a centred moving average over"
+    " learning rate, and the accuracy of a nearest-neighbour classifier during training. Detection: thick"
+    " lines are means over runs, thin lines single runs; the loss is a centred moving average over"
     f" {100 * SMOOTHED_SHARE:g} % of the run."
 )
 

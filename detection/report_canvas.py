@@ -58,9 +58,7 @@ def draw_scene(photograph: Image.Image, shapes: Sequence[Shape], note: str) -> C
     return cell
 
 
-def compose_sheet(
-    titles: Sequence[tuple[str, str]], rows: Sequence[Sequence[Canvas]], names: Sequence[str]
-) -> Canvas:
+def compose_sheet(titles: Sequence[tuple[str, str]], rows: Sequence[Sequence[Canvas]], names: Sequence[str]) -> Canvas:
     """Cells in rows under titles, each a text and its colour; a row's name stands at its left, upright."""
     widths = [max(cell.width for cell in column) for column in zip(*rows, strict=True)]
     heights = [max(cell.height for cell in row) for row in rows]
@@ -89,9 +87,7 @@ def compose_sheet(
 def _paint_mask(scene: Image.Image, mask: NDArray[np.uint8], colour: str) -> None:
     """Fill and outline, with soft edges although the mask has hard ones of the photograph's pixels."""
     large = Image.fromarray(mask * np.uint8(255)).resize(scene.size, Image.Resampling.BICUBIC)
-    solid = large.filter(ImageFilter.GaussianBlur(1.5)).point(
-        lambda value: min(255, max(0, (value - 96) * 4))
-    )
+    solid = large.filter(ImageFilter.GaussianBlur(1.5)).point(lambda value: min(255, max(0, (value - 96) * 4)))
     tint = Image.new("RGB", scene.size, ImageColor.getrgb(colour))
     scene.paste(tint, mask=solid.point(lambda value: value * OPACITY))
     rim = ImageChops.subtract(solid, solid.filter(ImageFilter.MinFilter(5)))

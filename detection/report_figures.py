@@ -103,8 +103,7 @@ def draw_curves(settings: Sequence[Setting], colours: Colours, path: Path) -> bo
     rows = [
         setting
         for setting in settings
-        if setting.kind.name in (PRETRAIN, "detection")
-        and any(r.lines for g in setting.groups for r in g.runs)
+        if setting.kind.name in (PRETRAIN, "detection") and any(r.lines for g in setting.groups for r in g.runs)
     ]
     if not rows:
         return False
@@ -163,16 +162,12 @@ def _draw_detection(row: Sequence[Axes], setting: Setting, colours: Colours) -> 
         _finish(axes)
 
 
-def _draw_group(
-    axes: Axes, group: Group, series: Sequence[Mapping[int, float]], colour: str, marker: str
-) -> None:
+def _draw_group(axes: Axes, group: Group, series: Sequence[Mapping[int, float]], colour: str, marker: str) -> None:
     if not series:
         return
     if len(series) > 1:
         for values in series:
-            axes.plot(
-                list(values), list(values.values()), f"{marker}-", color=colour, lw=0.8, ms=2.5, alpha=0.4
-            )
+            axes.plot(list(values), list(values.values()), f"{marker}-", color=colour, lw=0.8, ms=2.5, alpha=0.4)
     shared = sorted(set.intersection(*(set(values) for values in series)))
     mean = [float(np.mean([values[i] for values in series])) for i in shared]
     axes.plot(shared, mean, f"{marker}-", color=colour, lw=2, ms=5, label=group.label)
@@ -182,9 +177,7 @@ def _smoothed(values: Mapping[int, float]) -> dict[int, float]:
     """A centred moving average; at both ends over what there is."""
     half = round(len(values) * SMOOTHED_SHARE / 2)
     points: Points = np.array(list(values.values()))
-    return {
-        iteration: float(points[max(0, i - half) : i + half + 1].mean()) for i, iteration in enumerate(values)
-    }
+    return {iteration: float(points[max(0, i - half) : i + half + 1].mean()) for i, iteration in enumerate(values)}
 
 
 def _finish(axes: Axes) -> None:

@@ -171,10 +171,7 @@ def settings(runs: Sequence[Run]) -> list[Setting]:
         for run in runs:
             if run.kind == kind.name:
                 by_conditions.setdefault(_conditions(run, kind), []).append(run)
-        found += [
-            Setting(kind, conditions, tuple(_groups(members)))
-            for conditions, members in by_conditions.items()
-        ]
+        found += [Setting(kind, conditions, tuple(_groups(members))) for conditions, members in by_conditions.items()]
     return found
 
 
@@ -182,11 +179,7 @@ def differing_keys(runs: Iterable[Run]) -> list[str]:
     """The config keys in which runs differ, but for where their files are."""
     configs = [run.config for run in runs if run.config]
     keys = dict.fromkeys(key for config in configs for key in config)
-    return [
-        key
-        for key in keys
-        if key not in WHERE_KEYS and len({repr(config.get(key)) for config in configs}) > 1
-    ]
+    return [key for key in keys if key not in WHERE_KEYS and len({repr(config.get(key)) for config in configs}) > 1]
 
 
 def _conditions(run: Run, kind: Kind) -> tuple[object, ...]:

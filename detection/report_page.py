@@ -67,7 +67,9 @@ body { margin: 0 auto; padding: 3.5rem 1.5rem 5rem; max-width: 58rem;
   font: 1.0625rem/1.6 Charter, "Bitstream Charter", "Iowan Old Style", Georgia, "DejaVu Serif", serif; }
 h1 { font-size: 2.1rem; line-height: 1.2; margin: 0 0 2rem; letter-spacing: -.01em; }
 h2 { font-size: 1.3rem; margin: 3rem 0 .75rem; padding-top: .9rem; border-top: 1px solid var(--rule); }
-p, ul { max-width: 44rem; margin: .75rem 0; }
+p, ul { max-width: 48rem; margin: .75rem 0; }
+p:has(+ ul) { margin: 1.25rem 0 0; color: var(--soft); }
+p + ul { margin-top: .25rem; }
 ul { padding-left: 1.2rem; }
 li { margin: .35rem 0; }
 figure { margin: 1.5rem 0 2rem; break-inside: avoid; }
@@ -78,13 +80,13 @@ img { display: block; width: 100%; height: auto; background: #fff; border-radius
 table { border-collapse: collapse; width: 100%; font: .9rem/1.45 system-ui, "Segoe UI", Roboto, sans-serif;
   font-variant-numeric: tabular-nums lining-nums;
   border-top: 2px solid var(--ink); border-bottom: 2px solid var(--ink); }
-th, td { padding: .4rem .7rem; text-align: left; vertical-align: baseline; }
+th, td { padding: .4rem .6rem; text-align: left; vertical-align: baseline; }
 th:first-child, td:first-child { padding-left: 0; }
 th:last-child, td:last-child { padding-right: 0; }
 thead th { border-bottom: 1px solid var(--ink); font-weight: 600; white-space: nowrap; }
-tbody th { font-weight: 400; overflow-wrap: anywhere; }
-td { overflow-wrap: anywhere; }
-.number { text-align: right; white-space: nowrap; overflow-wrap: normal; }
+tbody th { font-weight: 400; }
+.words td, .words th { overflow-wrap: anywhere; }
+.number { text-align: right; white-space: nowrap; }
 tr.summary th, tr.summary td { font-style: italic; }
 tr.first th, tr.first td { border-top: 1px solid var(--rule); }
 @media print {
@@ -156,22 +158,19 @@ def _html(block: Block, folder: Path) -> str:
 
 def _html_table(table: Table) -> str:
     kinds = ["" if i < table.labels else ' class="number"' for i in range(len(table.header))]
-    head = "".join(
-        f"<th{kind}>{html.escape(cell)}</th>" for kind, cell in zip(kinds, table.header, strict=True)
-    )
+    head = "".join(f"<th{kind}>{html.escape(cell)}</th>" for kind, cell in zip(kinds, table.header, strict=True))
     lines = []
     for number, row in enumerate(table.rows):
         cells = [f'<th scope="row">{html.escape(row[0])}</th>']
-        cells += [
-            f"<td{kind}>{html.escape(cell)}</td>" for kind, cell in zip(kinds[1:], row[1:], strict=True)
-        ]
+        cells += [f"<td{kind}>{html.escape(cell)}</td>" for kind, cell in zip(kinds[1:], row[1:], strict=True)]
         mark = ""
         if table.summary is not None and number >= table.summary:
             mark = ' class="summary first"' if number == table.summary else ' class="summary"'
         lines.append(f"<tr{mark}>{''.join(cells)}</tr>")
     body = "\n".join(lines)
+    name = ' class="words"' if table.labels == len(table.header) else ""
     return (
         f"<figure>\n<figcaption>{html.escape(table.title)}</figcaption>\n"
-        f'<div class="scroll"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n'
+        f'<div class="scroll"><table{name}>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n'
         f"</table></div>\n</figure>"
     )

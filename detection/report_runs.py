@@ -88,9 +88,7 @@ def _read_run(path: Path) -> Run:
     if lines and config and (any("total" in line for line in lines) or _is_pretrained(path)):
         objective = str(config.get("OBJECTIVE.NAME", "pretrained"))
         return Run(path, PRETRAIN, objective, config.get("SEED"), {}, config, lines)
-    raise UserError(
-        f"there is no run in {path}: expected results.json, or config.yaml and metrics.json of pretraining"
-    )
+    raise UserError(f"there is no run in {path}: expected results.json, or config.yaml and metrics.json of pretraining")
 
 
 def _is_pretrained(path: Path) -> bool:

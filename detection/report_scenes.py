@@ -17,7 +17,7 @@ from detection.report_canvas import Canvas, Shape, compose_sheet, draw_scene
 from detection.report_groups import Group, Setting
 
 PREDICTIONS = "coco_instances_results.json"
-ROWS = 6
+ROWS = 5
 MIN_SCORE = 0.5
 MATCH_IOU = 0.5  # of boxes of the same class, for an object to count as found
 
@@ -78,8 +78,8 @@ def _caption(truth: Truth, groups: Sequence[Group]) -> str:
         f"Held-out scenes, not chosen by eye: they are evenly spaced among the {len(truth.images)} of the"
         " evaluation set, in the order of their ids. Each detector is the run with the lowest seed"
         f" ({seeds}); detections that score {MIN_SCORE:g} or more are shown. An object counts as found when a"
-        f" detection of its class overlaps its box with an IoU of {MATCH_IOU:g} or more; detections without an"
-        " object are false."
+        f" detection of its class overlaps its box with an IoU of {MATCH_IOU:g} or more; detections without"
+        " an object are false."
     )
 
 
@@ -144,9 +144,7 @@ def _prediction_cell(
 ) -> Canvas:
     unknown = {each["category_id"] for each in found} - truth.names.keys()
     if unknown:
-        raise UserError(
-            f"{source}: the dataset has no category {min(unknown)}; these are another dataset's results"
-        )
+        raise UserError(f"{source}: the dataset has no category {min(unknown)}; these are another dataset's results")
     shapes = [
         _shape(truth, identity, each, f"{truth.names[each['category_id']]} {each['score']:.2f}", fills)
         for each in found
@@ -179,9 +177,7 @@ def _open(truth: Truth, identity: int) -> Image.Image:
         raise UserError(f"{path}, an image of the evaluation set, cannot be read: {error}") from error
 
 
-def _shape(
-    truth: Truth, identity: int, annotation: Mapping[str, Any], text: str, fills: Mapping[int, str]
-) -> Shape:
+def _shape(truth: Truth, identity: int, annotation: Mapping[str, Any], text: str, fills: Mapping[int, str]) -> Shape:
     image = truth.images[identity]
     mask = decode_mask(annotation.get("segmentation"), int(image["height"]), int(image["width"]))
     x, y, width, height = annotation["bbox"]

@@ -14,40 +14,28 @@ from detection.report_groups import (
     differing_keys,
 )
 from detection.report_page import Block, Heading, Paragraph, Points, Table
-from detection.report_runs import PRETRAIN, Run
+from detection.report_runs import Run
 
 LONGEST_VALUE = 60  # letters of a config value that are shown
-PRETRAIN_COLUMNS = (
-    ("images", "DATA.NAME"),
-    ("encoder", "ENCODER.NAME"),
-    ("epochs", "TRAIN.EPOCHS"),
-    ("batch", "TRAIN.BATCH_SIZE"),
-)
 
 
-def summary(settings: Sequence[Setting]) -> list[Block]:
-    """The findings, each with the spread that it must be held against."""
-    sentences = [sentence for setting in settings for sentence in _comparisons(setting)]
-    return [Points(sentences)] if sentences else []
+def summary(setting: Setting) -> list[Block]:
+    """What a setting found, each number with the spread that it must be held against."""
+    sentences = list(_comparisons(setting))
+    return [Paragraph(f"{setting.kind.title}: {setting.name}"), Points(sentences)] if sentences else []
 
 
-def pretraining_tables(settings: Sequence[Setting]) -> list[Block]:
+def pretraining_tables(setting: Setting) -> list[Block]:
     """What each pretraining run was, and how its loss and online accuracy ended."""
-    chosen = [setting for setting in settings if setting.kind.name == PRETRAIN]
-    runs = [(group, run) for setting in chosen for group in setting.groups for run in group.runs]
-    if not runs:
-        return []
-    header = ["run", "objective", *(title for title, _ in PRETRAIN_COLUMNS), "seed"]
-    labels = len(header)
-    header += ["iterations", "loss", "online kNN top-1", "images/s"]
+    header = ["run", "objective", "epochs", "batch", "seed", "iterations", "loss", "kNN top-1, %", "images/s"]
     rows = []
-    for group, run in runs:
-        rows.append([run.path.resolve().name, group.label])
-        rows[-1] += [_text(run.config.get(key)) for _, key in PRETRAIN_COLUMNS] + [_text(run.seed)]
-        rows[-1] += _pretraining_numbers(run)
-    title = "Loss and online accuracy (%): first value logged, and last. Images a second: mean of the run."
-    blocks: list[Block] = [Table(header, rows, title, labels)]
-    return blocks + [block for setting in chosen for block in _config_table(setting)]
+    for group in setting.groups:
+        for run in group.runs:
+            schedule = [run.config.get("TRAIN.EPOCHS"), run.config.get("TRAIN.BATCH_SIZE"), run.seed]
+            words = [run.path.resolve().name, group.label, *map(_text, schedule)]
+            rows.append(words + _pretraining_numbers(run))
+    title = f"{setting.name}. Loss and online kNN accuracy: first value logged, and last. Images a second: mean."
+    return [Table(header, rows, title, labels=5), *_config_table(setting)]
 
 
 def evaluation_tables(setting: Setting) -> list[Block]:
@@ -77,20 +65,21 @@ def run_table(runs: Sequence[Run]) -> list[Block]:
 
 
 def _comparisons(setting: Setting) -> Iterator[str]:
+    base = setting.baseline
     for group in setting.groups[1:]:
         for column in setting.kind.headline:
-            base, other = setting.baseline.statistic(column), group.statistic(column)
-            if base and other:
-                values = f"{group.label} {_with_count(other)}, {setting.baseline.label} {_with_count(base)}"
-                found = _verdict(group.label, setting.baseline.label, base, other)
-                yield f"{_capital(column.title)} ({setting.name}): {values}; {found}."
-        confounders = [
-            key for key in differing_keys([*setting.baseline.runs, *group.runs]) if key not in REPEAT_KEYS
-        ]
-        if confounders:
+            reference, measured = base.statistic(column), group.statistic(column)
+            if reference and measured:
+                yield (
+                    f"{_capital(column.title)}: {_value(measured)} from {group.label} ({_count(measured)}),"
+                    f" {_value(reference)} from {base.label} ({_count(reference)}):"
+                    f" {_verdict(group.label, base.label, reference, measured)}."
+                )
+        keys = [key for key in differing_keys([*base.runs, *group.runs]) if key not in REPEAT_KEYS]
+        if keys:
             yield (
-                f"{group.label} and {setting.baseline.label} ({setting.name}) also differ in"
-                f" {', '.join(confounders)}, so the initialisation is not their only difference."
+                f"{group.label} and {base.label} also differ in {', '.join(keys)}:"
+                " the initialisation is not their only difference."
             )
 
 
@@ -101,15 +90,13 @@ def _verdict(name: str, base_name: str, base: Statistic, other: Statistic) -> st
     if gap.spread is None:
         return f"{by}, of which the spread over seeds was not measured"
     if abs(gap.value) <= gap.spread:
-        return (
-            f"{by}, which is within the spread ({_number(gap.spread)}): these runs do not tell the two apart"
-        )
+        return f"{by}, within the spread ({_number(gap.spread)}): these runs do not tell the two apart"
     apart = ""
     if min(other.values) > max(base.values):
         apart = f"; every run of {name} is above every run of {base_name}"
     elif max(other.values) < min(base.values):
         apart = f"; every run of {name} is below every run of {base_name}"
-    return f"{by}, which is more than the spread ({_number(gap.spread)}){apart}"
+    return f"{by}, more than the spread ({_number(gap.spread)}){apart}"
 
 
 def _measurements(group: Group, columns: Sequence[Column]) -> list[str]:
@@ -155,9 +142,7 @@ def _config_table(setting: Setting) -> list[Block]:
         return [Paragraph(f"The configs of these {len(runs)} runs are equal ({setting.name}).")]
     rows = [[key, *(_values(group, key) for group in setting.groups)] for key in keys]
     header = ["config key", *(group.label for group in setting.groups)]
-    return [
-        Table(header, rows, f"Config values that differ between these runs ({setting.name}).", len(header))
-    ]
+    return [Table(header, rows, f"Config values that differ between these runs ({setting.name}).", len(header))]
 
 
 def _values(group: Group, key: str) -> str:
@@ -176,9 +161,9 @@ def _value(statistic: Statistic) -> str:
     return f"{_number(statistic.mean)}{spread}"
 
 
-def _with_count(statistic: Statistic) -> str:
+def _count(statistic: Statistic) -> str:
     count = len(statistic.values)
-    return f"{_value(statistic)} ({count} runs)" if count > 1 else f"{_value(statistic)} (1 run)"
+    return "1 run" if count == 1 else f"{count} runs"
 
 
 def _signed(gap: Difference | None) -> str:
