@@ -1,7 +1,8 @@
-"""Which ResNet a set of tensors is, and which tensors that ResNet must have; computed, without building a network.
+"""Which ResNet a set of tensors is, and which tensors that ResNet must have; computed, without building a
+network.
 
-Shapes are in PyTorch's order: convolutions (out, in, height, width), normalisation (channels,). `canonical` names are
-torchvision's, without `fc` and without `num_batches_tracked`.
+Shapes are in PyTorch's order: convolutions (out, in, height, width), normalisation (channels,). `canonical`
+names are torchvision's, without `fc` and without `num_batches_tracked`.
 """
 
 import re
@@ -11,28 +12,41 @@ from dataclasses import dataclass
 Shape = tuple[int, ...]
 
 NORM_PARTS = ("weight", "bias", "running_mean", "running_var")
-_DEPTHS = {
+TORCHVISION_NAMES = {
+    *(f"resnet{depth}" for depth in (18, 34, 50, 101, 152)),
+    *("wide_resnet50_2", "wide_resnet101_2", "resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d"),
+}
+_DEPTHS: dict[tuple[bool, tuple[int, ...]], int] = {
     (False, (2, 2, 2, 2)): 18,
     (False, (3, 4, 6, 3)): 34,
     (True, (3, 4, 6, 3)): 50,
     (True, (3, 4, 23, 3)): 101,
     (True, (3, 8, 36, 3)): 152,
 }
-_OTHER_DEPTHS = {
+_OTHER_DEPTHS: dict[tuple[bool, tuple[int, ...]], str] = {
     (True, (2, 2, 2, 2)): "ResNet-26",
     (True, (3, 24, 36, 3)): "ResNet-200",
     (True, (3, 4, 36, 3)): "ResNet-134",
     (False, (1, 1, 1, 1)): "ResNet-10",
 }
-# What Detectron2's backbone has no module for, by the names that give it away.
+# What Detectron2's ResNet has no module for, by the names that give it away.
 _FOREIGN_PARTS = (
-    (r"^conv1\.\d+\.|^stem\.\d|^conv2\.weight$", "a deep stem (resnet-C/D, CLIP), where Detectron2's is one 7x7 convolution"),
-    (r"\.downsample\.(2\.|1\.weight4d)", "average-pooled shortcuts (resnet50d), which Detectron2's ResNet does not have"),
-    (r"\.(se|se_module)\.", "squeeze-and-excitation blocks (SE-ResNet), which Detectron2's ResNet does not have"),
-    (r"\.conv2\.(conv|fc1|main_conv|mixing_conv)", "split-attention or selective-kernel blocks, which Detectron2's ResNet does not have"),
-    (r"\.(eca|attn|cbam|gc)\.", "attention in its blocks, which Detectron2's ResNet does not have"),
-    (r"(conv\d|downsample\.0)\.(bias|weight_g|weight_v|weight_orig|parametrizations)", "biased or reparametrised convolutions, which Detectron2's ResNet does not have"),
-)  # fmt: skip
+    (
+        r"^conv1\.\d+\.|^stem\.\d|^conv2\.weight$",
+        "a deep stem (resnet-C or -D, CLIP) instead of one 7x7 convolution",
+    ),
+    (r"\.downsample\.(2\.|1\.weight4d)", "average-pooled shortcuts (resnet50d)"),
+    (r"\.(se|se_module)\.", "squeeze-and-excitation blocks (SE-ResNet)"),
+    (
+        r"\.conv2\.(conv|fc1|main_conv|mixing_conv)",
+        "split-attention or selective-kernel blocks (ResNeSt, SK-ResNet)",
+    ),
+    (r"\.(eca|attn|cbam|gc)\.", "attention in its blocks"),
+    (
+        r"(conv\d|downsample\.0)\.(bias|weight_g|weight_v|weight_orig|parametrizations)",
+        "biased or reparametrised convolutions",
+    ),
+)
 
 
 class UnsupportedArchitecture(Exception):
@@ -66,12 +80,11 @@ class Architecture:
 
     @property
     def name(self) -> str:
-        """torchvision's name where it has one; `resnet50_x2` where every layer is twice as wide."""
-        factor = self.stem // 64
-        if self.groups == 1 and self.width == self.stem and factor == 1:
-            return f"resnet{self.depth}"
-        if self.groups == 1 and self.width == self.stem and self.out == 4 * self.stem:
-            return f"resnet{self.depth}_x{factor}"
+        """The name in torchvision where it has one; `resnet50_x2` where every layer is twice as wide."""
+        factor, rest = divmod(self.stem, 64)
+        plain = self.groups == 1 and self.width == self.stem and self.out == self.stem * (1 + 3 * self.bottleneck)
+        if plain and rest == 0:
+            return f"resnet{self.depth}" if factor == 1 else f"resnet{self.depth}_x{factor}"
         if self.stem == 64 and self.groups == 1 and self.width == 128:
             return f"wide_resnet{self.depth}_2"
         if self.stem == 64 and self.groups > 1:
@@ -98,9 +111,7 @@ class Architecture:
             width, out = self.width << stage, self.out << stage
             for block in range(count):
                 root = f"layer{stage + 1}.{block}"
-                for index, (made, taken, kernel) in enumerate(
-                    self._convolutions(channels, width, out), start=1
-                ):
+                for index, (made, taken, kernel) in enumerate(self._convolutions(channels, width, out), start=1):
                     found[f"{root}.conv{index}.weight"] = (made, taken, kernel, kernel)
                     found.update(_norm(f"{root}.bn{index}", made))
                 if block == 0 and (stage > 0 or channels != out):
@@ -133,9 +144,7 @@ def infer_architecture(shapes: Mapping[str, Shape]) -> Architecture:
     depth = _DEPTHS.get((bottleneck, blocks))
     if depth is None:
         name = _OTHER_DEPTHS.get((bottleneck, blocks), "a ResNet")
-        raise UnsupportedArchitecture(
-            f"{name} with {blocks} blocks; Detectron2 builds depths 18, 34, 50, 101 and 152"
-        )
+        raise UnsupportedArchitecture(f"{name} with {blocks} blocks; Detectron2 builds depths 18, 34, 50, 101 and 152")
     stem = shapes["conv1.weight"][0]
     middle = shapes["layer1.0.conv2.weight"]
     out = shapes["layer1.0.conv3.weight" if bottleneck else "layer1.0.conv2.weight"][0]
@@ -148,21 +157,21 @@ def infer_architecture(shapes: Mapping[str, Shape]) -> Architecture:
 
 
 def _count_blocks(shapes: Mapping[str, Shape], stage: int) -> int:
-    numbers = {
-        int(match[1]) for name in shapes if (match := re.match(rf"layer{stage}\.(\d+)\.conv1\.weight$", name))
-    }
+    numbers = {int(match[1]) for name in shapes if (match := re.match(rf"layer{stage}\.(\d+)\.conv1\.weight$", name))}
     return len(numbers)
 
 
 def _refuse_foreign_parts(shapes: Mapping[str, Shape]) -> None:
+    inside = re.compile(r"(layer\d|conv\d|bn\d|stem)\.")  # what heads are called says nothing about the encoder
     # A shortcut whose second tensor is a convolution begins with a pooling layer.
     names = [
         f"{name}4d" if len(shape) == 4 and name.endswith("downsample.1.weight") else name
         for name, shape in shapes.items()
+        if inside.match(name)
     ]
     for pattern, what in _FOREIGN_PARTS:
         if any(re.search(pattern, name) for name in names):
-            raise UnsupportedArchitecture(f"a ResNet with {what}")
+            raise UnsupportedArchitecture(f"a ResNet with {what}, which Detectron2's does not have")
     if "conv1.weight" not in shapes:
         raise UnsupportedArchitecture("a ResNet without its first convolution, conv1")
     if "bn1.weight" in shapes and "bn1.running_mean" not in shapes:
@@ -177,18 +186,16 @@ def _refuse_stem(conv: Shape) -> None:
             "a ResNet with a CIFAR stem (3x3 convolution, no max-pooling); Detectron2's stem is 7x7"
         )
     if conv[2:] != (7, 7):
-        raise UnsupportedArchitecture(
-            f"a ResNet whose first convolution is {conv[2]}x{conv[3]}; Detectron2's is 7x7"
-        )
+        raise UnsupportedArchitecture(f"a ResNet whose first convolution is {conv[2]}x{conv[3]}; Detectron2's is 7x7")
     if conv[1] != 3:
         kind = {1: " (grey or Lab's L)", 2: " (Lab's ab)", 4: " (with depth or alpha)"}.get(conv[1], "")
-        raise UnsupportedArchitecture(
-            f"a ResNet for images of {conv[1]} channels{kind}; Detectron2's takes 3"
-        )
+        raise UnsupportedArchitecture(f"a ResNet for images of {conv[1]} channels{kind}; Detectron2's takes 3")
 
 
 def mismatches(architecture: Architecture, shapes: Mapping[str, Shape]) -> list[str]:
-    """What keeps `shapes` from being exactly the tensors of `architecture`: missing, wrong shape, or too many."""
+    """What keeps `shapes` from being exactly the tensors of `architecture`: missing, wrong shape, or too
+    many.
+    """
     expected = architecture.tensors()
     missing = [f"{name} is missing" for name in expected if name not in shapes]
     wrong = [

@@ -1,7 +1,8 @@
 """Find the state dicts in a checkpoint: flat tables of dotted names and tensors, wherever they are nested.
 
-A container is any mapping that holds tensors directly. Whole pickled modules and haiku's two-level parameters are
-flattened into containers, too. Wrappers that training leaves in names (`module.`, `_orig_mod.`, FSDP's) are removed.
+A container is any mapping that holds tensors directly. Whole pickled modules and haiku's two-level parameters
+are flattened into containers, too. Wrappers that training leaves in names (`module.`, `_orig_mod.`, FSDP's)
+are removed.
 """
 
 import re
@@ -54,7 +55,7 @@ def find_containers(content: Any) -> list[Container]:
     Raises:
         ValueError: two names become the same when wrappers are removed.
     """
-    return list(_walk(content, (), frozenset(), 0))
+    return list(_walk(content, (), frozenset(), set()))
 
 
 def without_wrappers(name: str) -> str:
@@ -69,11 +70,13 @@ def leaf(value: Any) -> StoredTensor | None:
     return value if isinstance(value, StoredTensor) else None
 
 
-def _walk(value: Any, path: tuple[str, ...], above: frozenset[str], depth: int) -> Iterator[Container]:
+def _walk(value: Any, path: tuple[str, ...], above: frozenset[str], seen: set[int]) -> Iterator[Container]:
     items = _items(value)
-    if not items or depth > _DEEPEST:
+    # A pickle may hold the same dictionary many times, or inside itself.
+    if not items or len(path) > _DEEPEST or id(value) in seen:
         return
-    module = _module_tensors(value)
+    seen.add(id(value))
+    module = _module_tensors(value, 0)
     if module is not None:
         yield _container(path, module, above)
         return
@@ -86,7 +89,7 @@ def _walk(value: Any, path: tuple[str, ...], above: frozenset[str], depth: int) 
         yield _container(path, tensors, above | names)
     for key, child in items:
         if isinstance(child, (Mapping, list, tuple)):
-            yield from _walk(child, (*path, str(key)), above | names, depth + 1)
+            yield from _walk(child, (*path, str(key)), above | names, seen)
 
 
 def _items(value: Any) -> list[tuple[Any, Any]]:
@@ -99,9 +102,7 @@ def _items(value: Any) -> list[tuple[Any, Any]]:
     return []
 
 
-def _container(
-    path: tuple[str, ...], tensors: dict[str, StoredTensor], siblings: frozenset[str]
-) -> Container:
+def _container(path: tuple[str, ...], tensors: dict[str, StoredTensor], siblings: frozenset[str]) -> Container:
     plain: dict[str, StoredTensor] = {}
     for name, tensor in tensors.items():
         short = without_wrappers(name)
@@ -111,10 +112,10 @@ def _container(
     return Container(path, plain, siblings)
 
 
-def _module_tensors(value: Any) -> dict[str, StoredTensor] | None:
+def _module_tensors(value: Any, depth: int) -> dict[str, StoredTensor] | None:
     """The state dict of a module that was pickled whole (`torch.save(model)`), from its attributes."""
     state = value.state if isinstance(value, Record) else None
-    if not isinstance(state, Mapping) or "_modules" not in state or "_parameters" not in state:
+    if depth > _DEEPEST or not isinstance(state, Mapping) or not {"_modules", "_parameters"} <= state.keys():
         return None
     found: dict[str, StoredTensor] = {}
     for kind in ("_parameters", "_buffers"):
@@ -122,14 +123,15 @@ def _module_tensors(value: Any) -> dict[str, StoredTensor] | None:
             if (tensor := leaf(child)) is not None:
                 found[str(name)] = tensor
     for name, child in _items(state["_modules"]):
-        found.update({f"{name}.{inner}": tensor for inner, tensor in (_module_tensors(child) or {}).items()})
+        found.update({f"{name}.{inner}": tensor for inner, tensor in (_module_tensors(child, depth + 1) or {}).items()})
     return found
 
 
 def _haiku_tensors(items: Mapping[Any, Any]) -> dict[str, dict[str, StoredTensor]]:
     """Haiku keeps parameters and statistics in two tables, {module path: {"w": array}}; here they are joined.
 
-    `{"online_params": ..., "online_state": ...}` gives `{"online": {"res_net50/~/initial_conv/w": tensor, ...}}`.
+    `{"online_params": ..., "online_state": ...}` gives `{"online": {"res_net50/~/initial_conv/w": tensor,
+    ...}}`.
     """
     found: dict[str, dict[str, StoredTensor]] = {}
     for key, table in items.items():

@@ -8,12 +8,14 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from cli.errors import UserError
+from convert.architecture import TORCHVISION_NAMES
 from convert.naming import to_detectron2
 from convert.normalisation import Pixels
+from convert.reader import Source, reading
 from convert.selection import Selection
 from convert.sidecar import encode
 from convert.tensors import StoredTensor
-from convert.writer import write_detectron2, write_whole
+from convert.writer import write_detectron2, write_together
 
 SUFFIXES = {
     "d2": (".pkl",),  # Detectron2 goes by the suffix
@@ -24,10 +26,13 @@ SUFFIXES = {
 
 
 class Float32Arrays(Mapping[str, np.ndarray]):
-    """Tensors as finite float32 arrays, made when they are asked for, so that only one is in memory at a time."""
+    """Tensors as finite float32 arrays, made when they are asked for, so that only one is in memory at a
+    time.
+    """
 
-    def __init__(self, tensors: Mapping[str, StoredTensor]) -> None:
+    def __init__(self, tensors: Mapping[str, StoredTensor], path: Path) -> None:
         self._tensors = tensors
+        self._path = path
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._tensors)
@@ -36,25 +41,21 @@ class Float32Arrays(Mapping[str, np.ndarray]):
         return len(self._tensors)
 
     def __getitem__(self, name: str) -> np.ndarray:
-        array = np.asarray(self._tensors[name].read())
+        with reading(self._path):
+            array = np.asarray(self._tensors[name].read())
         if array.dtype.kind != "f":
-            raise UserError(
-                f"{name} holds {array.dtype} values, not floating-point ones; quantised networks cannot be converted"
-            )
-        with np.errstate(
-            over="ignore"
-        ):  # float64 beyond float32's range becomes infinite, and is refused below
+            raise UserError(f"{name} holds {array.dtype} values; quantised networks cannot be converted")
+        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused below
             array = array.astype(np.float32, copy=False)
         if not np.isfinite(array).all():
-            raise UserError(
-                f"{name} holds NaN or infinite values; the training diverged, or the file is damaged"
-            )
+            raise UserError(f"{name} holds NaN or infinite values; the training diverged, or the file is damaged")
         if name.endswith("running_var") and (array < 0).any():
             raise UserError(f"{name} holds negative variances; the file is damaged")
         return array
 
 
 def export(
+    source: Source,
     output: Path,
     target: str,
     selection: Selection,
@@ -65,6 +66,7 @@ def export(
     """Write the weights and the note, both or none.
 
     Args:
+        source: the file that the selection is from.
         output: file of the weights; the note is beside it, ending in `.json`.
         target: a key of `SUFFIXES`.
         selection: what to write.
@@ -78,37 +80,51 @@ def export(
     Raises:
         UserError: values that are not finite, a failed verification, or a file that cannot be written.
     """
-    arrays = Float32Arrays(selection.tensors)
+    if target != "d2":
+        _refuse_other_networks(selection, pixels, target)
+    arrays = Float32Arrays(selection.tensors, source.path)
     lines: list[str] = []
 
-    def check(path: Path) -> None:
+    def check(aside: Mapping[Path, Path]) -> None:
         if verify:
             from convert.verify import verify as compare
 
-            lines.extend(compare(path, arrays, selection.architecture, pixels))
+            lines.extend(compare(aside[output], arrays, selection.architecture, pixels))
 
-    def write(file: BinaryIO) -> None:
+    def write_weights(file: BinaryIO) -> None:
         if target == "d2":
             renamed = {to_detectron2(name): tensor for name, tensor in selection.tensors.items()}
-            write_detectron2(file, Float32Arrays(renamed), f"corinfomax convert: {note['family']}")
+            write_detectron2(file, Float32Arrays(renamed, source.path), f"corinfomax convert: {note['family']}")
         elif output.suffix == ".safetensors":
             _write_safetensors(file, arrays, pixels, note)
         else:
             _write_torch(file, arrays)
 
-    write_whole(output, write, check)
-    write_whole(output.with_suffix(".json"), lambda file: _write_bytes(file, encode(note)))
+    def write_note(file: BinaryIO) -> None:
+        file.write(encode(note))
+
+    write_together({output.with_suffix(".json"): write_note, output: write_weights}, check)
     return lines
 
 
-def _write_bytes(file: BinaryIO, data: bytes) -> None:
-    file.write(data)
+def _refuse_other_networks(selection: Selection, pixels: Pixels, target: str) -> None:
+    """Other networks, torchvision's and timm's, are fixed in what Detectron2's configuration leaves open."""
+    if pixels.stride_in_1x1 or pixels.format != "RGB":
+        raise UserError(
+            f"{target} has no such network: this encoder takes {pixels.format} images, with its strides in "
+            f"the {'1x1' if pixels.stride_in_1x1 else '3x3'} convolutions ({pixels.origin}); if that is not "
+            "so, put the detector's config.yaml beside the file"
+        )
+    if target != "safetensors" and selection.architecture.name not in TORCHVISION_NAMES:
+        raise UserError(f"{target} has no network called {selection.architecture.name}; d2 and safetensors can hold it")
 
 
 def _write_safetensors(
     file: BinaryIO, arrays: Mapping[str, np.ndarray], pixels: Pixels, note: Mapping[str, Any]
 ) -> None:
-    """As this project's `encoder.safetensors`: torchvision's names, and what the encoder expects in the metadata."""
+    """As this project's `encoder.safetensors`: torchvision's names, and what the encoder expects in the
+    metadata.
+    """
     from safetensors.numpy import save
 
     metadata = {

@@ -1,8 +1,8 @@
 """The public families of checkpoints: how each is told from the others, and which of its encoders is meant.
 
-A family is recognised by the table that holds the encoder, by the prefix before the encoder's names, by the scheme of
-those names, and by what lies beside them. The first row that fits names the file. Rows that leave something open come
-after those that do not. `docs/converter.md` has the same table for people, with caveats.
+A family is recognised by the table that holds the encoder, by the prefix before the encoder's names, by the
+scheme of those names, and by what lies beside them. The first row that fits names the file. Rows that leave
+something open come after those that do not. `docs/converter.md` has the same table for people, with caveats.
 
 Prefixes and names are meant without wrappers such as `module.`.
 """
@@ -24,8 +24,8 @@ from convert.naming import (
 )
 
 SAME_PADDING = (
-    "trained with TensorFlow's SAME padding, which at stride 2 lies half a step from PyTorch's: the features differ a "
-    "little from the original network's (BYOL's own linear accuracy falls from 74 to 70 % without fine-tuning)"
+    "trained with TensorFlow's SAME padding, which at stride 2 lies half a step from PyTorch's: the features "
+    "differ from the original network's (linear accuracy 70 instead of 74.6 % without fine-tuning)"
 )
 NO_NORMALISATION = "trained on images in [0, 1], without mean and standard deviation"
 
@@ -41,7 +41,8 @@ class Family:
         beside: patterns, each found in some name in the table or beside it.
         scheme: how its tensors are named.
         preferred: matches `container:prefix` of the encoder that transfers; others are taken on request.
-        pixels: what the encoder expects: `imagenet` statistics, `unit` ([0, 1]), `own`, `detectron2`, `caffe2`.
+        pixels: what the encoder expects: `imagenet` statistics, `unit` ([0, 1]), `own`, `detectron2`,
+            `caffe2`.
         note: what a user has to know.
     """
 
@@ -73,12 +74,8 @@ FAMILIES = (
         ("^format$", "^objective$"),
         pixels="own",
     ),
-    Family(
-        "CorInfoMax (this project), fine-tuned", "model", "encoder", ("^format$", r"^head\."), pixels="own"
-    ),
-    Family(
-        "CorInfoMax (this project), encoder", "", "", ("^metadata format=corinfomax-encoder$",), pixels="own"
-    ),
+    Family("CorInfoMax (this project), fine-tuned", "model", "encoder", ("^format$", r"^head\."), pixels="own"),
+    Family("CorInfoMax (this project), encoder", "", "", ("^metadata format=corinfomax-encoder$",), pixels="own"),
     Family("VISSL", "(.*/)?trunk|model_state_dict", r"(.*\.)?_feature_blocks"),
     Family("DINO, full", "teacher|student", "backbone", preferred="teacher:backbone"),
     Family("SlotCon", "model", "encoder_[qk]", (r"^grouping_[qk]\.",), preferred="model:encoder_k"),
@@ -106,8 +103,9 @@ FAMILIES = (
     Family(
         "lightly-train",
         ".*",
-        r"(.*\.)?(wrapped_model|embedding_model)\..*|_model",
-        ("lightly_train|embedding_model",),
+        r"(.*\.)?(wrapped_model|embedding_model)(\..*)?",
+        ("lightly",),
+        preferred=r".*teacher_embedding_model.*",  # the side that its export command writes
     ),
     Family(
         "lightly benchmark",
@@ -143,8 +141,8 @@ FAMILIES = (
     Family("torchvision names, wrapped", ".*", ".*"),
 )
 
-# Tie-break between encoders of one file, from the published transfers: what was extracted for it, the plain backbone,
-# the query side; the momentum side only where a family prefers it.
+# Tie-break between encoders of one file, from the published transfers: what was extracted for it, the plain
+# backbone, the query side; the momentum side only where a family prefers it.
 _ORDER = (
     r"",
     r"(.*\.)?backbone",
@@ -155,10 +153,11 @@ _ORDER = (
 )
 _MOMENTUM = re.compile(r"(^|[/.:_])(encoder_k|momentum|target|teacher|ema|key|shadow)([/.:_]|$)")
 
-# What a file may hold beside an encoder, by the first part of the name: heads, projectors, queues, prototypes, the
-# other side of a Siamese pair, a detector's other parts.
+# What a file may hold beside an encoder, by the first part of the name: heads, projectors, queues,
+# prototypes, the other side of a Siamese pair, a detector's other parts.
 DROPPABLE = re.compile(
-    r"fc\d*(_.*)?|.*heads?\d*(_.*)?|.*classif.*|linear.*|logits|global_pool|avgpool|.*proj.*|.*pred.*|necks?|queue.*|proto.*"
+    r"\d+|encoder_q|fc\d*(_.*)?"
+    r"|.*heads?\d*(_.*)?|.*classif.*|linear.*|logits|global_pool|avgpool|.*proj.*|.*pred.*|necks?|queue.*|proto.*"
     r"|momentum.*|.*_k|.*_ema|ema.*|.*teacher.*|.*student.*|target.*|online.*|key_.*|query_.*|centers?|criterion|.*loss.*"
     r"|objective|jig.*|contrast.*|memory.*|bank.*|grouping.*|slot.*|value_transform.*|maps_.*|bn|mean|std|normalize"
     r"|temperature|logit_scale|.*metric.*|.*acc(uracy)?|knn.*|anchor.*|rpn|roi_heads|proposal_generator|fpn.*|top_block"
@@ -167,7 +166,8 @@ DROPPABLE = re.compile(
 
 # Networks that are no ResNet, by a tensor that gives them away.
 OTHER_NETWORKS = (
-    (r"(^|\.)(patch_embed|patch_embeddings|conv_proj|cls_token|pos_embed)(\.|$)|encoder_layer_0|blocks\.0\.attn", "a vision transformer"),
+    (r"(^|\.)(patch_embed|patch_embeddings|conv_proj|cls_token|pos_embed)(\.|$)", "a vision transformer"),
+    (r"encoder_layer_0|blocks\.0\.attn", "a vision transformer"),
     (r"downsample_layers\.0\.0\.weight|\.dwconv\.|\.conv_dw\.", "a ConvNeXt or another depthwise network"),
     (r"trunk_output\.block1|\.s1\.b1\.", "a RegNet"),
     (r"denseblock1|denselayer1", "a DenseNet"),
@@ -196,6 +196,4 @@ def preference(family: Family, container: Container, prefix: str) -> int:
 
 def name_other_network(names: list[str]) -> str | None:
     """What a file without a ResNet holds, if its names say so."""
-    return next(
-        (what for pattern, what in OTHER_NETWORKS if any(re.search(pattern, name) for name in names)), None
-    )
+    return next((what for pattern, what in OTHER_NETWORKS if any(re.search(pattern, name) for name in names)), None)

@@ -21,7 +21,6 @@ def list_contents(source: Source) -> str:
         lines.append("  none")
     lines.append("tables:")
     lines += [
-        f"  {table.label or 'top'}: {len(table.tensors)} tensors, {table.bytes / 1e6:.1f} MB"
-        for table in containers
+        f"  {table.label or 'top'}: {len(table.tensors)} tensors, {table.bytes / 1e6:.1f} MB" for table in containers
     ]
     return "\n".join(lines)

@@ -1,7 +1,8 @@
-"""The ways in which public ResNets name their tensors, each as an anchored translation to torchvision's names.
+"""The ways in which public ResNets name their tensors, each as an anchored translation to torchvision's
+names.
 
-A scheme has an anchor: a tensor that every ResNet under that scheme has. Where the anchor is found, whatever precedes
-it is the prefix of an encoder. Canonical names are torchvision's (`layer1.0.conv1.weight`).
+A scheme has an anchor: a tensor that every ResNet under that scheme has. Where the anchor is found, whatever
+precedes it is the prefix of an encoder. Canonical names are torchvision's (`layer1.0.conv1.weight`).
 """
 
 import re
@@ -147,9 +148,7 @@ _HAIKU = _substituted(
     ),
     (
         r".*(mean_ema|var_ema)/(hidden|counter|average)",
-        lambda m: (
-            "counter.num_batches_tracked"
-        ),  # the running estimate before bias correction, and its step count
+        lambda m: "counter.num_batches_tracked",  # the running estimate before bias correction, and its step count
     ),
 )
 
@@ -177,9 +176,7 @@ def _from_haiku(name: str, tensor: StoredTensor) -> StoredTensor:
     return tensor.permuted(3, 2, 0, 1) if tensor.shape[:3] != (1, 1, 1) else tensor.reshaped(tensor.shape[3])
 
 
-TORCHVISION = Scheme(
-    "torchvision", re.compile(r"(?P<prefix>(?:.+\.)?)layer1\.0\.conv1\.weight"), _TORCHVISION
-)
+TORCHVISION = Scheme("torchvision", re.compile(r"(?P<prefix>(?:.+\.)?)layer1\.0\.conv1\.weight"), _TORCHVISION)
 DETECTRON2 = Scheme(
     "Detectron2",
     re.compile(r"(?P<prefix>(?:.+\.)?)res2\.0\.conv1\.weight"),
@@ -195,12 +192,8 @@ SEQUENTIAL = Scheme("nn.Sequential", re.compile(r"(?P<prefix>(?:.+\.)?)4\.0\.con
 SEQUENTIAL_CIFAR = Scheme(
     "nn.Sequential for CIFAR", re.compile(r"(?P<prefix>(?:.+\.)?)[23]\.0\.conv1\.weight"), _SEQUENTIAL_CIFAR
 )
-SIMCLR_V2 = Scheme(
-    "SimCLRv2", re.compile(r"(?P<prefix>(?:.+\.)?)net\.1\.blocks\.0\.net\.0\.weight"), _SIMCLR_V2
-)
-HAIKU = Scheme(
-    "haiku", re.compile(r"(?P<prefix>(?:.+/)?)block_group_0/~/block_0/~/conv_0/w"), _HAIKU, _from_haiku
-)
+SIMCLR_V2 = Scheme("SimCLRv2", re.compile(r"(?P<prefix>(?:.+\.)?)net\.1\.blocks\.0\.net\.0\.weight"), _SIMCLR_V2)
+HAIKU = Scheme("haiku", re.compile(r"(?P<prefix>(?:.+/)?)block_group_0/~/block_0/~/conv_0/w"), _HAIKU, _from_haiku)
 CAFFE2 = Scheme("Caffe2", re.compile(r"(?P<prefix>(?:.+/)?)res2_0_branch2a_w"), _CAFFE2)
 
 SCHEMES = (TORCHVISION, DETECTRON2, HUGGING_FACE, SEQUENTIAL, SEQUENTIAL_CIFAR, SIMCLR_V2, HAIKU, CAFFE2)

@@ -1,8 +1,10 @@
-"""What an encoder expects of its input: channel order, mean and standard deviation, and where blocks take their stride.
+"""What an encoder expects of its input: channel order, mean and standard deviation, and where blocks take
+their stride.
 
-Known from the file where it says so, else from its family, else measured. The measurement: BatchNorm's running mean
-after the first convolution is that convolution applied to the mean of the training images, up to the padded border. So
-the three channel means that explain the 64 running means best tell whether the images were normalised.
+Known from the file where it says so, else from its family, else measured. The measurement: BatchNorm's
+running mean after the first convolution is that convolution applied to the mean of the training images, up to
+the padded border. So the three channel means that explain the 64 running means best tell whether the images
+were normalised.
 """
 
 import json
@@ -32,7 +34,8 @@ class Pixels:
         mean: of each channel in the order of `format`, in levels 0..255.
         std: likewise.
         format: `RGB` or `BGR`.
-        stride_in_1x1: blocks that halve the resolution do so in their first 1x1 convolution, not in the 3x3 one.
+        stride_in_1x1: blocks that halve the resolution do so in their first 1x1 convolution, not in the 3x3
+            one.
         origin: how this is known.
     """
 
@@ -93,9 +96,9 @@ def estimate_input_means(tensors: Mapping[str, StoredTensor]) -> tuple[float, fl
 
 
 def _own(source: Source) -> Pixels:
-    """This project's files say what they were trained with."""
+    """What this project's files say what they were trained with."""
     data = source.content.get("config", {}).get("DATA", {}) if "config" in source.content else {}
-    mean, std = data.get("MEAN"), data.get("STD")
+    mean, std = data.get("MEAN", ()), data.get("STD", ())
     if source.metadata:
         mean, std = source.metadata.get("mean", "").split(","), source.metadata.get("std", "").split(",")
     try:
@@ -107,7 +110,9 @@ def _own(source: Source) -> Pixels:
 
 
 def _beside(source: Source) -> Pixels | None:
-    """What the converter's sidecar, or the configuration of a detector's run, says beside a Detectron2 file."""
+    """What the converter's sidecar, or the configuration of a detector's run, says beside a Detectron2
+    file.
+    """
     try:
         note = json.loads(source.path.with_suffix(".json").read_text())
         return Pixels(
@@ -137,7 +142,9 @@ def _beside(source: Source) -> Pixels | None:
 
 
 def _detectron2(source: Source) -> Pixels:
-    """Converters for self-supervised weights ask Detectron2 to match names by their endings; its own files do not."""
+    """Converters for self-supervised weights ask Detectron2 to match names by their endings; its own files
+    do not.
+    """
     content = source.content
     if isinstance(content, Mapping) and content.get("matching_heuristics"):
         return replace(IMAGENET, origin="ImageNet's statistics, as converters to Detectron2 assume")

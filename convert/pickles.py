@@ -1,10 +1,10 @@
 """Unpickling without running anything that a file names.
 
-A pickle is a program: each global in it is imported and called. Here every global resolves to something of ours. The
-few that carry tensors (PyTorch's rebuild functions and storages, numpy's arrays) resolve to readers with checked
-arguments. Classes that training code puts beside its weights, such as `argparse.Namespace`, resolve to inert
-`Record`s. Any other name stops the reading, unless the caller trusts the file; then it, too, becomes a `Record`, so
-that nothing of it is imported or run in any case.
+A pickle is a program: each global in it is imported and called. Here every global resolves to something of
+ours. The few that carry tensors (PyTorch's rebuild functions and storages, numpy's arrays) resolve to readers
+with checked arguments. Classes that training code puts beside its weights, such as `argparse.Namespace`,
+resolve to inert `Record`s. Any other name stops the reading, unless the caller trusts the file; then it, too,
+becomes a `Record`, so that nothing of it is imported or run in any case.
 
 The allow-list is in `_TENSORS` and `_INERT`.
 """
@@ -34,8 +34,8 @@ ITEM_TYPES = {
     "ComplexDoubleStorage": "complex128",
 }
 
-# Inert: modules whose classes are settings, logs, optimizer state or network structure. A name that ends with a dot
-# covers the modules below it.
+# Inert: modules whose classes are settings, logs, optimizer state or network structure. A name that ends with
+# a dot covers the modules below it.
 _INERT = re.compile(
     r"(argparse|collections|pathlib|datetime|enum|typing|functools|uuid|decimal|fractions|numpy\.random"
     r"|torch\.(nn|optim|distributions|cuda\.amp|amp|backends|distributed\.\w+)|torchvision|timm|transformers"
@@ -184,7 +184,7 @@ def _encoded(text: str, encoding: str = "latin1") -> bytes:
 
 
 def _named_tuple(name: str, fields: Sequence[str], *_: Any) -> type[Record]:
-    """dill's way to pickle a named tuple's class."""
+    """The way of dill to pickle a named tuple's class."""
     return record_class(str(name), tuple(str(field) for field in fields))
 
 
@@ -228,8 +228,8 @@ class RestrictedUnpickler(pickle.Unpickler):
 
     Args:
         file: at the pickle's first byte.
-        storage: called with a persistent id, (`"storage"`, type, key, location, count, ...), when the pickle refers to
-            tensor data outside itself.
+        storage: called with a persistent id, (`"storage"`, type, key, location, count, ...), when the pickle
+            refers to tensor data outside itself.
         trust: names outside the allow-list become inert records instead of an error.
 
     Raises:
@@ -237,9 +237,7 @@ class RestrictedUnpickler(pickle.Unpickler):
         pickle.UnpicklingError and the like: not a pickle, or a damaged one.
     """
 
-    def __init__(
-        self, file: BinaryIO, storage: Callable[[Any], Any] | None = None, trust: bool = False
-    ) -> None:
+    def __init__(self, file: BinaryIO, storage: Callable[[Any], Any] | None = None, trust: bool = False) -> None:
         super().__init__(file, encoding="latin1")  # as Detectron2 does, for pickles of Python 2
         self._storage = storage
         self._trust = trust
@@ -250,9 +248,7 @@ class RestrictedUnpickler(pickle.Unpickler):
         full = f"{module.replace('__builtin__', 'builtins')}.{name}"
         if full in _TENSORS:
             return _TENSORS[full]
-        known = (
-            _INERT.fullmatch(module) or _PLAIN_TORCH.fullmatch(full) or full.endswith("._ByolExperimentState")
-        )
+        known = _INERT.fullmatch(module) or _PLAIN_TORCH.fullmatch(full) or full.endswith("._ByolExperimentState")
         plain = module in ("builtins", "__builtin__") and name in _INERT_BUILTINS
         if not (known or plain or self._trust):
             raise ForbiddenGlobal(full)

@@ -29,7 +29,8 @@ class Candidate:
         scheme: how its tensors are named.
         family: the row of `convert.formats.FAMILIES`.
         tensors: by canonical name.
-        foreign: names under the prefix that the scheme does not know, with their shapes; they tell other networks.
+        foreign: names under the prefix that the scheme does not know, with their shapes; they tell other
+            networks.
         counters: number of `num_batches_tracked`, which neither network needs to run.
     """
 
@@ -136,13 +137,13 @@ def _candidate(container: Container, scheme: Scheme, prefix: str) -> Candidate:
 
 
 def _complete_affine_norms(tensors: dict[str, StoredTensor]) -> None:
-    """Caffe2's files have the statistics folded into scale and bias; those that change nothing are put in their place."""
+    """Caffe2's files have the statistics folded into scale and bias; those that change nothing are put in
+    their place.
+    """
     for name in [name for name in tensors if name.endswith(".bias")]:
         root, channels = name.removesuffix(".bias"), tensors[name].shape
         tensors.setdefault(f"{root}.running_mean", StoredTensor.of(np.zeros(channels, np.float32)))
-        tensors.setdefault(
-            f"{root}.running_var", StoredTensor.of(np.full(channels, 1 - _NORM_EPS, np.float32))
-        )
+        tensors.setdefault(f"{root}.running_var", StoredTensor.of(np.full(channels, 1 - _NORM_EPS, np.float32)))
 
 
 def select(source: Source, branch: str | None = None, drop: Sequence[str] = ()) -> Selection:
@@ -154,8 +155,8 @@ def select(source: Source, branch: str | None = None, drop: Sequence[str] = ()) 
         drop: prefixes of names to leave out beside those known as heads, projectors and the like.
 
     Raises:
-        UserError: there is no encoder, none that Detectron2 can build, none of that name, several that could be meant,
-            or tensors that nothing accounts for.
+        UserError: there is no encoder, none that Detectron2 can build, none of that name, several that could
+            be meant, or tensors that nothing accounts for.
     """
     candidates, containers = find_candidates(source)
     if not candidates:
@@ -190,7 +191,9 @@ def _account(
     containers: Iterable[Container],
     drop: Sequence[str],
 ) -> dict[str, int]:
-    """How many tensors are left out, by group; every tensor of the encoder's own table must be known by name."""
+    """How many tensors are left out, by group; every tensor of the encoder's own table must be known by
+    name.
+    """
     dropped: Counter[str] = Counter()
     if best.counters:
         dropped[_COUNTER] = best.counters
@@ -213,19 +216,20 @@ def _account(
             unknown.append(name)
     if unknown:
         raise UserError(
-            f"{source.path}: {len(unknown)} tensors beside the encoder {best.branch} are not known to be a head, a "
-            f"projector or the like: {', '.join(unknown[:4])}; if they may go, say --drop with the beginning of their names"
+            f"{source.path}: {len(unknown)} tensors beside the encoder {best.branch} are not known to be a "
+            f"head, a projector or the like: {', '.join(unknown[:4])}; if they may go, say --drop with the "
+            "beginning of their names"
         )
     for container in containers:
         if container.path != best.container.path:
-            dropped[f"{container.path[0] if container.path else 'top'} (another table)"] += len(
-                container.tensors
-            )
+            dropped[f"{container.path[0] if container.path else 'top'} (another table)"] += len(container.tensors)
     return dict(sorted(dropped.items()))
 
 
 def _group(name: str, prefix: str) -> str:
-    """The part of a file that a name belongs to: what it shares with the encoder's prefix, and one part more."""
+    """The part of a file that a name belongs to: what it shares with the encoder's prefix, and one part
+    more.
+    """
     parts, shared = (
         name.replace("/~/", "/").replace("/", ".").split("."),
         prefix.replace("/~/", "/").replace("/", ".").split("."),
@@ -243,4 +247,4 @@ def _nothing_found(source: Source, containers: Sequence[Container]) -> str:
         return f"{source.path} holds {what}, which Detectron2's ResNet is not; only ResNets can be converted"
     if not names:
         return f"{source.path} holds no tensors"
-    return f"{source.path} holds {len(names)} tensors, but no ResNet among them; the first are {', '.join(names[:4])}"
+    return f"{source.path} holds {len(names)} tensors, but no ResNet; the first are {', '.join(names[:4])}"

@@ -1,4 +1,5 @@
-"""The note beside converted weights, `NAME.json` beside `NAME.pkl`: all that a detector's configuration must agree with.
+"""The note beside converted weights, `NAME.json` beside `NAME.pkl`: all that a detector's configuration must
+agree with.
 
 source          name of the file that was converted
 sha256          its digest
@@ -7,7 +8,8 @@ branch          which encoder of it was taken
 architecture    torchvision's name, such as `resnet50`
 depth           18, 34, 50, 101 or 152 (MODEL.RESNETS.DEPTH)
 stem            "imagenet": 7x7 with stride 2, then max-pooling; nothing else is converted
-resnets         the further keys of MODEL.RESNETS that describe it: STEM_OUT_CHANNELS, RES2_OUT_CHANNELS, NUM_GROUPS,
+resnets         the further keys of MODEL.RESNETS that describe it: STEM_OUT_CHANNELS, RES2_OUT_CHANNELS,
+NUM_GROUPS,
                 WIDTH_PER_GROUP
 pixel_mean      per channel in the order of `format`, in levels 0..255 (MODEL.PIXEL_MEAN)
 pixel_std       likewise (MODEL.PIXEL_STD)

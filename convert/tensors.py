@@ -1,6 +1,8 @@
-"""What a checkpoint is made of, once read: tensors that know their shape and are fetched when wanted, and inert records.
+"""What a checkpoint is made of, once read: tensors that know their shape and are fetched when wanted, and
+inert records.
 
-Nothing here runs a file's code: a class that a file names becomes a `Record`, which only remembers what it was given.
+Nothing here runs a file's code: a class that a file names becomes a `Record`, which only remembers what it
+was given.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -17,8 +19,8 @@ class StoredTensor:
     Attributes:
         shape: as stored.
         dtype: numpy's name, or `bfloat16`.
-        read: returns the values as an array of `shape`; bfloat16 comes as float32. The array may be a read-only view
-            of the file.
+        read: returns the values as an array of `shape`; bfloat16 comes as float32. The array may be a
+            read-only view of the file.
     """
 
     shape: tuple[int, ...]
@@ -47,10 +49,12 @@ class StoredTensor:
 
 
 class Record(dict[Any, Any]):
-    """Stands for an instance of a class that a file names and that is not imported: it keeps what pickle hands it.
+    """Stands for an instance of a class that a file names and that is not imported: it keeps what pickle
+    hands it.
 
-    Items set on it are its own items, constructor arguments are in `args`, instance state in `state`. It is hashable
-    by identity, because enumerations and paths serve as keys, and callable, because factories are pickled as calls.
+    Items set on it are its own items, constructor arguments are in `args`, instance state in `state`. It is
+    hashable by identity, because enumerations and paths serve as keys, and callable, because factories are
+    pickled as calls.
     """
 
     kind = "record"
@@ -59,6 +63,7 @@ class Record(dict[Any, Any]):
     state: Any
 
     def __new__(cls, *args: Any, **kwargs: Any) -> "Record":
+        """Remember the arguments; those of a dictionary's copy become items."""
         record = super().__new__(cls)
         record.args = args
         record.state = None
@@ -70,6 +75,7 @@ class Record(dict[Any, Any]):
         """Nothing: pickle creates instances with and without calling this, so `__new__` does the work."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> "Record":
+        """What a pickled factory makes is another record."""
         return Record(*args)
 
     def __hash__(self) -> int:  # type: ignore[override]

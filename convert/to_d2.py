@@ -1,16 +1,17 @@
 """Convert a ResNet from any public checkpoint into weights that Detectron2 loads.
 
-    python convert/to_d2.py INPUT OUTPUT.pkl [--verify] [--branch NAME] [--drop NAME] [--trust] [--overwrite]
     python convert/to_d2.py INPUT --list
+    python convert/to_d2.py INPUT OUTPUT.pkl [--verify] [--branch NAME] [--drop NAME] [--trust] [--overwrite]
     python convert/to_d2.py INPUT OUTPUT --to torchvision|timm|safetensors
 
-The weights come with a note, OUTPUT.json, whose fields `convert.sidecar` lists. Every tensor of the encoder is written,
-in float32, and every other tensor of the file is left out by name; anything else is an error, and then nothing is written.
+The weights come with a note, OUTPUT.json, whose fields `convert.sidecar` lists. Every tensor of the encoder
+is written, in float32, and every other tensor of the file is left out by name; anything else is an error, and
+then nothing is written.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from cli.errors import ArgumentParser, UserError, run
 from convert.export import SUFFIXES, export
@@ -23,25 +24,15 @@ from convert.sidecar import describe
 
 def build_parser() -> ArgumentParser:
     """The command line."""
-    parser = ArgumentParser(
-        prog="to_d2.py", description="Convert a ResNet of any public checkpoint for Detectron2."
-    )
-    parser.add_argument(
-        "input", type=Path, help="checkpoint: .pth, .pth.tar, .pt, .ckpt, .torch, .safetensors or .pkl"
-    )
+    parser = ArgumentParser(prog="to_d2.py", description="Convert a ResNet of any public checkpoint for Detectron2.")
+    parser.add_argument("input", type=Path, help="checkpoint: .pth, .pth.tar, .pt, .ckpt, .torch, .safetensors or .pkl")
     parser.add_argument("output", type=Path, nargs="?", help="file to write; ends in .pkl for Detectron2")
     parser.add_argument("--to", choices=sorted(SUFFIXES), default="d2", help="what to write (default: d2)")
     parser.add_argument("--branch", help="which encoder of the file, as --list names it")
-    parser.add_argument(
-        "--drop", action="append", default=[], metavar="NAME", help="leave out tensors that begin so"
-    )
-    parser.add_argument(
-        "--verify", action="store_true", help="prove it on images with torchvision and Detectron2"
-    )
+    parser.add_argument("--drop", action="append", default=[], metavar="NAME", help="leave out tensors that begin so")
+    parser.add_argument("--verify", action="store_true", help="prove it on images with torchvision and Detectron2")
     parser.add_argument("--list", action="store_true", help="show what is in the file, and convert nothing")
-    parser.add_argument(
-        "--trust", action="store_true", help="read unknown classes in the file as empty records"
-    )
+    parser.add_argument("--trust", action="store_true", help="read unknown classes in the file as empty records")
     parser.add_argument("--overwrite", action="store_true", help="replace an output that exists")
     return parser
 
@@ -65,16 +56,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     selection = select(source, arguments.branch, arguments.drop)
     pixels = find_pixels(source, selection)
     note = describe(source, selection, pixels)
-    print(f"{source.path.name}: {note['family']}, {note['architecture']}, branch {note['branch']}")
-    for line in export(arguments.output, arguments.to, selection, pixels, note, arguments.verify):
-        print(line)
-    print(
-        f"wrote {arguments.output}: {note['tensors']} tensors, {note['format']}, pixel mean {note['pixel_mean']}, std {note['pixel_std']}"
-    )
-    for part, count in note["dropped"].items():
-        print(f"  left out: {part} ({count})")
-    for text in note["notes"]:
-        print(f"  note: {text}")
+    lines = export(source, arguments.output, arguments.to, selection, pixels, note, arguments.verify)
+    print("\n".join([*lines, *summarise(arguments.output, note)]))
+
+
+def summarise(output: Path, note: Mapping[str, Any]) -> list[str]:
+    """The account of a conversion, for people."""
+    return [
+        f"{note['source']}: {note['family']}, branch {note['branch']}, {note['architecture']}",
+        f"wrote {output}: {note['tensors']} tensors, {note['format']},"
+        f" pixel mean {note['pixel_mean']}, std {note['pixel_std']}",
+        *(f"  left out: {part} ({count})" for part, count in note["dropped"].items()),
+        *(f"  note: {text}" for text in note["notes"]),
+    ]
 
 
 def check_output(source: Path, output: Path, target: str, overwrite: bool) -> None:

@@ -1,9 +1,11 @@
-"""Prove a conversion: the same images through torchvision's network and through Detectron2's give the same features.
+"""Prove a conversion: the same images through torchvision's network and through Detectron2's give the same
+features.
 
-The detectors are built and loaded as a user would, from the written file and through Detectron2's own loader. This is
-the only module that needs Detectron2.
+The detectors are built and loaded as a user would, from the written file and through Detectron2's own loader.
+This is the only module that needs Detectron2.
 """
 
+import importlib
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -25,9 +27,7 @@ STAGES = ("res2", "res3", "res4", "res5")
 _SIZES = ((224, 224), (97, 131))  # the second is odd, so that padding at the borders is compared as well
 
 
-def verify(
-    path: Path, tensors: Mapping[str, np.ndarray], architecture: Architecture, pixels: Pixels
-) -> list[str]:
+def verify(path: Path, tensors: Mapping[str, np.ndarray], architecture: Architecture, pixels: Pixels) -> list[str]:
     """Compare the network of `tensors` with the detectors that load `path`.
 
     Args:
@@ -52,9 +52,7 @@ def verify(
     return lines
 
 
-def build_source_network(
-    architecture: Architecture, tensors: Mapping[str, np.ndarray], stride_in_1x1: bool
-) -> ResNet:
+def build_source_network(architecture: Architecture, tensors: Mapping[str, np.ndarray], stride_in_1x1: bool) -> ResNet:
     """Torchvision's ResNet in evaluation mode, with exactly these tensors (and no classifier)."""
     block = Bottleneck if architecture.bottleneck else BasicBlock
     per_group = 64 * architecture.width // (architecture.groups * architecture.stem)
@@ -78,7 +76,9 @@ def build_source_network(
 
 
 def _widen(network: ResNet, architecture: Architecture) -> None:
-    """Rebuild the layers at another width than torchvision's constructor knows (SimCLR's and BYOL's 2x and 4x)."""
+    """Rebuild the layers at another width than torchvision's constructor knows (SimCLR's and BYOL's 2x and
+    4x).
+    """
     stem = network.inplanes = architecture.stem
     network.conv1 = nn.Conv2d(3, stem, kernel_size=7, stride=2, padding=3, bias=False)
     network.bn1 = nn.BatchNorm2d(stem)
@@ -89,7 +89,7 @@ def _widen(network: ResNet, architecture: Architecture) -> None:
 
 def _load_detector(target: str, path: Path, architecture: Architecture, pixels: Pixels) -> Any:
     """A detector with random heads and the backbone of `path`, by Detectron2's own loader."""
-    from detection import compat  # noqa: F401: it makes Detectron2 importable on today's libraries, so it comes first
+    importlib.import_module("detection.compat")  # makes Detectron2 importable on today's libraries
     from detectron2.checkpoint import DetectionCheckpointer
     from detectron2.config import get_cfg
     from detectron2.modeling import build_model
@@ -118,7 +118,9 @@ def _load_detector(target: str, path: Path, architecture: Architecture, pixels: 
 
 @contextmanager
 def _quiet(*names: str) -> Iterator[None]:
-    """Keep loggers silent: the loader lists the heads, which no backbone file fills, and `_check_tensors` looks closer."""
+    """Keep loggers silent: the loader lists the heads, which no backbone file fills, and `_check_tensors`
+    looks closer.
+    """
     loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -144,9 +146,7 @@ def _check_tensors(target: str, detector: Any, expected: Mapping[str, Tensor]) -
     wrong = [name for name in found if name not in expected or not torch.equal(found[name], expected[name])]
     lost = sorted(expected.keys() - found.keys())
     if wrong or lost:
-        raise UserError(
-            f"{target}: {len(wrong) + len(lost)} tensors did not land: {', '.join((wrong + lost)[:4])}"
-        )
+        raise UserError(f"{target}: {len(wrong) + len(lost)} tensors did not land: {', '.join((wrong + lost)[:4])}")
 
 
 def _compare(target: str, source: ResNet, detector: Any, pixels: Pixels) -> str:
@@ -158,9 +158,7 @@ def _compare(target: str, source: ResNet, detector: Any, pixels: Pixels) -> str:
         with torch.no_grad():
             for stage, (one, other) in _features(target, source, detector, images, pixels).items():
                 if one.shape != other.shape:
-                    raise UserError(
-                        f"{target}: {stage} is of shape {tuple(other.shape)}, not {tuple(one.shape)}"
-                    )
+                    raise UserError(f"{target}: {stage} is of shape {tuple(other.shape)}, not {tuple(one.shape)}")
                 largest[stage] = max(largest[stage], float((one - other).abs().max()))
                 scale[stage] = max(scale[stage], float(one.abs().max()))
     text = "  ".join(f"{stage} {value:.1e}" for stage, value in largest.items())

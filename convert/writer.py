@@ -1,9 +1,9 @@
 """Write files whole or not at all, with the same bytes for the same weights.
 
-Detectron2 reads weights from a real pickle, `{"model": {name: float32 array}, "__author__": ..., "matching_heuristics":
-True}`. The pickle is emitted here opcode by opcode: each array goes from the mapped source straight to the disk, so that
-no second copy of the weights is held, and the bytes depend neither on Python's nor on numpy's version. Arrays are named
-by numpy 1's module, which every numpy since can load.
+Detectron2 reads weights from a real pickle, `{"model": {name: float32 array}, "__author__": ...,
+"matching_heuristics": True}`. The pickle is emitted here opcode by opcode: each array goes from the mapped
+source straight to the disk, so that no second copy of the weights is held, and the bytes depend neither on
+Python's nor on numpy's version. Arrays are named by numpy 1's module, which every numpy since can load.
 """
 
 import os
@@ -18,38 +18,52 @@ import numpy as np
 from cli.errors import UserError
 
 _ARRAY = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85C\x01b\x87R"
-_FLOAT32 = b"cnumpy\ndtype\nX\x02\x00\x00\x00f4\x89\x88\x87R(K\x03X\x01\x00\x00\x00<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+_FLOAT32 = (
+    b"cnumpy\ndtype\nX\x02\x00\x00\x00f4\x89\x88\x87R"
+    b"(K\x03X\x01\x00\x00\x00<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+)
 
 
-def write_whole(
-    path: Path, write: Callable[[BinaryIO], None], check: Callable[[Path], None] | None = None
+def write_together(
+    writers: Mapping[Path, Callable[[BinaryIO], None]],
+    check: Callable[[Mapping[Path, Path]], None] | None = None,
 ) -> None:
-    """Have `write` fill a file beside `path`, `check` it, and only then put it in place.
+    """Fill files beside their places, check them, and only then put them in place.
 
-    The file is on the disk before it takes its name, and the name changes hands in one step: whatever happens, `path`
-    holds the old content or the new, never a part.
+    Every file is on the disk before the first one takes its name, and a name changes hands in one step:
+    whatever happens, a path holds its old content or the new, never a part.
+
+    Args:
+        writers: for each path, what fills it; they take their names in this order.
+        check: called with {path: where its content lies now} before that; what it raises leaves every path as
+            it was.
 
     Raises:
-        UserError: the folder does not exist or cannot be written, or the disk is full.
+        UserError: a folder does not exist or cannot be written, or the disk is full.
     """
-    if not path.parent.is_dir():
-        raise UserError(f"the folder {path.parent} does not exist; make it first")
-    # The suffix stays, because Detectron2 goes by it when the check loads the file.
-    aside = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+    # The suffix stays, because Detectron2 goes by it when a check loads the file.
+    aside = {path: path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}") for path in writers}
     try:
-        with aside.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
+        for path, write in writers.items():
+            if not path.parent.is_dir():
+                raise UserError(f"the folder {path.parent} does not exist; make it first")
+            with aside[path].open("wb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
         if check is not None:
             check(aside)
-        os.replace(aside, path)
-        _sync_folder(path.parent)
+        for path, content in aside.items():
+            os.replace(content, path)
+            _sync_folder(path.parent)
     except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
+        raise UserError(
+            f"{error.filename or next(iter(writers))} cannot be written: {error.strerror or error}"
+        ) from error
     finally:
-        with suppress(OSError):
-            aside.unlink()
+        for content in aside.values():
+            with suppress(OSError):
+                content.unlink()
 
 
 def _sync_folder(folder: Path) -> None:
@@ -66,8 +80,8 @@ def write_detectron2(file: BinaryIO, tensors: Mapping[str, np.ndarray], author: 
 
     Args:
         file: where to.
-        tensors: float32 arrays by Detectron2's short names (`stem.conv1.weight`, `res2.0...`); a callable mapping may
-            make them on access, as each is read once.
+        tensors: float32 arrays by Detectron2's short names (`stem.conv1.weight`, `res2.0...`); a callable
+            mapping may make them on access, as each is read once.
         author: who made the weights; Detectron2 takes a file without it for one of Caffe2.
     """
     file.write(b"\x80\x03}(" + _text("model") + b"}(")
