@@ -14,11 +14,10 @@ from detection.report_runs import PRETRAIN, Run
 
 BASELINE = "random"
 WHERE_KEYS = {"OUTPUT_DIR"}  # config keys that only say where a run's files are
-REPEAT_KEYS = {
-    "SEED",
-    "MODEL.WEIGHTS",
-    "DATASETS.FRACTION_SEED",
-}  # may differ between repetitions of one thing
+REPEAT_KEYS = {  # may differ between repetitions of one thing: chance, origin of the weights, machine, bookkeeping
+    *("SEED", "DATASETS.FRACTION_SEED", "MODEL.WEIGHTS", "MODEL.DEVICE", "DATALOADER.NUM_WORKERS"),
+    *("DATA.ROOT", "DATA.WORKERS", "LOG.PERIOD", "SOLVER.CHECKPOINT_PERIOD", "TEST.EVAL_PERIOD"),
+}
 
 
 @dataclass(frozen=True)
