@@ -82,7 +82,7 @@ def keys(config: CfgNode, prefix: str = "") -> Iterator[str]:
 
 def _read(path: Path) -> Mapping[str, Any]:
     try:
-        return CfgNode.load_yaml_with_base(str(path))
+        values = CfgNode.load_yaml_with_base(str(path))
     except yaml.YAMLError as error:
         where = getattr(error, "problem_mark", None)
         raise UserError(f"{path}: not valid YAML{f' at line {where.line + 1}' if where else ''}") from error
@@ -90,6 +90,9 @@ def _read(path: Path) -> Mapping[str, Any]:
         raise UserError(f"{path}: its _BASE_ {error.filename} does not exist") from error
     except (OSError, UnicodeDecodeError, AttributeError, TypeError, AssertionError) as error:
         raise UserError(f"{path}: cannot be read as a config (a mapping of keys to values): {error}") from error
+    if not isinstance(values, Mapping):
+        raise UserError(f"{path}: cannot be read as a config: it is no mapping of keys to values")
+    return values
 
 
 def _literal(text: str) -> Any:
@@ -120,5 +123,6 @@ def _fit(default: Any, value: Any, key: str, source: str) -> Any:
             value = [_fit(default[0], element, f"{key}[{i}]", source) for i, element in enumerate(value)]
         return type(default)(value)
     raise UserError(
-        f"{source}: {key} must be of type {type(default).__name__} like {default!r}, not {type(value).__name__} {value!r}"
+        f"{source}: {key} must be of type {type(default).__name__} like {default!r}, "
+        f"not {type(value).__name__} {value!r}"
     )

@@ -4,7 +4,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 
 class UserError(Exception):
@@ -12,9 +12,14 @@ class UserError(Exception):
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse whose complaints are `UserError`s, so that they too come out as one line."""
+    """argparse whose complaints are `UserError`s, and where options may stand before, between or after the rest."""
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> argparse.Namespace:  # type: ignore[override]
+        """Parse; `KEY VALUE --option KEY VALUE` is as good as `--option KEY VALUE KEY VALUE`."""
+        return self.parse_intermixed_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
+        """Called by argparse for a command line that it cannot take."""
         raise UserError(f"{message}; `{self.prog} --help` shows the usage")
 
 

@@ -21,7 +21,7 @@ BLUR_RADIUS = 6  # pixels: three standard deviations of the widest blur, 2 pixel
 def augment(images: Tensor, params: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """Apply to each image the operations that its parameters name, in the order of torchvision's usual chain.
 
-    Which images an operation touches is worked out on the CPU, where the parameters are, so that a GPU is never waited for.
+    Which images an operation touches is worked out on the CPU, where the parameters are: a GPU is never waited for.
 
     Args:
         images: (N, 3, H, W) uint8, on the training device.

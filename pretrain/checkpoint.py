@@ -1,7 +1,7 @@
 """The checkpoint format, and its safe keeping.
 
 A run directory holds `checkpoints/step_XXXXXXXXX.pt`, each with a `.sha256` beside it, and `checkpoints/last.pt`, a
-link to the newest. A checkpoint is one dictionary of tensors and plain values, so that it loads with `weights_only=True`:
+link to the newest. A checkpoint is one dictionary of tensors and plain values, and so loads with `weights_only=True`:
 
     format     "corinfomax-pretrain"; "corinfomax-finetune" for a network trained with labels, "corinfomax-linear" for
                heads on a frozen encoder, which is not in the file
@@ -64,7 +64,9 @@ def save(run: Path, state: dict[str, Any]) -> Path:
         _sync(folder)
     except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
         aside.unlink(missing_ok=True)
-        raise UserError(f"cannot save {path}: {error}; earlier checkpoints are untouched, --resume continues there") from error
+        raise UserError(
+            f"cannot save {path}: {error}; earlier checkpoints are untouched, --resume continues there"
+        ) from error
     for old in _saved(run)[KEEP:]:
         old.unlink(missing_ok=True)
         old.with_suffix(".sha256").unlink(missing_ok=True)
@@ -107,7 +109,9 @@ def load(path: Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises half a dozen kinds for files that are no checkpoints
-        raise UserError(f"{path} is not a checkpoint: {str(error).splitlines()[0] if str(error) else type(error).__name__}") from error
+        raise UserError(
+            f"{path} is not a checkpoint: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+        ) from error
     if not isinstance(state, dict) or state.get("format") not in (PRETRAIN, FINETUNE, LINEAR):
         raise UserError(f"{path} is not a checkpoint of this project; convert/to_d2.py reads those of others")
     if state["version"] != VERSION:
@@ -144,8 +148,8 @@ def fill(module: nn.Module, tensors: dict[str, Tensor], source: Path) -> None:
     if absent or unknown or wrong:
         examples = ", ".join((absent + unknown + wrong)[:3])
         raise UserError(
-            f"{source} is of another architecture: {len(absent)} tensors absent, {len(unknown)} unknown, {len(wrong)} of "
-            f"another shape ({examples}, ...); check ENCODER.NAME and ENCODER.STEM"
+            f"{source} is of another architecture: {len(absent)} tensors absent, {len(unknown)} unknown, {len(wrong)} "
+            f"of another shape ({examples}, ...); check ENCODER.NAME and ENCODER.STEM"
         )
     module.load_state_dict(tensors)
 

@@ -53,13 +53,13 @@ class _LogDeterminant(torch.autograd.Function):
         return torch.where(info == 0, value, torch.nan)
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> Tensor:
         (factor,) = ctx.saved_tensors  # type: ignore[attr-defined]
         return gradient[..., None, None] * torch.cholesky_inverse(factor)  # d logdet(R) = tr(R^-1 dR), R symmetric
 
 
 def log_determinant(matrices: Tensor) -> Tensor:
-    """log det by Cholesky of symmetric matrices (..., P, P) -> (...). NaN where one is not positive definite."""
+    """Log det by Cholesky of symmetric matrices (..., P, P) -> (...). NaN where one is not positive definite."""
     return _LogDeterminant.apply(matrices)
 
 
@@ -117,8 +117,8 @@ class CorInfoMaxLoss(nn.Module):
     def forward(self, z1: Tensor, z2: Tensor) -> Terms:
         """Update the running estimates with a batch and return the loss.
 
-        In eval mode the loss is computed in the same way and the estimates stay as they were. Gradients flow through the
-        updated mean and covariance; the old estimates carry none.
+        In eval mode the loss is computed in the same way and the estimates stay as they were. Gradients flow through
+        the updated mean and covariance; the old estimates carry none.
 
         Args:
             z1: (N, P) embeddings of the first views, unit length, any float dtype. With several processes this

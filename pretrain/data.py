@@ -34,8 +34,15 @@ UNLABELED = -1
 class Source(Protocol):
     """Images by index, with their labels: `UNLABELED` where there are none."""
 
-    labels: Sequence[int]
-    classes: Sequence[str]
+    @property
+    def labels(self) -> Sequence[int]:
+        """The class of each image, as an index of `classes`."""
+        ...
+
+    @property
+    def classes(self) -> Sequence[str]:
+        """Class names."""
+        ...
 
     def __len__(self) -> int: ...
 

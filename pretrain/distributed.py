@@ -71,7 +71,7 @@ class _AllReduceSum(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> Tensor:
         # Each process's loss depends on the sum, so each sends a gradient to every process's summand.
         gradient = gradient.clone()
         dist.all_reduce(gradient)

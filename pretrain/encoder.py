@@ -9,7 +9,7 @@ STEMS = ("imagenet", "cifar")
 
 
 def build_encoder(name: str, stem: str) -> nn.Module:
-    """A torchvision ResNet without its classifier: images (N, 3, H, W) -> features (N, `feature_dim`).
+    """A torchvision ResNet without its classifier: images (N, 3, H, W) -> features (N, F), see `feature_dim`.
 
     Args:
         name: one of `ENCODERS`.
@@ -17,13 +17,17 @@ def build_encoder(name: str, stem: str) -> nn.Module:
             32 pixels: a 3x3 convolution with stride 1 and no max-pooling (thesis B.2.1).
     """
     encoder = getattr(torchvision.models, name)(weights=None)
-    encoder.feature_dim = encoder.fc.in_features
     encoder.fc = nn.Identity()
     if stem == "cifar":
         encoder.conv1 = nn.Conv2d(3, 64, kernel_size=3, stride=1, padding=1, bias=False)
         nn.init.kaiming_normal_(encoder.conv1.weight, mode="fan_out", nonlinearity="relu")
         encoder.maxpool = nn.Identity()
     return encoder
+
+
+def feature_dim(name: str) -> int:
+    """F, the dimension of an encoder's features."""
+    return 512 if name in ("resnet18", "resnet34") else 2048
 
 
 def build_projector(in_dim: int, dims: list[int]) -> nn.Sequential:

@@ -183,7 +183,11 @@ def train(
         terms = trainer.step(step, batch)
         if (step + 1) % log_period == 0 or step + 1 == last_step:
             values = {name: term.item() for name, term in zip(Terms._fields, terms, strict=True)}
-            values |= {"learning_rate": trainer.learning_rate(step), "epoch": (step + 1) / steps_per_epoch, **meter.read()}
+            values |= {
+                "learning_rate": trainer.learning_rate(step),
+                "epoch": (step + 1) / steps_per_epoch,
+                **meter.read(),
+            }
             meter = Meter()
             if metrics:
                 metrics.write(step, values)
@@ -215,5 +219,6 @@ def report_unreadable(batch: Batch, known: set[str], allowed: float) -> None:
             logger.warning("unreadable, replaced by the next image: %s", message)
     if len(known) > max(allowed, 1):
         raise UserError(
-            f"{len(known)} images cannot be read, more than DATA.MAX_UNREADABLE allows; the last: {batch.unreadable[-1]}"
+            f"{len(known)} images cannot be read, more than DATA.MAX_UNREADABLE allows; the last: "
+            f"{batch.unreadable[-1]}"
         )

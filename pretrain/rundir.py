@@ -25,7 +25,9 @@ MAY_CHANGE = {
     "PROBE.MAX_TRAIN",
 }
 logger = logging.getLogger("pretrain")
-_locks: list[IO[str]] = []  # open for as long as the process lives; the system releases them, even after a kill
+# Open for as long as the process lives. Record locks, since they die with this very process: others are inherited by
+# the loader's workers, which outlive a killed run for some seconds and would keep the next one out.
+_locks: list[IO[str]] = []
 
 
 def open_run(output: Path, config: CfgNode, resume: bool) -> dict[str, Any] | None:
@@ -39,7 +41,9 @@ def open_run(output: Path, config: CfgNode, resume: bool) -> dict[str, Any] | No
             configuration differs from that of the checkpoint in something that changes the result.
     """
     if checkpoint.exists(output) and not resume:
-        raise UserError(f"{output} holds the checkpoints of a run; add --resume to go on with it, or choose another --output")
+        raise UserError(
+            f"{output} holds the checkpoints of a run; add --resume to go on with it, or choose another --output"
+        )
     if distributed.is_main():
         try:
             output.mkdir(parents=True, exist_ok=True)
@@ -66,8 +70,8 @@ def plain(config: CfgNode) -> dict[str, Any]:
 def _lock(output: Path) -> None:
     file = (output / ".lock").open("w")
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError) as error:
         raise UserError(f"another process is running in {output}; wait for it, or choose another --output") from error
     _locks.append(file)
 

@@ -25,7 +25,7 @@ from pretrain import checkpoint, distributed, engine
 from pretrain.config import build_recipes, get_defaults, resolve_precision, validate
 from pretrain.corinfomax import CorInfoMaxLoss
 from pretrain.data import build_source
-from pretrain.encoder import SiameseNetwork, build_encoder, build_projector
+from pretrain.encoder import SiameseNetwork, build_encoder, build_projector, feature_dim
 from pretrain.loader import ShuffledBatches, build_loader, check_batch
 from pretrain.metrics import Metrics
 from pretrain.probe import OnlineProbe
@@ -108,7 +108,7 @@ def pretrain(config: CfgNode, output: Path, resume: bool, device: torch.device) 
 def build_parts(config: CfgNode, device: torch.device) -> dict[str, Any]:
     """What a checkpoint holds the state of: `network`, `criterion` and `optimizer`."""
     encoder = build_encoder(config.ENCODER.NAME, config.ENCODER.STEM)
-    network = SiameseNetwork(encoder, build_projector(encoder.feature_dim, list(config.PROJECTOR.DIMS)))
+    network = SiameseNetwork(encoder, build_projector(feature_dim(config.ENCODER.NAME), list(config.PROJECTOR.DIMS)))
     network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     criterion = CorInfoMaxLoss(
         dim=config.PROJECTOR.DIMS[-1],

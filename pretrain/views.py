@@ -67,10 +67,10 @@ def random_stream(seed: int, epoch: int, index: int, view: int) -> np.random.Gen
 
 def draw_crop(recipe: ViewRecipe, rng: np.random.Generator, height: int, width: int) -> tuple[int, int, int, int]:
     """(top, left, height, width) of a random crop, distributed as torchvision's RandomResizedCrop."""
-    log_ratio = [math.log(bound) for bound in recipe.crop_ratio]
+    flattest, tallest = (math.log(bound) for bound in recipe.crop_ratio)
     for _ in range(10):
         area = height * width * rng.uniform(*recipe.crop_scale)
-        ratio = math.exp(rng.uniform(*log_ratio))
+        ratio = math.exp(rng.uniform(flattest, tallest))
         w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:
             return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
@@ -139,7 +139,12 @@ class ViewDataset(Dataset):
     """
 
     def __init__(
-        self, source: Source, size: int, recipes: Sequence[ViewRecipe], seed: int = 0, crop_ratio: float = 256 / 224
+        self,
+        source: Source,
+        size: int,
+        recipes: Sequence[ViewRecipe],
+        seed: int = 0,
+        crop_ratio: float = 256 / 224,
     ) -> None:
         self.source = source
         self.size = size

@@ -1,0 +1,53 @@
+"""Fixtures shared by all tests."""
+
+import os
+import socket
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cli.errors import UserError
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+torch.set_num_threads(1)  # tiny tensors: threads would only wait for each other
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of small JPEGs of mixed sizes with train/ and val/, two classes each: colour ramps and noise."""
+    root = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 12), ("val", 4)):
+        for number, name in enumerate(("circle", "square")):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                height, width = rng.integers(24, 60, 2)
+                ramp = np.linspace(0, 200, width)[None, :, None] * np.array([1, 0.5, number])
+                pixels = ramp + rng.normal(30, 15, (height, width, 3))
+                Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f"{i:02d}.jpg")
+    return root
+
+
+@pytest.fixture
+def error_of() -> Callable[[Callable[[Sequence[str]], None], Sequence[str]], str]:
+    """Run an entry point's `main`, expect a `UserError`, and return its message."""
+
+    def run(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> str:
+        with pytest.raises(UserError) as caught:
+            main(list(argv))
+        return str(caught.value)
+
+    return run
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A loopback port that nothing listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]

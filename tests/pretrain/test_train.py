@@ -1,0 +1,121 @@
+"""`python pretrain/train.py` from the outside: a whole run, resume, several processes, and bad input."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from pretrain import checkpoint, train
+
+TINY = [
+    *("DATA.NAME", "folder", "DATA.IMAGE_SIZE", "32", "DATA.WORKERS", "0", "PROJECTOR.DIMS", "[16, 8]"),
+    *("TRAIN.BATCH_SIZE", "8", "TRAIN.EPOCHS", "2", "TRAIN.PRECISION", "float32", "LOG.PERIOD", "1"),
+]
+SCRIPT = Path(train.__file__)
+
+
+def arguments(photos: Path, output: Path, *more: str) -> list[str]:
+    return ["--config", "shapes_R18", "--output", str(output), *more, *TINY, "DATA.ROOT", str(photos)]
+
+
+@pytest.fixture(scope="module")
+def finished(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("whole")
+    train.main(arguments(photos, output))
+    return output
+
+
+def log_lines(run: Path) -> list[dict]:
+    lines = [json.loads(line) for line in (run / "metrics.json").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in ("images_per_second", "data_share")} for line in lines]
+
+
+def test_a_run_leaves_what_others_need(finished: Path) -> None:
+    lines = log_lines(finished)
+    assert [line["iteration"] for line in lines] == list(range(6))
+    assert set(lines[0]) == {"iteration", "total", "big_bang", "attraction", "learning_rate", "epoch"}
+    assert lines[0]["total"] == pytest.approx(lines[0]["big_bang"] + 250 * lines[0]["attraction"], rel=1e-6)
+    state = checkpoint.load(finished / "checkpoints" / "last.pt")
+    assert set(state) == {"format", "version", "model", "objective", "optimizer", "position", "config"}
+    assert state["position"] == {"epoch": 2, "step": 6}
+    exported = checkpoint.load_encoder(finished / "encoder.safetensors")
+    assert all(torch.equal(exported[name], state["model"][f"encoder.{name}"]) for name in exported)
+    assert len(exported) == 120  # ResNet-18: 20 convolutions and 20 x 5 of BatchNorm
+    assert (finished / "config.yaml").is_file()
+    assert (finished / "log.txt").is_file()
+    assert list(finished.glob("events.out.tfevents*"))
+
+
+@pytest.mark.parametrize("stop", [3, 4], ids=["between epochs", "within an epoch"])
+def test_resumed_equals_uninterrupted_bit_for_bit(finished: Path, photos: Path, tmp_path: Path, stop: int) -> None:
+    train.main([*arguments(photos, tmp_path), "TRAIN.MAX_STEPS", str(stop)])
+    with (tmp_path / "metrics.json").open("a") as file:  # as if killed after the checkpoint, in the middle of a line
+        file.write('{"iteration": 5, "total": 1.0}\n{"iterat')
+    train.main(arguments(photos, tmp_path, "--resume"))
+    whole, resumed = (checkpoint.load(run / "checkpoints" / "last.pt") for run in (finished, tmp_path))
+    assert resumed["position"] == whole["position"]
+    for part in ("model", "objective"):
+        assert all(torch.equal(resumed[part][name], tensor) for name, tensor in whole[part].items())
+    momenta = [s["optimizer"]["state"] for s in (whole, resumed)]
+    assert all(torch.equal(momenta[1][i]["momentum_buffer"], momenta[0][i]["momentum_buffer"]) for i in momenta[0])
+    assert log_lines(tmp_path) == log_lines(finished)
+
+
+def test_resume_refuses_what_would_change_the_result(
+    finished: Path, photos: Path, error_of: Callable, tmp_path: Path
+) -> None:
+    again = arguments(photos, finished)
+    assert "add --resume" in error_of(train.main, again)
+    message = error_of(train.main, [*again, "--resume", "TRAIN.LR", "0.1"])
+    assert "TRAIN.LR: 0.5 then, 0.1 now" in message
+    train.main([*again, "--resume", "DATA.WORKERS", "1"])  # nothing is left to do, and workers change nothing
+    assert log_lines(finished)[-1]["iteration"] == 5
+
+
+def test_two_processes_share_the_work(photos: Path, tmp_path: Path, free_port: int) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port}"]
+    arguments_ = [str(SCRIPT), *arguments(photos, tmp_path), "TRAIN.MAX_STEPS", "2"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*command, *arguments_], capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert [line["iteration"] for line in log_lines(tmp_path)] == [0, 1]
+    assert "2 cpu process(es)" in (tmp_path / "log.txt").read_text()
+
+
+def test_online_probe(photos: Path, tmp_path: Path) -> None:
+    train.main([*arguments(photos, tmp_path), "PROBE.EVERY", "1", "TRAIN.MAX_STEPS", "3"])
+    assert 0 <= json.loads((tmp_path / "metrics.json").read_text().splitlines()[-1])["knn_top1"] <= 100
+
+
+def test_bad_input_is_named(photos: Path, tmp_path: Path, error_of: Callable) -> None:
+    run = tmp_path / "run"
+    for more, message in [
+        (["DATA.ROOT", str(tmp_path / "gone")], "gone does not exist"),
+        (["DATA.ROOT", str(tmp_path)], "there is no image below"),
+        (["TRAIN.BATCH_SIZE", "64"], "the dataset has 24 images"),
+        (["TRAIN.EPOHCS", "3"], "did you mean 'TRAIN.EPOCHS'"),
+        (["--confg", "x"], "unrecognized arguments"),
+    ]:
+        assert message in error_of(train.main, [*arguments(photos, run), *more])
+    flat = photos / "train" / "circle"
+    assert "train does not exist" in error_of(train.main, [*arguments(flat, run), "PROBE.EVERY", "1"])
+    assert not list(tmp_path.rglob("*.pt"))
+
+
+def test_output_that_is_a_file(photos: Path, tmp_path: Path, error_of: Callable) -> None:
+    (tmp_path / "file").write_text("")
+    assert "cannot write the run directory" in error_of(train.main, arguments(photos, tmp_path / "file"))
+
+
+def test_one_line_and_status_two(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), "TRAIN.LR", "fast"], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode == 2
+    assert done.stderr == "error: the command line: TRAIN.LR must be of type float like 0.5, not str 'fast'\n"
+    assert done.stdout == ""
