@@ -61,9 +61,7 @@ class Frozen:
         return self._fresh(source, batches, recipe)
 
     @torch.no_grad()
-    def _fresh(
-        self, source: Source, batches: ShuffledBatches, recipe: ViewRecipe
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    def _fresh(self, source: Source, batches: ShuffledBatches, recipe: ViewRecipe) -> Iterator[tuple[Tensor, Tensor]]:
         for images, labels in image_batches(source, self.pipeline, batches, recipe):
             with torch.autocast(images.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
                 features = self.encoder(images)
@@ -75,16 +73,12 @@ class Frozen:
         cache = []
         for view in range(views):
             title = f"features of view {view + 1} of {views}"
-            features, labels = self.features_of_all(
-                source, title, recipe=recipe, seed=batches.seed, epoch=view
-            )
+            features, labels = self.features_of_all(source, title, recipe=recipe, seed=batches.seed, epoch=view)
             cache.append(features.to(self.pipeline.device))
         return _from_cache(cache, labels.to(self.pipeline.device), batches)
 
 
-def _from_cache(
-    cache: Sequence[Tensor], labels: Tensor, batches: ShuffledBatches
-) -> Iterator[tuple[Tensor, Tensor]]:
+def _from_cache(cache: Sequence[Tensor], labels: Tensor, batches: ShuffledBatches) -> Iterator[tuple[Tensor, Tensor]]:
     for batch in batches:
         epoch = batch[0][0]
         indices = torch.tensor([index for _, index in batch], device=labels.device)

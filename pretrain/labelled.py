@@ -62,9 +62,7 @@ def build_labelled_splits(name: str, root: str) -> tuple[Source, Source]:
             f"{', '.join(map(repr, odd[:3]))} {'is' if len(odd) == 1 else 'are'} in one of them only; check DATA.ROOT"
         )
     if len(train.classes) < 2:
-        raise UserError(
-            f"{name} {root} has one class only, {train.classes[0]!r}; a classifier needs two or more"
-        )
+        raise UserError(f"{name} {root} has one class only, {train.classes[0]!r}; a classifier needs two or more")
     return train, val
 
 
@@ -134,6 +132,4 @@ def _fetch(url: str) -> bytes:
         with urllib.request.urlopen(url, timeout=30) as answer:
             return answer.read()
     except (urllib.error.URLError, OSError, ValueError) as error:
-        raise UserError(
-            f"cannot fetch {url} ({error}); download it, and name the file with DATA.LIST"
-        ) from error
+        raise UserError(f"cannot fetch {url} ({error}); download it, and name the file with DATA.LIST") from error

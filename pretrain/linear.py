@@ -2,7 +2,7 @@
 
     python pretrain/linear.py --weights output/shapes_R18                 a run directory, checkpoint or safetensors
     python pretrain/linear.py --weights random                            the encoder untrained, to compare with
-    torchrun --nproc_per_node 8 pretrain/linear.py --config imagenet1k_R50 --weights encoder.safetensors DATA.ROOT /imagenet
+    torchrun --nproc_per_node 8 pretrain/linear.py --config imagenet1k_R50 --weights W DATA.ROOT /imagenet
 
 The run directory gets config.yaml, log.txt, metrics.json, TensorBoard events, the heads' checkpoints, and in the end
 results.json. An interrupted run goes on with the same command and --resume.
@@ -26,7 +26,6 @@ from pretrain.features import accuracy, knn_accuracy, merge_neighbours, nearest
 from pretrain.frozen import Frozen
 from pretrain.labelled import build_labelled_splits
 from pretrain.loader import check_batch
-from pretrain.metrics import Metrics
 from pretrain.probe import build_pipeline
 from pretrain.protocol import get_linear_defaults, validate_linear
 from pretrain.results import write_results
@@ -61,24 +60,16 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def build_parser() -> ArgumentParser:
     """The command line."""
-    parser = ArgumentParser(
-        prog="pretrain/linear.py", description="Linear and kNN accuracy of a frozen encoder."
-    )
-    parser.add_argument(
-        "--weights", required=True, help="checkpoint, run directory, safetensors, or `random`"
-    )
+    parser = ArgumentParser(prog="pretrain/linear.py", description="Linear and kNN accuracy of a frozen encoder.")
+    parser.add_argument("--weights", required=True, help="checkpoint, run directory, safetensors, or `random`")
     parser.add_argument("--config", default="shapes_R18", help="a recipe in configs/linear, or a yaml file")
     parser.add_argument("--output", default="", help="the run directory; output/linear_<config> by default")
-    parser.add_argument(
-        "--resume", action="store_true", help="go on where the run directory's last checkpoint is"
-    )
+    parser.add_argument("--resume", action="store_true", help="go on where the run directory's last checkpoint is")
     parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="config keys to change")
     return parser
 
 
-def judge(
-    config: CfgNode, weights: EncoderWeights, output: Path, resume: bool, device: torch.device
-) -> dict[str, Any]:
+def judge(config: CfgNode, weights: EncoderWeights, output: Path, resume: bool, device: torch.device) -> dict[str, Any]:
     """Evaluate an encoder as the configuration says, in a run directory. Returns what was found."""
     train, val = build_labelled_splits(config.DATA.NAME, config.DATA.ROOT)
     check_batch(len(train), config.TRAIN.BATCH_SIZE, distributed.world_size())
@@ -89,14 +80,13 @@ def judge(
     if start and start["encoder_sha256"] != before:
         raise UserError(f"{output} is the evaluation of another encoder; choose another --output")
     encoder = encoder.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)  # type: ignore[call-overload]
-    frozen = Frozen(
-        encoder, build_pipeline(config, device), resolve_precision(config.TRAIN.PRECISION, device)
-    )
+    frozen = Frozen(encoder, build_pipeline(config, device), resolve_precision(config.TRAIN.PRECISION, device))
     logger.info("%s (%s), %d and %d images", weights.source, config.ENCODER.NAME, len(train), len(val))
 
     val_features = frozen.features_of_all(val, "features of the validation images")
     results = judge_neighbours(config, frozen, train, val_features) if config.KNN.K else {}
-    results |= judge_linear(config, frozen, train, val_features, start, before, output)
+    record = {"format": checkpoint.LINEAR, "config": plain(config), "encoder_sha256": before}
+    results |= judge_linear(config, frozen, train, val_features, start, record, output)
     if fingerprint(encoder) != before:
         raise EncoderChanged("the evaluation has changed the encoder: a defect, please report it")
     return {
@@ -137,10 +127,15 @@ def judge_linear(
     train: Source,
     val_features: tuple[Tensor, Tensor],
     start: dict[str, Any] | None,
-    encoder_sha256: str,
+    record: Mapping[str, Any],
     output: Path,
 ) -> dict[str, Any]:
-    """Accuracy of linear classifiers: trained on random views of the training images, one for each learning rate."""
+    """Accuracy of linear classifiers: trained on random views of the training images, one for each learning rate.
+
+    Args:
+        start: the checkpoint to go on from.
+        record: what a checkpoint says of the run.
+    """
     rates = list(config.LINEAR.LR)
     device = frozen.pipeline.device
     torch.manual_seed(config.SEED)
@@ -152,33 +147,23 @@ def judge_linear(
     span = supervised.build_span(len(train), config, start)
     batches = supervised.training_batches(len(train), span, config.TRAIN.BATCH_SIZE, config.SEED)
     recipe = ViewRecipe(crop_scale=tuple(config.AUGMENT.CROP_SCALE), flip=config.AUGMENT.FLIP)
-    metrics = Metrics(output, span.first) if distributed.is_main() else None
 
-    def end_epoch(epoch: int, step: int) -> None:
-        if not metrics:
-            return
-        metrics.write(step - 1, dict(_by_head(rates, _accuracies(heads, val_features))))
-        state = {
-            "format": checkpoint.LINEAR,
-            "model": {f"head.{name}": tensor for name, tensor in heads.state_dict().items()},
-            "optimizer": learner.optimizer.state_dict(),
-            "position": {"epoch": epoch, "step": step},
-            "config": plain(config),
-            "encoder_sha256": encoder_sha256,
-        }
-        checkpoint.save(output, state)
+    def measure() -> dict[str, float]:
+        return dict(_by_head(rates, _accuracies(heads, val_features)))
 
-    supervised.train(
+    def state() -> dict[str, Any]:
+        return {**record, "model": {f"head.{name}": tensor for name, tensor in heads.state_dict().items()}}
+
+    supervised.fit(
         learner,
         frozen.batches(train, batches, recipe, config.LINEAR.CACHED_VIEWS),
         span,
+        output=output,
         log_period=config.LOG.PERIOD,
         names=[name for name, _ in _by_head(rates, [{"loss": 0.0} for _ in rates])],
-        metrics=metrics,
-        end_epoch=end_epoch,
+        measure=measure,
+        state=state,
     )
-    if metrics:
-        metrics.close()
     return summarise(rates, _accuracies(heads, val_features))
 
 
@@ -219,11 +204,7 @@ def _accuracies(heads: supervised.LinearHeads, val_features: tuple[Tensor, Tenso
 def _by_head(rates: Sequence[float], values: Sequence[Mapping[str, float]]) -> list[tuple[str, float]]:
     """Names for metrics.json: the plain ones for a single head, else with the learning rate."""
     suffixes = [""] if len(rates) == 1 else [f"_lr{rate:g}" for rate in rates]
-    return [
-        (key + suffix, value)
-        for suffix, row in zip(suffixes, values, strict=True)
-        for key, value in row.items()
-    ]
+    return [(key + suffix, value) for suffix, row in zip(suffixes, values, strict=True) for key, value in row.items()]
 
 
 def cli() -> NoReturn:

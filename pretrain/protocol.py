@@ -20,9 +20,7 @@ def get_linear_defaults() -> CfgNode:
     c.LINEAR = CfgNode()
     c.LINEAR.LR = [0.2]  # thesis B.2; several: heads trained side by side, the best of them is reported
     c.LINEAR.GAMMA = 0.1  # at each of TRAIN.MILESTONES, where TRAIN.SCHEDULE is step
-    c.LINEAR.CACHED_VIEWS = (
-        0  # features of so many augmented views, computed once; 0: fresh views in every epoch
-    )
+    c.LINEAR.CACHED_VIEWS = 0  # features of so many augmented views, computed once; 0: fresh views in every epoch
     c.KNN = CfgNode()
     c.KNN.K = [20, 10, 100, 200]  # the first is the one reported in short; none: no kNN
     c.KNN.TEMPERATURE = 0.07
@@ -71,9 +69,7 @@ def _common() -> CfgNode:
     c.TRAIN.MOMENTUM = 0.9
     c.TRAIN.WEIGHT_DECAY = 0.0
     c.TRAIN.SCHEDULE = "cosine"  # or step
-    c.TRAIN.FINAL = (
-        0.01  # of the cosine, as a share of the learning rate it starts with (thesis: 0.2 to 0.002)
-    )
+    c.TRAIN.FINAL = 0.01  # of the cosine, as a share of the learning rate it starts with (thesis: 0.2 to 0.002)
     c.TRAIN.MILESTONES = [20, 40, 60, 80]  # epochs, of the step schedule
     c.TRAIN.PRECISION = "auto"  # of the encoder: float32, bfloat16, or auto
     c.TRAIN.MAX_STEPS = 0  # stop after so many; 0: no bound
@@ -103,9 +99,7 @@ def validate_finetune(config: CfgNode) -> None:
     if config.DATA.LIST_URL and not config.DATA.LIST_SHA256:
         raise UserError("DATA.LIST_URL needs DATA.LIST_SHA256, so that what is fetched can be checked")
     if config.DATA.FRACTION < 1 and (config.DATA.LIST or config.DATA.LIST_URL):
-        raise UserError(
-            "this config takes its training images from a list (DATA.LIST); --fraction would be ignored"
-        )
+        raise UserError("this config takes its training images from a list (DATA.LIST); --fraction would be ignored")
     for key in ("FINETUNE.ENCODER_LR", "FINETUNE.HEAD_LR"):
         in_range(config, key, 0)
     for key in ("FINETUNE.ENCODER_GAMMA", "FINETUNE.HEAD_GAMMA"):

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from cli.errors import UserError
-from pretrain import distributed
+from pretrain import checkpoint, distributed
 from pretrain.augment import augment
 from pretrain.data import Source
 from pretrain.engine import Meter, read_batches, report_unreadable
@@ -101,9 +102,7 @@ def wrap(model: nn.Module, device: torch.device) -> nn.Module:
     """The model for several processes, where there are several: gradients averaged, BatchNorm over all of them."""
     if distributed.world_size() == 1:
         return model
-    if (
-        device.type == "cuda"
-    ):  # torch has no SyncBatchNorm for the CPU: there each process has its own statistics
+    if device.type == "cuda":  # torch has no SyncBatchNorm for the CPU: there each process has its own statistics
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     return DistributedDataParallel(model, broadcast_buffers=False)
 
@@ -130,9 +129,7 @@ def build_span(count: int, config: CfgNode, start: Mapping[str, Any] | None) -> 
     """The steps of a configuration on `count` images, from a checkpoint on where there is one."""
     per_epoch = count // config.TRAIN.BATCH_SIZE
     total = per_epoch * config.TRAIN.EPOCHS
-    return Span(
-        start["position"]["step"] if start else 0, min(total, config.TRAIN.MAX_STEPS or total), per_epoch
-    )
+    return Span(start["position"]["step"] if start else 0, min(total, config.TRAIN.MAX_STEPS or total), per_epoch)
 
 
 def build_schedule(config: CfgNode, base: float, gamma: float) -> Callable[[int], float]:
@@ -149,7 +146,7 @@ def build_schedule(config: CfgNode, base: float, gamma: float) -> Callable[[int]
 
 
 def training_batches(count: int, span: Span, batch_size: int, seed: int) -> ShuffledBatches:
-    """This process's share of the batches of `count` images, as lists of (epoch, index)."""
+    """The share of this process in the batches of `count` images, as lists of (epoch, index)."""
     return ShuffledBatches(
         count,
         batch_size=batch_size,
@@ -252,6 +249,41 @@ def train(
             end_epoch((step + 1) // span.per_epoch, step + 1)
         waited_from = time.monotonic()
     progress.close()
+
+
+def fit(
+    learner: Learner,
+    batches: Iterator[tuple[Tensor, Tensor]],
+    span: Span,
+    *,
+    output: Path,
+    log_period: int,
+    names: Sequence[str],
+    measure: Callable[[], Mapping[str, float]],
+    state: Callable[[], Mapping[str, Any]],
+) -> Mapping[str, float]:
+    """Train as `train` does; after each epoch measure and save a checkpoint. Returns what was measured last.
+
+    Args:
+        output: the run directory.
+        measure: figures for metrics.json; called by every process.
+        state: what the checkpoint holds besides optimizer and position.
+    """
+    metrics = Metrics(output, span.first) if distributed.is_main() else None
+    values: Mapping[str, float] = {}
+
+    def end_epoch(epoch: int, step: int) -> None:
+        nonlocal values
+        values = measure()
+        if metrics:
+            metrics.write(step - 1, values)
+            position = {"epoch": epoch, "step": step}
+            checkpoint.save(output, {**state(), "optimizer": learner.optimizer.state_dict(), "position": position})
+
+    train(learner, batches, span, log_period=log_period, names=names, metrics=metrics, end_epoch=end_epoch)
+    if metrics:
+        metrics.close()
+    return values or measure()  # a run that was complete before has taken no step
 
 
 def check_finite(losses: Tensor, step: int) -> Tensor:

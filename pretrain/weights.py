@@ -1,6 +1,8 @@
 """The encoder under evaluation: its weights from whatever file holds them, and what the file says about them."""
 
 import hashlib
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from cli.errors import UserError
 from pretrain import checkpoint
 from pretrain.encoder import build_encoder
 
+logger = logging.getLogger("pretrain")
 RANDOM = "random"
 IMAGENET_MEAN = [0.485, 0.456, 0.406]  # RGB, of values in [0, 1]
 IMAGENET_STD = [0.229, 0.224, 0.225]
@@ -48,9 +51,7 @@ def read_weights(source: str) -> EncoderWeights:
         candidates = [path / "encoder.safetensors", path / "checkpoints" / "last.pt"]
         present = [candidate for candidate in candidates if candidate.is_file()]
         if not present:
-            raise UserError(
-                f"{path} holds no encoder.safetensors and no checkpoints/last.pt; check --weights"
-            )
+            raise UserError(f"{path} holds no encoder.safetensors and no checkpoints/last.pt; check --weights")
         path = present[0]
     if not path.is_file():
         raise UserError(f"the weights {path} do not exist; check --weights (or use `--weights random`)")
@@ -63,9 +64,7 @@ def _from_safetensors(path: Path) -> EncoderWeights:
     tensors = checkpoint.load_encoder(path)
     with safetensors.safe_open(path, framework="pt") as file:
         about = file.metadata() or {}
-    statistics = {
-        key: [float(value) for value in about[key].split(",")] for key in ("mean", "std") if about.get(key)
-    }
+    statistics = {key: [float(value) for value in about[key].split(",")] for key in ("mean", "std") if about.get(key)}
     return EncoderWeights(
         source=str(path),
         init=about.get("objective", "corinfomax"),
@@ -99,9 +98,7 @@ def _from_torchvision(path: Path) -> EncoderWeights:
     try:
         tensors = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises half a dozen kinds for files that are no checkpoints
-        raise UserError(
-            f"{path} is not a file of weights: {(str(error) or repr(error)).splitlines()[0]}"
-        ) from error
+        raise UserError(f"{path} is not a file of weights: {(str(error) or repr(error)).splitlines()[0]}") from error
     if not isinstance(tensors, dict) or "conv1.weight" not in tensors:
         raise UserError(f"{path} does not hold torchvision's names (conv1.weight, ...) at its top level")
     kept = {name: tensor for name, tensor in tensors.items() if not name.startswith("fc.")}
@@ -134,11 +131,39 @@ def settle(config: CfgNode, weights: EncoderWeights) -> CfgNode:
 
 
 def build_from(weights: EncoderWeights, name: str, stem: str) -> nn.Module:
-    """The encoder with its weights, or as initialised by torch's random state. Raises UserError where they do not fit."""
+    """The encoder with its weights, or as torch initialises it. Raises UserError where they do not fit."""
     encoder = build_encoder(name, stem)
     if weights.tensors:
         checkpoint.fill(encoder, weights.tensors, Path(weights.source))
     return encoder
+
+
+def write_encoder(
+    run: Path,
+    encoder: nn.Module,
+    *,
+    objective: str,
+    name: str,
+    stem: str,
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> None:
+    """Write a finished encoder for everyone: `encoder.safetensors` in the run directory, in torchvision's naming.
+
+    Args:
+        objective: that trained it.
+        name, stem: its architecture.
+        mean, std: pixel statistics it was trained with.
+    """
+    metadata = {
+        "objective": objective,
+        "architecture": name,
+        "stem": stem,
+        "mean": ",".join(map(str, mean)),
+        "std": ",".join(map(str, std)),
+    }
+    checkpoint.export_encoder(run / "encoder.safetensors", encoder, metadata)
+    logger.info("the encoder is in %s", run / "encoder.safetensors")
 
 
 def fingerprint(module: nn.Module) -> str:
