@@ -4,9 +4,9 @@ from collections.abc import Iterable
 
 from detection.report_groups import BASELINE
 
-# Okabe and Ito's palette, which is told apart with any colour vision; grey is left for the baseline.
-BASELINE_COLOUR = "#767676"
-INITIALISATIONS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+# Okabe and Ito's palette, which is told apart with any colour vision. Two names keep theirs from report to report.
+KNOWN = {BASELINE: "#767676", "corinfomax": "#0072b2"}
+INITIALISATIONS = ("#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 # Bright ones, since they are seen through: Tol's "bright" and what it lacks, light enough for black text.
 CLASSES = (
     *("#ffb000", "#56c8ff", "#ff6f91", "#6fe07a", "#c8a2ff"),
@@ -16,9 +16,8 @@ CLASSES = (
 
 def of_labels(labels: Iterable[str]) -> dict[str, str]:
     """A colour for each label, in the order of their first appearance."""
-    others = [label for label in dict.fromkeys(labels) if label != BASELINE]
-    chosen = {label: INITIALISATIONS[i % len(INITIALISATIONS)] for i, label in enumerate(others)}
-    return {BASELINE: BASELINE_COLOUR, **chosen}
+    others = [label for label in dict.fromkeys(labels) if label not in KNOWN]
+    return KNOWN | {label: INITIALISATIONS[i % len(INITIALISATIONS)] for i, label in enumerate(others)}
 
 
 def of_classes(ids: Iterable[int]) -> dict[int, str]:

@@ -47,12 +47,10 @@ def draw_transfer(settings: Sequence[Setting], colours: Colours, path: Path) -> 
     if not rows:
         return False
     with rc_context(STYLE):  # type: ignore[arg-type]
-        figure = Figure(figsize=(8.4, 0.35 + 2.9 * len(rows)), layout="constrained")
-        panels = figure.subplots(len(rows), 2, squeeze=False)
-        for row, setting in zip(panels, rows, strict=True):
-            name = f"  ·  {setting.name}" if len(rows) > 1 else ""
+        figure = Figure(figsize=(8.4, 0.35 + 3.0 * len(rows)), layout="constrained")
+        for row, setting in zip(_panels(figure, rows, 2, named=len(rows) > 1), rows, strict=True):
             for axes, title, first in ((row[0], "Boxes", 0), (row[1], "Masks", 3)):
-                axes.set_title(f"{title}{name}")
+                axes.set_title(title)
                 _draw_bars(axes, setting, first, colours)
             top = max(axes.get_ylim()[1] for axes in row)  # one scale, so that boxes and masks compare
             for axes in row:
@@ -62,6 +60,16 @@ def draw_transfer(settings: Sequence[Setting], colours: Colours, path: Path) -> 
         figure.legend(handles=handles, loc="outside upper right", ncols=len(handles))
         figure.savefig(path, dpi=DPI)
     return True
+
+
+def _panels(figure: Figure, rows: Sequence[Setting], columns: int, named: bool) -> list[list[Axes]]:
+    """A row of axes for each setting, under its name where rows must be told apart."""
+    panels = []
+    for part, setting in zip(figure.subfigures(len(rows), 1, squeeze=False)[:, 0], rows, strict=True):
+        if named:
+            part.suptitle(setting.name, x=0.008, ha="left", fontsize=9.5, color="#555555")
+        panels.append(list(part.subplots(1, columns)))
+    return panels
 
 
 def _is_measured(setting: Setting) -> bool:
@@ -91,8 +99,10 @@ def _draw_bars(axes: Axes, setting: Setting, first: int, colours: Colours) -> No
                 (0, 5),
                 textcoords="offset points",
                 ha="center",
-                fontsize=8,
+                fontsize=8 if len(setting.groups) < 4 else 6.5,
             )
+    if not axes.patches:
+        _say_not_measured(axes)
     axes.set_xticks(range(len(columns)), [column.path[-1] for column in columns])
     axes.margins(y=0.12)
     axes.set_ylabel("COCO AP, %")
@@ -109,15 +119,13 @@ def draw_curves(settings: Sequence[Setting], colours: Colours, path: Path) -> bo
         return False
     with rc_context(STYLE):  # type: ignore[arg-type]
         figure = Figure(figsize=(10.5, 0.35 + 2.7 * len(rows)), layout="constrained")
-        panels = figure.subplots(len(rows), 3, squeeze=False)
-        for row, setting in zip(panels, rows, strict=True):
+        # Of one pretraining and one detection setting, the panels' titles say which is which.
+        for row, setting in zip(_panels(figure, rows, 3, named=len(rows) > 2), rows, strict=True):
             draw = _draw_pretraining if setting.kind.name == PRETRAIN else _draw_detection
-            draw(list(row), setting, colours)
-            if len(rows) > 2:
-                row[0].set_title(f"{row[0].get_title(loc='left')}\n{setting.name}")
-        for axes in panels.flat:
-            axes.set_xlabel("iteration")
-            axes.margins(x=0.02)
+            draw(row, setting, colours)
+            for axes in row:
+                axes.set_xlabel("iteration")
+                axes.margins(x=0.02)
         figure.savefig(path, dpi=DPI)
     return True
 
@@ -181,9 +189,13 @@ def _smoothed(values: Mapping[int, float]) -> dict[int, float]:
 
 
 def _finish(axes: Axes) -> None:
-    """A legend, or where nothing was measured, the word for it."""
+    """A legend, if there is a line."""
     if axes.lines:
         axes.legend(fontsize=8)
     else:
-        axes.set_yticks([])
-        axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", color="#888888")
+        _say_not_measured(axes)
+
+
+def _say_not_measured(axes: Axes) -> None:
+    axes.set_yticks([])
+    axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", color="#888888")

@@ -13,7 +13,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from cli.errors import UserError
-from detection import report
+from detection import report, report_colours
 from detection.report_groups import KINDS, Statistic, difference, settings
 from detection.report_runs import read_runs
 from detection.report_scenes import count_found, decode_mask, evenly_spaced
@@ -219,6 +219,27 @@ def test_variants_of_one_initialisation_are_kept_apart_and_named(tmp_path, detec
     assert "corinfomax (high) and random also differ in SOLVER.BASE_LR" in markdown
     assert "corinfomax (low-1) and random also differ" not in markdown
     assert "OUTPUT_DIR" not in markdown
+
+
+def test_a_colour_belongs_to_a_name():
+    assert report_colours.of_labels(["corinfomax", "a", "random", "a", "b"]) == {
+        **{"random": "#767676", "corinfomax": "#0072b2"},
+        **{"a": "#d55e00", "b": "#009e73"},
+    }
+    assert len(set(report_colours.of_classes(range(10)).values())) == 10
+
+
+def test_a_detector_without_masks_is_reported_too(tmp_path, detection):
+    folder = detection("random", 1, 10.0)
+    results = json.loads((folder / "results.json").read_text())
+    del results["results"]["segm"]
+    (folder / "results.json").write_text(json.dumps(results))
+    path = folder / "predictions" / "coco_instances_results.json"
+    (found,) = json.loads(path.read_text())
+    del found["segmentation"]
+    path.write_text(json.dumps([found]))
+    markdown = (make_report(tmp_path, folder) / "report.md").read_text()
+    assert rows(markdown, "random")[0][3:] == ["10.0", "20.0", "5.0", "", "", ""]
 
 
 def test_runs_on_other_data_are_not_compared(tmp_path, detection):
