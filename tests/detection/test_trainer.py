@@ -1,0 +1,145 @@
+"""Real training and evaluation, small."""
+
+import json
+import logging
+import pickle
+
+import numpy
+import pytest
+import torch
+from PIL import Image
+
+pytest.importorskip("detectron2")
+
+from cli.errors import UserError
+from detection import config as configs
+from detection import predict, train_net, trainer
+
+
+@pytest.fixture
+def train(tiny_overrides, tmp_path):
+    """Runs the training command on the tiny dataset. Gives the run's folder."""
+
+    def call(*pairs, options=(), folder="run"):
+        output = tmp_path / folder
+        fixed = ["--config", "shapes_R18_FPN", "--num-gpus", "0", "--output", str(output)]
+        train_net.main([*fixed, *options, *tiny_overrides, *map(str, pairs)])
+        return output
+
+    return call
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
+
+
+def test_a_run_leaves_what_a_report_needs(train, coco_root):
+    folder = train("SEED", 3)
+    results = json.loads((folder / "results.json").read_text())
+    assert {key: results[key] for key in ("kind", "config", "weights", "init", "seed", "iterations")} == {
+        "kind": "detection", "config": "shapes_R18_FPN", "weights": "", "init": "random", "seed": 3, "iterations": 2,
+    }  # fmt: skip
+    assert results["train_images"] == 4
+    assert results["dataset"] == {
+        "name": "tiny_val",
+        "image_root": str(coco_root / "coco" / "val2017"),
+        "annotations": str(coco_root / "coco" / "annotations" / "instances_val2017.json"),
+    }
+    for task in ("bbox", "segm"):
+        assert {"AP", "AP50", "AP75"} <= results["results"][task].keys()
+    predictions = json.loads((folder / "predictions" / "coco_instances_results.json").read_text())
+    assert {entry["image_id"] for entry in predictions} <= {1, 2}
+    (last,) = [line for line in lines(folder) if "total_loss" in line]
+    assert last["iteration"] == 1
+    assert numpy.isfinite(last["total_loss"])
+    assert "SEED: 3" in (folder / "config.yaml").read_text()
+    assert "random weights" in (folder / "log.txt").read_text()
+    assert list(folder.glob("events.out.tfevents.*"))
+
+
+def test_resuming_goes_on_with_the_schedule_and_the_optimizer(train, monkeypatch):
+    folder = train("SOLVER.STEPS", "(1,)", "SOLVER.CHECKPOINT_PERIOD", 1)
+    seen = {}
+    begin = trainer.TransferTrainer.before_train
+
+    def watch(self):
+        seen["iteration"] = self.start_iter
+        seen["momentum"] = [state["momentum_buffer"] for state in self.optimizer.state.values()]
+        seen["lr"] = self.optimizer.param_groups[0]["lr"]
+        return begin(self)
+
+    monkeypatch.setattr(trainer.TransferTrainer, "before_train", watch)
+    train("SOLVER.STEPS", "(1,)", "SOLVER.MAX_ITER", 4, options=["--resume"])
+    assert seen["iteration"] == 2
+    assert seen["lr"] == pytest.approx(0.002)
+    saved = torch.load(folder / "model_final.pth", weights_only=True)
+    assert saved["iteration"] == 3
+    first = torch.load(folder / "model_0000000.pth", weights_only=True)["trainer"]["_trainer"]["optimizer"]["state"]
+    assert len(seen["momentum"]) == len(first) > 100
+    assert all(buffer.abs().sum() > 0 for buffer in seen["momentum"][:3])
+    assert [line["iteration"] for line in lines(folder) if "total_loss" in line] == [1, 3]
+    assert json.loads((folder / "results.json").read_text())["iterations"] == 4
+
+
+def test_a_folder_with_a_run_is_not_overwritten(train, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "last_checkpoint").write_text("model_0000000.pth")
+    with pytest.raises(UserError, match="already holds a run: continue it with --resume"):
+        train()
+
+
+def test_the_same_seed_gives_the_same_run_in_its_own_folder(train):
+    one, two = train("SOLVER.MAX_ITER", 1, folder="one"), train("SOLVER.MAX_ITER", 1, folder="two")
+    assert lines(one)[0]["total_loss"] == lines(two)[0]["total_loss"]
+    assert "one/results.json" in (one / "log.txt").read_text()
+    assert "two/results.json" not in (one / "log.txt").read_text()
+    assert len(logging.getLogger("detectron2").handlers) == 2
+
+
+def test_weights_land_and_are_named_in_the_results(train, tmp_path):
+    random = torch.load(train("SOLVER.BASE_LR", 1e-12) / "model_final.pth", weights_only=True)["model"]
+    place = "backbone.bottom_up."
+    short = {key.removeprefix(place): value.numpy() for key, value in random.items() if key.startswith(place)}
+    tensors = {key: value * 0.5 for key, value in short.items() if "num_batches" not in key}
+    path = tmp_path / "w.pkl"
+    path.write_bytes(pickle.dumps({"model": tensors, "__author__": "x", "matching_heuristics": True}))
+    path.with_suffix(".json").write_text(json.dumps({"family": "corinfomax", "depth": 18, "format": "RGB"}))
+    folder = train("SOLVER.BASE_LR", 1e-12, options=["--weights", str(path)], folder="warm")
+    results = json.loads((folder / "results.json").read_text())
+    assert (results["init"], results["weights"]) == ("corinfomax", str(path))
+    state = torch.load(folder / "model_final.pth", weights_only=True)["model"]
+    key = "backbone.bottom_up.res3.0.conv1.weight"
+    assert torch.allclose(state[key], torch.from_numpy(tensors["res3.0.conv1.weight"]), atol=1e-6)
+    with pytest.raises(UserError, match=r"needs MODEL\.RESNETS\.DEPTH 18, but the config has 34"):
+        train("MODEL.RESNETS.DEPTH", 34, options=["--weights", str(path)], folder="conflict")
+
+
+def test_a_loss_that_diverges_is_an_error_and_saves_nothing(train, tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer.TransferTrainer, "build_optimizer", classmethod(diverging))
+    with pytest.raises(UserError, match=r"not finite at iteration 1: lower SOLVER\.BASE_LR"):
+        train()
+    assert not (tmp_path / "run" / "model_final.pth").exists()
+
+
+def diverging(cls, cfg, model):
+    return torch.optim.SGD(model.parameters(), lr=1e30)
+
+
+def test_a_share_of_the_images(tiny):
+    pairs = ["DATASETS.TRAIN", f"{tiny[:1]}", "DATASETS.FRACTION", "0.5"]
+    assert len(trainer.training_images(configs.load("shapes_R18_FPN", pairs))) == 2
+
+
+def test_a_finished_run_can_be_evaluated_and_its_detector_used(train, tmp_path, coco_root, capsys):
+    folder = train()
+    before = json.loads((folder / "results.json").read_text())["results"]
+    weights = folder / "model_final.pth"
+    again = train(options=["--eval-only", "--weights", str(weights)], folder="again")
+    assert json.loads((again / "results.json").read_text())["results"] == before
+    pictures = coco_root / "coco" / "val2017"
+    arguments = ["--config", str(folder / "config.yaml"), "--weights", str(weights), "--score-threshold", "0"]
+    predict.main([*arguments, "--output", str(tmp_path / "drawn"), str(pictures), str(pictures / "000.jpg")])
+    drawn = sorted((tmp_path / "drawn").iterdir())
+    assert [path.name for path in drawn] == ["0000_000.png", "0001_001.png", "0002_000.png"]
+    assert all(Image.open(path).width > 64 for path in drawn)
+    assert "objects" in capsys.readouterr().out
