@@ -81,9 +81,22 @@ def validate(config: CfgNode) -> None:
     for key in ("DATA.IMAGE_SIZE", "TRAIN.EPOCHS", "LOG.PERIOD", "PROBE.K", "PROBE.MAX_TRAIN"):
         in_range(config, key, 1)
     in_range(config, "TRAIN.BATCH_SIZE", 2)
-    for key in ("SEED", "DATA.WORKERS", "TRAIN.WARMUP_EPOCHS", "TRAIN.MICRO_BATCH", "TRAIN.MAX_STEPS", "PROBE.EVERY"):
+    for key in (
+        "SEED",
+        "DATA.WORKERS",
+        "TRAIN.WARMUP_EPOCHS",
+        "TRAIN.MICRO_BATCH",
+        "TRAIN.MAX_STEPS",
+        "PROBE.EVERY",
+    ):
         in_range(config, key, 0)
-    for key in ("TRAIN.MIN_LR", "TRAIN.WARMUP_LR", "TRAIN.WEIGHT_DECAY", "OBJECTIVE.ATTRACTION", "OBJECTIVE.EPS"):
+    for key in (
+        "TRAIN.MIN_LR",
+        "TRAIN.WARMUP_LR",
+        "TRAIN.WEIGHT_DECAY",
+        "OBJECTIVE.ATTRACTION",
+        "OBJECTIVE.EPS",
+    ):
         in_range(config, key, 0)
     in_range(config, "TRAIN.LR", 1e-12)
     in_range(config, "TRAIN.MOMENTUM", 0, 0.9999)

@@ -46,7 +46,9 @@ def _decode_with_pillow(path: Path) -> np.ndarray:
     with warnings.catch_warnings(), Image.open(path) as image:
         warnings.simplefilter("ignore")  # remarks on metadata, one per file and epoch
         if image.width * image.height > MAX_PIXELS:
-            raise UnreadableImage(f"{path}: {image.width} x {image.height} pixels are more than the {MAX_PIXELS} allowed")
+            raise UnreadableImage(
+                f"{path}: {image.width} x {image.height} pixels are more than the {MAX_PIXELS} allowed"
+            )
         upright = ImageOps.exif_transpose(image)
         if upright.mode.startswith(("I", "F")):  # 16-bit grey: `convert` would clip it to white, so scale it
             deep = np.asarray(upright).astype(np.float64)

@@ -98,5 +98,3 @@ class SequentialBatches(Sampler):
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         for start in range(0, len(self.indices), self.batch_size):
             yield [(self.epoch, int(index)) for index in self.indices[start : start + self.batch_size]]
-
-

@@ -75,7 +75,9 @@ class Progress:
         interval: seconds between log lines where there is no terminal.
     """
 
-    def __init__(self, total: int, done: int = 0, unit: str = "step", interval: float = 10.0, shown: bool = True) -> None:
+    def __init__(
+        self, total: int, done: int = 0, unit: str = "step", interval: float = 10.0, shown: bool = True
+    ) -> None:
         self._total, self._done, self._first = total, done, done
         self._interval = interval
         self._start = self._last = time.monotonic()

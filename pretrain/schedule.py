@@ -5,7 +5,13 @@ from collections.abc import Sequence
 
 
 def warmup_cosine(
-    step: int, *, total_steps: int, warmup_steps: int, peak: float, warmup_start: float = 0.0, final: float = 0.0
+    step: int,
+    *,
+    total_steps: int,
+    warmup_steps: int,
+    peak: float,
+    warmup_start: float = 0.0,
+    final: float = 0.0,
 ) -> float:
     """Linear warm-up, then cosine decay (thesis B.2).
 
