@@ -2,7 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.complete
-DEMO := output/demo
+SEED ?= 0
+DEMO ?= output/demo
+RUN := $(DEMO)/seed$(SEED)
 
 .PHONY: demo test test-slow lint format clean
 .DEFAULT_GOAL := test
@@ -13,6 +15,19 @@ $(STAMP): requirements.txt setup.py
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	$(BIN)/python -m detection.install
 	touch $@
+
+# The whole protocol on the embedded dataset. Interrupted, it goes on where it was; `make demo SEED=1` adds another
+# seed to the same report.
+demo: $(STAMP)
+	$(BIN)/python pretrain/train.py --config shapes_R18 --output $(RUN)/pretrain --resume SEED $(SEED)
+	$(BIN)/python pretrain/linear.py --weights random --output $(RUN)/linear_random --resume SEED $(SEED)
+	$(BIN)/python pretrain/linear.py --weights $(RUN)/pretrain --output $(RUN)/linear_corinfomax --resume SEED $(SEED)
+	$(BIN)/python convert/to_d2.py $(RUN)/pretrain/checkpoints/last.pt $(RUN)/encoder.pkl --verify --overwrite
+	$(BIN)/python detection/train_net.py --config shapes_R18_FPN --output $(RUN)/detection_random --resume SEED $(SEED)
+	$(BIN)/python detection/train_net.py --config shapes_R18_FPN --weights $(RUN)/encoder.pkl \
+		--output $(RUN)/detection_corinfomax --resume SEED $(SEED)
+	$(BIN)/python detection/report.py $(DEMO)/seed*/*/ --output $(DEMO)/report
+	@echo "The report: $(DEMO)/report/report.html and report.md"
 
 test: $(STAMP)
 	$(BIN)/python -m pytest
