@@ -143,7 +143,7 @@ def vote(similarity: Tensor, labels: Tensor, *, classes: int, temperature: float
     """
     # Subtracting the largest leaves the ranking as it is, and keeps exp() from overflowing.
     votes = ((similarity - similarity[:, :1]) / temperature).exp()
-    return torch.zeros(len(labels), classes).scatter_add_(1, labels, votes)
+    return votes.new_zeros(len(labels), classes).scatter_add_(1, labels, votes)
 
 
 def knn_accuracy(

@@ -1,0 +1,209 @@
+"""`python pretrain/linear.py` from the outside: results, resume, cache, processes, and bad input."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pretrain import checkpoint, linear
+from pretrain.data import FileSource
+from pretrain.encoder import build_encoder
+from pretrain.frozen import Frozen
+from pretrain.images import UnreadableImage
+from pretrain.weights import fingerprint, write_encoder
+
+TINY = [
+    *("DATA.NAME", "folder", "DATA.IMAGE_SIZE", "32", "DATA.WORKERS", "0", "TRAIN.PRECISION", "float32"),
+    *("TRAIN.BATCH_SIZE", "8", "TRAIN.EPOCHS", "3", "LOG.PERIOD", "2", "KNN.K", "[3, 30]"),
+    *("LINEAR.CACHED_VIEWS", "0", "LINEAR.LR", "[0.2, 0.01]"),
+]
+SCRIPT = Path(linear.__file__)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("pretrained")
+    torch.manual_seed(5)
+    write_encoder(
+        run,
+        build_encoder("resnet18", "imagenet"),
+        objective="corinfomax",
+        name="resnet18",
+        stem="imagenet",
+        mean=[0.5, 0.4, 0.3],
+        std=[0.2, 0.2, 0.2],
+    )
+    return run
+
+
+def arguments(photos: Path, weights: Path | str, output: Path, *more: str) -> list[str]:
+    return ["--weights", str(weights), "--output", str(output), *TINY, "DATA.ROOT", str(photos), *more]
+
+
+def results(run: Path) -> dict[str, Any]:
+    return json.loads((run / "results.json").read_text())
+
+
+def heads_of(run: Path) -> dict[str, torch.Tensor]:
+    return checkpoint.load(run / "checkpoints" / "last.pt")["model"]
+
+
+@pytest.fixture(scope="module")
+def finished(photos: Path, weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("linear")
+    linear.main(arguments(photos, weights, output))
+    return output
+
+
+def test_a_run_leaves_what_others_need(finished: Path, weights: Path) -> None:
+    found = results(finished)
+    assert found["kind"] == "linear"
+    assert found["config"] == "shapes_R18"
+    assert found["init"] == "corinfomax"
+    assert found["weights"] == str(weights / "encoder.safetensors")
+    assert (found["dataset"], found["encoder"], found["seed"], found["k"]) == ("folder", "resnet18", 0, 3)
+    for key in ("linear_top1", "linear_top5", "knn_top1", "knn_top5"):
+        assert 0 <= found[key] <= 100
+    assert found["linear_top5"] == 100  # of two classes
+    assert found["knn"].keys() == {"3", "30"}
+    assert [head["lr"] for head in found["heads"]] == [0.2, 0.01]
+    assert found["linear_top1"] == max(head["linear_top1"] for head in found["heads"])
+    lines = [json.loads(line) for line in (finished / "metrics.json").read_text().splitlines()]
+    assert sum("linear_top1_lr0.01" in line for line in lines) == 3  # once an epoch
+    assert lines[0].keys() >= {"iteration", "loss_lr0.2", "loss_lr0.01", "learning_rate", "epoch"}
+    assert "MEAN:\n  - 0.5" in (finished / "config.yaml").read_text()  # the encoder's own pixel statistics
+    assert heads_of(finished).keys() == {f"head.{i}.{name}" for i in (0, 1) for name in ("weight", "bias")}
+
+
+@pytest.mark.parametrize("stop", [3, 5], ids=["between epochs", "within an epoch"])
+def test_resumed_equals_uninterrupted_bit_for_bit(
+    finished: Path, photos: Path, weights: Path, tmp_path: Path, stop: int
+) -> None:
+    linear.main(arguments(photos, weights, tmp_path, "TRAIN.MAX_STEPS", str(stop)))
+    linear.main(arguments(photos, weights, tmp_path, "--resume"))
+    whole, resumed = heads_of(finished), heads_of(tmp_path)
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert results(finished) == results(tmp_path)
+
+
+def test_cached_equals_fresh_where_the_views_are_the_same(
+    finished: Path, photos: Path, weights: Path, tmp_path: Path
+) -> None:
+    # With a view for each of the 3 epochs the cache holds just what would be computed. Not bit for bit: they sum
+    # in another order in batches of another size.
+    linear.main(arguments(photos, weights, tmp_path, "LINEAR.CACHED_VIEWS", "3"))
+    fresh, cached = heads_of(finished), heads_of(tmp_path)
+    assert all(torch.allclose(fresh[name], cached[name], rtol=1e-4, atol=1e-6) for name in fresh)
+    other = tmp_path / "one"
+    linear.main(arguments(photos, weights, other, "LINEAR.CACHED_VIEWS", "1"))
+    assert not torch.allclose(fresh["head.0.weight"], heads_of(other)["head.0.weight"], rtol=1e-4, atol=1e-6)
+
+
+def test_an_encoder_that_changes_is_noticed(
+    photos: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    extract = Frozen.features
+
+    def disturbed(self: Frozen, *args: Any, **options: Any) -> Any:
+        self.encoder.layer4[0].bn1.running_mean[3] += 1e-6  # one number of one buffer
+        return extract(self, *args, **options)
+
+    monkeypatch.setattr(Frozen, "features", disturbed)
+    with pytest.raises(linear.EncoderChanged):
+        linear.main(arguments(photos, weights, tmp_path))
+    assert not (tmp_path / "results.json").exists()
+
+
+def test_a_random_encoder_is_the_one_of_its_seed(photos: Path, tmp_path: Path) -> None:
+    for name, seed in (("a", "0"), ("b", "0"), ("c", "1")):
+        linear.main(arguments(photos, "random", tmp_path / name, "SEED", seed, "TRAIN.EPOCHS", "1"))
+    a, b, c = (results(tmp_path / name) for name in "abc")
+    assert a["init"] == "random"
+    assert a == b
+    assert a["encoder_sha256"] != c["encoder_sha256"]
+
+
+def test_two_processes_find_what_one_finds(finished: Path, photos: Path, weights: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", str(SCRIPT)]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    command += arguments(photos, weights, tmp_path)
+    subprocess.run(command, check=True, env=environment, timeout=240, capture_output=True)
+    one, two = heads_of(finished), heads_of(tmp_path)
+    assert all(torch.allclose(one[name], two[name], rtol=1e-3, atol=1e-5) for name in one)
+    assert results(finished)["knn"] == results(tmp_path)["knn"]
+
+
+def test_fingerprint_sees_names_values_and_buffers() -> None:
+    torch.manual_seed(0)
+    encoder = build_encoder("resnet18", "cifar")
+    before = fingerprint(encoder)
+    assert before == fingerprint(encoder)
+    encoder.bn1.num_batches_tracked += 1
+    assert fingerprint(encoder) != before
+
+
+def test_bad_input_is_one_line(
+    photos: Path, weights: Path, finished: Path, tmp_path: Path, error_of: Callable[..., str]
+) -> None:
+    def error(given: Path | str, *more: str, output: Path = tmp_path / "never") -> str:
+        return error_of(linear.main, arguments(photos, given, output, *more))
+
+    assert "the weights nosuch do not exist" in error("nosuch")
+    (tmp_path / "text.pt").write_text("no checkpoint")
+    assert "is not a checkpoint" in error(tmp_path / "text.pt")
+    (tmp_path / "text.safetensors").write_text("no checkpoint")
+    assert "cannot be read as safetensors" in error(tmp_path / "text.safetensors")
+    assert "no encoder.safetensors and no checkpoints/last.pt" in error(photos)
+    assert "no encoder, only heads" in error(finished)
+    assert "ENCODER.STEM 'imagenet', but the config says 'cifar'" in error(weights, "ENCODER.STEM", "cifar")
+    assert "ENCODER.NAME 'resnet18', but the config says 'resnet50'" in error(weights, "ENCODER.NAME", "resnet50")
+    assert "DATA.MEAN [0.5, 0.4, 0.3]" in error(weights, "DATA.MEAN", "[0.1, 0.1, 0.1]")
+    assert "did you mean 'LINEAR.LR'" in error(weights, "LINEAR.LRS", "[1.0]")
+    assert "nearest: imagenet1k_R50_moco" in error(weights, "--config", "imagenet1k_R50_mocco")
+    assert "LINEAR.LR[1] must be" in error(weights, "LINEAR.LR", "[1.0, -1.0]")
+    assert "names a learning rate twice" in error(weights, "LINEAR.LR", "[1.0, 1.0]")
+    assert "KNN.K[0] must be" in error(weights, "KNN.K", "[0]")
+    assert "TRAIN.OPTIMIZER is 'adam'" in error(weights, "TRAIN.OPTIMIZER", "adam")
+    assert "lower the batch size" in error(weights, "TRAIN.BATCH_SIZE", "25")
+    assert "does not exist" in error(weights, "DATA.ROOT", str(tmp_path / "no"))
+    assert not (tmp_path / "never").exists()
+    assert "add --resume" in error(weights, output=finished)
+    assert "LINEAR.LR: [0.2, 0.01] then, [0.5] now" in error(weights, "--resume", "LINEAR.LR", "[0.5]", output=finished)
+    other = ["--resume", "DATA.MEAN", "[0.5, 0.4, 0.3]", "DATA.STD", "[0.2, 0.2, 0.2]"]
+    assert "the evaluation of another encoder" in error("random", *other, output=finished)
+
+
+def test_weights_without_a_word_on_their_architecture(
+    photos: Path, tmp_path: Path, error_of: Callable[..., str]
+) -> None:
+    torch.manual_seed(0)
+    encoder = build_encoder("resnet18", "imagenet")
+    supervised = {**encoder.state_dict(), "fc.weight": torch.zeros(10, 512), "fc.bias": torch.zeros(10)}
+    torch.save(supervised, tmp_path / "resnet18.pth")
+    linear.main(arguments(photos, tmp_path / "resnet18.pth", tmp_path / "run", "TRAIN.EPOCHS", "1"))
+    assert results(tmp_path / "run")["init"] == "torchvision"
+    assert results(tmp_path / "run")["encoder_sha256"] == fingerprint(encoder)
+    other = arguments(photos, tmp_path / "resnet18.pth", tmp_path / "no", "ENCODER.NAME", "resnet34")
+    assert "is of another architecture" in error_of(linear.main, other)
+    unsaid = arguments(photos, tmp_path / "resnet18.pth", tmp_path / "no", "ENCODER.NAME", "")
+    assert "does not say which encoder it holds; set ENCODER.NAME" in error_of(linear.main, unsaid)
+
+
+def test_a_damaged_image_is_replaced(photos: Path, weights: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    read = FileSource.read
+
+    def damaged(self: FileSource, index: int) -> Any:
+        if self.paths[index].name == "05.jpg":
+            raise UnreadableImage(f"{self.paths[index]}: damaged")
+        return read(self, index)
+
+    monkeypatch.setattr(FileSource, "read", damaged)
+    linear.main(arguments(photos, weights, tmp_path, "TRAIN.EPOCHS", "1", "DATA.MAX_UNREADABLE", "0.2"))
+    assert (tmp_path / "results.json").is_file()
+    assert "05.jpg: damaged" in (tmp_path / "log.txt").read_text()
