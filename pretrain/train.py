@@ -32,6 +32,7 @@ from pretrain.probe import OnlineProbe
 from pretrain.rundir import open_run, plain
 from pretrain.schedule import warmup_cosine
 from pretrain.views import ViewDataset
+from pretrain.weights import write_encoder
 
 logger = logging.getLogger("pretrain")
 
@@ -194,15 +195,16 @@ def end_epoch(
 
 
 def export(config: CfgNode, output: Path, network: nn.Module) -> None:
-    """Write the finished encoder for everyone: torchvision's naming, safetensors."""
-    metadata = {
-        "architecture": config.ENCODER.NAME,
-        "stem": config.ENCODER.STEM,
-        "mean": ",".join(map(str, config.DATA.MEAN)),
-        "std": ",".join(map(str, config.DATA.STD)),
-    }
-    checkpoint.export_encoder(output / "encoder.safetensors", network.encoder, metadata)  # type: ignore[arg-type]
-    logger.info("the encoder is in %s", output / "encoder.safetensors")
+    """Write the finished encoder for everyone."""
+    write_encoder(
+        output,
+        network.encoder,  # type: ignore[arg-type]
+        objective=config.OBJECTIVE.NAME,
+        name=config.ENCODER.NAME,
+        stem=config.ENCODER.STEM,
+        mean=config.DATA.MEAN,
+        std=config.DATA.STD,
+    )
 
 
 def cli() -> NoReturn:

@@ -95,8 +95,8 @@ def test_resumed_equals_uninterrupted_bit_for_bit(
 def test_cached_equals_fresh_where_the_views_are_the_same(
     finished: Path, photos: Path, weights: Path, tmp_path: Path
 ) -> None:
-    # With a view for each of the 3 epochs the cache holds just what would be computed. Not bit for bit: they sum
-    # in another order in batches of another size.
+    # With a view for each of the 3 epochs the cache holds just what would be computed. Not bit for bit: the sums in a
+    # convolution come in another order in batches of another size.
     linear.main(arguments(photos, weights, tmp_path, "LINEAR.CACHED_VIEWS", "3"))
     fresh, cached = heads_of(finished), heads_of(tmp_path)
     assert all(torch.allclose(fresh[name], cached[name], rtol=1e-4, atol=1e-6) for name in fresh)
