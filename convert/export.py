@@ -15,7 +15,7 @@ from convert.reader import Source, reading
 from convert.selection import Selection
 from convert.sidecar import encode
 from convert.tensors import StoredTensor
-from convert.writer import write_detectron2, write_together
+from convert.writer import write_detectron2, write_safetensors, write_together
 
 SUFFIXES = {
     "d2": (".pkl",),  # Detectron2 goes by the suffix
@@ -96,7 +96,7 @@ def export(
             renamed = {to_detectron2(name): tensor for name, tensor in selection.tensors.items()}
             write_detectron2(file, Float32Arrays(renamed, source.path), f"corinfomax convert: {note['family']}")
         elif output.suffix == ".safetensors":
-            _write_safetensors(file, arrays, pixels, note)
+            write_safetensors(file, arrays, _encoder_metadata(pixels, note))
         else:
             _write_torch(file, arrays)
 
@@ -119,22 +119,15 @@ def _refuse_other_networks(selection: Selection, pixels: Pixels, target: str) ->
         raise UserError(f"{target} has no network called {selection.architecture.name}; d2 and safetensors can hold it")
 
 
-def _write_safetensors(
-    file: BinaryIO, arrays: Mapping[str, np.ndarray], pixels: Pixels, note: Mapping[str, Any]
-) -> None:
-    """As this project's `encoder.safetensors`: torchvision's names, and what the encoder expects in the
-    metadata.
-    """
-    from safetensors.numpy import save
-
-    metadata = {
+def _encoder_metadata(pixels: Pixels, note: Mapping[str, Any]) -> dict[str, str]:
+    """What this project's `encoder.safetensors` says of its encoder; statistics for images in [0, 1]."""
+    return {
         "format": "corinfomax-encoder",
         "architecture": note["architecture"],
         "stem": note["stem"],
         "mean": ",".join(f"{value / 255:.6g}" for value in pixels.mean),
         "std": ",".join(f"{value / 255:.6g}" for value in pixels.std),
     }
-    file.write(save({name: np.ascontiguousarray(arrays[name]) for name in sorted(arrays)}, metadata))
 
 
 def _write_torch(file: BinaryIO, arrays: Mapping[str, np.ndarray]) -> None:

@@ -168,14 +168,14 @@ DROPPABLE = re.compile(
 OTHER_NETWORKS = (
     (r"(^|\.)(patch_embed|patch_embeddings|conv_proj|cls_token|pos_embed)(\.|$)", "a vision transformer"),
     (r"encoder_layer_0|blocks\.0\.attn", "a vision transformer"),
+    (r"(^|\.)conv_stem\.weight", "an EfficientNet or a MobileNet"),
     (r"downsample_layers\.0\.0\.weight|\.dwconv\.|\.conv_dw\.", "a ConvNeXt or another depthwise network"),
-    (r"trunk_output\.block1|\.s1\.b1\.", "a RegNet"),
+    (r"trunk_output\.block1|(^|\.)s1\.b1\.", "a RegNet"),
     (r"denseblock1|denselayer1", "a DenseNet"),
+    (r"(^|\.)layer1\.0\.conv\d\.(conv|paths)", "a ResNet with selective kernels"),
     (r"(^|\.)stages\.0\.blocks\.0\.(norm1|conv1)\.weight", "a pre-activation ResNet (BiT, ResNet v2)"),
     (r"(^|\.)features\.0\.(0\.)?weight", "a VGG, AlexNet or MobileNet"),
-    (r"(^|\.)conv_stem\.weight", "an EfficientNet"),
     (r"_flat_param|flat_param_\d", "FSDP's flattened shards; gather them into a full state dict first"),
-    (r"(^|/)(res_net\d+|resnet\w*)/.*preact", "a pre-activation ResNet"),
 )  # fmt: skip
 
 

@@ -44,7 +44,10 @@ _INERT = re.compile(
     r"|pytorch_lightning|lightning|lightning_fabric|lightning_utilities|torchmetrics|lightly|lightly_train|solo"
     r"|haiku|jax|jaxlib|optax|flax|chex|jaxline|byol|tree|dill)(\..*)?"
 )
-_INERT_BUILTINS = {"object", "complex", "slice", "range", "Exception", "type"}
+_INERT_BUILTINS = {
+    *("object", "type", "bool", "int", "float", "complex", "str", "bytes", "long", "unicode"),
+    *("dict", "list", "tuple", "slice", "range", "Exception"),
+}
 _BYOL_STATE = ("online_params", "target_params", "online_state", "target_state", "opt_state")
 
 

@@ -6,12 +6,13 @@ source straight to the disk, so that no second copy of the weights is held, and 
 Python's nor on numpy's version. Arrays are named by numpy 1's module, which every numpy since can load.
 """
 
+import json
 import os
 import struct
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -93,6 +94,27 @@ def write_detectron2(file: BinaryIO, tensors: Mapping[str, np.ndarray], author: 
         file.write(array.data)
         file.write(b"tb")
     file.write(b"u" + _text("__author__") + _text(author) + _text("matching_heuristics") + b"\x88u.")
+
+
+def write_safetensors(file: BinaryIO, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
+    """A safetensors file with names and metadata in alphabetical order; the library's own writer shuffles the latter.
+
+    Args:
+        file: where to.
+        tensors: float32 arrays.
+        metadata: texts by name.
+    """
+    header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))}
+    start = 0
+    for name in sorted(tensors):
+        array = tensors[name]
+        header[name] = {"dtype": "F32", "shape": list(array.shape), "data_offsets": [start, start + array.nbytes]}
+        start += array.nbytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    file.write(struct.pack("<Q", len(text)) + text)
+    for name in sorted(tensors):
+        file.write(np.ascontiguousarray(tensors[name], dtype="<f4").data)
 
 
 def _text(value: str) -> bytes:

@@ -1,4 +1,6 @@
+import json
 import pickle
+import sys
 import types
 
 import numpy as np
@@ -52,6 +54,11 @@ def detectron2_name(name):
     return ".".join([stage, parts[1], f"conv{parts[2][-1]}", *(["norm"] if parts[2][:2] == "bn" else []), parts[3]])
 
 
+def note_of(output):
+    """The sidecar of a conversion."""
+    return json.loads(output.with_suffix(".json").read_text())
+
+
 def load_pickle(path):
     with path.open("rb") as file:
         return pickle.load(file, encoding="latin1")
@@ -99,8 +106,6 @@ def foreign_class(monkeypatch):
     """Make a class that pickle finds in a module of that name while the test runs."""
 
     def make(module, name, base=dict):
-        import sys
-
         parts = module.split(".")
         for depth in range(1, len(parts) + 1):
             parent = ".".join(parts[:depth])

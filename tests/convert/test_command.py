@@ -1,0 +1,239 @@
+"""The commands: outputs, refusals, determinism, ways back, cost."""
+
+import json
+import os
+import pickle
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+import torchvision
+
+from cli.errors import UserError
+from convert import from_d2, to_d2
+from convert.writer import write_together
+from tests.convert.checkpoints import LINEAR, moco, own, under
+from tests.convert.conftest import assert_holds, encoder_of, load_pickle, tiny_resnet, values_of
+
+ROOT = Path(__file__).parents[2]
+
+
+def command(*arguments, cwd, **options):
+    return subprocess.run([sys.executable, *map(str, arguments)], cwd=cwd, capture_output=True, text=True, **options)
+
+
+def test_script_and_module_from_any_folder(query, tmp_path):
+    torch.save(encoder_of(query), tmp_path / "in.pth")
+    done = command(ROOT / "convert" / "to_d2.py", "in.pth", "out.pkl", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "265 tensors" in done.stdout
+    assert_holds(tmp_path / "out.pkl", values_of(query))
+    again = command(ROOT / "convert" / "to_d2.py", "in.pth", "out.pkl", cwd=tmp_path)
+    assert again.returncode == 2
+    assert again.stderr.startswith("error: out.")
+    assert again.stderr.count("\n") == 1
+    assert again.stdout == ""
+
+
+def test_neither_pytorch_nor_detectron2_is_imported(query, tmp_path):
+    """Start-up is most of the time of a conversion: PyTorch alone takes two seconds and 600 MB."""
+    torch.save(encoder_of(query), tmp_path / "in.pth")
+    code = (
+        "import sys; from convert.to_d2 import main; main(['in.pth', 'out.pkl']);"
+        "sys.exit(', '.join({'torch', 'torchvision', 'detectron2', 'detection'} & sys.modules.keys()) or 0)"
+    )
+    done = command("-c", code, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_cost_of_a_resnet50(tmp_path):
+    """Below 3 s with start-up, and below three times the file in memory."""
+    network = torchvision.models.resnet50(weights=None)
+    torch.save(network.state_dict(), tmp_path / "in.pth")
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    code = (
+        "from convert.to_d2 import main; main(['in.pth', 'out.pkl']);"
+        "print(open('/proc/self/status').read().partition('VmHWM:')[2].split()[0])"
+    )
+    done = command("-c", code, cwd=tmp_path)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.returncode == 0, done.stderr
+    processor_time = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    assert processor_time < 3.0
+    peak = 1024 * int(done.stdout.split()[-1])
+    assert peak < 3 * (tmp_path / "in.pth").stat().st_size
+    assert_holds(tmp_path / "out.pkl", values_of(network))
+
+
+def test_same_input_same_bytes(query, key, convert, tmp_path):
+    content = moco(query, key)
+    first = convert(content)
+    notes = first.with_suffix(".json").read_bytes()
+    data = first.read_bytes()
+    content["state_dict"] = dict(reversed(list(content["state_dict"].items())))
+    second = convert(content, "--overwrite")
+    assert second.read_bytes() == data
+    assert {**json.loads(notes), "sha256": 0} == {**json.loads(second.with_suffix(".json").read_text()), "sha256": 0}
+    for target, suffix in (("torchvision", ".pth"), ("timm", ".safetensors")):
+        network = {"state_dict": torchvision.models.resnet18(weights=None).state_dict()}
+        made = [convert(network, "--to", target, output=f"{part}-{target}{suffix}").read_bytes() for part in ("a", "b")]
+        assert made[0] == made[1]
+
+
+def test_pickle_is_one_that_every_numpy_reads(query, convert):
+    data = convert(encoder_of(query)).read_bytes()
+    assert b"numpy._core" not in data
+    content = pickle.loads(data)
+    assert content["matching_heuristics"] is True
+    assert content["__author__"].startswith("corinfomax")
+    assert all(array.flags.writeable for array in content["model"].values())
+
+
+def test_nothing_is_left_when_writing_fails(query, convert, tmp_path, monkeypatch):
+    output = convert(encoder_of(query))
+    old = output.read_bytes()
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match="No space left"):
+        convert(own(query, query), "--overwrite")
+    assert output.read_bytes() == old
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_failing_check_leaves_every_path(tmp_path):
+    paths = [tmp_path / "a", tmp_path / "b"]
+    paths[0].write_bytes(b"old")
+
+    def refuse(aside):
+        assert {path.read_bytes() for path in aside.values()} == {b"new"}
+        raise UserError("no")
+
+    with pytest.raises(UserError, match="no"):
+        write_together({path: lambda file: file.write(b"new") for path in paths}, refuse)
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert paths[0].read_bytes() == b"old"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["in.pth"], "--list"),
+        (["in.pth", "out.pth"], r"end in \.pkl"),
+        (["in.pth", "out.pkl", "--to", "timm"], r"end in \.pth"),
+        (["in.pth", "nowhere/out.pkl"], "does not exist; make it first"),
+        (["in.pth", "folder.pkl"], "is a folder"),
+        (["in.pth", "out.pth", "--to", "torchvision", "--verify"], "--to d2"),
+        (["in.pth", "out.pkl", "--to", "onnx"], "invalid choice"),
+        (["in.pkl", "in.pkl", "--overwrite"], "is the input itself"),
+        (["in.pth", "x.pth", "--to", "torchvision"], "no network called resnet50_stem8"),
+    ],
+)
+def test_refusals(arguments, message, query, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save(encoder_of(query), "in.pth")
+    torch.save(encoder_of(query), "in.pkl")
+    Path("folder.pkl").mkdir()
+    before = sorted(os.listdir())
+    with pytest.raises(UserError, match=message):
+        to_d2.main(arguments)
+    assert sorted(os.listdir()) == before
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e300])
+def test_values_that_are_not_finite(value, query, convert):
+    state = {name: tensor.double() for name, tensor in encoder_of(query).items()}
+    state["layer2.1.bn2.bias"][3] = value
+    with pytest.raises(UserError, match=r"res3\.1\.conv2\.norm\.bias holds NaN or infinite"):
+        convert(state)
+
+
+def test_list_shows_what_is_there(query, key, tmp_path, capsys):
+    torch.save(moco(query, key), tmp_path / "moco.pth.tar")
+    to_d2.main([str(tmp_path / "moco.pth.tar"), "--list"])
+    text = capsys.readouterr().out
+    assert text.index("state_dict:encoder_q  [MoCo v1/v2, PCL]") < text.index("state_dict:encoder_k")
+    assert "265 tensors" in text
+    torch.save({"model": {"cls_token": torch.ones(3)}}, tmp_path / "vit.pth")
+    to_d2.main([str(tmp_path / "vit.pth"), "--list"])
+    assert "none" in capsys.readouterr().out
+
+
+def test_back_to_torchvision_is_exact(convert, tmp_path):
+    network = torchvision.models.resnet18(weights=None)
+    converted = convert(network.state_dict())
+    for name in ("back.pth", "back.safetensors"):
+        from_d2.main([str(converted), str(tmp_path / name), "--overwrite"])
+        load = torch.load if name.endswith(".pth") else safetensors.torch.load_file
+        state = load(tmp_path / name)
+        other = torchvision.models.resnet18(weights=None)
+        missing, unexpected = other.load_state_dict(state, strict=False)
+        assert [part for part in missing if "num_batches" not in part] == ["fc.weight", "fc.bias"]
+        assert unexpected == []
+        for part, value in values_of(network).items():
+            np.testing.assert_array_equal(other.state_dict()[part].numpy(), value)
+    again = convert(None, name="back.pth", output="again.pkl")
+    assert again.read_bytes() == converted.read_bytes()
+
+
+def test_from_a_trained_detector(convert, tmp_path):
+    """C4 keeps res5 in its head, with the extra norm after it; FPN has its lateral layers. The run says its pixels."""
+    network = tiny_resnet(4, width=64)
+    model = load_pickle(convert(network.state_dict()))["model"]
+    short = {name: torch.from_numpy(value) for name, value in model.items()}
+    heads = under("proposal_generator.rpn_head.conv.", LINEAR) | under("roi_heads.box_predictor.cls_score.", LINEAR)
+    c4 = {("roi_heads." if name.startswith("res5") else "backbone.") + name: value for name, value in short.items()}
+    c4 |= heads | under("roi_heads.res5.norm.", torch.nn.BatchNorm2d(3).state_dict())
+    fpn = under("backbone.bottom_up.", short) | heads | {"backbone.fpn_lateral2.weight": torch.ones(3)}
+    (tmp_path / "config.yaml").write_text(
+        "INPUT: {FORMAT: RGB}\n"
+        "MODEL:\n"
+        "  PIXEL_MEAN: [123.675, 116.28, 103.53]\n"
+        "  PIXEL_STD: [58.395, 57.12, 57.375]\n"
+        "  RESNETS: {STRIDE_IN_1X1: false}\n"
+    )
+    for index, state in enumerate((c4, fpn)):
+        torch.save({"model": state, "optimizer": {}, "iteration": 99}, tmp_path / f"model_final{index}.pth")
+        from_d2.main([str(tmp_path / f"model_final{index}.pth"), str(tmp_path / f"back{index}.pth")])
+        back = torch.load(tmp_path / f"back{index}.pth")
+        assert back.keys() == values_of(network).keys()
+        for name, value in values_of(network).items():
+            np.testing.assert_array_equal(back[name].numpy(), value)
+    (tmp_path / "config.yaml").unlink()
+    with pytest.raises(UserError, match=r"BGR images.*config\.yaml"):
+        from_d2.main([str(tmp_path / "model_final0.pth"), str(tmp_path / "x.pth")])
+    with pytest.raises(UserError, match="not one of Detectron2's"):
+        from_d2.main([str(tmp_path / "back0.pth"), str(tmp_path / "x.pth")])
+
+
+def test_encoder_file_of_this_project(query, convert):
+    """What `--to safetensors` writes is what pretraining writes, and reads back with its own statistics."""
+    output = convert(own(query, query), "--to", "safetensors", output="encoder.safetensors")
+    with safetensors.safe_open(output, framework="pt") as file:
+        metadata = file.metadata()
+    assert metadata["format"] == "corinfomax-encoder"
+    assert (metadata["mean"], metadata["std"], metadata["stem"]) == ("0.5,0.4,0.3", "0.2,0.2,0.1", "imagenet")
+    again = convert(None, name="encoder.safetensors", output="again.pkl")
+    assert_holds(again, values_of(query))
+    note = json.loads(again.with_suffix(".json").read_text())
+    assert note["pixel_mean"] == [127.5, 102.0, 76.5]
+    assert note["family"] == "CorInfoMax (this project), encoder"
+
+
+def test_timm_loads_what_is_written_for_it(convert):
+    timm = pytest.importorskip("timm")
+    network = timm.create_model("resnet18", pretrained=False)
+    converted = convert(network.state_dict())
+    output = convert(network.state_dict(), "--to", "timm", output="timm.safetensors")
+    other = timm.create_model("resnet18", pretrained=False, num_classes=0, checkpoint_path=str(output)).eval()
+    image = torch.rand(1, 3, 64, 64)
+    network.reset_classifier(0)
+    assert torch.equal(other(image), network.eval()(image))
+    assert len(load_pickle(converted)["model"]) == 100

@@ -1,0 +1,82 @@
+"""Networks that name their tensors otherwise than torchvision, and what each of them expects of its images."""
+
+import pickle
+from collections import namedtuple
+
+import numpy as np
+import pytest
+import torch
+
+from cli.errors import UserError
+from tests.convert.checkpoints import LINEAR, caffe2, haiku, hugging_face, mlp, simclr_v2, under
+from tests.convert.conftest import assert_holds, note_of, tiny_resnet, values_of
+
+
+def test_hugging_face(query, convert):
+    output = convert(hugging_face(query, "resnet.") | under("classifier.1.", LINEAR))
+    assert_holds(output, values_of(query))
+    assert note_of(output)["family"] == "Hugging Face transformers"
+
+
+def test_simclr_v2_takes_unnormalised_images(query, convert):
+    output = convert({"resnet": simclr_v2(query) | under("fc.", LINEAR), "head": mlp("layers.", 0, 3)})
+    assert_holds(output, values_of(query))
+    note = note_of(output)
+    assert (note["family"], note["branch"]) == ("SimCLR v2 (PyTorch)", "resnet")
+    assert (note["pixel_mean"], note["pixel_std"]) == ([0.0] * 3, [255.0] * 3)
+
+
+def test_simclr_v2_with_selective_kernels_is_refused(query, convert):
+    state = simclr_v2(query)
+    state["net.1.blocks.0.net.2.main_conv.0.weight"] = state.pop("net.1.blocks.0.net.2.weight")
+    with pytest.raises(UserError, match="selective-kernel"):
+        convert({"resnet": state, "head": {}})
+
+
+ByolState = namedtuple(
+    "_ByolExperimentState", ["online_params", "target_params", "online_state", "target_state", "opt_state"]
+)
+
+
+def test_byol_from_deepmind(query, key, convert, foreign_class):
+    """Pickled with protocol 2, parameters in haiku's mapping type, beside optimizer state of a class of its own."""
+    mapping = foreign_class("haiku._src.data_structures", "FlatMapping")
+    state_class = foreign_class("byol.byol_experiment", "_ByolExperimentState", ByolState)
+    online, target = haiku(query), haiku(key)
+    optimizer = foreign_class("byol.utils.optimizers", "LarsState")({"mu": {"a": np.ones(3)}})
+    experiment = state_class(mapping(online[0]), mapping(target[0]), mapping(online[1]), mapping(target[1]), optimizer)
+    content = {"experiment_state": experiment, "step": np.int64(5), "rng": np.zeros(2, np.uint32)}
+    data = pickle.dumps(content, protocol=2)
+    output = convert(data, name="pretrain_res50x1.pkl")
+    assert_holds(output, values_of(query))
+    note = note_of(output)
+    assert note["family"] == "BYOL (DeepMind)"
+    assert "SAME padding" in note["notes"][0]
+    assert_holds(convert(data, "--branch", "target", name="b.pkl", output="target.pkl"), values_of(key))
+
+
+def test_caffe2_gets_its_own_statistics_and_strides(query, convert):
+    output = convert(pickle.dumps({"blobs": caffe2(query)}, protocol=2), name="R-50.pkl")
+    expected = values_of(query)
+    for name in expected:
+        if name.endswith("running_mean"):
+            expected[name] = np.zeros_like(expected[name])
+        elif name.endswith("running_var"):
+            expected[name] = np.full_like(expected[name], 1 - 1e-5)
+    assert_holds(output, expected)
+    note = note_of(output)
+    assert (note["format"], note["stride_in_1x1"]) == ("BGR", True)
+    assert (note["pixel_mean"], note["pixel_std"]) == ([103.53, 116.28, 123.675], [1.0, 1.0, 1.0])
+
+
+def test_simclr_v1_is_told_by_what_its_first_layer_has_seen(convert):
+    """SimCLR v1's files have torchvision's names; only their statistics tell that images were not normalised."""
+    network = tiny_resnet(3, width=16)
+    kernel = network.conv1.weight.detach().sum(dim=(2, 3))
+    network.bn1.running_mean.copy_(kernel @ torch.tensor([0.47, 0.44, 0.40]) + 0.005 * torch.randn(16))
+    note = note_of(convert({"state_dict": network.state_dict()}, name="resnet50-1x.pth"))
+    assert (note["pixel_mean"], note["pixel_std"]) == ([0.0] * 3, [255.0] * 3)
+    assert "measured" in note["pixel_origin"]
+    network.bn1.running_mean.copy_(kernel @ torch.tensor([0.05, -0.03, 0.02]))
+    note = note_of(convert({"state_dict": network.state_dict()}, "--overwrite"))
+    assert note["pixel_mean"] == [123.675, 116.28, 103.53]
