@@ -11,7 +11,7 @@ from cli.errors import UserError
 from convert.architecture import TORCHVISION_NAMES
 from convert.naming import to_detectron2
 from convert.normalisation import Pixels
-from convert.reader import Source, reading
+from convert.reader import Source, read_values
 from convert.selection import Selection
 from convert.sidecar import encode
 from convert.tensors import StoredTensor
@@ -30,9 +30,9 @@ class Float32Arrays(Mapping[str, np.ndarray]):
     time.
     """
 
-    def __init__(self, tensors: Mapping[str, StoredTensor], path: Path) -> None:
+    def __init__(self, tensors: Mapping[str, StoredTensor], source: Source) -> None:
         self._tensors = tensors
-        self._path = path
+        self._source = source
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._tensors)
@@ -41,16 +41,16 @@ class Float32Arrays(Mapping[str, np.ndarray]):
         return len(self._tensors)
 
     def __getitem__(self, name: str) -> np.ndarray:
-        with reading(self._path):
-            array = np.asarray(self._tensors[name].read())
+        array = read_values(self._source, self._tensors[name])
+        where = f"{self._source.path}: {name}"
         if array.dtype.kind != "f":
-            raise UserError(f"{name} holds {array.dtype} values; quantised networks cannot be converted")
+            raise UserError(f"{where} holds {array.dtype} values; quantised networks cannot be converted")
         with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused below
             array = array.astype(np.float32, copy=False)
         if not np.isfinite(array).all():
-            raise UserError(f"{name} holds NaN or infinite values; the training diverged, or the file is damaged")
+            raise UserError(f"{where} holds NaN or infinite values; the training diverged, or the file is damaged")
         if name.endswith("running_var") and (array < 0).any():
-            raise UserError(f"{name} holds negative variances; the file is damaged")
+            raise UserError(f"{where} holds negative variances; the file is damaged")
         return array
 
 
@@ -82,7 +82,7 @@ def export(
     """
     if target != "d2":
         _refuse_other_networks(selection, pixels, target)
-    arrays = Float32Arrays(selection.tensors, source.path)
+    arrays = Float32Arrays(selection.tensors, source)
     lines: list[str] = []
 
     def check(aside: Mapping[Path, Path]) -> None:
@@ -94,7 +94,7 @@ def export(
     def write_weights(file: BinaryIO) -> None:
         if target == "d2":
             renamed = {to_detectron2(name): tensor for name, tensor in selection.tensors.items()}
-            write_detectron2(file, Float32Arrays(renamed, source.path), f"corinfomax convert: {note['family']}")
+            write_detectron2(file, Float32Arrays(renamed, source), f"corinfomax convert: {note['family']}")
         elif output.suffix == ".safetensors":
             write_safetensors(file, arrays, _encoder_metadata(pixels, note))
         else:

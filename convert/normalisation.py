@@ -17,9 +17,8 @@ import numpy as np
 import yaml
 
 from convert.formats import NO_NORMALISATION
-from convert.reader import Source
+from convert.reader import Source, read_values
 from convert.selection import Selection
-from convert.tensors import StoredTensor
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -72,7 +71,10 @@ def find_pixels(source: Source, selection: Selection) -> Pixels:
         return CAFFE2
     if kind == "unit":
         return UNIT
-    means = estimate_input_means(selection.tensors)
+    means = estimate_input_means(
+        read_values(source, selection.tensors["conv1.weight"]),
+        read_values(source, selection.tensors["bn1.running_mean"]),
+    )
     # Images in [0, 1] have means near 0.45, normalised ones near 0.
     if means is not None and all(0.2 < mean < 0.8 for mean in means):
         text = ", ".join(f"{mean:.2f}" for mean in means)
@@ -80,18 +82,23 @@ def find_pixels(source: Source, selection: Selection) -> Pixels:
     return IMAGENET
 
 
-def estimate_input_means(tensors: Mapping[str, StoredTensor]) -> tuple[float, float, float] | None:
+def estimate_input_means(kernel: np.ndarray, running: np.ndarray) -> tuple[float, float, float] | None:
     """The mean of each input channel in training, from the first convolution and the BatchNorm after it.
 
-    None where no three means explain the running means, as in a network whose statistics are not from images.
+    Args:
+        kernel: weights of the convolution, (channels, 3, height, width).
+        running: running means of the BatchNorm, (channels,).
+
+    Returns:
+        None where no three means explain the running means, as in a network whose statistics are not from images.
     """
-    kernel = tensors["conv1.weight"].read().astype(np.float64).sum(axis=(2, 3))  # (64, 3)
-    running = tensors["bn1.running_mean"].read().astype(np.float64)  # (64,)
-    scale = float(np.square(running).sum())
-    if scale == 0.0 or not np.isfinite(kernel).all():
+    response = kernel.astype(np.float64).sum(axis=(2, 3))  # (channels, 3): what an evenly coloured image gives
+    target = running.astype(np.float64)
+    scale = float(np.square(target).sum())
+    if scale == 0.0 or not np.isfinite(scale) or not np.isfinite(response).all():
         return None
-    means, *_ = np.linalg.lstsq(kernel, running, rcond=None)
-    unexplained = float(np.square(kernel @ means - running).sum()) / scale
+    means = np.linalg.lstsq(response, target, rcond=None)[0]
+    unexplained = float(np.square(response @ means - target).sum()) / scale
     return (float(means[0]), float(means[1]), float(means[2])) if unexplained < 0.2 else None
 
 

@@ -125,8 +125,7 @@ def read_checkpoint(path: Path, trust: bool = False) -> Source:
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Turn whatever a damaged file causes into an error that names the file; tensors are read late, so use it
-    there too.
+    """Turn whatever a damaged file causes into an error that names it.
 
     Raises:
         UserError: instead of any such exception.
@@ -141,6 +140,16 @@ def reading(path: Path) -> Iterator[None]:
     except _DAMAGE as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise UserError(f"{path} is not a checkpoint that can be read, or it is damaged: {reason}") from error
+
+
+def read_values(source: Source, tensor: StoredTensor) -> np.ndarray:
+    """The values of a tensor of a file.
+
+    Raises:
+        UserError: they cannot be read, or do not match their checksum.
+    """
+    with reading(source.path):
+        return np.asarray(tensor.read())
 
 
 def _head(path: Path) -> bytes:

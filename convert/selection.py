@@ -12,7 +12,7 @@ from convert.architecture import Architecture, Shape, UnsupportedArchitecture, i
 from convert.containers import Container, find_containers
 from convert.formats import DROPPABLE, Family, find_family, name_other_network, preference
 from convert.naming import CAFFE2, SCHEMES, Scheme
-from convert.reader import Source
+from convert.reader import Source, read_values
 from convert.tensors import StoredTensor
 
 _COUNTER = "num_batches_tracked"
@@ -169,18 +169,21 @@ def select(source: Source, branch: str | None = None, drop: Sequence[str] = ()) 
             raise UserError(f"{source.path} has no branch {branch!r}; it has: {known}")
     best = chosen[0]
     if isinstance(best.verdict, str):
-        raise UserError(f"{source.path}: under {best.branch} there is {best.verdict}")
+        whole = [other.branch for other in candidates if not isinstance(other.verdict, str)]
+        others = f" (--branch can take {' or '.join(whole)} instead)" if whole else ""
+        raise UserError(f"{source.path}: under {best.branch} there is {best.verdict}{others}")
     rivals = [other for other in chosen[1:] if other.rank == best.rank and not isinstance(other.verdict, str)]
-    if any(not _same(best, other) for other in rivals):
+    if any(not _same(source, best, other) for other in rivals):
         names = ", ".join(candidate.branch for candidate in (best, *rivals))
         raise UserError(f"{source.path} has several encoders ({names}); say which with --branch")
     return Selection(best, best.verdict, _account(source, best, candidates, containers, drop))
 
 
-def _same(one: Candidate, other: Candidate) -> bool:
+def _same(source: Source, one: Candidate, other: Candidate) -> bool:
     """Whether two encoders hold the same values, as a file may list one under two names."""
     return one.tensors.keys() == other.tensors.keys() and all(
-        np.array_equal(tensor.read(), other.tensors[name].read()) for name, tensor in one.tensors.items()
+        np.array_equal(read_values(source, tensor), read_values(source, other.tensors[name]))
+        for name, tensor in one.tensors.items()
     )
 
 

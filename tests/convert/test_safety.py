@@ -161,10 +161,11 @@ def test_damaged_files(name, data, message, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([name, "out.pkl"])
 
 
-def test_a_flipped_bit_in_a_weight(query, convert):
+@pytest.mark.parametrize("name", ["layer3.0.conv2.weight", "conv1.weight"])
+def test_a_flipped_bit_in_a_weight(name, query, convert):
     state = encoder_of(query)
     data = saved(state)
-    position = data.index(state["layer3.0.conv2.weight"].numpy().tobytes()) + 1000
+    position = data.index(state[name].numpy().tobytes()) + 1000
     with pytest.raises(UserError, match="checksum"):
         convert(flip(data, position))
 

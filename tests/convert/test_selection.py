@@ -63,3 +63,10 @@ def test_transposed_and_shared_storages(query, convert):
     query.to(memory_format=torch.contiguous_format)
     assert_holds(convert(state), values_of(query))
     assert_holds(convert(shared, "--overwrite"), values_of(query))
+
+
+def test_a_broken_query_side_is_not_replaced_silently(query, key, convert):
+    content = moco(query, key)
+    del content["state_dict"]["module.encoder_q.layer4.2.bn3.bias"]
+    with pytest.raises(UserError, match=r"layer4\.2\.bn3\.bias is missing.*--branch can take state_dict:encoder_k"):
+        convert(content)

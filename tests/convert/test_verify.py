@@ -108,7 +108,7 @@ def test_verify_refuses_what_is_not_the_same(query, convert, tmp_path):
     output = convert(query.state_dict())
     source = read_checkpoint(tmp_path / "checkpoint.pth")
     selection = select(source)
-    arrays = Float32Arrays(selection.tensors, source.path)
+    arrays = Float32Arrays(selection.tensors, source)
     model = load_pickle(output)["model"]
     swapped = {**model, "res2.1.conv1.norm.weight": model["res2.1.conv1.norm.bias"]}
     changed = {**model, "res4.5.conv3.weight": model["res4.5.conv3.weight"] + np.float32(1e-3)}
