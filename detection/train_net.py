@@ -53,6 +53,8 @@ def configure(arguments: "argparse.Namespace") -> "CfgNode":
         raise UserError(f"--num-gpus {gpus}: this machine has {there} GPUs that PyTorch can use")
     if arguments.num_machines > 1 and not gpus:
         raise UserError(f"--num-machines {arguments.num_machines}: several machines need GPUs, and this has none")
+    if arguments.num_machines > 1 and arguments.dist_url == "auto":
+        raise UserError("several machines need --dist-url tcp://HOST:PORT of the first one")
     processes = arguments.num_machines * max(gpus, 1)
     if config.SOLVER.IMS_PER_BATCH % processes:
         batch = f"SOLVER.IMS_PER_BATCH {config.SOLVER.IMS_PER_BATCH}"
@@ -70,16 +72,16 @@ def check(config: "CfgNode", resume: bool, eval_only: bool) -> None:
     Raises:
         UserError: a dataset is not all there, weights do not fit, or the folder holds another run.
     """
-    from detection import datasets, weights
+    from detection import datasets, trainer
 
     names = config.DATASETS.TEST if eval_only else (*config.DATASETS.TRAIN, *config.DATASETS.TEST)
     datasets.register(names)
     for name in names:
         datasets.check(name, config.MODEL.ROI_HEADS.NUM_CLASSES)
-    if config.MODEL.WEIGHTS:
-        weights.check_sidecar(Path(config.MODEL.WEIGHTS), config)
-        weights.read_weights(Path(config.MODEL.WEIGHTS))
-    if (Path(config.OUTPUT_DIR) / "last_checkpoint").exists() and not resume and not eval_only:
+    begun = (Path(config.OUTPUT_DIR) / "last_checkpoint").exists()
+    if config.MODEL.WEIGHTS and not (begun and resume):
+        trainer.check_weights(config, whole=eval_only)
+    if begun and not resume and not eval_only:
         raise UserError(
             f"{config.OUTPUT_DIR} already holds a run: continue it with --resume, or choose another --output"
         )

@@ -15,7 +15,7 @@ import detection.compat
 import detection.roi_heads  # noqa: F401  registers the head that the C4 recipes name
 from cli.errors import UserError
 from detection import datasets, run_folder, weights
-from detection.config import computes_in_bfloat16
+from detection.config import computes_in_bfloat16, for_one_process
 
 # isort: split
 from detectron2.checkpoint import DetectionCheckpointer
@@ -56,22 +56,21 @@ class TransferTrainer(DefaultTrainer):
             UserError: the loss is not finite; the last step was not taken.
         """
         with EventStorage(self.start_iter) as self.storage:
-            try:
-                self.before_train()
-                for iteration in range(self.start_iter, self.max_iter):
-                    self.iter = iteration
-                    self.before_step()
+            self.before_train()
+            for iteration in range(self.start_iter, self.max_iter):
+                self.iter = iteration
+                self.before_step()
+                try:
                     self.run_step()
-                    self.after_step()
-                self.iter = self.max_iter  # the hooks see by this that training has come to its end
-            except FloatingPointError as error:
-                raise UserError(
-                    f"the loss is not finite at iteration {self.iter}: lower SOLVER.BASE_LR"
-                    f" (now {self.cfg.SOLVER.BASE_LR}) or lengthen SOLVER.WARMUP_ITERS"
-                    f" (now {self.cfg.SOLVER.WARMUP_ITERS}); {error}"
-                ) from error
-            finally:
-                self.after_train()
+                except FloatingPointError as error:
+                    raise UserError(
+                        f"the loss is not finite at iteration {iteration}: lower SOLVER.BASE_LR"
+                        f" (now {self.cfg.SOLVER.BASE_LR}) or lengthen SOLVER.WARMUP_ITERS"
+                        f" (now {self.cfg.SOLVER.WARMUP_ITERS}); {error}"
+                    ) from error
+                self.after_step()
+            self.iter = self.max_iter  # the hooks see by this that training has come to its end
+            self.after_train()
 
     def state_dict(self) -> dict[str, Any]:
         """The iteration, the schedule, and (v0.6 forgets it) the optimizer."""
@@ -116,6 +115,27 @@ def training_images(config: CfgNode) -> list[dict[str, Any]]:
     return [records[index] for index in chosen]
 
 
+def check_weights(config: CfgNode, whole: bool) -> None:
+    """See that `MODEL.WEIGHTS` fit the config, on a model that is thrown away, before a run leaves a trace.
+
+    Args:
+        config: of the run.
+        whole: the file has to fill the whole detector, not only its backbone.
+
+    Raises:
+        UserError: they do not fit, or the converter's note beside them disagrees with the config.
+    """
+    path = Path(config.MODEL.WEIGHTS)
+    weights.check_sidecar(path, config)
+    trial, _ = for_one_process(config)
+    trial.MODEL.DEVICE = "cpu"
+    model = build_model(trial)
+    if whole:
+        weights.load_detector(model, path)
+    else:
+        weights.load_backbone(model, path)
+
+
 def train(config: CfgNode, name: str, resume: bool) -> None:
     """Fine-tune as `config` says, in the folder `OUTPUT_DIR`; `name` is the recipe's, for the results.
 
@@ -147,6 +167,8 @@ def evaluate(config: CfgNode, name: str) -> None:
 
 
 def _prepare(config: CfgNode) -> None:
+    # It warns of a CUDA compiler on a machine without GPU when Detectron2 lists the environment.
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     folder = Path(config.OUTPUT_DIR)
     run_folder.start_logging(folder, comm.get_rank())
     if comm.is_main_process():
