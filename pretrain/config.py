@@ -10,6 +10,7 @@ from cli.errors import UserError
 from pretrain.checks import each_in_range, in_range, one_of
 from pretrain.data import DATASETS
 from pretrain.encoder import ENCODERS, STEMS
+from pretrain.objectives import OBJECTIVES
 from pretrain.views import ViewRecipe
 
 PRECISIONS = ("auto", "float32", "bfloat16")
@@ -45,7 +46,7 @@ def get_defaults() -> CfgNode:
     c.PROJECTOR = CfgNode()
     c.PROJECTOR.DIMS = [8192, 8192, 512]  # the last is P, the dimension of the embedding
     c.OBJECTIVE = CfgNode()
-    c.OBJECTIVE.NAME = "corinfomax"
+    c.OBJECTIVE.NAME = "corinfomax"  # or one to compare with: pretrain.objectives.OBJECTIVES
     c.OBJECTIVE.ATTRACTION = 2000.0  # alpha
     c.OBJECTIVE.FORGETTING = 0.1  # lambda, the weight of the OLD covariance
     c.OBJECTIVE.EPS = 1e-8
@@ -76,7 +77,7 @@ def validate(config: CfgNode) -> None:
     one_of(config, "DATA.NAME", DATASETS)
     one_of(config, "ENCODER.NAME", ENCODERS)
     one_of(config, "ENCODER.STEM", STEMS)
-    one_of(config, "OBJECTIVE.NAME", ("corinfomax",))
+    one_of(config, "OBJECTIVE.NAME", OBJECTIVES)
     one_of(config, "TRAIN.PRECISION", PRECISIONS)
     for key in ("DATA.IMAGE_SIZE", "TRAIN.EPOCHS", "LOG.PERIOD", "PROBE.K", "PROBE.MAX_TRAIN"):
         in_range(config, key, 1)

@@ -44,17 +44,23 @@ class SiameseNetwork(nn.Module):
     """Encoder and projector, shared by both views (thesis A.1).
 
     Each view is a forward pass of its own, as in the article's pseudocode: BatchNorm sees one view at a time.
+
+    Args:
+        encoder, projector: images -> features -> embeddings.
+        unit_length: scale the embeddings to length 1.
     """
 
-    def __init__(self, encoder: nn.Module, projector: nn.Module) -> None:
+    def __init__(self, encoder: nn.Module, projector: nn.Module, unit_length: bool = True) -> None:
         super().__init__()
         self.encoder = encoder
         self.projector = projector
+        self.unit_length = unit_length
 
     def forward(self, view1: Tensor, view2: Tensor) -> tuple[Tensor, Tensor]:
-        """Images (N, 3, H, W) of each view -> embeddings (N, P), float32 and of unit length."""
+        """Images (N, 3, H, W) of each view -> embeddings (N, P), float32."""
         return self.embed(view1), self.embed(view2)
 
     def embed(self, images: Tensor) -> Tensor:
-        """Images (N, 3, H, W) -> embeddings (N, P), float32 and of unit length."""
-        return F.normalize(self.projector(self.encoder(images)).float(), dim=1)
+        """Images (N, 3, H, W) -> embeddings (N, P), float32."""
+        embeddings = self.projector(self.encoder(images)).float()
+        return F.normalize(embeddings, dim=1) if self.unit_length else embeddings

@@ -23,11 +23,11 @@ from cli.config import load_config
 from cli.errors import ArgumentParser, run
 from pretrain import checkpoint, distributed, engine
 from pretrain.config import build_recipes, get_defaults, resolve_precision, validate
-from pretrain.corinfomax import CorInfoMaxLoss
 from pretrain.data import build_source
 from pretrain.encoder import SiameseNetwork, build_encoder, build_projector, feature_dim
 from pretrain.loader import ShuffledBatches, build_loader, check_batch
 from pretrain.metrics import Metrics
+from pretrain.objectives import build_criterion, wants_unit_length
 from pretrain.probe import OnlineProbe
 from pretrain.rundir import open_run, plain
 from pretrain.schedule import warmup_cosine
@@ -109,9 +109,11 @@ def pretrain(config: CfgNode, output: Path, resume: bool, device: torch.device) 
 def build_parts(config: CfgNode, device: torch.device) -> dict[str, Any]:
     """What a checkpoint holds the state of: `network`, `criterion` and `optimizer`."""
     encoder = build_encoder(config.ENCODER.NAME, config.ENCODER.STEM)
-    network = SiameseNetwork(encoder, build_projector(feature_dim(config.ENCODER.NAME), list(config.PROJECTOR.DIMS)))
+    projector = build_projector(feature_dim(config.ENCODER.NAME), list(config.PROJECTOR.DIMS))
+    network = SiameseNetwork(encoder, projector, wants_unit_length(config.OBJECTIVE.NAME))
     network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    criterion = CorInfoMaxLoss(
+    criterion = build_criterion(
+        config.OBJECTIVE.NAME,
         dim=config.PROJECTOR.DIMS[-1],
         attraction=config.OBJECTIVE.ATTRACTION,
         forgetting=config.OBJECTIVE.FORGETTING,

@@ -1,0 +1,102 @@
+"""Other objectives through lightly: their values against the articles' formulas, and what is measured beside them."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from cli.errors import UserError
+from pretrain import checkpoint, train
+from pretrain.corinfomax import CorInfoMaxLoss
+from pretrain.objectives import OBJECTIVES, build_criterion, wants_unit_length
+
+STATE = {"dim": 6, "attraction": 3.0, "forgetting": 0.1, "eps": 1e-8}
+
+
+def views() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    z1 = torch.randn(16, 6, generator=generator)
+    return z1.requires_grad_(), z1.detach() + 0.3 * torch.randn(16, 6, generator=generator)
+
+
+def simclr(z1: Tensor, z2: Tensor) -> Tensor:
+    """Eq. (1) of SimCLR: cross-entropy of the partner among all others, cosine similarities over 0.5."""
+    z = F.normalize(torch.cat([z1, z2]), dim=1)
+    similarity = (z @ z.T / 0.5).fill_diagonal_(float("-inf"))
+    n = len(z1)
+    return F.cross_entropy(similarity, torch.arange(2 * n).roll(n))
+
+
+def barlow_twins(z1: Tensor, z2: Tensor) -> Tensor:
+    """Eq. (1) of Barlow Twins: the cross-correlation should be the identity; weight 0.005 off the diagonal."""
+    a, b = ((z - z.mean(0)) / z.std(0, correction=0) for z in (z1, z2))
+    c = a.T @ b / len(a)
+    off = c - torch.diag(c.diagonal())
+    return (1 - c.diagonal()).square().sum() + 0.005 * off.square().sum()
+
+
+def vicreg(z1: Tensor, z2: Tensor) -> Tensor:
+    """Eq. (6) of VICReg, with its 25, 25, 1. As its public code, the variance term is averaged over the two views."""
+    variance, covariance = torch.zeros(()), torch.zeros(())
+    for z in (z1, z2):
+        variance = variance + F.relu(1 - (z.var(0) + 1e-4).sqrt()).mean() / 2
+        c = torch.cov(z.T)
+        covariance = covariance + (c - torch.diag(c.diagonal())).square().sum() / z.shape[1]
+    return 25 * F.mse_loss(z1, z2) + 25 * variance + covariance
+
+
+@pytest.mark.parametrize("reference", [simclr, barlow_twins, vicreg], ids=lambda f: f.__name__)
+def test_value_and_gradient_are_the_articles(reference: Callable[[Tensor, Tensor], Tensor]) -> None:
+    pytest.importorskip("lightly")
+    z1, z2 = views()
+    terms = build_criterion(reference.__name__, **STATE)(z1, z2)
+    expected = reference(z1, z2)
+    assert terms.total.item() == pytest.approx(
+        expected.item(), rel=1e-3
+    )  # lightly adds 1e-5 to Barlow Twins' variances
+    (found,), (wanted,) = torch.autograd.grad(terms.total, z1), torch.autograd.grad(expected, z1)
+    assert torch.allclose(found.float(), wanted, rtol=1e-2, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES[1:])
+def test_corinfomax_is_measured_beside(name: str) -> None:
+    pytest.importorskip("lightly")
+    z1, z2 = views()
+    criterion, own = build_criterion(name, **STATE), CorInfoMaxLoss(**STATE)
+    for _ in range(2):
+        terms = criterion(z1, z2)
+        measured = own(F.normalize(z1.detach(), dim=1), F.normalize(z2, dim=1))
+    assert terms.big_bang == measured.big_bang
+    assert terms.attraction == measured.attraction
+    assert not terms.big_bang.requires_grad
+    assert criterion.state_dict().keys() == own.state_dict().keys()
+    assert torch.equal(criterion.covariance, own.covariance)
+
+
+def test_corinfomax_itself_is_not_wrapped() -> None:
+    assert type(build_criterion("corinfomax", **STATE)) is CorInfoMaxLoss
+    assert [name for name in OBJECTIVES if not wants_unit_length(name)] == ["vicreg", "barlow_twins"]
+
+
+def test_without_the_library_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "lightly", None)
+    with pytest.raises(UserError, match=r"pip install 'corinfomax\[baselines\]'"):
+        build_criterion("simclr", **STATE)
+    build_criterion("corinfomax", **STATE)
+
+
+def test_a_baseline_trains_and_resumes(photos: Path, tmp_path: Path) -> None:
+    pytest.importorskip("lightly")
+    tiny = [*("DATA.NAME", "folder", "DATA.ROOT", str(photos), "DATA.IMAGE_SIZE", "32", "DATA.WORKERS", "0")]
+    tiny += ["PROJECTOR.DIMS", "[16, 8]", "TRAIN.BATCH_SIZE", "8", "TRAIN.EPOCHS", "2", "TRAIN.PRECISION", "float32"]
+    tiny += ["OBJECTIVE.NAME", "vicreg", "TRAIN.LR", "0.001", "TRAIN.WARMUP_LR", "0.0"]
+    train.main(["--output", str(tmp_path / "a"), *tiny])
+    train.main(["--output", str(tmp_path / "b"), *tiny, "TRAIN.MAX_STEPS", "4"])
+    train.main(["--output", str(tmp_path / "b"), *tiny, "--resume"])
+    a, b = (checkpoint.load(tmp_path / run / "checkpoints" / "last.pt") for run in "ab")
+    assert all(torch.equal(a["model"][name], b["model"][name]) for name in a["model"])
+    assert all(torch.equal(a["objective"][name], b["objective"][name]) for name in ("mean", "covariance"))
