@@ -141,7 +141,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     names = datasets.class_names(config.DATASETS.TEST[0], config.MODEL.ROI_HEADS.NUM_CLASSES)
     output = Path(arguments.output)
-    output.mkdir(parents=True, exist_ok=True)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{output}: no pictures can be written there: {error.strerror or error}") from error
     numbered = len({file.stem for file in files}) < len(files)
     for index, file in enumerate(files):
         image = read_image(file)

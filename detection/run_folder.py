@@ -11,6 +11,8 @@ from typing import Any
 
 from fvcore.common.config import CfgNode
 
+from cli.errors import UserError
+
 LOGGERS = ("detectron2", "fvcore", "detection")
 
 
@@ -18,10 +20,16 @@ def start_logging(folder: Path, rank: int) -> None:
     """Send the log to `log.txt` in full, and from the first process to the terminal without the long tables.
 
     A second call replaces the destinations of the first, so that runs in one process do not write twice.
+
+    Raises:
+        UserError: the folder cannot be made or written to.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     name = "log.txt" if rank == 0 else f"log.txt.rank{rank}"
-    handlers: list[logging.Handler] = [logging.FileHandler(folder / name)]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handlers: list[logging.Handler] = [logging.FileHandler(folder / name)]
+    except OSError as error:
+        raise UserError(f"the run cannot be kept in {folder}: {error.strerror or error}") from error
     if rank == 0:
         handlers.append(logging.StreamHandler(sys.stdout))
         handlers[1].setLevel(logging.INFO)

@@ -136,6 +136,9 @@ def test_a_finished_run_can_be_evaluated_and_its_detector_used(train, tmp_path, 
     weights = folder / "model_final.pth"
     again = train(options=["--eval-only", "--weights", str(weights)], folder="again")
     assert json.loads((again / "results.json").read_text())["results"] == before
+    unsure = ["--eval-only", "--weights", str(weights)]
+    none = train("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 1.0, options=unsure, folder="none")
+    assert json.loads((none / "results.json").read_text())["results"]["segm"]["AP"] == 0
     pictures = coco_root / "coco" / "val2017"
     arguments = ["--config", str(folder / "config.yaml"), "--weights", str(weights), "--score-threshold", "0"]
     predict.main([*arguments, "--output", str(tmp_path / "drawn"), str(pictures), str(pictures / "000.jpg")])
@@ -143,3 +146,17 @@ def test_a_finished_run_can_be_evaluated_and_its_detector_used(train, tmp_path, 
     assert [path.name for path in drawn] == ["0000_000.png", "0001_001.png", "0002_000.png"]
     assert all(Image.open(path).width > 64 for path in drawn)
     assert "objects" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("float32", torch.float32), ("bfloat16", torch.bfloat16)])
+def test_the_model_computes_in_the_precision_asked_for(precision, dtype):
+    pairs = ["SOLVER.PRECISION", precision, "MODEL.DEVICE", "cpu"]
+    config, _ = configs.for_one_process(configs.load("shapes_R18_FPN", pairs))
+    model = trainer.TransferTrainer.build_model(config).eval()
+    seen = []
+    model.backbone.bottom_up.stem.conv1.register_forward_hook(lambda *call: seen.append(call[2].dtype))
+    with torch.no_grad():
+        found = model([{"image": torch.zeros(3, 64, 64, dtype=torch.uint8), "height": 64, "width": 64}])
+    assert seen == [dtype]
+    assert found[0]["instances"].pred_boxes.tensor.dtype == torch.float32
+    assert all(value.dtype != torch.bfloat16 for value in model.state_dict().values())
