@@ -8,6 +8,7 @@ need come from torchvision. The tree is that of upstream's tag v0.6, without its
 How the file is found and fetched (index, mirror, proxy, certificates, offline folder) is pip's configuration.
 """
 
+import argparse
 import base64
 import hashlib
 import importlib.util
@@ -134,7 +135,9 @@ def install(wheel: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Install Detectron2 unless it is there."""
-    ArgumentParser(prog="python -m detection.install", description=__doc__).parse_args(argv)
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = ArgumentParser(prog="python -m detection.install", description=__doc__, formatter_class=raw)
+    parser.parse_args(argv)
     if installed():
         print("Detectron2 is already installed")
         return

@@ -6,6 +6,7 @@ PICTURES are files or folders. For each, DIR gets a PNG of the same name with bo
 scores; where two have the same name, all are numbered.
 """
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -24,7 +25,9 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 def build_parser() -> ArgumentParser:
     """The arguments of the command."""
-    parser = ArgumentParser(prog="predict.py", description=__doc__)
+    parser = ArgumentParser(
+        prog="predict.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--config", required=True, metavar="NAME|PATH", help="the recipe, or RUN/config.yaml")
     parser.add_argument("--weights", required=True, metavar="FILE", help="a whole detector: RUN/model_final.pth")
     parser.add_argument("--output", required=True, metavar="DIR", help="folder for the pictures")
