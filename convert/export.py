@@ -13,7 +13,7 @@ from convert.naming import to_detectron2
 from convert.normalisation import Pixels
 from convert.reader import Source, read_values
 from convert.selection import Selection
-from convert.sidecar import encode
+from convert.sidecar import encode, note_path
 from convert.tensors import StoredTensor
 from convert.writer import write_detectron2, write_safetensors, write_together
 
@@ -103,7 +103,7 @@ def export(
     def write_note(file: BinaryIO) -> None:
         file.write(encode(note))
 
-    write_together({output.with_suffix(".json"): write_note, output: write_weights}, check)
+    write_together({note_path(output): write_note, output: write_weights}, check)
     return lines
 
 

@@ -41,8 +41,8 @@ class Family:
         beside: patterns, each found in some name in the table or beside it.
         scheme: how its tensors are named.
         preferred: matches `container:prefix` of the encoder that transfers; others are taken on request.
-        pixels: what the encoder expects: `imagenet` statistics, `unit` ([0, 1]), `own`, `detectron2`,
-            `caffe2`.
+        pixels: what the encoder expects: `imagenet` statistics, `unit` ([0, 1]), whichever of the two is
+            `measured`, or what the file's kind says: `own`, `detectron2`, `caffe2`.
         note: what a user has to know.
     """
 
@@ -129,7 +129,7 @@ FAMILIES = (
         ("^arch$", "^(args|version)$"),
         preferred="state_dict_ema:",
     ),
-    Family("torchvision names, in state_dict", "state_dict", ""),
+    Family("SimCLR v1, or torchvision names in state_dict", "state_dict", "", pixels="measured"),
     Family("torchvision names, flat", "", ""),
     Family("lightly", ".*", ".*", scheme=SEQUENTIAL),
     Family("lightly, CIFAR", ".*", ".*", scheme=SEQUENTIAL_CIFAR),

@@ -71,15 +71,16 @@ def find_pixels(source: Source, selection: Selection) -> Pixels:
         return CAFFE2
     if kind == "unit":
         return UNIT
-    means = estimate_input_means(
-        read_values(source, selection.tensors["conv1.weight"]),
-        read_values(source, selection.tensors["bn1.running_mean"]),
-    )
-    # Images in [0, 1] have means near 0.45, normalised ones near 0.
-    if means is not None and all(0.2 < mean < 0.8 for mean in means):
-        text = ", ".join(f"{mean:.2f}" for mean in means)
-        return replace(UNIT, origin=f"{NO_NORMALISATION} (measured input means: {text})")
-    return IMAGENET
+    names = ("conv1.weight", "bn1.running_mean")
+    means = estimate_input_means(*(read_values(source, selection.tensors[name]) for name in names))
+    # Photographs in [0, 1] have means near 0.45, normalised ones near 0.
+    if means is None or not all(0.2 < mean < 0.8 for mean in means):
+        return IMAGENET
+    measured = f"its first layer has seen input means of {', '.join(f'{mean:.2f}' for mean in means)}"
+    if kind == "measured":
+        return replace(UNIT, origin=f"{NO_NORMALISATION}: {measured}")
+    # The family normalises; brighter images than ImageNet's explain such means as well.
+    return replace(IMAGENET, origin=f"{IMAGENET.origin}; but {measured}: check whether they were normalised")
 
 
 def estimate_input_means(kernel: np.ndarray, running: np.ndarray) -> tuple[float, float, float] | None:

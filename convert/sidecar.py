@@ -1,4 +1,4 @@
-"""The note beside converted weights, `NAME.json` beside `NAME.pkl`: all that a detector's configuration must
+"""The note beside converted weights, `NAME.json` beside `NAME.pkl` (`NAME.pth.json` beside `NAME.pth`): all that a detector's configuration must
 agree with.
 
 source          name of the file that was converted
@@ -24,11 +24,17 @@ tool            name and version of the converter
 
 import json
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 from convert.normalisation import Pixels
 from convert.reader import Source
 from convert.selection import Selection
+
+
+def note_path(output: Path) -> Path:
+    """Where the note of an output lies. Detectron2's weights come first: theirs is the one that training looks for."""
+    return output.with_suffix(".json") if output.suffix == ".pkl" else output.with_name(f"{output.name}.json")
 
 
 def describe(source: Source, selection: Selection, pixels: Pixels) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from convert.listing import list_contents
 from convert.normalisation import find_pixels
 from convert.reader import read_checkpoint
 from convert.selection import select
-from convert.sidecar import describe
+from convert.sidecar import describe, note_path
 
 
 def build_parser() -> ArgumentParser:
@@ -83,7 +83,7 @@ def check_output(source: Path, output: Path, target: str, overwrite: bool) -> No
         raise UserError(f"{output} is a folder; name a file in it")
     if output.exists() and source.exists() and output.samefile(source):
         raise UserError(f"{output} is the input itself; name another file")
-    for path in (output, output.with_suffix(".json")):
+    for path in (output, note_path(output)):
         if path.exists() and not overwrite:
             raise UserError(f"{path} exists; say --overwrite to replace it")
 

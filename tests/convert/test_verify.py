@@ -119,6 +119,20 @@ def test_verify_refuses_what_is_not_the_same(query, convert, tmp_path):
             verify(output, arrays, selection.architecture, find_pixels(source, selection))
 
 
+def test_verify_compares_features_and_not_only_tensors(query, convert, tmp_path, monkeypatch):
+    output = convert(query.state_dict())
+    source = read_checkpoint(tmp_path / "checkpoint.pth")
+    selection = select(source)
+    model = load_pickle(output)["model"]
+    model["res4.5.conv3.weight"] += np.float32(1e-2)
+    with output.open("wb") as file:
+        write_detectron2(file, model, "test")
+    monkeypatch.setattr("convert.verify._check_tensors", lambda *arguments: None)
+    arrays = Float32Arrays(selection.tensors, source)
+    with pytest.raises(UserError, match="FPN: res4, res5 differ from the source network"):
+        verify(output, arrays, selection.architecture, find_pixels(source, selection))
+
+
 def test_a_failed_verification_writes_nothing(query, convert, tmp_path, monkeypatch):
     def refuse(*arguments):
         raise UserError("res4 differs")

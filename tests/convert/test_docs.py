@@ -1,0 +1,48 @@
+"""The commands in the documentation run as they stand there."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+
+from convert import from_d2, to_d2
+from convert.formats import FAMILIES
+from tests.convert.checkpoints import moco, own, under
+from tests.convert.conftest import load_pickle
+
+TEXT = (Path(__file__).parents[2] / "docs" / "converter.md").read_text()
+
+
+def test_commands(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    network = torchvision.models.resnet18(weights=None)
+    Path("run/checkpoints").mkdir(parents=True)
+    torch.save(own(network, network), "run/checkpoints/last.pt")
+    torch.save(moco(network, network), "moco_v2_800ep_pretrain.pth.tar")
+    commands = [shlex.split(line) for line in re.findall(r"^python (convert/.*)$", TEXT, re.MULTILINE)]
+    assert len(commands) == 7
+    try:
+        import detection.compat  # noqa: F401
+    except Exception:
+        commands = [[word for word in command if word != "--verify"] for command in commands]
+    for script, *arguments in commands:
+        if script.endswith("from_d2.py"):
+            model = {name: torch.from_numpy(value) for name, value in load_pickle(Path("moco_v2.pkl"))["model"].items()}
+            torch.save({"model": under("backbone.bottom_up.", model)}, "model_final.pth")
+            Path("model_final.json").write_text(Path("moco_v2.json").read_text())
+            from_d2.main(arguments)
+        else:
+            to_d2.main(arguments)
+    assert {"corinfomax.pkl", "moco_v2.pth", "momentum.json", "encoder.safetensors"} <= {
+        path.name for path in Path().iterdir()
+    }
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_every_family_is_in_the_table(family):
+    """By the first word of its name; the last row of the code's table is no family."""
+    if family.name != "torchvision names, wrapped":
+        assert re.split(r"[ ,(]", family.name)[0].lower() in TEXT.lower()
