@@ -7,7 +7,7 @@ link to the newest. A checkpoint is one dictionary of tensors and plain values, 
                heads on a frozen encoder, which is not in the file
     version    1
     model      tensors by name: `encoder.*` in torchvision's naming, `projector.*` (or `head.*`)
-    objective  state of the loss: `mean`, `covariance`
+    objective  state of the loss: `mean`, `covariance`, `cross_covariance`
     optimizer  state of the optimizer
     position   {"epoch", "step"}: how many of each are complete
     config     the configuration, as nested dictionaries
@@ -31,6 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from cli.errors import UserError
+from pretrain.files import sync_folder, write_atomic
 
 VERSION = 1
 KEEP = 2
@@ -61,7 +62,7 @@ def save(run: Path, state: dict[str, Any]) -> Path:
         link.unlink(missing_ok=True)
         link.symlink_to(path.name)
         link.replace(folder / "last.pt")
-        _sync(folder)
+        sync_folder(folder)
     except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
         aside.unlink(missing_ok=True)
         raise UserError(
@@ -160,16 +161,6 @@ def export_encoder(path: Path, encoder: nn.Module, metadata: dict[str, str]) -> 
     write_atomic(path, safetensors.torch.save(tensors, {"format": "corinfomax-encoder", **metadata}))
 
 
-def write_atomic(path: Path, content: bytes) -> None:
-    """Write a whole file or nothing: aside, synced, renamed."""
-    aside = path.with_name(path.name + ".tmp")
-    with aside.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
-
-
 def _saved(run: Path) -> list[Path]:
     """Complete checkpoints, newest first."""
     return sorted((run / "checkpoints").glob("step_*.pt"), reverse=True)
@@ -178,11 +169,3 @@ def _saved(run: Path) -> list[Path]:
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -28,6 +28,7 @@ def get_defaults() -> CfgNode:
     c.DATA.MEAN = [0.485, 0.456, 0.406]  # RGB, of values in [0, 1]
     c.DATA.STD = [0.229, 0.224, 0.225]
     c.DATA.MAX_UNREADABLE = 0.01  # share of damaged images above which a run stops
+    c.DATA.WORKER_TIMEOUT = 300  # seconds without a batch after which a hanging worker is reported and the run stops
     c.AUGMENT = CfgNode()  # thesis Table B.1; pairs are [first view, second view]
     c.AUGMENT.CROP_SCALE = [0.08, 1.0]  # share of the image's area
     c.AUGMENT.FLIP = 0.5
@@ -63,6 +64,11 @@ def get_defaults() -> CfgNode:
     c.TRAIN.COMPILE = False  # torch.compile
     c.TRAIN.MICRO_BATCH = 0  # images at a time in each process; 0: the whole share. The loss stays that of the batch
     c.TRAIN.MAX_STEPS = 0  # stop after so many; 0: no bound
+    c.TRAIN.MAX_SKIPPED = 10  # batches of a run whose loss or gradient may be no number; they are skipped
+    c.TRAIN.PEER_TIMEOUT = 600  # seconds that a process waits for the others before it takes them for dead
+    c.CHECKPOINT = CfgNode()  # besides the one after each epoch
+    c.CHECKPOINT.MINUTES = 10.0  # save when so much time has passed, looked at with each log line; 0: never
+    c.CHECKPOINT.STEPS = 0  # save after so many steps; 0: never
     c.LOG = CfgNode()
     c.LOG.PERIOD = 10  # steps between lines of metrics.json
     c.PROBE = CfgNode()  # kNN accuracy on the labelled part of the dataset as training goes
@@ -79,7 +85,15 @@ def validate(config: CfgNode) -> None:
     one_of(config, "ENCODER.STEM", STEMS)
     one_of(config, "OBJECTIVE.NAME", OBJECTIVES)
     one_of(config, "TRAIN.PRECISION", PRECISIONS)
-    for key in ("DATA.IMAGE_SIZE", "TRAIN.EPOCHS", "LOG.PERIOD", "PROBE.K", "PROBE.MAX_TRAIN"):
+    for key in (
+        "DATA.IMAGE_SIZE",
+        "DATA.WORKER_TIMEOUT",
+        "TRAIN.PEER_TIMEOUT",
+        "TRAIN.EPOCHS",
+        "LOG.PERIOD",
+        "PROBE.K",
+        "PROBE.MAX_TRAIN",
+    ):
         in_range(config, key, 1)
     in_range(config, "TRAIN.BATCH_SIZE", 2)
     for key in (
@@ -88,6 +102,9 @@ def validate(config: CfgNode) -> None:
         "TRAIN.WARMUP_EPOCHS",
         "TRAIN.MICRO_BATCH",
         "TRAIN.MAX_STEPS",
+        "TRAIN.MAX_SKIPPED",
+        "CHECKPOINT.MINUTES",
+        "CHECKPOINT.STEPS",
         "PROBE.EVERY",
     ):
         in_range(config, key, 0)
@@ -100,6 +117,7 @@ def validate(config: CfgNode) -> None:
     ):
         in_range(config, key, 0)
     in_range(config, "TRAIN.LR", 1e-12)
+    in_range(config, "DATA.MAX_UNREADABLE", 0, 1)
     in_range(config, "TRAIN.MOMENTUM", 0, 0.9999)
     in_range(config, "OBJECTIVE.FORGETTING", 0, 0.999999)
     for key in ("FLIP", "JITTER", "GRAY"):

@@ -12,6 +12,7 @@ N        count                images in the whole batch, all processes
 P        dim                  projector output dimension
 mu^(q)   mean[q]              running mean, (P,)                           Eq. (4.5)
 R^(q)    covariance[q]        running covariance, (P, P)                   Eq. (7), (4.3)
+R^(12)   cross_covariance     running cross-covariance, (P, P)             thesis (4.6)
 lambda   forgetting           weight of the OLD estimate, 0 <= lambda < 1  Eq. (7)
 epsilon  eps                  diagonal perturbation                        Eq. (6)
 alpha    attraction weight    stands for 2 / (epsilon N) in Eq. (6)        Section 5.1.3
@@ -20,7 +21,8 @@ alpha    attraction weight    stands for 2 / (epsilon N) in Eq. (6)        Secti
 The covariance and its factorisation are in float64, outside autocast: in float32 the Cholesky factorisation fails as
 soon as the embedding loses rank, which is when the barrier matters. Across processes the sums behind mean, covariance
 and attraction are all-reduced with gradient, P + P^2 + 1 numbers, so that N processes compute the loss of one process
-that holds the whole batch.
+that holds the whole batch. The cross-covariance is not part of the loss: it is kept, without gradient, for LDMI, the
+measure that the loss approximates (`spectrum.py`).
 """
 
 from collections.abc import Callable
@@ -46,11 +48,11 @@ class _LogDeterminant(torch.autograd.Function):
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, matrices: Tensor) -> Tensor:
         factor, info = torch.linalg.cholesky_ex(matrices)
+        # A matrix that is not positive definite has no such value, and its half-made factor no inverse. NaN says so
+        # without a host synchronisation; the training loop skips such a batch.
+        factor = torch.where((info == 0)[..., None, None], factor, torch.nan)
         ctx.save_for_backward(factor)
-        value = 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-        # A matrix that is not positive definite has no such value. NaN says so without a host synchronisation,
-        # and the training loop stops on it.
-        return torch.where(info == 0, value, torch.nan)
+        return 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
 
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> Tensor:
@@ -74,6 +76,13 @@ def update_covariance(old: Tensor, z: Tensor, mean: Tensor, count: Tensor, forge
     return forgetting * old + (1 - forgetting) * all_reduce_sum(centred.mT @ centred) / count
 
 
+@torch.no_grad()
+def update_cross_covariance(old: Tensor, z: Tensor, mean: Tensor, count: Tensor, forgetting: float) -> Tensor:
+    """Thesis Eq. (4.6): running cross-covariance (P, P), first view by second, as `update_covariance`. No gradient."""
+    first, second = z - mean[:, None]
+    return forgetting * old + (1 - forgetting) * all_reduce_sum(first.mT @ second) / count
+
+
 def big_bang(covariance: Tensor, eps: float) -> Tensor:
     """The barrier against collapse: minus the log-determinants of both views, per dimension. Appendix A.2.
 
@@ -92,7 +101,9 @@ def attraction(z1: Tensor, z2: Tensor, count: Tensor) -> Tensor:
 
 
 class CorInfoMaxLoss(nn.Module):
-    """CorInfoMax with its running mean and covariance, which are buffers: saved, restored and moved with the module.
+    """CorInfoMax with its running estimates, which are buffers: saved, restored and moved with the module.
+
+    `mean` (2, P), `covariance` (2, P, P) and `cross_covariance` (P, P), all float64.
 
     Args:
         dim: P, dimension of the embedding.
@@ -103,6 +114,7 @@ class CorInfoMaxLoss(nn.Module):
 
     mean: Tensor
     covariance: Tensor
+    cross_covariance: Tensor
 
     def __init__(self, *, dim: int, attraction: float, forgetting: float, eps: float) -> None:
         super().__init__()
@@ -113,6 +125,7 @@ class CorInfoMaxLoss(nn.Module):
         self.eps = eps
         self.register_buffer("mean", torch.zeros(2, dim, dtype=torch.float64))
         self.register_buffer("covariance", torch.eye(dim, dtype=torch.float64).repeat(2, 1, 1))
+        self.register_buffer("cross_covariance", torch.zeros(dim, dim, dtype=torch.float64))
 
     def forward(self, z1: Tensor, z2: Tensor) -> Terms:
         """Update the running estimates with a batch and return the loss.
@@ -138,9 +151,11 @@ class CorInfoMaxLoss(nn.Module):
             covariance = update_covariance(self.covariance, z, mean, count, self.forgetting)
             expansion = big_bang(covariance, self.eps)
             pull = attraction(z[0], z[1], count)
-        if self.training:
-            self.mean.copy_(mean.detach())
-            self.covariance.copy_(covariance.detach())
+            if self.training:
+                cross = update_cross_covariance(self.cross_covariance, z, mean, count, self.forgetting)
+                self.cross_covariance.copy_(cross)
+                self.mean.copy_(mean.detach())
+                self.covariance.copy_(covariance.detach())
         return Terms(expansion + self.attraction * pull, expansion, pull)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "CorInfoMaxLoss":

@@ -3,7 +3,9 @@
 Every function also works, and does nothing more than it must, when there is one process and no process group.
 """
 
+import contextlib
 import os
+from collections.abc import Iterator
 from datetime import timedelta
 
 import torch
@@ -13,6 +15,7 @@ from torch import Tensor
 from cli.errors import UserError
 
 TIMEOUT = timedelta(minutes=10)
+GLOO_SIGNS = ("gloo", "Connection closed by peer", "Timed out waiting", "Connection reset by peer")
 
 
 def rank() -> int:
@@ -36,11 +39,15 @@ def barrier() -> None:
         dist.barrier()
 
 
-def start(use_cuda: bool) -> torch.device:
+def start(use_cuda: bool, timeout: timedelta = TIMEOUT) -> torch.device:
     """Join the process group that `torchrun` announces in the environment, if any, and pick this process's device.
 
+    Args:
+        use_cuda: whether there are GPUs.
+        timeout: how long a process waits for the others before it gives up.
+
     Raises:
-        UserError: fewer GPUs than processes on this machine.
+        UserError: fewer GPUs than processes on this machine, or the others cannot be reached.
     """
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
@@ -53,8 +60,29 @@ def start(use_cuda: bool) -> torch.device:
     if use_cuda:
         torch.cuda.set_device(device)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        dist.init_process_group("nccl" if use_cuda else "gloo", timeout=TIMEOUT)
+        with losses_named():
+            dist.init_process_group("nccl" if use_cuda else "gloo", timeout=timeout)
     return device
+
+
+@contextlib.contextmanager
+def losses_named() -> Iterator[None]:
+    """Have the loss of another process, dead or silent for longer than the timeout, reported as such.
+
+    Raises:
+        UserError: in place of what the communication library raises.
+    """
+    try:
+        yield
+    except (dist.DistError, RuntimeError) as error:
+        text = str(error)
+        if not isinstance(error, dist.DistError) and not any(sign in text for sign in GLOO_SIGNS):
+            raise
+        own = os.environ.get("RANK", "0")
+        raise UserError(
+            f"process {own} has lost another one, which has died or hangs ({text.splitlines()[0]}); see what the "
+            "others say; --resume goes on from the last checkpoint"
+        ) from error
 
 
 def stop() -> None:

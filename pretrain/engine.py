@@ -1,9 +1,6 @@
-"""The training loop of pretraining: one step, and all of them."""
+"""The training step of pretraining: the gradient of the whole batch's loss, and the update that may not happen."""
 
 import contextlib
-import logging
-import math
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -11,21 +8,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader
 
-from cli.errors import UserError
-from pretrain import distributed
 from pretrain.augment import augment
 from pretrain.corinfomax import Terms
-from pretrain.images import UnreadableImage
-from pretrain.metrics import Metrics, Progress
+from pretrain.guard import Statistics, vote
+from pretrain.loader import read_batches, report_unreadable
+from pretrain.metrics import Meter
 from pretrain.views import Batch
 
-logger = logging.getLogger("pretrain")
-
-
-class NonFiniteLoss(UserError):
-    """The loss is no longer a number."""
+# What the commands on labelled images use, too.
+__all__ = ["Meter", "Trainer", "read_batches", "report_unreadable", "running_statistics_kept"]
 
 
 @dataclass
@@ -35,12 +27,15 @@ class Trainer:
     Args:
         network: `SiameseNetwork`, perhaps wrapped for several processes.
         criterion: embeddings of both views -> `Terms`.
-        optimizer: of the network's parameters.
+        optimizer: of the network's parameters. A fused one skips a bad batch without the host waiting for it.
         learning_rate: step -> learning rate.
         mean, std: (3,) of the images, on the device.
         device: where the training happens.
         precision: `float32` or `bfloat16`.
         micro_batch: images at a time, 0 for all.
+
+    Attributes:
+        votes: (2,) on the device, of the last step: was it skipped, does a process want to stop (`guard.vote`).
     """
 
     network: nn.Module
@@ -52,23 +47,47 @@ class Trainer:
     device: torch.device
     precision: str
     micro_batch: int = 0
+    votes: Tensor = field(init=False)
 
-    def step(self, step: int, batch: Batch) -> Terms:
+    def __post_init__(self) -> None:
+        self._statistics = Statistics([self.network, self.criterion])
+        self._fused = bool(self.optimizer.defaults.get("fused"))
+        for group in self.optimizer.param_groups if self._fused else ():
+            for parameter in group["params"] if group["momentum"] else ():
+                # The fused update leaves a new buffer uninitialised where the first step of all is skipped.
+                self.optimizer.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter))
+
+    def step(self, step: int, batch: Batch, stop: bool = False) -> Terms:
         """One update of the weights. Returns the loss before it.
 
-        Raises:
-            NonFiniteLoss: on every process, and before the weights are touched.
+        Where loss or gradient is not finite on any process, weights, momentum, BatchNorm's statistics and the running
+        covariance of all of them stay as they were, and `votes` says so.
+
+        Args:
+            step: counted over all epochs from 0.
+            batch: this process's share.
+            stop: whether this process wants all of them to stop.
         """
-        rate = self.learning_rate(step)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = self.learning_rate(step)
         views = [self._augment(batch, view) for view in range(2)]
         self.optimizer.zero_grad(set_to_none=True)
+        before = self._statistics.copy()
         share = len(batch.indices)
         backward = self._backward_in_parts if 0 < self.micro_batch < share else self._backward
-        terms = backward(views[0], views[1], step, rate)
-        self.optimizer.step()
+        terms = backward(views[0], views[1])
+        gradients = (parameter.grad for group in self.optimizer.param_groups for parameter in group["params"])
+        self.votes = vote(terms.total.detach(), gradients, stop)
+        self._statistics.put_back(before, bad=self.votes[0])
+        self._update(bad=self.votes[0])
         return Terms(*(term.detach() for term in terms))
+
+    def _update(self, bad: Tensor) -> None:
+        if self._fused:
+            self.optimizer.found_inf = bad  # type: ignore[attr-defined]  # as torch's own gradient scaler does
+            self.optimizer.step()
+        elif not bad.item():
+            self.optimizer.step()
 
     def _augment(self, batch: Batch, view: int) -> Tensor:
         return augment(batch.images[view].to(self.device, non_blocking=True), batch.params[view], self.mean, self.std)
@@ -76,15 +95,14 @@ class Trainer:
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
 
-    def _backward(self, view1: Tensor, view2: Tensor, step: int, rate: float) -> Terms:
+    def _backward(self, view1: Tensor, view2: Tensor) -> Terms:
         with self._autocast():
             z1, z2 = self.network(view1, view2)
         terms = self.criterion(z1, z2)
-        check_finite(terms, step, rate)
         terms.total.backward()
         return terms
 
-    def _backward_in_parts(self, view1: Tensor, view2: Tensor, step: int, rate: float) -> Terms:
+    def _backward_in_parts(self, view1: Tensor, view2: Tensor) -> Terms:
         """The exact gradient of the whole batch's loss, with the activations of a micro-batch in memory.
 
         First the embeddings of all without gradient, then the loss and its gradient with respect to them, then each
@@ -95,7 +113,6 @@ class Trainer:
             embedded = [self.network(*part) for part in parts]
         z = [torch.cat(side).requires_grad_() for side in zip(*embedded, strict=True)]
         terms = self.criterion(*z)
-        check_finite(terms, step, rate)
         gradients = [g.split(self.micro_batch) for g in torch.autograd.grad(terms.total, z)]
         for i, part in enumerate(parts):
             # Gradients are averaged over the processes once, with the last part.
@@ -119,106 +136,3 @@ def running_statistics_kept(network: nn.Module) -> Iterator[None]:
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
-
-
-def check_finite(terms: Terms, step: int, rate: float) -> None:
-    """Raises `NonFiniteLoss`. The loss is the same number on every process, so all of them stop."""
-    if not math.isfinite(terms.total.item()):
-        raise NonFiniteLoss(
-            f"the loss is {terms.total.item()} at step {step} (learning rate {rate:g}, big-bang "
-            f"{terms.big_bang.item():g}, attraction {terms.attraction.item():g}); the last checkpoint is intact: lower "
-            "TRAIN.LR or lengthen TRAIN.WARMUP_EPOCHS"
-        )
-
-
-@dataclass
-class Meter:
-    """Sums between two log lines."""
-
-    images: int = 0
-    waiting: float = 0.0
-    started: float = field(default_factory=time.monotonic)
-
-    def read(self) -> dict[str, float]:
-        """Images a second over all processes, and the share of the time spent waiting for data."""
-        elapsed = max(time.monotonic() - self.started, 1e-9)
-        return {
-            "images_per_second": self.images * distributed.world_size() / elapsed,
-            "data_share": self.waiting / elapsed,
-        }
-
-
-def train(
-    trainer: Trainer,
-    loader: DataLoader,
-    *,
-    first_step: int,
-    last_step: int,
-    steps_per_epoch: int,
-    log_period: int,
-    max_unreadable: float,
-    metrics: Metrics | None,
-    end_epoch: Callable[[int, int], None],
-) -> None:
-    """Take the steps from `first_step` to `last_step`, counted over all epochs from 0.
-
-    Args:
-        metrics: where to record; None on all processes but the main one.
-        max_unreadable: share of damaged images above which the run stops.
-        end_epoch: called with (epochs complete, steps complete) after each epoch, and at the end.
-
-    Raises:
-        NonFiniteLoss: the loss is no longer a number.
-        UserError: too many images cannot be read.
-    """
-    progress = Progress(last_step, first_step, shown=metrics is not None)
-    unreadable: set[str] = set()
-    meter, waited_from = Meter(), time.monotonic()
-    iterator = read_batches(loader)
-    for step in range(first_step, last_step):
-        batch = next(iterator)
-        meter.waiting += time.monotonic() - waited_from
-        meter.images += len(batch.indices)
-        report_unreadable(batch, unreadable, max_unreadable * len(loader.dataset))  # type: ignore[arg-type]
-        terms = trainer.step(step, batch)
-        if (step + 1) % log_period == 0 or step + 1 == last_step:
-            values = {name: term.item() for name, term in zip(Terms._fields, terms, strict=True)}
-            values |= {
-                "learning_rate": trainer.learning_rate(step),
-                "epoch": (step + 1) / steps_per_epoch,
-                **meter.read(),
-            }
-            meter = Meter()
-            if metrics:
-                metrics.write(step, values)
-            text = "loss {total:.3f}  big-bang {big_bang:.3f}  attraction {attraction:.2e}  lr {learning_rate:.4f}  "
-            text += "{images_per_second:.0f} img/s  data {data_share:.0%}"
-            shown = text.format(**values)
-        elif step == first_step:
-            shown = ""
-        progress.advance(f"epoch {step // steps_per_epoch + 1}  {shown}")
-        if (step + 1) % steps_per_epoch == 0 or step + 1 == last_step:
-            end_epoch((step + 1) // steps_per_epoch, step + 1)
-        waited_from = time.monotonic()
-    progress.close()
-
-
-def read_batches(loader: DataLoader) -> Iterator[Batch]:
-    """The loader's batches. Raises UserError where no image in reach can be read."""
-    try:
-        yield from loader
-    except UnreadableImage as error:
-        raise UserError(f"{error}; check the dataset") from error
-
-
-def report_unreadable(batch: Batch, known: set[str], allowed: float) -> None:
-    """Warn once of each damaged image. Raises UserError where there are more than `allowed` (a number of images)."""
-    for message in batch.unreadable:
-        if message not in known:
-            known.add(message)
-            logger.warning("unreadable, replaced by the next image: %s", message)
-    if len(known) > max(allowed, 1):
-        raise UserError(
-            f"{len(known)} images cannot be read, more than DATA.MAX_UNREADABLE allows; the last: "
-            f"{batch.unreadable[-1]}"
-        )

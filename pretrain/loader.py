@@ -1,15 +1,23 @@
 """Batches: which images, in which order, for which process; and the loader that fetches them."""
 
+import contextlib
+import logging
+import multiprocessing
+import os
+import time
 from collections.abc import Iterator
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from cli.errors import UserError
-from pretrain.views import ViewDataset, collate
+from pretrain.images import UnreadableImage
+from pretrain.signals import leave_to_parent
+from pretrain.views import Batch, Sample, ViewDataset, collate
 
 WORKER_TIMEOUT = 300  # seconds without a batch after which a hanging worker is reported
+logger = logging.getLogger("pretrain")
 
 
 class ShuffledBatches(Sampler):
@@ -57,6 +65,11 @@ class ShuffledBatches(Sampler):
             start = place * self.batch_size + self.rank * self.share
             yield [(epoch, int(index)) for index in order[start : start + self.share]]
 
+    def images_of(self, step: int) -> np.ndarray:
+        """The images of a step over all processes, as indices of the dataset."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        return epoch_order(self.count, self.seed, epoch)[place * self.batch_size : (place + 1) * self.batch_size]
+
 
 def epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
     """The permutation of the images in an epoch."""
@@ -74,16 +87,124 @@ def check_batch(count: int, batch_size: int, world_size: int) -> None:
         raise UserError(f"TRAIN.BATCH_SIZE is {batch_size}, but the dataset has {count} images; lower the batch size")
 
 
-def build_loader(dataset: ViewDataset, batches: Sampler, workers: int, device: torch.device) -> DataLoader:
-    """A loader of `Batch`es."""
+def build_loader(
+    dataset: ViewDataset, batches: Sampler, workers: int, device: torch.device, timeout: float = WORKER_TIMEOUT
+) -> DataLoader:
+    """A loader of `Batch`es.
+
+    Args:
+        dataset: the images.
+        batches: lists of (epoch, index).
+        workers: processes that read; 0: this one does.
+        device: where the batches go.
+        timeout: seconds without a batch after which a hanging worker is reported.
+    """
     return DataLoader(
-        dataset,
+        WatchedDataset(dataset, workers) if workers else dataset,
         batch_sampler=batches,
         num_workers=workers,
         collate_fn=collate,
         pin_memory=device.type == "cuda",
-        timeout=WORKER_TIMEOUT if workers else 0,
+        timeout=timeout if workers else 0,
+        worker_init_fn=leave_to_parent,
     )
+
+
+class WatchedDataset(Dataset):
+    """A dataset that knows what each worker is reading, and since when: in memory shared with the workers."""
+
+    def __init__(self, dataset: ViewDataset, workers: int) -> None:
+        self.dataset = dataset
+        self._board = torch.zeros(workers, 3, dtype=torch.float64).share_memory_()  # process, index, since
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, key: tuple[int, int]) -> Sample:
+        worker = get_worker_info()
+        assert worker is not None
+        row = self._board[worker.id]
+        row[:] = torch.tensor([os.getpid(), key[1], time.monotonic()], dtype=torch.float64)
+        sample = self.dataset[key]
+        row[2] = 0
+        return sample
+
+    def describe(self, process: int | None = None) -> str:
+        """The worker of that process, or the one that has been reading the longest, and its image."""
+        busy = [
+            (worker, row) for worker, row in enumerate(self._board.tolist()) if row[2] and process in (None, row[0])
+        ]
+        if not busy:
+            return "a loader worker" if process is None else f"a loader worker (process {process})"
+        worker, (own, index, since) = min(busy, key=lambda entry: entry[1][2])
+        name, seconds = self.dataset.source.name(int(index)), time.monotonic() - since
+        return f"loader worker {worker} (process {own:.0f}), at {name} for {seconds:.0f} s,"
+
+
+def read_batches(loader: DataLoader) -> Iterator[Batch]:
+    """The loader's batches.
+
+    Raises:
+        UserError: no image in reach can be read, or a worker has died or hangs; it is named, and ended.
+    """
+    others = set(multiprocessing.active_children())
+    batches = iter(loader)
+    workers = [process for process in multiprocessing.active_children() if process not in others]
+    failure = ""
+    try:
+        while (batch := next(batches, None)) is not None:
+            yield batch
+    except UnreadableImage as error:
+        # A worker's exception comes with its traceback as text, and the message in the last line.
+        message = str(error).strip().splitlines()[-1].removeprefix(f"{UnreadableImage.__module__}.UnreadableImage: ")
+        raise UserError(f"{message}; check the dataset") from error
+    except RuntimeError as error:
+        failure = worker_failure(loader, str(error))
+        if not failure:
+            raise
+    finally:
+        del batches  # ends the workers that listen
+        for worker in workers:
+            if worker.is_alive():
+                worker.kill()
+    if failure:
+        raise UserError(failure)
+
+
+@contextlib.contextmanager
+def dead_workers_named(loader: DataLoader) -> Iterator[None]:
+    """Have the death of a worker reported as a UserError. torch raises from a signal handler: anywhere."""
+    try:
+        yield
+    except RuntimeError as error:
+        failure = worker_failure(loader, str(error))
+        if not failure:
+            raise
+        raise UserError(failure) from error
+
+
+def worker_failure(loader: DataLoader, message: str) -> str:
+    """What to say of a RuntimeError with this message, or nothing if it was not about a worker."""
+    if not message.startswith("DataLoader"):
+        return ""
+    dataset = loader.dataset
+    assert isinstance(dataset, WatchedDataset)
+    if "timed out" in message:
+        return f"{dataset.describe()} hangs: no batch came for {loader.timeout:g} s; check the disk that holds it"
+    dead = [int(word) for word in message.replace(")", " ").replace(",", " ").split() if word.isdigit()]
+    who = dataset.describe(dead[0] if dead else None)
+    return f"{who} has died ({message.strip()}); memory that ran out is the usual reason: lower DATA.WORKERS"
+
+
+def report_unreadable(batch: Batch, known: set[str], allowed: float) -> None:
+    """Warn once of each damaged image. Raises UserError where there are more than `allowed` (a number of images)."""
+    for message in batch.unreadable:
+        if message not in known:
+            known.add(message)
+            logger.warning("unreadable, replaced by the next image: %s", message)
+    if len(known) > max(allowed, 1):
+        listed = "; ".join(sorted(known)[:20])
+        raise UserError(f"{len(known)} images cannot be read, more than DATA.MAX_UNREADABLE allows: {listed}")
 
 
 class SequentialBatches(Sampler):

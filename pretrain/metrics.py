@@ -2,14 +2,21 @@
 
 import json
 import logging
+import os
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
+
+from cli.errors import UserError
+from pretrain import distributed
+from pretrain.files import write_atomic
 
 logger = logging.getLogger("pretrain")
 
@@ -27,6 +34,36 @@ def start_logging(run: Path | None) -> None:
         logger.addHandler(handler)
 
 
+class JsonLines:
+    """A file of JSON objects, one a line, to which a run and its resumptions append.
+
+    Args:
+        path: the file.
+        first_step: where training begins. Lines from this step on, of an interrupted run, are dropped.
+    """
+
+    def __init__(self, path: Path, first_step: int) -> None:
+        kept = [line for line in read_metrics(path) if line["iteration"] < first_step] if path.is_file() else []
+        write_atomic(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+        self._path = path
+        self._file = path.open("a", buffering=1)
+
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
+        """Append a line for a step, counted from 0. Raises UserError where it cannot be written."""
+        try:
+            self._file.write(json.dumps({"iteration": step, **values}) + "\n")
+        except OSError as error:
+            raise UserError(f"cannot write {self._path}: {error}; the last checkpoint is intact") from error
+
+    def sync(self) -> None:
+        """Have the lines on the disk, as they must be before a checkpoint says that their steps are done."""
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
 class Metrics:
     """Appends to `metrics.json`, one JSON object a line as Detectron2 writes it, and to TensorBoard.
 
@@ -36,25 +73,26 @@ class Metrics:
     """
 
     def __init__(self, run: Path, first_step: int) -> None:
-        path = run / "metrics.json"
-        kept = [line for line in read_metrics(path) if line["iteration"] < first_step] if path.is_file() else []
-        path.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        self._file = path.open("a", buffering=1)
+        self._lines = JsonLines(run / "metrics.json", first_step)
         self._board = SummaryWriter(run, purge_step=first_step)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Record values at a step, counted from 0."""
-        self._file.write(json.dumps({"iteration": step, **values}) + "\n")
+        self._lines.write(step, values)
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
 
+    def sync(self) -> None:
+        """Have the lines of metrics.json on the disk."""
+        self._lines.sync()
+
     def close(self) -> None:
         """Flush and close the files."""
-        self._file.close()
+        self._lines.close()
         self._board.close()
 
 
-def read_metrics(path: Path) -> list[dict[str, float]]:
+def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The lines of a metrics.json; a last line that a killed process left half-written is passed over."""
     lines = []
     for text in path.read_text().splitlines():
@@ -63,6 +101,23 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
         except json.JSONDecodeError:
             continue
     return lines
+
+
+@dataclass
+class Meter:
+    """Sums between two log lines."""
+
+    images: int = 0
+    waiting: float = 0.0
+    started: float = field(default_factory=time.monotonic)
+
+    def read(self) -> dict[str, float]:
+        """Images a second over all processes, and the share of the time spent waiting for data."""
+        elapsed = max(time.monotonic() - self.started, 1e-9)
+        return {
+            "images_per_second": self.images * distributed.world_size() / elapsed,
+            "data_share": self.waiting / elapsed,
+        }
 
 
 class Progress:

@@ -4,12 +4,15 @@
     python pretrain/train.py --config imagenet1k_R50 DATA.ROOT /imagenet
     torchrun --nproc_per_node 8 pretrain/train.py --config imagenet1k_R50 DATA.ROOT /imagenet
 
-The run directory gets config.yaml, log.txt, metrics.json, TensorBoard events, checkpoints/ and, in the end,
-encoder.safetensors. An interrupted run goes on with the same command and --resume.
+The run directory gets config.yaml, log.txt, metrics.json, spectrum.json, TensorBoard events, checkpoints/ and, in the
+end, encoder.safetensors. An interrupted run goes on with the same command and --resume. At SIGTERM, SIGINT or SIGUSR1
+a run saves and leaves with status 75 (docs/reliability.md).
 """
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -18,19 +21,24 @@ import torch
 from fvcore.common.config import CfgNode
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
 
 from cli.config import load_config
 from cli.errors import ArgumentParser, run
-from pretrain import checkpoint, distributed, engine
+from pretrain import checkpoint, distributed
 from pretrain.config import build_recipes, get_defaults, resolve_precision, validate
-from pretrain.data import build_source
+from pretrain.data import Source, build_source
 from pretrain.encoder import SiameseNetwork, build_encoder, build_projector, feature_dim
+from pretrain.engine import Trainer
 from pretrain.loader import ShuffledBatches, build_loader, check_batch
-from pretrain.metrics import Metrics
+from pretrain.loop import Skipped, train
 from pretrain.objectives import build_criterion, wants_unit_length
 from pretrain.probe import OnlineProbe
+from pretrain.recorder import Recorder
 from pretrain.rundir import open_run, plain
+from pretrain.saving import Saver
 from pretrain.schedule import warmup_cosine
+from pretrain.signals import STOPPED
 from pretrain.views import ViewDataset
 from pretrain.weights import write_encoder
 
@@ -42,11 +50,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     config = load_config(get_defaults(), args.config, "pretrain", args.overrides)
     validate(config)
-    device = distributed.start(torch.cuda.is_available())
+    device = distributed.start(torch.cuda.is_available(), timedelta(seconds=config.TRAIN.PEER_TIMEOUT))
     try:
-        pretrain(config, Path(args.output or f"output/{Path(args.config).stem}"), args.resume, device)
+        complete = pretrain(config, Path(args.output or f"output/{Path(args.config).stem}"), args.resume, device)
     finally:
         distributed.stop()
+    if not complete:
+        raise SystemExit(STOPPED)
 
 
 def build_parser() -> ArgumentParser:
@@ -59,8 +69,8 @@ def build_parser() -> ArgumentParser:
     return parser
 
 
-def pretrain(config: CfgNode, output: Path, resume: bool, device: torch.device) -> None:
-    """Pretrain as the configuration says, into a run directory."""
+def pretrain(config: CfgNode, output: Path, resume: bool, device: torch.device) -> bool:
+    """Pretrain as the configuration says, into a run directory. Returns False where a signal has stopped it."""
     source = build_source(config.DATA.NAME, config.DATA.ROOT, "pretrain")
     check_batch(len(source), config.TRAIN.BATCH_SIZE, distributed.world_size())
     probe = OnlineProbe(config, device) if config.PROBE.EVERY and distributed.is_main() else None
@@ -68,42 +78,54 @@ def pretrain(config: CfgNode, output: Path, resume: bool, device: torch.device) 
 
     torch.manual_seed(config.SEED)
     parts = build_parts(config, device)
-    first_step = restore(start, parts, output) if start else 0
-    steps_per_epoch = len(source) // config.TRAIN.BATCH_SIZE
-    total_steps = steps_per_epoch * config.TRAIN.EPOCHS
-    last_step = min(total_steps, config.TRAIN.MAX_STEPS or total_steps)
-    trainer = build_trainer(config, parts, device, total_steps, steps_per_epoch)
-    loader = build_loader(
-        ViewDataset(source, config.DATA.IMAGE_SIZE, build_recipes(config), config.SEED),
-        ShuffledBatches(
-            len(source),
-            batch_size=config.TRAIN.BATCH_SIZE,
-            seed=config.SEED,
-            first_step=first_step,
-            last_step=last_step,
-            rank=distributed.rank(),
-            world_size=distributed.world_size(),
-        ),
-        config.DATA.WORKERS,
-        device,
-    )
-    metrics = Metrics(output, first_step) if distributed.is_main() else None
-    logger.info("%d images, steps %d to %d, %d an epoch", len(source), first_step, last_step, steps_per_epoch)
+    position = restore(start, parts, output) if start else {"step": 0}
+    span = Span.of(config, len(source), position["step"])
+    trainer = build_trainer(config, parts, device, span)
+    loader = build_batches(config, source, span, device)
+    recorder = Recorder(output, span.first, parts["criterion"], span.warmup) if distributed.is_main() else None
+    logger.info("%d images, steps %d to %d, %d an epoch", len(source), span.first, span.last, span.per_epoch)
     logger.info("%s on %d %s process(es)", trainer.precision, distributed.world_size(), device.type)
-    engine.train(
-        trainer,
-        loader,
-        first_step=first_step,
-        last_step=last_step,
-        steps_per_epoch=steps_per_epoch,
-        log_period=config.LOG.PERIOD,
-        max_unreadable=config.DATA.MAX_UNREADABLE,
-        metrics=metrics,
-        end_epoch=partial(end_epoch, config, output, parts, probe, metrics),
-    )
-    if metrics:
-        metrics.close()
+    try:
+        complete = train(
+            trainer,
+            loader,
+            first_step=span.first,
+            last_step=span.last,
+            steps_per_epoch=span.per_epoch,
+            log_period=config.LOG.PERIOD,
+            max_unreadable=config.DATA.MAX_UNREADABLE,
+            skipped=Skipped(position.get("skipped", 0), config.TRAIN.MAX_SKIPPED),
+            recorder=recorder,
+            saver=build_saver(config, output, parts, recorder, span.first),
+            end_epoch=partial(end_epoch, config, parts["network"], probe, recorder),
+        )
+    finally:
+        if recorder:
+            recorder.close()
+    if not complete:
+        logger.info("stopped as asked to; the same command with --resume goes on")
+    elif distributed.is_main():
         export(config, output, parts["network"])
+    return complete
+
+
+@dataclass(frozen=True)
+class Span:
+    """The steps of this process's part of the run, counted over all epochs from 0."""
+
+    first: int
+    last: int  # one past the last
+    per_epoch: int
+    total: int  # of the whole schedule
+    warmup: int
+
+    @classmethod
+    def of(cls, config: CfgNode, images: int, first: int) -> "Span":
+        """The steps that are left, in a dataset of `images`."""
+        per_epoch = images // config.TRAIN.BATCH_SIZE
+        total = per_epoch * config.TRAIN.EPOCHS
+        last = min(total, config.TRAIN.MAX_STEPS or total)
+        return cls(first, last, per_epoch, total, per_epoch * config.TRAIN.WARMUP_EPOCHS)
 
 
 def build_parts(config: CfgNode, device: torch.device) -> dict[str, Any]:
@@ -129,9 +151,50 @@ def build_parts(config: CfgNode, device: torch.device) -> dict[str, Any]:
     return {"network": network, "criterion": criterion.to(device), "optimizer": optimizer}
 
 
-def build_trainer(
-    config: CfgNode, parts: dict[str, Any], device: torch.device, total_steps: int, steps_per_epoch: int
-) -> engine.Trainer:
+def build_batches(config: CfgNode, source: Source, span: Span, device: torch.device) -> DataLoader:
+    """The batches: the share of this process, from the first step on."""
+    batches = ShuffledBatches(
+        len(source),
+        batch_size=config.TRAIN.BATCH_SIZE,
+        seed=config.SEED,
+        first_step=span.first,
+        last_step=span.last,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+    )
+    dataset = ViewDataset(source, config.DATA.IMAGE_SIZE, build_recipes(config), config.SEED)
+    return build_loader(dataset, batches, config.DATA.WORKERS, device, config.DATA.WORKER_TIMEOUT)
+
+
+def build_schedule(config: CfgNode, span: Span) -> Callable[[int], float]:
+    """Step -> learning rate."""
+    return partial(
+        warmup_cosine,
+        total_steps=span.total,
+        warmup_steps=span.warmup,
+        peak=config.TRAIN.LR,
+        warmup_start=config.TRAIN.WARMUP_LR,
+        final=config.TRAIN.MIN_LR,
+    )
+
+
+def build_saver(config: CfgNode, output: Path, parts: dict[str, Any], recorder: Recorder | None, first: int) -> Saver:
+    """What saves checkpoints, and when."""
+
+    def state() -> dict[str, Any]:
+        return {
+            "format": checkpoint.PRETRAIN,
+            "model": parts["network"].state_dict(),
+            "objective": parts["criterion"].state_dict(),
+            "optimizer": parts["optimizer"].state_dict(),
+            "config": plain(config),
+        }
+
+    minutes, steps = config.CHECKPOINT.MINUTES, config.CHECKPOINT.STEPS
+    return Saver(output, state, recorder, every_steps=steps, every_minutes=minutes, first_step=first)
+
+
+def build_trainer(config: CfgNode, parts: dict[str, Any], device: torch.device, span: Span) -> Trainer:
     """The training step, with the network wrapped for several processes and compiled where asked for."""
     network = parts["network"]
     if config.TRAIN.COMPILE:
@@ -140,19 +203,11 @@ def build_trainer(
         if device.type == "cuda":  # torch has no SyncBatchNorm for the CPU: there each process has its own statistics
             network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
         network = DistributedDataParallel(network, broadcast_buffers=False)
-    schedule: Callable[[int], float] = partial(
-        warmup_cosine,
-        total_steps=total_steps,
-        warmup_steps=config.TRAIN.WARMUP_EPOCHS * steps_per_epoch,
-        peak=config.TRAIN.LR,
-        warmup_start=config.TRAIN.WARMUP_LR,
-        final=config.TRAIN.MIN_LR,
-    )
-    return engine.Trainer(
+    return Trainer(
         network=network,
         criterion=parts["criterion"],
         optimizer=parts["optimizer"],
-        learning_rate=schedule,
+        learning_rate=build_schedule(config, span),
         mean=torch.tensor(config.DATA.MEAN, device=device),
         std=torch.tensor(config.DATA.STD, device=device),
         device=device,
@@ -161,38 +216,26 @@ def build_trainer(
     )
 
 
-def restore(state: dict[str, Any], parts: dict[str, Any], output: Path) -> int:
-    """Put a checkpoint's state back. Returns the step to go on from."""
+def restore(state: dict[str, Any], parts: dict[str, Any], output: Path) -> dict[str, int]:
+    """Put a checkpoint's state back. Returns the position to go on from."""
     checkpoint.fill(parts["network"], state["model"], output)
     checkpoint.fill(parts["criterion"], state["objective"], output)
     parts["optimizer"].load_state_dict(state["optimizer"])
-    return state["position"]["step"]
+    return state["position"]
 
 
 def end_epoch(
     config: CfgNode,
-    output: Path,
-    parts: dict[str, Any],
+    network: SiameseNetwork,
     probe: OnlineProbe | None,
-    metrics: Metrics | None,
+    recorder: Recorder | None,
     epoch: int,
     step: int,
 ) -> None:
-    """Save a checkpoint, and probe the encoder when it is time."""
-    if not metrics:
-        return
-    state = {
-        "format": checkpoint.PRETRAIN,
-        "model": parts["network"].state_dict(),
-        "objective": parts["criterion"].state_dict(),
-        "optimizer": parts["optimizer"].state_dict(),
-        "position": {"epoch": epoch, "step": step},
-        "config": plain(config),
-    }
-    checkpoint.save(output, state)
-    if probe and epoch % config.PROBE.EVERY == 0:
-        values = probe(parts["network"].encoder)
-        metrics.write(step - 1, values)
+    """Probe the encoder when it is time."""
+    if probe and recorder and epoch % config.PROBE.EVERY == 0:
+        values = probe(network.encoder)
+        recorder.write(step - 1, values)
         logger.info("epoch %d: kNN top-1 %.2f %%", epoch, values["knn_top1"])
 
 

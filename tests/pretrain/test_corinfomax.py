@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pretrain.corinfomax import CorInfoMaxLoss, log_determinant
-from pretrain.engine import NonFiniteLoss, check_finite
 
 
 def embeddings(count: int, dim: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -25,7 +24,7 @@ def pseudocode(batches: list[tuple[Tensor, Tensor]], lam: float, alpha: float, e
     """Thesis Appendix A.2, line by line, with the diagonal perturbation of Eq. (6)."""
     dim = batches[0][0].shape[1]
     eye = torch.eye(dim, dtype=torch.float64)
-    R1, R2 = eye, eye
+    R1, R2, R12 = eye, eye, torch.zeros_like(eye)
     mu1, mu2 = torch.zeros(2, dim, dtype=torch.float64)
     for z1, z2 in batches:
         N = len(z1)
@@ -34,16 +33,17 @@ def pseudocode(batches: list[tuple[Tensor, Tensor]], lam: float, alpha: float, e
         z1_hat, z2_hat = z1 - mu1, z2 - mu2
         R1 = lam * R1.detach() + (1 - lam) * (z1_hat.T @ z1_hat) / N
         R2 = lam * R2.detach() + (1 - lam) * (z2_hat.T @ z2_hat) / N
+        R12 = lam * R12 + (1 - lam) * (z1_hat.T @ z2_hat).detach() / N  # Eq. (4.6)
         cor_loss = -(torch.logdet(R1 + eps * eye) + torch.logdet(R2 + eps * eye)) / dim
         loss = cor_loss + alpha * F.mse_loss(z1, z2)
-        yield loss, torch.stack([mu1, mu2]), torch.stack([R1, R2]), torch.autograd.grad(loss, (z1, z2))
+        yield loss, torch.stack([mu1, mu2]), torch.stack([R1, R2]), R12, torch.autograd.grad(loss, (z1, z2))
 
 
 @pytest.mark.parametrize(("lam", "alpha"), [(0.01, 250.0), (0.1, 2000.0)])
 def test_equals_the_pseudocode_over_five_batches(lam: float, alpha: float) -> None:
     batches = [embeddings(48, 16, seed) for seed in range(5)]
     criterion = CorInfoMaxLoss(dim=16, attraction=alpha, forgetting=lam, eps=1e-8)
-    for (z1, z2), (loss, mean, covariance, gradients) in zip(
+    for (z1, z2), (loss, mean, covariance, cross, gradients) in zip(
         batches, pseudocode(batches, lam, alpha, 1e-8), strict=True
     ):
         terms = criterion(z1, z2)
@@ -52,6 +52,8 @@ def test_equals_the_pseudocode_over_five_batches(lam: float, alpha: float) -> No
         torch.testing.assert_close(terms.total, terms.big_bang + alpha * terms.attraction, rtol=0, atol=0)
         torch.testing.assert_close(criterion.mean, mean.detach(), rtol=0, atol=1e-12)
         torch.testing.assert_close(criterion.covariance, covariance.detach(), rtol=0, atol=1e-12)
+        torch.testing.assert_close(criterion.cross_covariance, cross, rtol=0, atol=1e-12)
+        assert not criterion.cross_covariance.requires_grad
         torch.testing.assert_close(own, gradients, rtol=1e-12, atol=1e-12)
 
 
@@ -108,13 +110,12 @@ def test_degenerate_embeddings_give_the_right_finite_loss(kind: str) -> None:
     assert torch.autograd.grad(terms.total, leaf)[0].isfinite().all()
 
 
-def test_singular_covariance_is_not_a_number_and_stops_training() -> None:
+def test_singular_covariance_is_not_a_number_and_neither_is_its_gradient() -> None:
     criterion = CorInfoMaxLoss(dim=4, attraction=1.0, forgetting=0.0, eps=0.0)
-    z = torch.ones(6, 4) / 2
+    z = (torch.ones(6, 4) / 2).requires_grad_()
     terms = criterion(z, z)
     assert terms.total.isnan()
-    with pytest.raises(NonFiniteLoss, match="step 7"):
-        check_finite(terms, step=7, rate=0.1)
+    assert torch.autograd.grad(terms.total, z)[0].isnan().any()
 
 
 def test_log_determinant_and_its_gradient() -> None:
@@ -141,12 +142,13 @@ def test_state_is_saved_kept_in_float64_and_left_alone_in_eval() -> None:
     criterion = CorInfoMaxLoss(dim=8, attraction=1.0, forgetting=0.1, eps=1e-8)
     criterion(*embeddings(16, 8, 4))
     before = criterion.covariance.clone()
-    assert set(criterion.state_dict()) == {"mean", "covariance"}
+    assert set(criterion.state_dict()) == {"mean", "covariance", "cross_covariance"}
     criterion.to(torch.bfloat16)
     assert torch.equal(criterion.covariance, before)
+    state = {name: tensor.clone() for name, tensor in criterion.state_dict().items()}
     criterion.eval()
     criterion(*embeddings(16, 8, 5))
-    assert torch.equal(criterion.covariance, before)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in criterion.state_dict().items())
 
 
 @pytest.mark.parametrize("shapes", [((4, 8), (4, 7)), ((4, 7), (4, 7)), ((0, 8), (0, 8)), ((8,), (8,))])
@@ -172,6 +174,7 @@ def _share(rank: int, splits: list[int], port: int, folder: str) -> None:
         "loss": terms.total.detach(),
         "gradient": gradient / len(splits),
         "covariance": criterion.covariance,
+        "cross_covariance": criterion.cross_covariance,
     }
     torch.save(result, f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
@@ -189,6 +192,7 @@ def test_processes_equal_one_with_the_whole_batch(splits: list[int], tmp_path, f
     for rank in range(len(splits)):
         result = torch.load(tmp_path / f"{rank}.pt")
         torch.testing.assert_close(result["loss"], terms.total.detach(), rtol=1e-12, atol=1e-12)
-        torch.testing.assert_close(result["covariance"], criterion.covariance, rtol=0, atol=1e-12)
+        for name in ("covariance", "cross_covariance"):
+            torch.testing.assert_close(result[name], getattr(criterion, name), rtol=0, atol=1e-12)
         # DistributedDataParallel averages over the processes, as `_share` does.
         torch.testing.assert_close(result["gradient"], gradient, rtol=1e-12, atol=1e-12)

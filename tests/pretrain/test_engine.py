@@ -1,6 +1,7 @@
-"""The training step: micro-batches with the exact loss, and the guard against a loss that is no number."""
+"""The training step: micro-batches with the exact loss, and batches that are skipped without a trace."""
 
 import copy
+from collections.abc import Callable
 from functools import partial
 
 import pytest
@@ -9,7 +10,7 @@ from torch import nn
 
 from pretrain.corinfomax import CorInfoMaxLoss
 from pretrain.encoder import SiameseNetwork, build_encoder, build_projector
-from pretrain.engine import NonFiniteLoss, Trainer
+from pretrain.engine import Trainer
 from pretrain.views import Batch, Param
 
 
@@ -26,13 +27,13 @@ def batch(count: int, seed: int = 0) -> Batch:
     )
 
 
-def trainer(network: nn.Module, micro_batch: int, rate: float = 0.1) -> Trainer:
+def trainer(network: nn.Module, micro_batch: int, rate: float = 0.1, fused: bool = True) -> Trainer:
     return Trainer(
         network=network,
         criterion=CorInfoMaxLoss(dim=8, attraction=100.0, forgetting=0.1, eps=1e-8).to(
             next(network.parameters()).device
         ),
-        optimizer=torch.optim.SGD(network.parameters(), lr=rate, momentum=0.9),
+        optimizer=torch.optim.SGD(network.parameters(), lr=rate, momentum=0.9, fused=fused),
         learning_rate=lambda _: rate,
         mean=torch.full((3,), 0.5),
         std=torch.full((3,), 0.25),
@@ -81,14 +82,56 @@ def test_micro_batches_update_running_statistics_once() -> None:
         assert torch.equal(getattr(updated.encoder.bn1, name), getattr(expected.encoder.bn1, name))
 
 
-def test_loss_that_is_no_number_stops_before_the_weights_change() -> None:
-    net = network()
-    before = copy.deepcopy(net.state_dict())
-    t = trainer(net, 0)
-    with torch.no_grad():
-        net.projector[-1].bias.fill_(float("nan"))
-    before["projector.3.bias"] = net.projector[-1].bias.clone()
-    with pytest.raises(NonFiniteLoss, match="step 4"):
-        t.step(4, batch(6))
-    parameters = dict(net.named_parameters())
-    assert all(torch.equal(p, before[name]) for name, p in parameters.items() if not name.endswith("3.bias"))
+def state_of(t: Trainer) -> dict[str, torch.Tensor]:
+    """Everything that a step changes."""
+    momenta = {f"momentum {i}": s["momentum_buffer"] for i, s in enumerate(t.optimizer.state.values())}
+    tensors = {**t.network.state_dict(), **t.criterion.state_dict(), **momenta}
+    return {name: tensor.clone() for name, tensor in tensors.items()}
+
+
+def small() -> SiameseNetwork:
+    torch.manual_seed(0)
+    encoder = nn.Sequential(nn.Conv2d(3, 8, 5, stride=4), nn.BatchNorm2d(8), nn.ReLU(), nn.AvgPool2d(7), nn.Flatten())
+    return SiameseNetwork(encoder, build_projector(8, [16, 8]))
+
+
+def poison_forward(t: Trainer) -> Callable[[], object]:
+    mean = t.mean
+    t.mean = mean * float("nan")  # the images are no numbers, so BatchNorm's statistics are none either
+    return lambda: setattr(t, "mean", mean)
+
+
+def poison_backward(t: Trainer) -> Callable[[], object]:
+    return t.network.projector[0].weight.register_hook(lambda gradient: gradient * float("inf")).remove
+
+
+@pytest.mark.parametrize("poison", [poison_forward, poison_backward])
+@pytest.mark.parametrize("steps_before", [0, 2])
+@pytest.mark.parametrize("micro_batch", [0, 4])
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_bad_batch_leaves_no_trace(poison: Callable, steps_before: int, micro_batch: int, fused: bool) -> None:
+    if not fused and steps_before == 0:
+        pytest.skip("there is no momentum yet")
+    t, unharmed = trainer(small(), micro_batch, fused=fused), trainer(small(), micro_batch, fused=fused)
+    for step in range(steps_before):
+        t.step(step, batch(8, seed=step))
+        unharmed.step(step, batch(8, seed=step))
+    before = state_of(t)
+    undo = poison(t)
+    terms = t.step(steps_before, batch(8, seed=7))
+    assert t.votes.tolist() == [1, 0]
+    assert terms.total.isfinite() == (poison is poison_backward)
+    after = state_of(t)
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    # Afterwards training goes on as if the batch had not been.
+    undo()
+    t.step(9, batch(8, seed=9))
+    unharmed.step(9, batch(8, seed=9))
+    assert t.votes.tolist() == [0, 0]
+    assert all(torch.equal(tensor, state_of(t)[name]) for name, tensor in state_of(unharmed).items())
+
+
+def test_a_request_to_stop_is_a_vote() -> None:
+    t = trainer(small(), 0)
+    t.step(0, batch(4), stop=True)
+    assert t.votes.tolist() == [0, 1]

@@ -38,11 +38,18 @@ def log_lines(run: Path) -> list[dict]:
 def test_a_run_leaves_what_others_need(finished: Path) -> None:
     lines = log_lines(finished)
     assert [line["iteration"] for line in lines] == list(range(6))
-    assert set(lines[0]) == {"iteration", "total", "big_bang", "attraction", "learning_rate", "epoch"}
+    assert set(lines[0]) == {"iteration", "total", "big_bang", "attraction", "learning_rate", "epoch"} | {
+        *("skipped", "ldmi", "effective_rank", "min_eigenvalue")
+    }
+    assert 1 <= lines[-1]["effective_rank"] <= 8
+    spectra = [json.loads(line) for line in (finished / "spectrum.json").read_text().splitlines()]
+    assert [(line["iteration"], line["epoch"]) for line in spectra] == [(2, 1.0), (5, 2.0)]
+    assert min(map(min, spectra[1]["eigenvalues"])) == pytest.approx(lines[-1]["min_eigenvalue"], rel=1e-6)
+    assert [len(row) for row in spectra[1]["eigenvalues"]] == [8, 8]
     assert lines[0]["total"] == pytest.approx(lines[0]["big_bang"] + 250 * lines[0]["attraction"], rel=1e-6)
     state = checkpoint.load(finished / "checkpoints" / "last.pt")
     assert set(state) == {"format", "version", "model", "objective", "optimizer", "position", "config"}
-    assert state["position"] == {"epoch": 2, "step": 6}
+    assert state["position"] == {"epoch": 2, "step": 6, "skipped": 0}
     exported = checkpoint.load_encoder(finished / "encoder.safetensors")
     assert all(torch.equal(exported[name], state["model"][f"encoder.{name}"]) for name in exported)
     assert len(exported) == 120  # ResNet-18: 20 convolutions and 20 x 5 of BatchNorm
