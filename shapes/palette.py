@@ -39,17 +39,17 @@ class Palette:
     hues: NDArray[np.float64]  # (4,), radians
     chroma: float  # OKLCH; 0 is grey, 0.2 is vivid
 
-    def colour(self, lightness: float, rng: Generator) -> Colour:
-        """A colour (3,) of about that perceived lightness in linear RGB, in [0, 1]."""
+    def colour(self, lightness: float, liveliness: float, rng: Generator) -> Colour:
+        """A colour (3,) in linear RGB, in [0, 1], of that lightness and of `liveliness` times the chroma."""
         hue = rng.choice(self.hues) + rng.normal(0, 0.12)
-        chroma = self.chroma * rng.uniform(0.55, 1.15)
+        chroma = liveliness * self.chroma * rng.uniform(0.55, 1.15)
         return oklch_to_linear(lightness, chroma, hue)
 
 
 def random_palette(rng: Generator) -> Palette:
     """One of the harmonies, turned to a random hue."""
     offsets = np.deg2rad(HARMONIES[rng.integers(len(HARMONIES))])
-    return Palette(hues=offsets + rng.uniform(0, 2 * np.pi), chroma=rng.uniform(0.04, 0.15))
+    return Palette(hues=offsets + rng.uniform(0, 2 * np.pi), chroma=rng.uniform(0.07, 0.14))
 
 
 def oklch_to_linear(lightness: float, chroma: float, hue: float) -> Colour:

@@ -126,22 +126,22 @@ def _render_task(folder: Path, recipe: Recipe, seed: int, task: Task) -> list[Sc
 
 def _single_object(rng: Generator, recipe: Recipe, name: str) -> Scene:
     side = recipe.object_side
-    return compose(rng, (side, side), [name], scale=(0.34, 0.58), clutter=6)
+    return compose(rng, (side, side), [name], scale=(0.38, 0.6), clutter=4)
 
 
 def _unlabeled(rng: Generator, recipe: Recipe) -> Scene:
-    """Like the labelled ones, but every fourth picture holds two, somewhat smaller."""
-    if rng.random() < 0.75:
+    """Like the labelled ones, but every fifth picture holds two, somewhat smaller."""
+    if rng.random() < 0.8:
         return _single_object(rng, recipe, random_names(rng, 1)[0])
     side = recipe.object_side
-    return compose(rng, (side, side), random_names(rng, 2), scale=(0.28, 0.44), clutter=6)
+    return compose(rng, (side, side), random_names(rng, 2), scale=(0.3, 0.44), clutter=4)
 
 
 def _render_scene(folder: Path, recipe: Recipe, part: str, index: int, rng: Generator) -> SceneEntry:
     low, high = recipe.scene_sides
     width, height = (int(side) for side in rng.integers(low, high + 1, size=2))
     names = random_names(rng, int(rng.integers(1, recipe.scene_objects + 1)))
-    scene = compose(rng, (width, height), names, scale=(0.14, 0.4), clutter=10)
+    scene = compose(rng, (width, height), names, scale=(0.14, 0.4), clutter=8)
     file_name = f"{index:06d}.jpg"
     _save(scene, folder / part / file_name)
     annotations = []

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
-from PIL import Image, ImageFilter
 
 from shapes.lighting import Light, covered, lay, random_light
 from shapes.outlines import CLASSES, Outline, blob_outline, class_outline, stick_outline
@@ -16,6 +15,9 @@ from shapes.palette import Palette, random_palette
 from shapes.textures import Field, Pixels, noise, pixel_grid, textured
 
 MIN_VISIBLE = 0.4  # an object of which less would be seen is not placed
+MIN_CONTRAST = 0.3  # of lightness, between ground and object: a grey picture must keep the shape
+# Quiet grounds and lively things, as in most photographs. Of a class this says nothing.
+GROUND_LIVELINESS, OBJECT_LIVELINESS = 0.4, 1.2
 ATTEMPTS = 12
 
 
@@ -36,9 +38,7 @@ class Scene:
     objects: list[Placed]
 
 
-def compose(
-    rng: Generator, size: tuple[int, int], names: list[str], scale: tuple[float, float], clutter: int
-) -> Scene:
+def compose(rng: Generator, size: tuple[int, int], names: list[str], scale: tuple[float, float], clutter: int) -> Scene:
     """Draw a picture with one object of each of the named classes, as far as there is room.
 
     Args:
@@ -71,40 +71,40 @@ def random_names(rng: Generator, count: int) -> list[str]:
 
 def _ground(rng: Generator, size: tuple[int, int], palette: Palette, lightness: float) -> Pixels:
     """One texture, or two that meet along a wandering border."""
-    canvas = textured(rng, size, _surface_colours(rng, palette, lightness))
-    if rng.random() < 0.4:
+    canvas = textured(rng, size, _surface_colours(rng, palette, lightness, GROUND_LIVELINESS))
+    if rng.random() < 0.25:
         x, y = pixel_grid(size)
         angle = rng.uniform(0, 2 * np.pi)
         border = np.cos(angle) * x + np.sin(angle) * y + rng.normal(0, 0.15) * size[0]
         weight = np.clip(border + 4 * noise(rng, size, 24), 0, 1).astype(np.float32)[..., None]
-        other = textured(rng, size, _surface_colours(rng, palette, lightness + rng.uniform(-0.1, 0.1)))
+        colours = _surface_colours(rng, palette, lightness + rng.uniform(-0.06, 0.06), GROUND_LIVELINESS)
+        other = textured(rng, size, colours)
         canvas += weight * (other - canvas)
     return canvas
 
 
-def _surface_colours(rng: Generator, palette: Palette, lightness: float) -> NDArray[np.float32]:
+def _surface_colours(rng: Generator, palette: Palette, lightness: float, liveliness: float) -> NDArray[np.float32]:
     """The two colours of a surface (2, 3), on either side of a lightness."""
-    spread = rng.uniform(0.04, 0.16) * rng.choice([-1, 1])
+    spread = rng.uniform(0.01, 0.06) * rng.choice([-1, 1])
     lightnesses = np.clip([lightness + spread, lightness - spread], 0.2, 0.95)
-    return np.stack([palette.colour(float(one), rng) for one in lightnesses])
+    return np.stack([palette.colour(float(one), liveliness, rng) for one in lightnesses])
 
 
 def _object_colours(rng: Generator, palette: Palette, ground_lightness: float) -> NDArray[np.float32]:
-    """Colours (2, 3) that differ from the ground's in lightness, so that a grey picture keeps the shape."""
-    room = [(0.25, ground_lightness - 0.14), (ground_lightness + 0.14, 0.93)]
+    """Colours (2, 3) that are darker or lighter than the ground."""
+    room = [(0.25, ground_lightness - MIN_CONTRAST), (ground_lightness + MIN_CONTRAST, 0.93)]
     widths = np.array([max(high - low, 0.0) for low, high in room])
     low, high = room[rng.choice(2, p=widths / widths.sum())]
-    return _surface_colours(rng, palette, rng.uniform(low, high))
+    return _surface_colours(rng, palette, rng.uniform(low, high), OBJECT_LIVELINESS)
 
 
-def _add_clutter(
-    canvas: Pixels, rng: Generator, palette: Palette, light: Light, ground_lightness: float
-) -> None:
+def _add_clutter(canvas: Pixels, rng: Generator, palette: Palette, light: Light, ground_lightness: float) -> None:
     height, width = canvas.shape[:2]
     outline = blob_outline(rng) if rng.random() < 0.5 else stick_outline(rng)
     side = rng.uniform(0.05, 0.16) * min(width, height)
     points = outline * side + rng.uniform(0, 1, 2) * [width, height]
-    colours = _surface_colours(rng, palette, ground_lightness + rng.uniform(-0.25, 0.25))
+    lightness = ground_lightness + rng.uniform(-0.12, 0.12)
+    colours = _surface_colours(rng, palette, lightness, OBJECT_LIVELINESS)
     lay(canvas, points, rng, colours, light, elevation=rng.uniform(0.01, 0.03))
 
 
@@ -132,7 +132,7 @@ def _find_place(
 
 
 def _developed(canvas: Pixels, rng: Generator, light: Light) -> NDArray[np.uint8]:
-    """What a camera makes of it: uneven light, exposure, contrast, colour cast, focus and grain."""
+    """What a camera makes of it: uneven light, exposure, contrast, colour cast and grain."""
     height, width = canvas.shape[:2]
     x, y = pixel_grid((width, height))
     ramp = (light.direction[0] * x + light.direction[1] * y) / max(width, height)
@@ -141,9 +141,7 @@ def _developed(canvas: Pixels, rng: Generator, light: Light) -> NDArray[np.uint8
     cast = np.exp(rng.normal(0, 0.05, 3) + rng.normal(0, 0.15)).astype(np.float32)
     linear = np.clip(canvas * falloff.astype(np.float32)[..., None] * cast, 0, 1)
     display = linear ** np.float32(1 / 2.2)
-    contrast = rng.uniform(0.7, 1.1)
+    contrast = rng.uniform(0.85, 1.1)
     display = 0.5 + contrast * (display - 0.5) + rng.normal(0, 0.03)
-    grain = rng.standard_normal((height, width, 1), dtype=np.float32) * rng.uniform(0.0, 0.025)
-    image = Image.fromarray((np.clip(display + grain, 0, 1) * 255 + 0.5).astype(np.uint8))
-    softness = rng.uniform(-0.5, 0.6)
-    return np.asarray(image.filter(ImageFilter.GaussianBlur(softness)) if softness > 0 else image)
+    grain = rng.standard_normal((height, width, 1), dtype=np.float32) * rng.uniform(0.0, 0.012)
+    return (np.clip(display + grain, 0, 1) * 255 + 0.5).astype(np.uint8)

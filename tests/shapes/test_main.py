@@ -20,9 +20,7 @@ def test_it_prints_the_folder_and_draws_a_sheet(rendered, tmp_path, capsys):
         assert sheet.height > 600
 
 
-@pytest.mark.parametrize(
-    "arguments", [["--seed", "-1"], ["--sheet", "/nowhere/x.png"], ["--sheet", "x.nope"]]
-)
+@pytest.mark.parametrize("arguments", [["--seed", "-1"], ["--sheet", "/nowhere/x.png"], ["--sheet", "x.nope"]])
 def test_what_cannot_work_is_an_error(arguments, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=arguments[0]):

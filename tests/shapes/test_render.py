@@ -14,9 +14,7 @@ from shapes.polygons import MAX_POINTS
 
 
 def _bytes(root):
-    return {
-        str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()
-    }
+    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
 
 
 def test_every_part_has_its_count(rendered, small):

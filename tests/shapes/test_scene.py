@@ -49,7 +49,7 @@ def test_an_object_can_be_told_from_what_surrounds_it():
 def test_colour_and_texture_do_not_predict_the_class():
     """Nearest neighbours by the object's own colours and edge strength are of the same class by chance only."""
     features, labels = [], []
-    for index in range(640):
+    for index in range(400):
         label = index % len(CLASSES)
         scene = _scene(index, [CLASSES[label]], size=(48, 48), scale=(0.34, 0.58))
         inside = scene.image[scene.objects[0].coverage > 0.9].astype(np.float64)
@@ -59,9 +59,9 @@ def test_colour_and_texture_do_not_predict_the_class():
         features.append(np.concatenate([*colours, edges]))
         labels.append(label)
     x, y = np.array(features), np.array(labels)
-    distance = ((x[:, None] - x[None]) ** 2).sum(axis=2)
+    distance = (x**2).sum(axis=1)[:, None] + (x**2).sum(axis=1)[None] - 2 * x @ x.T
     np.fill_diagonal(distance, np.inf)
     nearest = np.argsort(distance, axis=1)[:, :5]
     same = (y[nearest] == y[:, None]).mean()
-    # Chance is 0.125; its standard deviation over 3200 pairs is 0.006.
-    assert same < 0.125 + 0.025
+    # Chance is 0.125; its standard deviation over 2000 pairs is 0.007.
+    assert same < 0.125 + 0.03
