@@ -1,25 +1,25 @@
-"""The note beside converted weights, `NAME.json` beside `NAME.pkl` (`NAME.pth.json` beside `NAME.pth`): all that a detector's configuration must
-agree with.
+"""The note beside converted weights, which says all that a detector's configuration must agree with.
 
-source          name of the file that was converted
-sha256          its digest
-family          which project's format it was recognised as
-branch          which encoder of it was taken
-architecture    torchvision's name, such as `resnet50`
-depth           18, 34, 50, 101 or 152 (MODEL.RESNETS.DEPTH)
-stem            "imagenet": 7x7 with stride 2, then max-pooling; nothing else is converted
-resnets         the further keys of MODEL.RESNETS that describe it: STEM_OUT_CHANNELS, RES2_OUT_CHANNELS,
-NUM_GROUPS,
-                WIDTH_PER_GROUP
-pixel_mean      per channel in the order of `format`, in levels 0..255 (MODEL.PIXEL_MEAN)
-pixel_std       likewise (MODEL.PIXEL_STD)
-pixel_origin    how the two are known
-format          "RGB" or "BGR" (INPUT.FORMAT)
-stride_in_1x1   where blocks take their stride (MODEL.RESNETS.STRIDE_IN_1X1)
-tensors         number of tensors written
-dropped         {part of the source: number of tensors left out}
-notes           what a user has to know, possibly nothing
-tool            name and version of the converter
+It is `NAME.json` beside `NAME.pkl`, and `NAME.pth.json` beside `NAME.pth`. Its fields:
+
+    source          name of the file that was converted
+    sha256          its digest
+    family          which project's format it was recognised as
+    branch          which encoder of it was taken
+    architecture    torchvision's name, such as `resnet50`
+    depth           18, 34, 50, 101 or 152 (MODEL.RESNETS.DEPTH)
+    stem            "imagenet": 7x7 with stride 2, then max-pooling; nothing else is converted
+    resnets         the further keys of MODEL.RESNETS that describe it: STEM_OUT_CHANNELS, RES2_OUT_CHANNELS,
+                    NUM_GROUPS, WIDTH_PER_GROUP
+    pixel_mean      per channel in the order of `format`, in levels 0..255 (MODEL.PIXEL_MEAN)
+    pixel_std       likewise (MODEL.PIXEL_STD)
+    pixel_origin    how the two are known
+    format          "RGB" or "BGR" (INPUT.FORMAT)
+    stride_in_1x1   where blocks take their stride (MODEL.RESNETS.STRIDE_IN_1X1)
+    tensors         number of tensors written
+    dropped         {part of the source: number of tensors left out}
+    notes           what a user has to know, possibly nothing
+    tool            name and version of the converter
 """
 
 import json

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from cli.errors import UserError
-from tests.convert.checkpoints import LINEAR, caffe2, haiku, hugging_face, mlp, simclr_v2, under
-from tests.convert.conftest import assert_holds, note_of, tiny_resnet, values_of
+from tests.convert.checkpoints import LINEAR, mlp, under
+from tests.convert.conftest import assert_holds, detectron2_name, note_of, tiny_resnet, values_of
+from tests.convert.foreign_names import caffe2, haiku, hugging_face, simclr_v2
 
 
 def test_hugging_face(query, convert):
@@ -84,3 +85,14 @@ def test_simclr_v1_is_told_by_what_its_first_layer_has_seen(convert):
     network.bn1.running_mean.copy_(kernel @ torch.tensor([0.05, -0.03, 0.02]))
     note = note_of(convert({"state_dict": network.state_dict()}, "--overwrite"))
     assert note["pixel_mean"] == [123.675, 116.28, 103.53]
+
+
+@pytest.mark.parametrize("by_torch", [False, True], ids=["pickle", "torch.save"])
+def test_what_other_converters_wrote_for_detectron2(by_torch, query, convert):
+    """MoCo's converter pickles; the one of CorInfoMax's authors, and VISSL's, hand numpy arrays to torch.save."""
+    model = {detectron2_name(name): value for name, value in values_of(query).items()}
+    content = {"model": model, "__author__": "MOCO", "matching_heuristics": True}
+    output = convert(content if by_torch else pickle.dumps(content), name="converted.pkl")
+    assert_holds(output, values_of(query))
+    note = note_of(output)
+    assert (note["family"], note["format"], note["stride_in_1x1"]) == ("Detectron2", "RGB", False)

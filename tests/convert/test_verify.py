@@ -15,8 +15,8 @@ from convert.reader import read_checkpoint
 from convert.selection import select
 from convert.verify import verify
 from convert.writer import write_detectron2
-from tests.convert import checkpoints
 from tests.convert.conftest import load_pickle, tiny_resnet
+from tests.convert.foreign_names import caffe2, hugging_face, simclr_v2
 from tests.convert.test_families import FAMILIES
 
 try:
@@ -63,9 +63,9 @@ def test_forward_parity_of_every_family(family, query, key, convert, backbone):
     assert_parity(query if side == "q" else key, backbone, convert(build(query, key)))
 
 
-@pytest.mark.parametrize("build", [checkpoints.hugging_face, checkpoints.simclr_v2])
+@pytest.mark.parametrize("build", [hugging_face, simclr_v2])
 def test_forward_parity_of_other_names(build, query, convert, backbone):
-    state = build(query, "resnet.") if build is checkpoints.hugging_face else {"resnet": build(query)}
+    state = build(query, "resnet.") if build is hugging_face else {"resnet": build(query)}
     assert_parity(query, backbone, convert(state))
 
 
@@ -79,7 +79,7 @@ def test_verify_compares_both_detectors(query, convert, capsys):
 
 def test_verify_of_strides_in_the_1x1_convolution(query, convert):
     """A Caffe2 model: BGR, other statistics, no running statistics of its own."""
-    data = pickle.dumps({"blobs": checkpoints.caffe2(query)})
+    data = pickle.dumps({"blobs": caffe2(query)})
     output = convert(data, "--verify", name="R-50.pkl")
     assert output.exists()
 
