@@ -14,16 +14,19 @@ link to the newest. A checkpoint is one dictionary of tensors and plain values, 
 
 No random state: every random number is a function of (seed, epoch, index, view).
 
-Saving: the digest is written first, then the checkpoint aside, synced and renamed, then the link is replaced. So a
-file under its final name is complete and has a digest, whenever the process is killed. Loading checks the digest, since
-torch.load does not notice a flipped bit. The newest two are kept.
+Saving: the checkpoint is written aside, synced and read back; then its digest is written, the file renamed, and the
+link replaced. So a file under its final name is complete and has a digest, whenever the process is killed. Loading
+checks the digest, since torch.load does not notice a flipped bit. The newest two are kept; an older one goes when the
+new one has been read back.
 """
 
+import contextlib
 import hashlib
 import logging
 import os
+import shutil
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import safetensors
 import safetensors.torch
@@ -52,26 +55,34 @@ def save(run: Path, state: dict[str, Any]) -> Path:
     aside = path.with_suffix(".tmp")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with aside.open("wb") as file:
-            torch.save({"version": VERSION, **state}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        write_atomic(path.with_suffix(".sha256"), f"{_digest(aside)}\n".encode())
+        digest = _write(aside, {"version": VERSION, **state})
+        if _digest(aside) != digest:
+            raise OSError("what was read back is not what was written")
+        write_atomic(path.with_suffix(".sha256"), f"{digest}\n".encode())
         aside.replace(path)
         link = folder / "last.tmp"
         link.unlink(missing_ok=True)
         link.symlink_to(path.name)
         link.replace(folder / "last.pt")
         sync_folder(folder)
-    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
-        aside.unlink(missing_ok=True)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            aside.unlink(missing_ok=True)
         raise UserError(
-            f"cannot save {path}: {error}; earlier checkpoints are untouched, --resume continues there"
+            f"cannot save {path}: {error} ({_free(run)}); earlier checkpoints are untouched, --resume continues there"
         ) from error
     for old in _saved(run)[KEEP:]:
         old.unlink(missing_ok=True)
         old.with_suffix(".sha256").unlink(missing_ok=True)
     return path
+
+
+def remove_unfinished(run: Path) -> None:
+    """Remove what a process that was killed in a save has left. Only for the process that holds the run's lock."""
+    folder = run / "checkpoints"
+    for path in [*folder.glob("*.tmp"), *folder.glob("*.sha256")]:
+        if path.suffix == ".tmp" or not path.with_suffix(".pt").exists():
+            path.unlink(missing_ok=True)
 
 
 def load_newest(run: Path) -> dict[str, Any] | None:
@@ -164,6 +175,49 @@ def export_encoder(path: Path, encoder: nn.Module, metadata: dict[str, str]) -> 
 def _saved(run: Path) -> list[Path]:
     """Complete checkpoints, newest first."""
     return sorted((run / "checkpoints").glob("step_*.pt"), reverse=True)
+
+
+class _Digesting:
+    """A file that takes the digest of what is written to it, and keeps the error that torch.save would hide."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file, self._hash = file, hashlib.sha256()
+        self.error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        self._hash.update(data)
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def digest(self) -> str:
+        return self._hash.hexdigest()
+
+
+def _write(path: Path, state: dict[str, Any]) -> str:
+    """Write a file and have it on the disk. Returns the digest of what was meant to be written."""
+    with path.open("wb") as file:
+        target = _Digesting(file)
+        try:
+            torch.save(state, target)  # type: ignore[arg-type]
+        except RuntimeError as error:  # what torch makes of a full disk
+            raise target.error or OSError(str(error)) from error
+        file.flush()
+        os.fsync(file.fileno())
+    return target.digest()
+
+
+def _free(run: Path) -> str:
+    """The space that is left, for a message."""
+    try:
+        return f"{shutil.disk_usage(run).free / 1e6:.0f} MB free"
+    except OSError:
+        return "the disk does not answer"
 
 
 def _digest(path: Path) -> str:

@@ -53,6 +53,7 @@ def open_run(output: Path, config: CfgNode, resume: bool) -> dict[str, Any] | No
         try:
             output.mkdir(parents=True, exist_ok=True)
             _lock(output)
+            checkpoint.remove_unfinished(output)
         except OSError as error:
             raise UserError(f"cannot write the run directory {output}: {error}") from error
     start_logging(output if distributed.is_main() else None)
