@@ -16,12 +16,16 @@ from pretrain.views import Param
 GRAY_WEIGHTS = (0.2989, 0.587, 0.114)  # thesis B.1.1
 SOLARIZE_THRESHOLD = 128 / 255  # thesis B.1.1
 BLUR_RADIUS = 6  # pixels: three standard deviations of the widest blur, 2 pixels
+BLUR_BLOCK = 32  # pixels
+CACHE_BYTES = 2**21  # of images that a CPU core works on at a time
+ORDERS = np.array(list(permutations(range(4))))  # of the jitter
 
 
 def augment(images: Tensor, params: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """Apply to each image the operations that its parameters name, in the order of torchvision's usual chain.
 
     Which images an operation touches is worked out on the CPU, where the parameters are: a GPU is never waited for.
+    A CPU takes a few images at a time, so that they stay in its cache from the first operation to the last.
 
     Args:
         images: (N, 3, H, W) uint8, on the training device.
@@ -32,29 +36,40 @@ def augment(images: Tensor, params: Tensor, mean: Tensor, std: Tensor) -> Tensor
     Returns:
         (N, 3, H, W) float32, normalised, in channels-last memory.
     """
-    table = params.numpy()
-    x = images.float().div_(255)
-    x = x.contiguous()
-    _apply(x, table[:, Param.FLIP] > 0, lambda part, _: part.flip(-1))
-    _jitter(x, table)
-    _apply(x, table[:, Param.GRAY] > 0, lambda part, _: grayscale(part).expand_as(part))
-    sigma = torch.from_numpy(table[:, Param.BLUR_SIGMA]).to(x.device)
-    _apply(x, table[:, Param.BLUR_SIGMA] > 0, lambda part, index: gaussian_blur(part, sigma[index]))
-    _apply(x, table[:, Param.SOLARIZE] > 0, lambda part, _: solarize(part))
-    x = (x - mean[:, None, None]) / std[:, None, None]
-    return x.contiguous(memory_format=torch.channels_last)
+    result = torch.empty(images.shape, device=images.device, memory_format=torch.channels_last)
+    count = len(images)
+    if images.device.type == "cpu":
+        count = max(CACHE_BYTES * torch.get_num_threads() // (4 * images[0].numel()), 1)
+    for part, table, out in zip(images.split(count), params.split(count), result.split(count), strict=True):
+        x = _photometric(part, table.numpy())
+        out.copy_(x.sub_(mean[:, None, None]).div_(std[:, None, None]))
+    return result
 
 
-def _apply(x: Tensor, chosen: np.ndarray, operation: Callable[[Tensor, Tensor], Tensor]) -> None:
-    """Replace the chosen images by the operation's result, in place. It gets them and their indices."""
+def _photometric(images: Tensor, table: np.ndarray) -> Tensor:
+    """The operations, on images (N, 3, H, W) uint8 with parameters (N, len(Param)) -> float32 in [0, 1]."""
+    x = images.contiguous().float().div_(255)
+    x = _apply(x, table[:, Param.FLIP] > 0, lambda part, _: part.flip(-1))
+    x = _jitter(x, table)
+    x = _apply(x, table[:, Param.GRAY] > 0, lambda part, _: grayscale(part).expand_as(part).contiguous())
+    sigma = torch.from_numpy(table[:, Param.BLUR_SIGMA]).to(x.device, non_blocking=True)
+    x = _apply(x, table[:, Param.BLUR_SIGMA] > 0, lambda part, index: gaussian_blur(part, sigma[index]))
+    return _apply(x, table[:, Param.SOLARIZE] > 0, lambda part, _: solarize(part))
+
+
+def _apply(x: Tensor, chosen: np.ndarray, operation: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """Replace the chosen images by the operation's result. It gets them and their indices. x may be written to."""
     (where,) = np.nonzero(chosen)
-    if len(where):
-        index = torch.from_numpy(where).to(x.device, non_blocking=True)
-        x[index] = operation(x[index], index)
+    if not len(where):
+        return x
+    index = torch.from_numpy(where).to(x.device, non_blocking=True)
+    if len(where) == len(x):
+        return operation(x, index)
+    return x.index_copy_(0, index, operation(x.index_select(0, index), index))
 
 
-def _jitter(x: Tensor, table: np.ndarray) -> None:
-    """Colour jitter in place: the four adjustments, each image in its own random order, as torchvision does."""
+def _jitter(x: Tensor, table: np.ndarray) -> Tensor:
+    """Colour jitter: the four adjustments, each image in its own random order, as torchvision does."""
     adjustments = (
         (adjust_brightness, Param.BRIGHTNESS),
         (adjust_contrast, Param.CONTRAST),
@@ -62,12 +77,12 @@ def _jitter(x: Tensor, table: np.ndarray) -> None:
         (adjust_hue, Param.HUE),
     )
     factors = torch.from_numpy(table).to(x.device, non_blocking=True)
-    orders = np.array(list(permutations(range(4))))
     chosen = table[:, Param.JITTER_ORDER].astype(int)
     for place in range(4):
-        at_place = np.where(chosen >= 0, orders[chosen, place], -1)
+        at_place = np.where(chosen >= 0, ORDERS[chosen, place], -1)
         for number, (adjust, column) in enumerate(adjustments):
-            _apply(x, at_place == number, lambda part, index, a=adjust, c=column: a(part, factors[index, c]))  # type: ignore[misc]
+            x = _apply(x, at_place == number, lambda part, index, a=adjust, c=column: a(part, factors[index, c]))  # type: ignore[misc]
+    return x
 
 
 def _per_image(factor: Tensor) -> Tensor:
@@ -77,7 +92,7 @@ def _per_image(factor: Tensor) -> Tensor:
 def grayscale(x: Tensor) -> Tensor:
     """Luma, (N, 3, H, W) -> (N, 1, H, W)."""
     red, green, blue = GRAY_WEIGHTS
-    return (red * x[:, 0] + green * x[:, 1] + blue * x[:, 2]).unsqueeze(1)
+    return (x[:, 0] * red).add_(x[:, 1], alpha=green).add_(x[:, 2], alpha=blue).unsqueeze(1)
 
 
 def adjust_brightness(x: Tensor, factor: Tensor) -> Tensor:
@@ -87,48 +102,70 @@ def adjust_brightness(x: Tensor, factor: Tensor) -> Tensor:
 
 def adjust_contrast(x: Tensor, factor: Tensor) -> Tensor:
     """Blend with the image's mean grey."""
-    mean = grayscale(x).mean(dim=(1, 2, 3), keepdim=True)
-    return mean.lerp(x, _per_image(factor)).clamp_(0, 1)
+    return _blend(x, grayscale(x).mean(dim=(1, 2, 3), keepdim=True), factor)
 
 
 def adjust_saturation(x: Tensor, factor: Tensor) -> Tensor:
     """Blend with the image in grey."""
-    return grayscale(x).lerp(x, _per_image(factor)).clamp_(0, 1)
+    return _blend(x, grayscale(x), factor)
+
+
+def _blend(x: Tensor, base: Tensor, factor: Tensor) -> Tensor:
+    # Two steps, because the CPU's vector code takes at most one operand that is constant over an image.
+    weight = _per_image(factor)
+    return (x * weight).add_(base * (1 - weight)).clamp_(0, 1)
 
 
 def adjust_hue(x: Tensor, turns: Tensor) -> Tensor:
-    """Rotate the hue by `turns` (N,) of the colour circle, at constant HSV saturation and value."""
-    value, minimum = x.amax(1), x.amin(1)
-    chroma = value - minimum
-    divisor = torch.where(chroma == 0, 1, chroma)
+    """Rotate the hue by `turns` (N,) of the colour circle, at constant HSV saturation and value.
+
+    Without a branch, as those cost most of the time. In sixths of the circle, where red is 0, green 2 and blue -2,
+    the distance to red is e + f (3 - 2 e) with e = |green - blue| / chroma and f = (value - red) / chroma: of the
+    three sextants between red and cyan, f is 0 in the first, e is 1 in the second and f is 1 in the last.
+    """
     red, green, blue = x.unbind(1)
-    # Position on the circle in sixths: from red 0 over green 2 and blue 4.
-    sixth = torch.where(
-        value == red,
-        (green - blue) / divisor,
-        torch.where(value == green, 2 + (blue - red) / divisor, 4 + (red - green) / divisor),
-    )
-    sixth = sixth + 6 * turns.view(-1, 1, 1)
-    channels = []
-    for offset in (5, 3, 1):  # red, green, blue: value - chroma * clamp(distance from the channel's own hue)
-        k = (sixth + offset).remainder(6)
-        channels.append(value - chroma * torch.minimum(k, 4 - k).clamp(0, 1))
-    return torch.stack(channels, dim=1)
+    value = torch.maximum(red, green).maximum(blue)
+    chroma = value - torch.minimum(red, green).minimum(blue)
+    scale = chroma.clamp_min(1e-12).reciprocal_()
+    difference = green - blue
+    e, f = (difference * scale).abs_(), (value - red).mul_(scale)
+    hue = e.addcmul_(f, torch.sub(3, e, alpha=2)).copysign_(difference)  # green is on the positive side
+    hue += 6 * turns.view(-1, 1, 1)
+    result = torch.empty_like(x)
+    for channel, own in enumerate((0, 2, -2)):
+        distance = (hue - own).abs_()  # to the channel's own hue, perhaps the long way round
+        distance = torch.minimum(distance, (distance - 6).abs_())
+        torch.addcmul(value, distance.sub_(1).clamp_(0, 1), chroma, value=-1, out=result[:, channel])
+    return result
 
 
 def solarize(x: Tensor) -> Tensor:
     """Invert the values at or above the threshold."""
-    return torch.where(x >= SOLARIZE_THRESHOLD, 1 - x, x)
+    over = x.clone().ge_(SOLARIZE_THRESHOLD)  # 0 or 1
+    return over.mul_(torch.sub(1, x, alpha=2)).add_(x)
 
 
 def gaussian_blur(x: Tensor, sigma: Tensor) -> Tensor:
     """Blur with reflected borders. x: (N, 3, H, W); sigma: (N,) pixels.
 
-    One matrix product per axis with a banded matrix for each image. Grouped convolution, the usual way to give each
-    image a kernel of its own, is far slower on CPUs and GPUs alike.
+    Along each axis, products with a banded matrix for each image, of which only the band is multiplied, block by block.
     """
-    _, _, height, width = x.shape
-    return _blur_matrix(sigma, height)[:, None] @ x @ _blur_matrix(sigma, width)[:, None].mT
+    count, channels, height, width = x.shape
+    down = _blur_matrix(sigma, height).repeat_interleave(channels, dim=0)
+    x = x.reshape(-1, height, width)
+    x = torch.cat([down[:, to, near] @ x[:, near] for to, near in _blocks(height)], dim=1)
+    across = _blur_matrix(sigma, width).mT
+    x = x.view(count, -1, width)
+    x = torch.cat([x[..., near] @ across[:, near, to] for to, near in _blocks(width)], dim=2)
+    return x.view(count, channels, height, width)
+
+
+def _blocks(length: int) -> list[tuple[slice, slice]]:
+    """Blocks of pixels along an axis, and the pixels around that the blur of each draws from."""
+    return [
+        (slice(start, start + BLUR_BLOCK), slice(max(start - BLUR_RADIUS, 0), start + BLUR_BLOCK + BLUR_RADIUS))
+        for start in range(0, length, BLUR_BLOCK)
+    ]
 
 
 def _blur_matrix(sigma: Tensor, length: int) -> Tensor:
