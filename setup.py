@@ -24,7 +24,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=["cli", "configs", "convert", "detection", "pretrain", "shapes"],
-    package_data={"configs": ["*/*.yaml"]},
+    package_data={"configs": ["*/*.yaml", "*/*.txt"]},
     install_requires=[
         "torch>=2.6",
         "torchvision>=0.21",

@@ -23,6 +23,7 @@ def get_defaults() -> CfgNode:
     c.DATA = CfgNode()
     c.DATA.NAME = "shapes"  # one of pretrain.data.DATASETS
     c.DATA.ROOT = ""  # the dataset's folder; empty: the default place, for sets that have one
+    c.DATA.CLASSES = ""  # of a folder: a file that lists the class folders to take, or imagenet100; empty: all
     c.DATA.WORKERS = 2  # loader processes for each training process; 0 reads in the training process itself
     c.DATA.IMAGE_SIZE = 64  # pixels
     c.DATA.MEAN = [0.485, 0.456, 0.406]  # RGB, of values in [0, 1]

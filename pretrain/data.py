@@ -13,6 +13,7 @@ from typing import Protocol
 import numpy as np
 import torchvision
 
+from cli.config import config_folder
 from cli.errors import UserError
 from pretrain.images import EXTENSIONS, read_rgb
 from shapes import ensure_rendered
@@ -27,6 +28,7 @@ DATASETS = (
     "imagenet100",
     "imagenet1k",
 )
+FOLDERS = ("folder", "tiny_imagenet", "imagenet100", "imagenet1k")  # sets that are class folders on disk
 FASHION_MNIST_DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 UNLABELED = -1
 
@@ -96,17 +98,21 @@ class ArraySource:
         return f"image {index}"
 
 
-def build_source(name: str, root: str, split: str) -> Source:
+def build_source(name: str, root: str, split: str, classes: str = "") -> Source:
     """The images of a dataset.
 
     Args:
         name: one of `DATASETS`.
         root: the dataset's folder; empty for the embedded set, and for the small sets' default place.
         split: `pretrain` (labels are not used), `train` or `val`.
+        classes: a list of class folders to take, as in `read_class_list`; empty: all of them. Of `imagenet100`, in a
+            folder that holds more than its classes: those.
 
     Raises:
-        UserError: unknown name, or the folder is missing, empty or not laid out as expected.
+        UserError: unknown name, the folder is missing, empty or not laid out as expected, or a class is absent.
     """
+    if classes and name not in FOLDERS:
+        raise UserError(f"DATA.CLASSES chooses among class folders, and {name} has none; leave it empty")
     if name == "shapes":
         folder = ensure_rendered(Path(root) if root else None)
         return _folder(folder / {"pretrain": "unlabeled", "train": "objects/train", "val": "objects/val"}[split])
@@ -116,22 +122,61 @@ def build_source(name: str, root: str, split: str) -> Source:
         raise UserError(f"DATA.NAME {name!r} is not one of {', '.join(DATASETS)}")
     if not root:
         raise UserError(f"DATA.ROOT is empty; set it to the folder of {name} (DATA.ROOT /path/to/images)")
-    if name == "tiny_imagenet" and split == "val":
+    if name == "tiny_imagenet" and split == "val" and not classes:
         return _tiny_imagenet_val(Path(root))
     folder = Path(root)
     subfolder = folder / ("val" if split == "val" else "train")
     if name == "folder" and split == "pretrain" and not subfolder.is_dir():
         subfolder = folder
-    return _folder(subfolder)
+    chosen = read_class_list(classes) if classes else ()
+    if name == "imagenet100" and not classes and subfolder.is_dir():
+        own = read_class_list(name)
+        chosen = own if set(own) < {entry.name for entry in subfolder.iterdir()} else ()
+    return _folder(subfolder, chosen)
 
 
-def _folder(root: Path) -> FileSource:
-    """Every image file below a folder, sorted. The first folder level names the classes, if all images are in one."""
+def read_class_list(classes: str) -> Sequence[str]:
+    """Names of class folders from a text file, one a line, without what follows a `#`.
+
+    Args:
+        classes: a path, or the name of a list in `configs/classes` (`imagenet100`).
+
+    Raises:
+        UserError: there is no such list, it is empty, or names a class twice.
+    """
+    shipped = config_folder("classes")
+    path = next((path for path in (Path(classes), shipped / f"{classes}.txt") if path.is_file()), None)
+    if path is None:
+        known = ", ".join(sorted(path.stem for path in shipped.glob("*.txt")))
+        raise UserError(f"DATA.CLASSES {classes!r} is neither a file nor a list that comes with this project ({known})")
+    try:
+        names = [line.split("#")[0].strip() for line in path.read_text().splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"DATA.CLASSES {path} cannot be read: {error}") from error
+    names = [name for name in names if name]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice or not names:
+        raise UserError(f"DATA.CLASSES {path} " + (f"names {twice[0]!r} twice" if twice else "names no class"))
+    return names
+
+
+def _folder(root: Path, chosen: Sequence[str] = ()) -> FileSource:
+    """Every image file below a folder, sorted. The first folder level names the classes, if all images are in one.
+
+    `chosen`: the class folders to take, all where it is empty.
+    """
     if not root.is_dir():
         raise UserError(f"the image folder {root} does not exist; check DATA.ROOT")
+    absent = [name for name in chosen if not (root / name).is_dir()]
+    if absent:
+        raise UserError(
+            f"{len(absent)} of the {len(chosen)} classes of DATA.CLASSES are not below {root}: "
+            f"{', '.join(absent[:5])}{', ...' if len(absent) > 5 else ''}"
+        )
     paths = sorted(
         Path(folder) / file
-        for folder, _, files in os.walk(root, followlinks=True)
+        for top in ([root / name for name in chosen] or [root])
+        for folder, _, files in os.walk(top, followlinks=True)
         for file in files
         if file.lower().endswith(EXTENSIONS)
     )

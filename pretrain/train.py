@@ -71,7 +71,7 @@ def build_parser() -> ArgumentParser:
 
 def pretrain(config: CfgNode, output: Path, resume: bool, device: torch.device) -> bool:
     """Pretrain as the configuration says, into a run directory. Returns False where a signal has stopped it."""
-    source = build_source(config.DATA.NAME, config.DATA.ROOT, "pretrain")
+    source = build_source(config.DATA.NAME, config.DATA.ROOT, "pretrain", config.DATA.CLASSES)
     check_batch(len(source), config.TRAIN.BATCH_SIZE, distributed.world_size())
     probe = OnlineProbe(config, device) if config.PROBE.EVERY and distributed.is_main() else None
     start = open_run(output, config, resume)

@@ -1,6 +1,7 @@
 """Where images come from: layouts on disk, labels, and what is said when they are not as expected."""
 
 import gzip
+import re
 import struct
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 from PIL import Image
 
 from cli.errors import UserError
-from pretrain.data import UNLABELED, build_source
+from pretrain.data import UNLABELED, build_source, read_class_list
 
 
 def test_folder_with_classes(photos: Path) -> None:
@@ -78,3 +79,47 @@ def test_errors_name_the_folder(tmp_path: Path) -> None:
         with pytest.raises(UserError) as caught:
             build_source(name, root, "pretrain")
         assert message in str(caught.value)
+
+
+def class_folders(root: Path, names: list[str]) -> Path:
+    for name in names:
+        for split in ("train", "val"):
+            (root / split / name).mkdir(parents=True)
+            Image.new("RGB", (4, 4)).save(root / split / name / "a.jpg")
+    return root
+
+
+def test_classes_by_a_list(tmp_path: Path) -> None:
+    root = class_folders(tmp_path / "data", ["n1", "n2", "n3"])
+    listed = tmp_path / "mine.txt"
+    listed.write_text("# two of them\nn3\nn1  # with a remark\n\n")
+    source = build_source("folder", str(root), "train", str(listed))
+    assert source.classes == ["n1", "n3"]  # by name, as always: the same labels whatever the order of the list
+    assert list(source.labels) == [0, 1]
+    assert len(build_source("imagenet1k", str(root), "pretrain", str(listed))) == 2
+    for text, message in [
+        ("n1\nn4\nn5\n", "2 of the 3 classes of DATA.CLASSES are not below"),
+        ("n1\nn1\n", "names 'n1' twice"),
+        ("# none\n", "names no class"),
+    ]:
+        listed.write_text(text)
+        with pytest.raises(UserError, match=message):
+            build_source("folder", str(root), "train", str(listed))
+    with pytest.raises(UserError, match=r"neither a file nor a list that comes with this project \(imagenet100\)"):
+        build_source("folder", str(root), "train", "imagenet10")
+    with pytest.raises(UserError, match="shapes has none"):
+        build_source("shapes", "", "train", str(listed))
+
+
+def test_imagenet100_is_chosen_from_a_full_imagenet(tmp_path: Path) -> None:
+    names = list(read_class_list("imagenet100"))
+    assert len(set(names)) == 100
+    assert all(re.fullmatch(r"n\d{8}", name) for name in names)
+    assert (names[0], names[-1]) == ("n02869837", "n02090622")
+    root = str(class_folders(tmp_path, [*names, "n99999998", "n99999999"]))
+    for source in (build_source("imagenet100", root, "train"), build_source("folder", root, "val", "imagenet100")):
+        assert source.classes == sorted(names)
+    assert len(build_source("imagenet1k", root, "pretrain").classes) == 102
+    (tmp_path / "train" / names[7]).rename(tmp_path / "gone")
+    with pytest.raises(UserError, match=f"1 of the 100 classes .* {names[7]}"):
+        build_source("imagenet100", root, "pretrain", "imagenet100")
