@@ -11,8 +11,7 @@ from torch.nn import functional as F
 from pretrain import distributed
 from pretrain.augment import augment
 from pretrain.data import Source
-from pretrain.engine import read_batches, report_unreadable
-from pretrain.loader import SequentialBatches, build_loader
+from pretrain.loader import SequentialBatches, build_loader, read_batches, report_unreadable
 from pretrain.metrics import Progress
 from pretrain.views import ViewDataset, ViewRecipe
 

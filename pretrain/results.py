@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from cli.errors import UserError
-from pretrain import checkpoint
+from pretrain.files import write_atomic
 
 
 def write_results(run: Path, results: Mapping[str, Any]) -> None:
     """Write a run's results.json."""
-    checkpoint.write_atomic(run / "results.json", (json.dumps(results, indent=2) + "\n").encode())
+    write_atomic(run / "results.json", (json.dumps(results, indent=2) + "\n").encode())
 
 
 def read_results(run: Path) -> dict[str, Any] | None:

@@ -23,11 +23,10 @@ from cli.errors import UserError
 from pretrain import checkpoint, distributed
 from pretrain.augment import augment
 from pretrain.data import Source
-from pretrain.engine import Meter, read_batches, report_unreadable
 from pretrain.features import Pipeline
 from pretrain.lars import LARS
-from pretrain.loader import ShuffledBatches, build_loader
-from pretrain.metrics import Metrics, Progress
+from pretrain.loader import ShuffledBatches, build_loader, read_batches, report_unreadable
+from pretrain.metrics import Meter, Metrics, Progress
 from pretrain.schedule import multi_step
 from pretrain.views import ViewDataset, ViewRecipe
 

@@ -1,0 +1,123 @@
+"""Drawings of a pretraining run: numbers and images in, matplotlib figures out."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+FRAME_RIGHT, FRAME_WRONG = "#2e8b57", "#c0392b"
+LINE_WIDTH = 1.4  # points
+Line = tuple[np.ndarray, np.ndarray]  # x, y
+
+
+def series(lines: Sequence[Mapping[str, Any]], key: str, x: str = "epoch") -> Line:
+    """The values of a key over the epochs, of the lines of a metrics.json that have both."""
+    rows = [(line[x], line[key]) for line in lines if x in line and key in line and line[key] is not None]
+    points = np.array(rows, dtype=float).reshape(-1, 2)
+    return points[:, 0], points[:, 1]
+
+
+def training_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
+    """Loss, its terms and the learning rate over the epochs. `runs`: the lines of metrics.json by name of the run."""
+    panels = {
+        "total": "loss",
+        "big_bang": "big-bang term",
+        "attraction": "attraction term",
+        "learning_rate": "learning rate",
+    }
+    figure = Figure(figsize=(9, 5.5), layout="constrained")
+    for axes, (key, title) in zip(figure.subplots(2, 2).flat, panels.items(), strict=True):
+        for name, lines in runs.items():
+            axes.plot(*series(lines, key), label=name, linewidth=LINE_WIDTH)
+        axes.set(xlabel="epoch", title=title)
+        if key == "attraction":
+            axes.set_yscale("log")
+        _finish(axes)
+    if len(runs) > 1:
+        figure.axes[0].legend(frameon=False)
+    return figure
+
+
+def information_curves(information: Line, accuracy: Line) -> Figure:
+    """LDMI and probe accuracy over the epochs, each on its own axis (thesis Fig. 5.1). Either may be empty."""
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    left = figure.subplots()
+    right = left.twinx()
+    for axes, (x, y), colour, label, marker in (
+        (left, information, "C0", "LDMI (nats)", ""),
+        (right, accuracy, "C1", "kNN top-1 (%)", "o"),
+    ):
+        axes.spines["top"].set_visible(False)
+        if len(x):
+            axes.plot(x, y, color=colour, marker=marker, markersize=3, linewidth=LINE_WIDTH)
+            axes.set_ylabel(label, color=colour)
+        else:
+            axes.set_yticks([])
+    left.set_xlabel("epoch")
+    return figure
+
+
+def eigenvalue_spectra(spectra: Mapping[str, np.ndarray]) -> Figure:
+    """Sorted eigenvalues of the projector covariance of several runs (thesis Fig. 5.3). Each (P,), descending."""
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    for name, eigenvalues in spectra.items():
+        # Rounding leaves the smallest eigenvalues of a collapsed covariance at or below 0, where a logarithm ends.
+        axes.semilogy(
+            np.arange(1, len(eigenvalues) + 1), np.maximum(eigenvalues, 1e-12), label=name, linewidth=LINE_WIDTH
+        )
+    axes.set(xlabel="index", ylabel="eigenvalue")
+    axes.legend(frameon=False)
+    _finish(axes)
+    return figure
+
+
+def embedding_scatter(points: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> Figure:
+    """Points (N, 2) or (N, 3), coloured by class (thesis Fig. 5.4)."""
+    figure = Figure(figsize=(7, 5.5), layout="constrained")
+    axes: Any = figure.add_subplot(projection="3d" if points.shape[1] == 3 else None)
+    palette = "tab10" if len(classes) <= 10 else "tab20" if len(classes) <= 20 else "hsv"
+    colours = matplotlib.colormaps[palette].resampled(max(len(classes), 1))
+    for number, name in enumerate(classes):
+        chosen = points[labels == number]
+        axes.scatter(*chosen.T, s=6, color=colours(number), label=name if len(classes) <= 20 else None, linewidths=0)
+    axes.set(xticklabels=[], yticklabels=[])
+    if points.shape[1] == 3:
+        axes.set_zticklabels([])
+    if len(classes) <= 20:
+        axes.legend(frameon=False, markerscale=3, loc="center left", bbox_to_anchor=(1.02, 0.5))
+    return figure
+
+
+def image_sheet(
+    rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str], frames: Sequence[Sequence[str | None]] | None = None
+) -> Figure:
+    """Images in rows and columns.
+
+    Args:
+        rows: images (H, W, 3) uint8.
+        titles: of the columns; as many as there are, or fewer.
+        frames: colour of the frame of each image, None for none.
+    """
+    columns = max(len(row) for row in rows)
+    figure = Figure(figsize=(1.1 * columns, 1.1 * len(rows) + 0.3), layout="constrained")
+    grid = figure.subplots(len(rows), columns, squeeze=False)
+    for i, j in np.ndindex(len(rows), columns):
+        axes: Any = grid[i, j]
+        axes.set(xticks=[], yticks=[])
+        colour = frames[i][j] if frames else None
+        for spine in axes.spines.values():
+            spine.set(visible=colour is not None, color=colour, linewidth=2.5)
+        if j < len(rows[i]):
+            axes.imshow(rows[i][j])
+        if i == 0 and j < len(titles):
+            axes.set_title(titles[j], fontsize=8)
+    return figure
+
+
+def _finish(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25, linewidth=0.5)

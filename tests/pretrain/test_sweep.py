@@ -1,0 +1,106 @@
+"""`python pretrain/sweep.py`: what it plans, keeps and skips; the commands that it calls are stubs but once."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cli.config import config_folder, load_config
+from pretrain import sweep
+
+TABLE = """| run | seeds | linear top-1 (%) | kNN top-1 (%) |
+|---|---|---|---|
+| untrained | 1 | 10.00 | 9.00 |
+| TRAIN.LR=0.1 | 2 | 42.00 ± 2.83 | 30.00 ± 0.00 |
+| TRAIN.LR=9.0 | 1 | failed | failed |
+"""
+
+
+def write(folder: Path, text: str) -> str:
+    path = folder / "sweep.yaml"
+    path.write_text(text)
+    return str(path)
+
+
+def test_the_thesis_four_sweeps_and_all_others_plan() -> None:
+    plans = {
+        path.stem: sweep.plan(load_config(sweep.get_defaults(), str(path), "sweep"))
+        for path in config_folder("sweep").glob("*.yaml")
+    }
+    labels = {name: [one.label for one in runs] for name, runs in plans.items()}
+    assert labels["cifar100_attraction"] == [f"OBJECTIVE.ATTRACTION={a}" for a in (125.0, 250.0, 500.0, 1000.0, 2000.0)]
+    assert labels["cifar100_batch_size"] == [f"TRAIN.BATCH_SIZE={n}" for n in (256, 512, 1024)]
+    assert labels["cifar100_learning_rate"] == [f"TRAIN.LR={rate}" for rate in (0.25, 0.5, 1.0)]
+    assert labels["cifar100_projector"] == [f"PROJECTOR.DIMS=[4096, 4096, {p}]" for p in (64, 128, 256)]
+    assert len(plans["shapes_objectives"]) == 3 * 6  # seeds x (untrained and five objectives)
+
+
+def test_mean_and_spread_by_hand() -> None:
+    rows: list[dict[str, Any]] = [
+        {"label": "untrained", "linear_top1": 10.0, "knn_top1": 9.0},
+        {"label": "TRAIN.LR=0.1", "linear_top1": 40.0, "knn_top1": 30.0},
+        {"label": "TRAIN.LR=0.1", "linear_top1": 44.0, "knn_top1": 30.0},
+        {"label": "TRAIN.LR=9.0", "error": "error: the loss is nan"},
+    ]
+    assert sweep.table(rows) == TABLE
+
+
+def test_runs_are_made_once_and_failures_are_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error_of: Callable[..., str]
+) -> None:
+    calls: list[tuple[str, Sequence[str]]] = []
+    broken = {"TRAIN.LR=2.0"}
+
+    def call(module: str, arguments: Sequence[str]) -> str:
+        calls.append((module, arguments))
+        output = Path(arguments[arguments.index("--output") + 1])
+        output.mkdir(parents=True)
+        if output.parts[-3] in broken and module == "pretrain.train":
+            output.rmdir()
+            return "error: the loss is nan"
+        if module == "pretrain.linear":
+            (output / "results.json").write_text(json.dumps({"linear_top1": 50.0, "knn_top1": 40.0, "k": 20}))
+        return ""
+
+    monkeypatch.setattr(sweep, "call", call)
+    config = write(tmp_path, "UNTRAINED: True\nCOMMON: [TRAIN.EPOCHS, 3]\nRUNS: [[TRAIN.LR, 0.1], [TRAIN.LR, 2.0]]\n")
+    argv = ["--config", config, "--output", str(tmp_path / "out")]
+    assert "1 of 3 runs failed: TRAIN.LR=2.0 (seed 0)" in error_of(sweep.main, argv)
+    assert [module for module, _ in calls] == ["pretrain.linear", "pretrain.train", "pretrain.linear", "pretrain.train"]
+    assert calls[0][1][-4:-3] == ["random"]
+    assert calls[1][1][:8] == ["--config", "shapes_R18", "SEED", "0", "TRAIN.EPOCHS", "3", "TRAIN.LR", "0.1"]
+    calls.clear()
+    broken.clear()
+    sweep.main(argv)
+    assert [module for module, _ in calls] == ["pretrain.train", "pretrain.linear"]
+    assert "| TRAIN.LR=2.0 | 1 | 50.00 | 40.00 |" in (tmp_path / "out" / "table.md").read_text()
+    assert len(json.loads((tmp_path / "out" / "results.json").read_text())["runs"]) == 3
+    assert "holds a run with other arguments" in error_of(sweep.main, [*argv, "COMMON", "['TRAIN.EPOCHS', 4]"])
+
+
+def test_every_run_is_checked_before_the_first(tmp_path: Path, error_of: Callable[..., str]) -> None:
+    def error(text: str, *overrides: str) -> str:
+        given = ["--config", write(tmp_path, text), "--output", str(tmp_path / "never"), *overrides]
+        return error_of(sweep.main, given)
+
+    assert "RUNS is empty" in error("SEEDS: [0]")
+    assert "did you mean 'TRAIN.LR'" in error("RUNS: [[TRAIN.LR, 0.1], [TRAIN.LRR, 0.2]]")
+    assert "TRAIN.EPOCHS must be" in error("RUNS: [[TRAIN.LR, 0.1], [TRAIN.EPOCHS, 0]]")
+    assert "is not a list KEY, VALUE" in error("RUNS: [[TRAIN.LR]]")
+    assert "name the same run twice" in error("RUNS: [[TRAIN.LR, 0.1], [TRAIN.LR, 0.1]]")
+    assert "there is no config 'nosuch'" in error("PRETRAIN: nosuch\nRUNS: [[TRAIN.LR, 0.1]]")
+    assert "LINEAR.LR" in error("LINEAR_COMMON: [LINEAR.LRS, [1.0]]\nRUNS: [[TRAIN.LR, 0.1]]")
+    assert not (tmp_path / "never").exists()
+
+
+def test_a_real_sweep(photos: Path, tmp_path: Path) -> None:
+    tiny = "DATA.NAME, folder, DATA.IMAGE_SIZE, 32, DATA.WORKERS, 0, TRAIN.BATCH_SIZE, 8, TRAIN.EPOCHS, 1"
+    text = f"COMMON: [{tiny}, TRAIN.WARMUP_EPOCHS, 0, PROJECTOR.DIMS, [16, 8]]\nRUNS: [[TRAIN.LR, 0.01]]\n"
+    config = write(tmp_path, f"{text}LINEAR_COMMON: [{tiny}, LINEAR.CACHED_VIEWS, 1]\nROOT: {photos}\n")
+    sweep.main(["--config", config, "--output", str(tmp_path / "out")])
+    (row,) = json.loads((tmp_path / "out" / "results.json").read_text())["runs"]
+    assert row["label"] == "TRAIN.LR=0.01"
+    assert 0 <= row["linear_top1"] <= 100
+    assert (tmp_path / "out" / "TRAIN.LR=0.01" / "seed0" / "pretrain" / "encoder.safetensors").is_file()
