@@ -52,6 +52,7 @@ setup(
             "corinfomax-linear = pretrain.linear:cli",
             "corinfomax-finetune = pretrain.finetune:cli",
             "corinfomax-to-d2 = convert.to_d2:cli",
+            "corinfomax-from-d2 = convert.from_d2:cli",
             "corinfomax-detect = detection.train_net:cli",
             "corinfomax-predict = detection.predict:cli",
             "corinfomax-report = detection.report:cli",

@@ -202,7 +202,7 @@ def _finish(config: CfgNode, name: str, results: dict[str, Any], iterations: int
             "kind": "detection",
             "config": name,
             "weights": path,
-            "init": note.get("family", Path(path).stem) if path else "random",
+            "init": note.get("trained_by", Path(path).stem) if path else "random",
             "seed": config.SEED,
             "iterations": iterations,
             "train_images": len(training_images(config)) if iterations else 0,

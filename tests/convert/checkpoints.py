@@ -40,6 +40,7 @@ def own(q, k):
     model = under("encoder.", encoder_of(q)) | mlp("projector.", 0, 3)
     config = {
         "ENCODER": {"NAME": "resnet50", "STEM": "imagenet"},
+        "OBJECTIVE": {"NAME": "corinfomax"},
         "DATA": {"MEAN": [0.5, 0.4, 0.3], "STD": [0.2, 0.2, 0.1]},
     }
     objective = {"mean": torch.zeros(2, 4, dtype=torch.float64), "covariance": torch.eye(4, dtype=torch.float64)}

@@ -224,7 +224,9 @@ def test_encoder_file_of_this_project(query, convert):
     assert_holds(again, values_of(query))
     note = json.loads(again.with_suffix(".json").read_text())
     assert note["pixel_mean"] == [127.5, 102.0, 76.5]
-    assert note["family"] == "CorInfoMax (this project), encoder"
+    assert note["family"] == note["trained_by"] == "CorInfoMax (this project), encoder"  # the objective is not noted
+    whole = convert(own(query, query), output="whole.pkl")
+    assert json.loads(whole.with_suffix(".json").read_text())["trained_by"] == "corinfomax"
 
 
 def test_timm_loads_what_is_written_for_it(convert):

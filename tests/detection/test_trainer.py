@@ -103,7 +103,7 @@ def test_weights_land_and_are_named_in_the_results(train, tmp_path):
     tensors = {key: value * 0.5 for key, value in short.items() if "num_batches" not in key}
     path = tmp_path / "w.pkl"
     path.write_bytes(pickle.dumps({"model": tensors, "__author__": "x", "matching_heuristics": True}))
-    path.with_suffix(".json").write_text(json.dumps({"family": "corinfomax", "depth": 18, "format": "RGB"}))
+    path.with_suffix(".json").write_text(json.dumps({"trained_by": "corinfomax", "depth": 18, "format": "RGB"}))
     folder = train("SOLVER.BASE_LR", 1e-12, options=["--weights", str(path)], folder="warm")
     results = json.loads((folder / "results.json").read_text())
     assert (results["init"], results["weights"]) == ("corinfomax", str(path))
