@@ -12,12 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from pretrain.augment import augment
 from pretrain.corinfomax import Terms
 from pretrain.guard import Statistics, vote
-from pretrain.loader import read_batches, report_unreadable
-from pretrain.metrics import Meter
 from pretrain.views import Batch
-
-# What the commands on labelled images use, too.
-__all__ = ["Meter", "Trainer", "read_batches", "report_unreadable", "running_statistics_kept"]
 
 
 @dataclass

@@ -5,16 +5,18 @@ import logging
 import multiprocessing
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from cli.errors import UserError
+from pretrain.data import Source
 from pretrain.images import UnreadableImage
 from pretrain.signals import leave_to_parent
-from pretrain.views import Batch, Sample, ViewDataset, collate
+from pretrain.views import Batch, collate
 
 WORKER_TIMEOUT = 300  # seconds without a batch after which a hanging worker is reported
 logger = logging.getLogger("pretrain")
@@ -87,8 +89,23 @@ def check_batch(count: int, batch_size: int, world_size: int) -> None:
         raise UserError(f"TRAIN.BATCH_SIZE is {batch_size}, but the dataset has {count} images; lower the batch size")
 
 
+class ImageDataset(Protocol):
+    """Something for each image of a source, by (epoch, index)."""
+
+    source: Source
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, key: tuple[int, int]) -> Any: ...
+
+
 def build_loader(
-    dataset: ViewDataset, batches: Sampler, workers: int, device: torch.device, timeout: float = WORKER_TIMEOUT
+    dataset: ImageDataset,
+    batches: Sampler,
+    workers: int,
+    device: torch.device,
+    timeout: float = WORKER_TIMEOUT,
+    join: Callable[[Sequence[Any]], Any] = collate,
 ) -> DataLoader:
     """A loader of `Batch`es.
 
@@ -98,12 +115,13 @@ def build_loader(
         workers: processes that read; 0: this one does.
         device: where the batches go.
         timeout: seconds without a batch after which a hanging worker is reported.
+        join: what makes a batch of the dataset's items.
     """
     return DataLoader(
-        WatchedDataset(dataset, workers) if workers else dataset,
+        WatchedDataset(dataset, workers) if workers else dataset,  # type: ignore[arg-type]
         batch_sampler=batches,
         num_workers=workers,
-        collate_fn=collate,
+        collate_fn=join,
         pin_memory=device.type == "cuda",
         timeout=timeout if workers else 0,
         worker_init_fn=leave_to_parent,
@@ -113,14 +131,14 @@ def build_loader(
 class WatchedDataset(Dataset):
     """A dataset that knows what each worker is reading, and since when: in memory shared with the workers."""
 
-    def __init__(self, dataset: ViewDataset, workers: int) -> None:
+    def __init__(self, dataset: ImageDataset, workers: int) -> None:
         self.dataset = dataset
         self._board = torch.zeros(workers, 3, dtype=torch.float64).share_memory_()  # process, index, since
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, key: tuple[int, int]) -> Sample:
+    def __getitem__(self, key: tuple[int, int]) -> Any:
         worker = get_worker_info()
         assert worker is not None
         row = self._board[worker.id]
@@ -141,7 +159,7 @@ class WatchedDataset(Dataset):
         return f"loader worker {worker} (process {own:.0f}), at {name} for {seconds:.0f} s,"
 
 
-def read_batches(loader: DataLoader) -> Iterator[Batch]:
+def read_batches(loader: DataLoader) -> Iterator[Any]:
     """The loader's batches.
 
     Raises:

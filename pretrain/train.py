@@ -10,36 +10,41 @@ a run saves and leaves with status 75 (docs/reliability.md).
 """
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Sequence
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+import yaml
 from fvcore.common.config import CfgNode
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader
 
 from cli.config import load_config
 from cli.errors import ArgumentParser, run
 from pretrain import checkpoint, distributed
-from pretrain.config import build_recipes, get_defaults, resolve_precision, validate
-from pretrain.data import Source, build_source
-from pretrain.encoder import SiameseNetwork, build_encoder, build_projector, feature_dim
-from pretrain.engine import Trainer
-from pretrain.loader import ShuffledBatches, build_loader, check_batch
+from pretrain.build import (
+    Span,
+    build_batches,
+    build_network,
+    build_parts,
+    build_saver,
+    build_schedule,
+    build_trainer,
+)
+from pretrain.config import get_defaults, validate
+from pretrain.data import build_source
+from pretrain.encoder import SiameseNetwork
+from pretrain.loader import check_batch
 from pretrain.loop import Skipped, train
-from pretrain.objectives import build_criterion, wants_unit_length
+from pretrain.plan import build_without_memory, describe_plan
 from pretrain.probe import OnlineProbe
 from pretrain.recorder import Recorder
 from pretrain.rundir import open_run, plain
-from pretrain.saving import Saver
-from pretrain.schedule import warmup_cosine
+from pretrain.scan import check_data
 from pretrain.signals import STOPPED
-from pretrain.views import ViewDataset
 from pretrain.weights import write_encoder
 
 logger = logging.getLogger("pretrain")
@@ -50,6 +55,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     config = load_config(get_defaults(), args.config, "pretrain", args.overrides)
     validate(config)
+    if args.dry_run or args.check_data:
+        look(config, check_images=args.check_data)
+        return
     device = distributed.start(torch.cuda.is_available(), timedelta(seconds=config.TRAIN.PEER_TIMEOUT))
     try:
         complete = pretrain(config, Path(args.output or f"output/{Path(args.config).stem}"), args.resume, device)
@@ -65,8 +73,35 @@ def build_parser() -> ArgumentParser:
     parser.add_argument("--config", default="shapes_R18", help="a recipe in configs/pretrain, or a yaml file")
     parser.add_argument("--output", default="", help="the run directory; output/<config> by default")
     parser.add_argument("--resume", action="store_true", help="go on where the run directory's last checkpoint is")
+    parser.add_argument("--dry-run", action="store_true", help="print what the configuration comes to, and stop")
+    parser.add_argument("--check-data", action="store_true", help="read every image, list the damaged ones, and stop")
     parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="config keys to change")
     return parser
+
+
+def look(config: CfgNode, check_images: bool) -> None:
+    """Check the configuration and the images without training, and print what they come to."""
+    source = build_source(config.DATA.NAME, config.DATA.ROOT, "pretrain", config.DATA.CLASSES)
+    if check_images:
+        check_data(source, config.DATA.WORKERS, config.DATA.WORKER_TIMEOUT)
+        return
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    check_batch(len(source), config.TRAIN.BATCH_SIZE, processes)
+    span = Span.of(config, len(source), first=0)
+    print(yaml.safe_dump(plain(config), sort_keys=False))
+    lines = describe_plan(
+        images=len(source),
+        batch_size=config.TRAIN.BATCH_SIZE,
+        micro_batch=config.TRAIN.MICRO_BATCH,
+        processes=processes,
+        epochs=config.TRAIN.EPOCHS,
+        warmup_epochs=config.TRAIN.WARMUP_EPOCHS,
+        last_step=span.last,
+        schedule=build_schedule(config, span.total, span.per_epoch),
+        network=build_without_memory(partial(build_network, config)),
+        dim=config.PROJECTOR.DIMS[-1],
+    )
+    print("\n".join(lines))
 
 
 def pretrain(config: CfgNode, output: Path, resume: bool, device: torch.device) -> bool:
@@ -80,7 +115,7 @@ def pretrain(config: CfgNode, output: Path, resume: bool, device: torch.device) 
     parts = build_parts(config, device)
     position = restore(start, parts, output) if start else {"step": 0}
     span = Span.of(config, len(source), position["step"])
-    trainer = build_trainer(config, parts, device, span)
+    trainer = build_trainer(config, parts, device, span.total, span.per_epoch)
     loader = build_batches(config, source, span, device)
     recorder = Recorder(output, span.first, parts["criterion"], span.warmup) if distributed.is_main() else None
     logger.info("%d images, steps %d to %d, %d an epoch", len(source), span.first, span.last, span.per_epoch)
@@ -107,113 +142,6 @@ def pretrain(config: CfgNode, output: Path, resume: bool, device: torch.device) 
     elif distributed.is_main():
         export(config, output, parts["network"])
     return complete
-
-
-@dataclass(frozen=True)
-class Span:
-    """The steps of this process's part of the run, counted over all epochs from 0."""
-
-    first: int
-    last: int  # one past the last
-    per_epoch: int
-    total: int  # of the whole schedule
-    warmup: int
-
-    @classmethod
-    def of(cls, config: CfgNode, images: int, first: int) -> "Span":
-        """The steps that are left, in a dataset of `images`."""
-        per_epoch = images // config.TRAIN.BATCH_SIZE
-        total = per_epoch * config.TRAIN.EPOCHS
-        last = min(total, config.TRAIN.MAX_STEPS or total)
-        return cls(first, last, per_epoch, total, per_epoch * config.TRAIN.WARMUP_EPOCHS)
-
-
-def build_parts(config: CfgNode, device: torch.device) -> dict[str, Any]:
-    """What a checkpoint holds the state of: `network`, `criterion` and `optimizer`."""
-    encoder = build_encoder(config.ENCODER.NAME, config.ENCODER.STEM)
-    projector = build_projector(feature_dim(config.ENCODER.NAME), list(config.PROJECTOR.DIMS))
-    network = SiameseNetwork(encoder, projector, wants_unit_length(config.OBJECTIVE.NAME))
-    network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    criterion = build_criterion(
-        config.OBJECTIVE.NAME,
-        dim=config.PROJECTOR.DIMS[-1],
-        attraction=config.OBJECTIVE.ATTRACTION,
-        forgetting=config.OBJECTIVE.FORGETTING,
-        eps=config.OBJECTIVE.EPS,
-    )
-    optimizer = torch.optim.SGD(
-        network.parameters(),
-        lr=config.TRAIN.LR,
-        momentum=config.TRAIN.MOMENTUM,
-        weight_decay=config.TRAIN.WEIGHT_DECAY,
-        fused=True,
-    )
-    return {"network": network, "criterion": criterion.to(device), "optimizer": optimizer}
-
-
-def build_batches(config: CfgNode, source: Source, span: Span, device: torch.device) -> DataLoader:
-    """The batches: the share of this process, from the first step on."""
-    batches = ShuffledBatches(
-        len(source),
-        batch_size=config.TRAIN.BATCH_SIZE,
-        seed=config.SEED,
-        first_step=span.first,
-        last_step=span.last,
-        rank=distributed.rank(),
-        world_size=distributed.world_size(),
-    )
-    dataset = ViewDataset(source, config.DATA.IMAGE_SIZE, build_recipes(config), config.SEED)
-    return build_loader(dataset, batches, config.DATA.WORKERS, device, config.DATA.WORKER_TIMEOUT)
-
-
-def build_schedule(config: CfgNode, span: Span) -> Callable[[int], float]:
-    """Step -> learning rate."""
-    return partial(
-        warmup_cosine,
-        total_steps=span.total,
-        warmup_steps=span.warmup,
-        peak=config.TRAIN.LR,
-        warmup_start=config.TRAIN.WARMUP_LR,
-        final=config.TRAIN.MIN_LR,
-    )
-
-
-def build_saver(config: CfgNode, output: Path, parts: dict[str, Any], recorder: Recorder | None, first: int) -> Saver:
-    """What saves checkpoints, and when."""
-
-    def state() -> dict[str, Any]:
-        return {
-            "format": checkpoint.PRETRAIN,
-            "model": parts["network"].state_dict(),
-            "objective": parts["criterion"].state_dict(),
-            "optimizer": parts["optimizer"].state_dict(),
-            "config": plain(config),
-        }
-
-    minutes, steps = config.CHECKPOINT.MINUTES, config.CHECKPOINT.STEPS
-    return Saver(output, state, recorder, every_steps=steps, every_minutes=minutes, first_step=first)
-
-
-def build_trainer(config: CfgNode, parts: dict[str, Any], device: torch.device, span: Span) -> Trainer:
-    """The training step, with the network wrapped for several processes and compiled where asked for."""
-    network = parts["network"]
-    if config.TRAIN.COMPILE:
-        network.compile()
-    if distributed.world_size() > 1:
-        if device.type == "cuda":  # torch has no SyncBatchNorm for the CPU: there each process has its own statistics
-            network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
-        network = DistributedDataParallel(network, broadcast_buffers=False)
-    return Trainer(
-        network=network,
-        criterion=parts["criterion"],
-        optimizer=parts["optimizer"],
-        learning_rate=build_schedule(config, span),
-        mean=torch.tensor(config.DATA.MEAN, device=device),
-        std=torch.tensor(config.DATA.STD, device=device),
-        device=device,
-        precision=resolve_precision(config.TRAIN.PRECISION, device),
-        micro_batch=config.TRAIN.MICRO_BATCH,
-    )
 
 
 def restore(state: dict[str, Any], parts: dict[str, Any], output: Path) -> dict[str, int]:

@@ -1,0 +1,139 @@
+"""What a configuration of pretraining is made of: network, objective, optimizer, batches, schedule, checkpoints."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from fvcore.common.config import CfgNode
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
+
+from pretrain import checkpoint, distributed
+from pretrain.config import build_recipes, resolve_precision
+from pretrain.data import Source
+from pretrain.encoder import SiameseNetwork, build_encoder, build_projector, feature_dim
+from pretrain.engine import Trainer
+from pretrain.loader import ShuffledBatches, build_loader
+from pretrain.objectives import build_criterion, wants_unit_length
+from pretrain.recorder import Recorder
+from pretrain.rundir import plain
+from pretrain.saving import Saver
+from pretrain.schedule import warmup_cosine
+from pretrain.views import ViewDataset
+
+
+@dataclass(frozen=True)
+class Span:
+    """The steps of this process's part of the run, counted over all epochs from 0."""
+
+    first: int
+    last: int  # one past the last
+    per_epoch: int
+    total: int  # of the whole schedule
+    warmup: int
+
+    @classmethod
+    def of(cls, config: CfgNode, images: int, first: int) -> "Span":
+        """The steps that are left, in a dataset of `images`."""
+        per_epoch = images // config.TRAIN.BATCH_SIZE
+        total = per_epoch * config.TRAIN.EPOCHS
+        last = min(total, config.TRAIN.MAX_STEPS or total)
+        return cls(first, last, per_epoch, total, per_epoch * config.TRAIN.WARMUP_EPOCHS)
+
+
+def build_network(config: CfgNode) -> SiameseNetwork:
+    """Encoder and projector."""
+    encoder = build_encoder(config.ENCODER.NAME, config.ENCODER.STEM)
+    projector = build_projector(feature_dim(config.ENCODER.NAME), list(config.PROJECTOR.DIMS))
+    return SiameseNetwork(encoder, projector, wants_unit_length(config.OBJECTIVE.NAME))
+
+
+def build_parts(config: CfgNode, device: torch.device) -> dict[str, Any]:
+    """What a checkpoint holds the state of: `network`, `criterion` and `optimizer`."""
+    network = build_network(config).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    criterion = build_criterion(
+        config.OBJECTIVE.NAME,
+        dim=config.PROJECTOR.DIMS[-1],
+        attraction=config.OBJECTIVE.ATTRACTION,
+        forgetting=config.OBJECTIVE.FORGETTING,
+        eps=config.OBJECTIVE.EPS,
+    )
+    optimizer = torch.optim.SGD(
+        network.parameters(),
+        lr=config.TRAIN.LR,
+        momentum=config.TRAIN.MOMENTUM,
+        weight_decay=config.TRAIN.WEIGHT_DECAY,
+        fused=True,
+    )
+    return {"network": network, "criterion": criterion.to(device), "optimizer": optimizer}
+
+
+def build_batches(config: CfgNode, source: Source, span: Span, device: torch.device) -> DataLoader:
+    """The batches: the share of this process, from the first step on."""
+    batches = ShuffledBatches(
+        len(source),
+        batch_size=config.TRAIN.BATCH_SIZE,
+        seed=config.SEED,
+        first_step=span.first,
+        last_step=span.last,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+    )
+    dataset = ViewDataset(source, config.DATA.IMAGE_SIZE, build_recipes(config), config.SEED)
+    return build_loader(dataset, batches, config.DATA.WORKERS, device, config.DATA.WORKER_TIMEOUT)
+
+
+def build_schedule(config: CfgNode, total_steps: int, steps_per_epoch: int) -> Callable[[int], float]:
+    """Step -> learning rate."""
+    return partial(
+        warmup_cosine,
+        total_steps=total_steps,
+        warmup_steps=config.TRAIN.WARMUP_EPOCHS * steps_per_epoch,
+        peak=config.TRAIN.LR,
+        warmup_start=config.TRAIN.WARMUP_LR,
+        final=config.TRAIN.MIN_LR,
+    )
+
+
+def build_saver(config: CfgNode, output: Path, parts: dict[str, Any], recorder: Recorder | None, first: int) -> Saver:
+    """What saves checkpoints, and when."""
+
+    def state() -> dict[str, Any]:
+        return {
+            "format": checkpoint.PRETRAIN,
+            "model": parts["network"].state_dict(),
+            "objective": parts["criterion"].state_dict(),
+            "optimizer": parts["optimizer"].state_dict(),
+            "config": plain(config),
+        }
+
+    minutes, steps = config.CHECKPOINT.MINUTES, config.CHECKPOINT.STEPS
+    return Saver(output, state, recorder, every_steps=steps, every_minutes=minutes, first_step=first)
+
+
+def build_trainer(
+    config: CfgNode, parts: dict[str, Any], device: torch.device, total_steps: int, steps_per_epoch: int
+) -> Trainer:
+    """The training step, with the network wrapped for several processes and compiled where asked for."""
+    network = parts["network"]
+    if config.TRAIN.COMPILE:
+        network.compile()
+    if distributed.world_size() > 1:
+        if device.type == "cuda":  # torch has no SyncBatchNorm for the CPU: there each process has its own statistics
+            network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+        network = DistributedDataParallel(network, broadcast_buffers=False)
+    return Trainer(
+        network=network,
+        criterion=parts["criterion"],
+        optimizer=parts["optimizer"],
+        learning_rate=build_schedule(config, total_steps, steps_per_epoch),
+        mean=torch.tensor(config.DATA.MEAN, device=device),
+        std=torch.tensor(config.DATA.STD, device=device),
+        device=device,
+        precision=resolve_precision(config.TRAIN.PRECISION, device),
+        micro_batch=config.TRAIN.MICRO_BATCH,
+    )
