@@ -1,0 +1,102 @@
+"""The objective beside VICReg's, alone and in whole steps, as in thesis Table 5.8.
+
+    python benchmarks/loss.py                   P from 64 to 1024
+    python benchmarks/loss.py --large           2048, 4096 and 8192 as well
+    python benchmarks/loss.py --steps           and whole steps of the CIFAR ResNet-18; minutes each on a CPU
+
+N is the batch, P the dimension of the embedding. Both losses get the same embeddings and give their gradient.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import numpy as np
+import torch
+from timing import alternate, build_parser, print_table, ratio, start
+from torch import Tensor
+from torch.nn import functional as F
+
+from cli.config import load_config
+from pretrain.config import get_defaults, resolve_precision
+from pretrain.corinfomax import CorInfoMaxLoss
+from pretrain.train import build_parts
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+DIMS = [64, 128, 256, 512, 1024]
+LARGE_DIMS = [2048, 4096, 8192]
+ROUNDS, STEP_ROUNDS = 9, 5
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure and print."""
+    parser = build_parser("Time of CorInfoMax and VICReg.", threads=0)
+    parser.add_argument("--large", action="store_true", help="dimensions of the embedding up to 8192 too")
+    parser.add_argument("--steps", action="store_true", help="whole steps too")
+    parser.add_argument("--batch", type=int, default=512, help="of the whole steps")
+    args = parser.parse_args(argv)
+    device = start(args)
+    if args.quick:
+        dims, counts, batch, rounds, step_rounds = [8], [16], 4, 1, 1
+    else:
+        dims, counts, batch, rounds, step_rounds = DIMS, [512, 1536], args.batch, ROUNDS, STEP_ROUNDS
+    dims = dims + LARGE_DIMS * args.large
+    rows = [compare_losses(count, dim, rounds, device) for count in counts for dim in dims]
+    print_table(["N", "P", "CorInfoMax, ms", "VICReg, ms", "VICReg / CorInfoMax"], rows)
+    if args.steps or args.quick:
+        print()
+        rows = [compare_steps(batch, dim, step_rounds, device) for dim in dims]
+        print_table(["batch", "P", "CorInfoMax step, s", "VICReg step, s", "VICReg / CorInfoMax"], rows)
+
+
+def build_losses(dim: int, device: torch.device) -> list[Loss]:
+    """CorInfoMax, VICReg."""
+    criterion = CorInfoMaxLoss(dim=dim, attraction=250.0, forgetting=0.01, eps=1e-8).to(device)
+    return [lambda z1, z2: criterion(z1, z2).total, vicreg]
+
+
+def vicreg(z1: Tensor, z2: Tensor) -> Tensor:
+    """VICReg (Bardes et al., ICLR 2022, Eq. 1 to 6) with its weights 25, 25 and 1. z1, z2: (N, P)."""
+    invariance = (z1 - z2).square().sum(dim=1).mean()
+    variance, covariance = z1.new_zeros(()), z1.new_zeros(())
+    for z in (z1, z2):
+        variance = variance + F.relu(1 - (z.var(dim=0) + 1e-4).sqrt()).mean()
+        centred = z - z.mean(dim=0)
+        matrix = centred.T @ centred / (len(z) - 1)
+        covariance = covariance + (matrix.square().sum() - matrix.diagonal().square().sum()) / z.shape[1]
+    return 25 * invariance + 25 * variance + covariance
+
+
+def compare_losses(count: int, dim: int, rounds: int, device: torch.device) -> list[str]:
+    """Forward and backward of both losses on unit embeddings."""
+    z = [F.normalize(torch.randn(count, dim, device=device), dim=1).requires_grad_() for _ in range(2)]
+
+    def run(loss: Loss) -> None:
+        torch.autograd.grad(loss(*z), z)
+
+    seconds = alternate([partial(run, loss) for loss in build_losses(dim, device)], rounds, device)
+    return [f"{count}", f"{dim}", *(f"{1e3 * time:.3g}" for time in np.median(seconds, axis=0)), ratio(seconds, 0, 1)]
+
+
+def compare_steps(batch: int, dim: int, rounds: int, device: torch.device) -> list[str]:
+    """Whole steps of the CIFAR-10 recipe with both losses, which train one network in turns."""
+    config = load_config(get_defaults(), "cifar10_R18", "pretrain", ["PROJECTOR.DIMS", f"[2048, 2048, {dim}]"])
+    parts = build_parts(config, device)
+    network, optimizer = parts["network"], parts["optimizer"]
+    side = config.DATA.IMAGE_SIZE
+    views = [torch.randn(batch, 3, side, side, device=device) for _ in range(2)]
+    views = [view.contiguous(memory_format=torch.channels_last) for view in views]
+    lower = resolve_precision(config.TRAIN.PRECISION, device) == "bfloat16"
+
+    def step(loss: Loss) -> None:
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(device.type, torch.bfloat16, enabled=lower):
+            z1, z2 = network(*views)
+        loss(z1, z2).backward()
+        optimizer.step()
+
+    seconds = alternate([partial(step, loss) for loss in build_losses(dim, device)], rounds, device)
+    return [f"{batch}", f"{dim}", *(f"{time:.3g}" for time in np.median(seconds, axis=0)), ratio(seconds, 0, 1)]
+
+
+if __name__ == "__main__":
+    main()

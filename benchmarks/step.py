@@ -1,0 +1,133 @@
+"""The whole training step, against a conventional one and against the encoder alone.
+
+    python benchmarks/step.py                   a CPU: small batches
+    python benchmarks/step.py --device cuda     the recipes' sizes
+
+Three things are timed on the same images, in turns:
+
+- ours: the step as `pretrain/train.py` builds it, from a batch of uint8 crops in memory to the updated weights:
+  augmentation, network, objective, optimizer, at the precision that suits the device;
+- conventional: float32, NCHW, PyTorch's default SGD, given float views that are already augmented;
+- encoder alone: its forward and backward pass on synthetic views, channels-last, at our precision. No step with this
+  encoder can be faster; what is missing to 1 is what augmentation, projector, objective and optimizer cost.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from fvcore.common.config import CfgNode
+from timing import Side, alternate, build_parser, print_table, ratio, start
+from torch import Tensor, nn
+
+from cli.config import load_config
+from pretrain.config import build_recipes, get_defaults, resolve_precision
+from pretrain.corinfomax import CorInfoMaxLoss
+from pretrain.engine import Trainer
+from pretrain.train import build_parts
+from pretrain.views import Batch, Param, draw_photometric, random_stream
+
+ROUNDS = 5
+
+
+class Case(NamedTuple):
+    """A recipe of configs/pretrain, a batch size for each device, and keys to change."""
+
+    recipe: str
+    cpu_batch: int
+    cuda_batch: int
+    changes: tuple[object, ...] = ()
+
+
+CASES = {"shapes_R18": Case("shapes_R18", 32, 1024), "imagenet1k_R50": Case("imagenet1k_R50", 4, 384)}
+QUICK = Case("shapes_R18", 2, 2, ("DATA.IMAGE_SIZE", 32, "PROJECTOR.DIMS", [16, 8]))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure and print."""
+    parser = build_parser("Pairs a second of the training step.", threads=0)
+    parser.add_argument("--recipe", choices=CASES, default=None, help="one of the recipes; all by default")
+    parser.add_argument("--batch", type=int, default=0, help="another batch size")
+    args = parser.parse_args(argv)
+    device = start(args)
+    cases = [QUICK] if args.quick else [CASES[args.recipe]] if args.recipe else list(CASES.values())
+    rows = []
+    for case in cases:
+        config = load_config(get_defaults(), case.recipe, "pretrain", [str(change) for change in case.changes])
+        size = args.batch or (case.cuda_batch if device.type == "cuda" else case.cpu_batch)
+        seconds = alternate(build_sides(config, size, device), 1 if args.quick else ROUNDS, device)
+        speeds = [f"{size / time:.3g}" for time in np.median(seconds, axis=0)]
+        precision = resolve_precision(config.TRAIN.PRECISION, device)
+        ratios = [ratio(seconds, side=0, reference=reference) for reference in (1, 2)]
+        rows.append([f"{config.ENCODER.NAME} at {config.DATA.IMAGE_SIZE}", f"{size}", precision, *speeds, *ratios])
+    sides = ["ours, pairs/s", "conventional", "encoder alone"]
+    print_table(["encoder", "batch", "precision", *sides, "to conventional", "to encoder alone"], rows)
+
+
+def build_sides(config: CfgNode, size: int, device: torch.device) -> list[Side]:
+    """Ours, the conventional step, the encoder alone."""
+    batch = synthetic_batch(config, size)
+    if device.type == "cuda":
+        batch = batch.pin_memory()
+    parts = build_parts(config, device)
+    trainer = Trainer(
+        **parts,
+        learning_rate=lambda step: 1e-3,
+        mean=torch.tensor(config.DATA.MEAN, device=device),
+        std=torch.tensor(config.DATA.STD, device=device),
+        device=device,
+        precision=resolve_precision(config.TRAIN.PRECISION, device),
+    )
+    plain = build_parts(config, device)
+    network = plain["network"].to(memory_format=torch.contiguous_format)
+    optimizer = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9, weight_decay=1e-4)
+    floats = [torch.randn(batch.images[0].shape) for _ in range(2)]
+    views = [view.to(device, memory_format=torch.channels_last) for view in floats]
+    encoder = build_parts(config, device)["network"].encoder
+    autocast = partial(torch.autocast, device.type, torch.bfloat16, enabled=trainer.precision == "bfloat16")
+    return [
+        partial(trainer.step, 0, batch),
+        partial(conventional_step, network, plain["criterion"], optimizer, floats, device),
+        partial(encoder_pass, encoder, views, autocast),
+    ]
+
+
+def synthetic_batch(config: CfgNode, size: int) -> Batch:
+    """Crops of noise, with parameters as a worker draws them."""
+    side, recipes = config.DATA.IMAGE_SIZE, build_recipes(config)
+    params = np.empty((2, size, len(Param)), np.float32)
+    for view, recipe in enumerate(recipes):
+        for index in range(size):
+            params[view, index] = draw_photometric(recipe, random_stream(0, 0, index, view))
+    images = torch.randint(0, 256, (2, size, 3, side, side), dtype=torch.uint8)
+    return Batch(images, torch.from_numpy(params), torch.zeros(size, dtype=torch.int64), torch.arange(size), [])
+
+
+def conventional_step(
+    network: nn.Module,
+    criterion: CorInfoMaxLoss,
+    optimizer: torch.optim.Optimizer,
+    views: Sequence[Tensor],
+    device: torch.device,
+) -> None:
+    """A step as most repositories write it."""
+    z1, z2 = network(*(view.to(device) for view in views))
+    loss = criterion(z1, z2).total
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+
+
+def encoder_pass(encoder: nn.Module, views: Sequence[Tensor], autocast: Callable[[], torch.autocast]) -> None:
+    """Forward and backward of both views."""
+    encoder.zero_grad()
+    for view in views:
+        with autocast():
+            features = encoder(view)
+        features.float().sum().backward()
+
+
+if __name__ == "__main__":
+    main()

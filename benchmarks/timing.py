@@ -1,0 +1,85 @@
+"""Two ways to do the same thing, timed so that a busy machine hurts both alike; and the tables that result."""
+
+import argparse
+import os
+import platform
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+import torchvision
+
+Side = Callable[[], object]
+
+
+def build_parser(description: str, threads: int) -> argparse.ArgumentParser:
+    """The options that all benchmarks share."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--threads", type=int, default=threads, help="of PyTorch on the CPU; 0: its own choice")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that it works")
+    return parser
+
+
+def start(args: argparse.Namespace) -> torch.device:
+    """Set the threads and the seed, say what is measured on, and return the device."""
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    device = torch.device(args.device)
+    print(describe_machine(device))
+    return device
+
+
+def describe_machine(device: torch.device) -> str:
+    """One line: processor, cores, threads, load and versions."""
+    cpu_info = Path("/proc/cpuinfo")
+    lines = cpu_info.read_text().splitlines() if cpu_info.exists() else []
+    cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    name = torch.cuda.get_device_name(device) + ", " if device.type == "cuda" else ""
+    return (
+        f"{name}{cpu}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, {torch.get_num_threads()} thread(s), "
+        f"Python {platform.python_version()}, PyTorch {torch.__version__}, torchvision {torchvision.__version__}"
+    )
+
+
+def alternate(sides: Sequence[Side], rounds: int, device: torch.device) -> np.ndarray:
+    """Seconds that each side takes in each round, (rounds, sides): A B A B ..., after one round to warm up.
+
+    With one thread on a CPU it is the process's computing time, in which the time that other programs took away is
+    not counted; else it is time on the wall, with a GPU's queue empty before and after.
+    """
+    clock = time.process_time if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
+    seconds = np.zeros((rounds + 1, len(sides)))
+    for row in seconds:
+        for place, side in enumerate(sides):
+            _wait_for(device)
+            began = clock()
+            side()
+            _wait_for(device)
+            row[place] = clock() - began
+    return seconds[1:]
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def ratio(seconds: np.ndarray, side: int, reference: int) -> str:
+    """How many times as long the reference takes: the median over the rounds, and the middle half of them."""
+    ratios = seconds[:, reference] / seconds[:, side]
+    low, high = np.quantile(ratios, (0.25, 0.75))
+    return f"{median(ratios):.3g} ({low:.3g}–{high:.3g})"
+
+
+def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A Markdown table, aligned."""
+    cells = [list(header), *map(list, rows)]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
+    cells.insert(1, ["-" * width for width in widths])
+    for row in cells:
+        print("| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |")
