@@ -1,0 +1,108 @@
+"""Transfer to other sets: mAP on a case worked out by hand, the choice of the regularisation, VOC's layout."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cli.errors import UserError
+from pretrain import classifiers, transfer
+from pretrain.classifiers import IGNORED, logistic_regression, voc07_svm
+from pretrain.voc07 import read_voc07
+
+
+def test_map_by_hand() -> None:
+    # Features on a quarter circle: the class is at 0 degrees, the rest at 90, so the score falls with the angle.
+    def at(*degrees: float) -> np.ndarray:
+        radians = np.radians(degrees)
+        return 3 * np.stack([np.cos(radians), np.sin(radians)], axis=1)
+
+    train = at(0, 2, 4, 86, 88, 90)
+    train_present = np.array([[1, 0], [1, 0], [1, 0], [0, 1], [0, 1], [0, 1]])
+    test = at(10, 30, 50, 70, 80)
+    # First class, ranked from 10 to 80 degrees: 1, 0, 1, 0, ignored -> (1/1 + 2/3) / 2.
+    # Second class, ranked from 80 to 10 degrees: 0, 1, 0, 0, 1 -> (1/2 + 2/5) / 2.
+    test_present = np.array([[1, 1], [0, 0], [1, 0], [0, 1], [IGNORED, 0]])
+    found = voc07_svm(train, train_present, test, test_present)
+    assert found["ap"] == pytest.approx([100 * (1 + 2 / 3) / 2, 100 * (1 / 2 + 2 / 5) / 2])
+    assert found["map"] == pytest.approx(sum(found["ap"]) / 2)
+
+
+def test_regularisation_is_chosen_on_images_held_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    # One feature tells the class, four are noise. With C = 1e-6 it only learns that class 0 is two in three.
+    rng = np.random.default_rng(0)
+    labels = np.maximum(np.arange(60) % 6 - 3, 0)
+    rows = np.concatenate([labels[:, None] * 4.0 + rng.normal(0, 0.3, (60, 1)), rng.normal(0, 1, (60, 4))], axis=1)
+    seen: list[int] = []
+    fit = classifiers._fit
+    monkeypatch.setattr(classifiers, "_fit", lambda rows, labels, c: seen.append(len(rows)) or fit(rows, labels, c))
+    found = logistic_regression(rows, labels, rows, labels, seed=0, strengths=(1e-6, 1.0, 100.0))
+    assert seen == [54, 54, 54, 60]  # a tenth is held out, then all are used
+    assert found["held_out"].keys() == {"1e-06", "1", "100"}
+    assert found["held_out"]["1e-06"] == pytest.approx(100 * 4 / 6)
+    assert found["held_out"][f"{found['c']:g}"] == 100
+    assert found["c"] > 1e-6
+    assert found["top1"] > 95
+
+
+@pytest.fixture
+def voc(photos: Path, tmp_path: Path) -> Path:
+    """VOC's layout with two classes: `circle` in the first half of the images, `square` in the second."""
+    root = tmp_path / "VOC2007"
+    (root / "JPEGImages").mkdir(parents=True)
+    (root / "ImageSets" / "Main").mkdir(parents=True)
+    for split, source in (("trainval", "train"), ("test", "val")):
+        images = sorted((photos / source).rglob("*.jpg"))
+        names = [f"{split}{i:03d}" for i in range(len(images))]
+        for name, path in zip(names, images, strict=True):
+            shutil.copy(path, root / "JPEGImages" / f"{name}.jpg")
+        for number, label in enumerate(("circle", "square")):
+            values = [1 if (i >= len(names) / 2) == bool(number) else -1 for i in range(len(names))]
+            values[0] = 0
+            lines = [f"{name} {value:2d}\n" for name, value in zip(names, values, strict=True)]
+            (root / "ImageSets" / "Main" / f"{label}_{split}.txt").write_text("".join(lines))
+    return root
+
+
+def test_vocs_layout(voc: Path) -> None:
+    trainval, test = read_voc07(voc, ("circle", "square"))
+    assert (len(trainval), len(test)) == (24, 8)
+    assert trainval.present[:, 0].tolist() == [IGNORED] + [1] * 11 + [0] * 12
+    assert trainval.present[:, 1].tolist() == [IGNORED] + [0] * 11 + [1] * 12
+    assert trainval.name(3).endswith("trainval003.jpg")
+    with pytest.raises(UserError, match=r"cat_trainval.txt does not exist"):
+        read_voc07(voc, ("circle", "cat"))
+    (voc / "JPEGImages" / "test005.jpg").unlink()
+    with pytest.raises(UserError, match=r"1 of 8 images of test are missing, .*test005.jpg"):
+        read_voc07(voc, ("circle", "square"))
+    (voc / "ImageSets" / "Main" / "square_test.txt").write_text("other 1\n")
+    with pytest.raises(UserError, match=r"square_test.txt names other images"):
+        read_voc07(voc, ("circle", "square"))
+    (voc / "ImageSets" / "Main" / "circle_test.txt").write_text("other\n")
+    with pytest.raises(UserError, match=r"circle_test.txt: lines are"):
+        read_voc07(voc, ("circle", "square"))
+
+
+TINY = ["--weights", "random", "--encoder", "resnet18", "--image-size", "32", "--workers", "0"]
+
+
+def test_both_commands(photos: Path, voc: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transfer, "read_voc07", lambda root: read_voc07(root, ("circle", "square")))
+    transfer.main([*TINY, "--data", str(photos), "--output", str(tmp_path / "a")])
+    transfer.main([*TINY, "--voc07", str(voc), "--output", str(tmp_path / "b")])
+    a, b = (json.loads((tmp_path / run / "results.json").read_text()) for run in "ab")
+    assert (a["kind"], a["init"], a["encoder"]) == ("transfer", "random", "resnet18")
+    assert 0 <= a["top1"] <= 100
+    assert b["ap"].keys() == {"circle", "square"}
+    assert b["map"] == pytest.approx(sum(b["ap"].values()) / 2)
+
+
+def test_bad_input_is_one_line(photos: Path, tmp_path: Path, error_of: Callable[..., str]) -> None:
+    assert "either --data or --voc07" in error_of(transfer.main, TINY)
+    assert "either --data or --voc07" in error_of(transfer.main, [*TINY, "--data", "a", "--voc07", "b"])
+    assert "does not exist" in error_of(transfer.main, [*TINY, "--data", str(tmp_path / "no")])
+    assert "aeroplane_trainval.txt does not exist" in error_of(transfer.main, [*TINY, "--voc07", str(tmp_path)])
+    assert "name it with --encoder" in error_of(transfer.main, ["--weights", "random", "--data", str(photos)])
