@@ -32,9 +32,9 @@ WIDTH, HEIGHT, QUALITY = 500, 375, 90
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure and print."""
-    args = build_parser("Images a second of a data worker.", threads=1).parse_args(argv)
+    args = build_parser("Images a second of a data worker.", threads=1, rounds=7).parse_args(argv)
     device = start(args)
-    count, rounds, sizes = (2, 1, (32,)) if args.quick else (24, 7, (64, 224))
+    count, rounds, sizes = (2, 1, (32,)) if args.quick else (24, args.rounds, (64, 224))
     recipes = build_recipes(get_defaults())
     workers, devices = [], []
     with tempfile.TemporaryDirectory() as folder:

@@ -24,27 +24,26 @@ from pretrain.train import build_parts
 Loss = Callable[[Tensor, Tensor], Tensor]
 DIMS = [64, 128, 256, 512, 1024]
 LARGE_DIMS = [2048, 4096, 8192]
-ROUNDS, STEP_ROUNDS = 9, 5
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure and print."""
-    parser = build_parser("Time of CorInfoMax and VICReg.", threads=0)
+    parser = build_parser("Time of CorInfoMax and VICReg.", threads=0, rounds=9)
     parser.add_argument("--large", action="store_true", help="dimensions of the embedding up to 8192 too")
     parser.add_argument("--steps", action="store_true", help="whole steps too")
     parser.add_argument("--batch", type=int, default=512, help="of the whole steps")
     args = parser.parse_args(argv)
     device = start(args)
     if args.quick:
-        dims, counts, batch, rounds, step_rounds = [8], [16], 4, 1, 1
+        dims, counts, batch, rounds = [8], [16], 4, 1
     else:
-        dims, counts, batch, rounds, step_rounds = DIMS, [512, 1536], args.batch, ROUNDS, STEP_ROUNDS
+        dims, counts, batch, rounds = DIMS, [512, 1536], args.batch, args.rounds
     dims = dims + LARGE_DIMS * args.large
     rows = [compare_losses(count, dim, rounds, device) for count in counts for dim in dims]
     print_table(["N", "P", "CorInfoMax, ms", "VICReg, ms", "VICReg / CorInfoMax"], rows)
     if args.steps or args.quick:
         print()
-        rows = [compare_steps(batch, dim, step_rounds, device) for dim in dims]
+        rows = [compare_steps(batch, dim, rounds, device) for dim in dims]
         print_table(["batch", "P", "CorInfoMax step, s", "VICReg step, s", "VICReg / CorInfoMax"], rows)
 
 

@@ -29,8 +29,6 @@ from pretrain.engine import Trainer
 from pretrain.train import build_parts
 from pretrain.views import Batch, Param, draw_photometric, random_stream
 
-ROUNDS = 5
-
 
 class Case(NamedTuple):
     """A recipe of configs/pretrain, a batch size for each device, and keys to change."""
@@ -47,7 +45,7 @@ QUICK = Case("shapes_R18", 2, 2, ("DATA.IMAGE_SIZE", 32, "PROJECTOR.DIMS", [16, 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure and print."""
-    parser = build_parser("Pairs a second of the training step.", threads=0)
+    parser = build_parser("Pairs a second of the training step.", threads=0, rounds=5)
     parser.add_argument("--recipe", choices=CASES, default=None, help="one of the recipes; all by default")
     parser.add_argument("--batch", type=int, default=0, help="another batch size")
     args = parser.parse_args(argv)
@@ -57,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for case in cases:
         config = load_config(get_defaults(), case.recipe, "pretrain", [str(change) for change in case.changes])
         size = args.batch or (case.cuda_batch if device.type == "cuda" else case.cpu_batch)
-        seconds = alternate(build_sides(config, size, device), 1 if args.quick else ROUNDS, device)
+        seconds = alternate(build_sides(config, size, device), 1 if args.quick else args.rounds, device)
         speeds = [f"{size / time:.3g}" for time in np.median(seconds, axis=0)]
         precision = resolve_precision(config.TRAIN.PRECISION, device)
         ratios = [ratio(seconds, side=0, reference=reference) for reference in (1, 2)]

@@ -15,11 +15,12 @@ import torchvision
 Side = Callable[[], object]
 
 
-def build_parser(description: str, threads: int) -> argparse.ArgumentParser:
-    """The options that all benchmarks share."""
+def build_parser(description: str, threads: int, rounds: int) -> argparse.ArgumentParser:
+    """The options that all benchmarks share, with their defaults."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--threads", type=int, default=threads, help="of PyTorch on the CPU; 0: its own choice")
+    parser.add_argument("--rounds", type=int, default=rounds, help="of A B A B ..., after one to warm up")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that it works")
     return parser
 
