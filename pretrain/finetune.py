@@ -39,7 +39,8 @@ logger = logging.getLogger("pretrain")
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command."""
     args = build_parser().parse_args(argv)
-    fraction = [] if args.fraction is None else ["DATA.FRACTION", args.fraction]
+    # A fraction that is asked for takes the place of the list that a recipe may name.
+    fraction = [] if args.fraction is None else ["DATA.FRACTION", args.fraction, "DATA.LIST", "", "DATA.LIST_URL", ""]
     config = load_config(get_finetune_defaults(), args.config, "finetune", [*args.overrides, *fraction])
     validate_finetune(config)
     weights = read_weights(args.weights)
@@ -60,7 +61,9 @@ def build_parser() -> ArgumentParser:
     parser = ArgumentParser(prog="pretrain/finetune.py", description="Train encoder and linear head with labels.")
     parser.add_argument("--config", required=True, help="a recipe in configs/finetune, or a yaml file")
     parser.add_argument("--weights", default=RANDOM, help="checkpoint, run directory, safetensors, or `random`")
-    parser.add_argument("--fraction", help="of the training images of each class, above 0 and at most 1")
+    parser.add_argument(
+        "--fraction", help="of the training images of each class, above 0 and at most 1; instead of a list"
+    )
     parser.add_argument("--output", default="", help="the run directory; output/finetune_<config> by default")
     parser.add_argument("--resume", action="store_true", help="go on where the run directory's last checkpoint is")
     parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="config keys to change")

@@ -99,7 +99,7 @@ def validate_finetune(config: CfgNode) -> None:
     if config.DATA.LIST_URL and not config.DATA.LIST_SHA256:
         raise UserError("DATA.LIST_URL needs DATA.LIST_SHA256, so that what is fetched can be checked")
     if config.DATA.FRACTION < 1 and (config.DATA.LIST or config.DATA.LIST_URL):
-        raise UserError("this config takes its training images from a list (DATA.LIST); --fraction would be ignored")
+        raise UserError("DATA.FRACTION and DATA.LIST both say which training images to use; leave one of them out")
     for key in ("FINETUNE.ENCODER_LR", "FINETUNE.HEAD_LR"):
         in_range(config, key, 0)
     for key in ("FINETUNE.ENCODER_GAMMA", "FINETUNE.HEAD_GAMMA"):

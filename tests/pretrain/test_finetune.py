@@ -126,8 +126,10 @@ def test_images_by_list(photos: Path, weights: Path, tmp_path: Path, error_of: C
     never = arguments(root, weights, tmp_path / "never", "DATA.LIST", str(names))
     assert "1 files, of 2, that are not among the 24 training images" in error_of(finetune.main, never)
     assert "is not the file expected" in error_of(finetune.main, [*never, "DATA.LIST_SHA256", digest])
-    assert "--fraction would be ignored" in error_of(finetune.main, [*never, "--fraction", "0.5"])
+    assert "leave one of them out" in error_of(finetune.main, [*never, "DATA.FRACTION", "0.5"])
     assert not (tmp_path / "never").exists()
+    finetune.main([*arguments(root, weights, tmp_path / "half", *given), "--fraction", "0.5"])
+    assert results(tmp_path / "half")["images"] == 12  # --fraction takes the place of the list
 
 
 @pytest.mark.parametrize("fraction", ["0", "-0.1", "1.01", "nan", "inf"])
