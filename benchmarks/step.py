@@ -14,7 +14,7 @@ Three things are timed on the same images, in turns:
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -70,14 +70,7 @@ def build_sides(config: CfgNode, size: int, device: torch.device) -> list[Side]:
     if device.type == "cuda":
         batch = batch.pin_memory()
     parts = build_parts(config, device)
-    trainer = Trainer(
-        **parts,
-        learning_rate=lambda step: 1e-3,
-        mean=torch.tensor(config.DATA.MEAN, device=device),
-        std=torch.tensor(config.DATA.STD, device=device),
-        device=device,
-        precision=resolve_precision(config.TRAIN.PRECISION, device),
-    )
+    trainer = build_trainer(config, parts, device, resolve_precision(config.TRAIN.PRECISION, device))
     plain = build_parts(config, device)
     network = plain["network"].to(memory_format=torch.contiguous_format)
     optimizer = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9, weight_decay=1e-4)
@@ -90,6 +83,18 @@ def build_sides(config: CfgNode, size: int, device: torch.device) -> list[Side]:
         partial(conventional_step, network, plain["criterion"], optimizer, floats, device),
         partial(encoder_pass, encoder, views, autocast),
     ]
+
+
+def build_trainer(config: CfgNode, parts: dict[str, Any], device: torch.device, precision: str) -> Trainer:
+    """Our step with network, criterion and optimizer as `pretrain/train.py` builds them."""
+    return Trainer(
+        **parts,
+        learning_rate=lambda step: 1e-3,
+        mean=torch.tensor(config.DATA.MEAN, device=device),
+        std=torch.tensor(config.DATA.STD, device=device),
+        device=device,
+        precision=precision,
+    )
 
 
 def synthetic_batch(config: CfgNode, size: int) -> Batch:
