@@ -99,8 +99,10 @@ def build_schedule(config: CfgNode, total_steps: int, steps_per_epoch: int) -> C
     )
 
 
-def build_saver(config: CfgNode, output: Path, parts: dict[str, Any], recorder: Recorder | None, first: int) -> Saver:
-    """What saves checkpoints, and when."""
+def build_saver(
+    config: CfgNode, output: Path, parts: dict[str, Any], recorder: Recorder | None, first: int, images: int
+) -> Saver:
+    """What saves checkpoints, and when. `images`: in the dataset."""
 
     def state() -> dict[str, Any]:
         return {
@@ -109,6 +111,7 @@ def build_saver(config: CfgNode, output: Path, parts: dict[str, Any], recorder: 
             "objective": parts["criterion"].state_dict(),
             "optimizer": parts["optimizer"].state_dict(),
             "config": plain(config),
+            "images": images,
         }
 
     minutes, steps = config.CHECKPOINT.MINUTES, config.CHECKPOINT.STEPS

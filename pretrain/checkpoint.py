@@ -9,8 +9,9 @@ link to the newest. A checkpoint is one dictionary of tensors and plain values, 
     model      tensors by name: `encoder.*` in torchvision's naming, `projector.*` (or `head.*`)
     objective  state of the loss: `mean`, `covariance`, `cross_covariance`
     optimizer  state of the optimizer
-    position   {"epoch", "step"}: how many of each are complete
+    position   {"epoch", "step"}: how many of each are complete; of pretraining also "skipped", batches without effect
     config     the configuration, as nested dictionaries
+    images     of pretraining: the number of images in the dataset
 
 No random state: every random number is a function of (seed, epoch, index, view).
 
@@ -94,6 +95,8 @@ def load_newest(run: Path) -> dict[str, Any] | None:
     paths = _saved(run)
     for path in paths:
         try:
+            if not path.with_suffix(".sha256").is_file():
+                raise UserError(f"{path} has lost its sha256")
             return load(path)
         except UserError as error:
             logger.warning("%s; trying the one before", error)
@@ -116,7 +119,7 @@ def load(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"the checkpoint {path} does not exist")
     digest = path.resolve().with_suffix(".sha256")
-    if digest.is_file() and digest.read_text().strip() != _digest(path):
+    if digest.is_file() and digest.read_bytes().strip() != _digest(path).encode():
         raise UserError(f"{path} is damaged: its content does not match its sha256")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)

@@ -8,7 +8,7 @@ from fvcore.common.config import CfgNode
 
 from cli.errors import UserError
 from pretrain.checks import each_in_range, in_range, one_of
-from pretrain.data import DATASETS
+from pretrain.data import DATASETS, FOLDERS
 from pretrain.encoder import ENCODERS, STEMS
 from pretrain.objectives import OBJECTIVES
 from pretrain.views import ViewRecipe
@@ -87,7 +87,6 @@ def validate(config: CfgNode) -> None:
     one_of(config, "OBJECTIVE.NAME", OBJECTIVES)
     one_of(config, "TRAIN.PRECISION", PRECISIONS)
     for key in (
-        "DATA.IMAGE_SIZE",
         "DATA.WORKER_TIMEOUT",
         "TRAIN.PEER_TIMEOUT",
         "TRAIN.EPOCHS",
@@ -97,25 +96,12 @@ def validate(config: CfgNode) -> None:
     ):
         in_range(config, key, 1)
     in_range(config, "TRAIN.BATCH_SIZE", 2)
-    for key in (
-        "SEED",
-        "DATA.WORKERS",
-        "TRAIN.WARMUP_EPOCHS",
-        "TRAIN.MICRO_BATCH",
-        "TRAIN.MAX_STEPS",
-        "TRAIN.MAX_SKIPPED",
-        "CHECKPOINT.MINUTES",
-        "CHECKPOINT.STEPS",
-        "PROBE.EVERY",
-    ):
-        in_range(config, key, 0)
-    for key in (
-        "TRAIN.MIN_LR",
-        "TRAIN.WARMUP_LR",
-        "TRAIN.WEIGHT_DECAY",
-        "OBJECTIVE.ATTRACTION",
-        "OBJECTIVE.EPS",
-    ):
+    in_range(config, "DATA.IMAGE_SIZE", 1, 4096)
+    in_range(config, "DATA.WORKERS", 0, 1024)
+    in_range(config, "SEED", 0, 2**32 - 1)
+    for key in ("WARMUP_EPOCHS", "MICRO_BATCH", "MAX_STEPS", "MAX_SKIPPED", "MIN_LR", "WARMUP_LR", "WEIGHT_DECAY"):
+        in_range(config, f"TRAIN.{key}", 0)
+    for key in ("CHECKPOINT.MINUTES", "CHECKPOINT.STEPS", "PROBE.EVERY", "OBJECTIVE.ATTRACTION", "OBJECTIVE.EPS"):
         in_range(config, key, 0)
     in_range(config, "TRAIN.LR", 1e-12)
     in_range(config, "DATA.MAX_UNREADABLE", 0, 1)
@@ -123,12 +109,28 @@ def validate(config: CfgNode) -> None:
     in_range(config, "OBJECTIVE.FORGETTING", 0, 0.999999)
     for key in ("FLIP", "JITTER", "GRAY"):
         in_range(config, f"AUGMENT.{key}", 0, 1)
-    for key in ("BLUR", "SOLARIZE", "CROP_SCALE"):
+    for key, most in {"BRIGHTNESS": 10, "CONTRAST": 10, "SATURATION": 10, "HUE": 0.5}.items():
+        in_range(config, f"AUGMENT.{key}", 0, most)
+    for key in ("BLUR", "SOLARIZE"):
         each_in_range(config, f"AUGMENT.{key}", 2, 0, 1)
+    each_in_range(config, "AUGMENT.CROP_SCALE", 2, 1e-6, 1)
     each_in_range(config, "AUGMENT.BLUR_SIGMA", 2, 1e-3, 2)
     each_in_range(config, "DATA.MEAN", 3, 0, 1)
     each_in_range(config, "DATA.STD", 3, 1e-6, 1)
     each_in_range(config, "PROJECTOR.DIMS", len(config.PROJECTOR.DIMS) or 1, 1)
+    _check_agreement(config)
+
+
+def _check_agreement(config: CfgNode) -> None:
+    """Refuse values that are good one by one and contradict each other."""
+    for key in ("CROP_SCALE", "BLUR_SIGMA"):
+        low, high = config.AUGMENT[key]
+        if low > high:
+            raise UserError(f"AUGMENT.{key} goes from the smaller to the larger, not from {low:g} to {high:g}")
+    if config.TRAIN.MIN_LR > config.TRAIN.LR:
+        raise UserError(f"TRAIN.MIN_LR ({config.TRAIN.MIN_LR:g}) must not be above TRAIN.LR ({config.TRAIN.LR:g})")
+    if config.DATA.CLASSES and config.DATA.NAME not in FOLDERS:
+        raise UserError(f"DATA.CLASSES chooses among class folders, and {config.DATA.NAME} has none; leave it empty")
     if config.TRAIN.WARMUP_EPOCHS >= config.TRAIN.EPOCHS:
         raise UserError(
             f"TRAIN.WARMUP_EPOCHS ({config.TRAIN.WARMUP_EPOCHS}) must be below TRAIN.EPOCHS ({config.TRAIN.EPOCHS})"

@@ -124,6 +124,17 @@ def reduce_mean(values: Tensor) -> Tensor:
     return values
 
 
+def check_same(value: int, name: str, device: torch.device) -> None:
+    """Raises UserError, on every process, where the processes differ in a value; `name` says what it is."""
+    if world_size() == 1:
+        return
+    bounds = torch.tensor([value, -value], device=device)
+    dist.all_reduce(bounds, op=dist.ReduceOp.MAX)
+    high, low = bounds[0].item(), -bounds[1].item()
+    if high != low:
+        raise UserError(f"the processes differ in {name} ({low} to {high}); do all of them see the same run directory?")
+
+
 def any_process(flag: bool, device: torch.device) -> bool:
     """Whether `flag` is true on at least one process. Every process gets the same answer."""
     if world_size() == 1:

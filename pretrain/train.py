@@ -23,7 +23,7 @@ from fvcore.common.config import CfgNode
 from torch import nn
 
 from cli.config import load_config
-from cli.errors import ArgumentParser, run
+from cli.errors import ArgumentParser, UserError, run
 from pretrain import checkpoint, distributed
 from pretrain.build import (
     Span,
@@ -113,7 +113,8 @@ def pretrain(config: CfgNode, output: Path, resume: bool, device: torch.device) 
 
     torch.manual_seed(config.SEED)
     parts = build_parts(config, device)
-    position = restore(start, parts, output) if start else {"step": 0}
+    position = restore(start, parts, output, len(source)) if start else {"step": 0}
+    distributed.check_same(position["step"], "the step to go on from", device)
     span = Span.of(config, len(source), position["step"])
     trainer = build_trainer(config, parts, device, span.total, span.per_epoch)
     loader = build_batches(config, source, span, device)
@@ -131,7 +132,7 @@ def pretrain(config: CfgNode, output: Path, resume: bool, device: torch.device) 
             max_unreadable=config.DATA.MAX_UNREADABLE,
             skipped=Skipped(position.get("skipped", 0), config.TRAIN.MAX_SKIPPED),
             recorder=recorder,
-            saver=build_saver(config, output, parts, recorder, span.first),
+            saver=build_saver(config, output, parts, recorder, span.first, len(source)),
             end_epoch=partial(end_epoch, config, parts["network"], probe, recorder),
         )
     finally:
@@ -144,8 +145,17 @@ def pretrain(config: CfgNode, output: Path, resume: bool, device: torch.device) 
     return complete
 
 
-def restore(state: dict[str, Any], parts: dict[str, Any], output: Path) -> dict[str, int]:
-    """Put a checkpoint's state back. Returns the position to go on from."""
+def restore(state: dict[str, Any], parts: dict[str, Any], output: Path, images: int) -> dict[str, int]:
+    """Put a checkpoint's state back. Returns the position to go on from.
+
+    Raises:
+        UserError: it is of another architecture, or of another number of `images`: its place in the epoch is lost.
+    """
+    if state["images"] != images:
+        raise UserError(
+            f"cannot resume {output}: it was begun on {state['images']} images, and there are {images} now; restore "
+            "the dataset, or choose another --output"
+        )
     checkpoint.fill(parts["network"], state["model"], output)
     checkpoint.fill(parts["criterion"], state["objective"], output)
     parts["optimizer"].load_state_dict(state["optimizer"])

@@ -48,7 +48,7 @@ def test_a_run_leaves_what_others_need(finished: Path) -> None:
     assert [len(row) for row in spectra[1]["eigenvalues"]] == [8, 8]
     assert lines[0]["total"] == pytest.approx(lines[0]["big_bang"] + 250 * lines[0]["attraction"], rel=1e-6)
     state = checkpoint.load(finished / "checkpoints" / "last.pt")
-    assert set(state) == {"format", "version", "model", "objective", "optimizer", "position", "config"}
+    assert set(state) == {"format", "version", "model", "objective", "optimizer", "position", "config", "images"}
     assert state["position"] == {"epoch": 2, "step": 6, "skipped": 0}
     exported = checkpoint.load_encoder(finished / "encoder.safetensors")
     assert all(torch.equal(exported[name], state["model"][f"encoder.{name}"]) for name in exported)
@@ -78,6 +78,8 @@ def test_resume_refuses_what_would_change_the_result(
 ) -> None:
     again = arguments(photos, finished)
     assert "add --resume" in error_of(train.main, again)
+    fewer = arguments(photos / "train" / "circle", finished, "--resume")
+    assert "begun on 24 images, and there are 12 now" in error_of(train.main, fewer)
     message = error_of(train.main, [*again, "--resume", "TRAIN.LR", "0.1"])
     assert "TRAIN.LR: 0.5 then, 0.1 now" in message
     train.main([*again, "--resume", "DATA.WORKERS", "1"])  # nothing is left to do, and workers change nothing

@@ -55,6 +55,7 @@ def tiny_encoder(name: str, stem: str) -> nn.Module:
 
 
 def write_images(folder: Path, count: int = 26) -> None:
+    folder.mkdir()
     rng = np.random.default_rng(0)
     for i in range(count):
         Image.fromarray(rng.integers(0, 256, (20, 24, 3), dtype=np.uint8)).save(folder / f"{i:02d}.png")
@@ -100,7 +101,6 @@ class Attempt:
                 os.dup2(output, 1)
                 os.dup2(output, 2)
                 prepare() if rank == 0 else None
-                sys.argv[1:] = argv
                 try:
                     run_command(lambda _: train.main(list(argv)))
                 except SystemExit as leaving:
@@ -144,12 +144,14 @@ class Torture:
     def __init__(self, folder: Path, processes: int, seed: int) -> None:
         self.folder, self.processes, self.rng = folder, processes, random.Random(seed)
         self.images, self.log = folder / "images", folder / "log.txt"
-        self.images.mkdir()
         write_images(self.images)
-        started, marker = time.monotonic(), folder / "operations"
-        assert self.start(folder / "whole", prepare=lambda: count_saving(marker)).wait() == [0] * processes, self.said()
-        self.seconds, self.operations = time.monotonic() - started, int(marker.read_text())
-        self.expected = result(folder / "whole")
+        marker, well = folder / "operations", [0] * processes
+        assert self.start(folder / "whole", prepare=lambda: count_saving(marker)).wait() == well, self.said()
+        self.operations, self.expected = int(marker.read_text()), result(folder / "whole")
+        started = time.monotonic()
+        assert self.start(folder / "again").wait() == well, self.said()
+        self.seconds = time.monotonic() - started
+        assert not differences(self.expected, result(folder / "again"))
         print(f"{processes} process(es), uninterrupted in {self.seconds:.2f} s, {self.operations} operations on files")
 
     def said(self) -> str:
@@ -163,11 +165,10 @@ class Torture:
         """Start the command and kill it. Returns whether it was still running; else the run is complete."""
         before = time.monotonic()
         attempt, text = getattr(self, f"kill_{kind}")(run)
-        killed = time.monotonic()
-        statuses = attempt.wait()
+        killed, statuses = time.monotonic(), attempt.wait()
         assert all(status in (0, 2, 75, 130) or status < 0 for status in statuses), (statuses, self.said())
-        print(f"  {kind}: {text}, {killed - before:.2f} s after the start; statuses {statuses}", end=" ")
-        print(f"{time.monotonic() - killed:.1f} s later")
+        after, later = killed - before, time.monotonic() - killed
+        print(f"  {kind}: {text}, {after:.2f} s after the start; statuses {statuses} {later:.1f} s later")
         return statuses != [0] * self.processes
 
     def kill_all(self, run: Path) -> tuple[Attempt, str]:
@@ -230,8 +231,7 @@ class Torture:
 
 def wait_for(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + LIMIT
-    while not condition():
-        assert time.monotonic() < deadline
+    while not condition() and time.monotonic() < deadline:
         time.sleep(0.002)
 
 
@@ -284,7 +284,7 @@ def torture(folder: Path, processes: int, kinds: Sequence[str], kills: int, kill
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--kills-per-run", type=int, default=2)
+    parser.add_argument("--kills-per-run", type=int, default=2, help="before a run may go on to its end")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=["all", "worker", "save"])
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)

@@ -1,0 +1,194 @@
+"""What docs/reliability.md promises of runs: killed, asked to stop, given bad batches, started twice.
+
+The kills themselves are in torture.py, a script of its own: its runs are forks of a process that has trained nothing.
+"""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fvcore.common.config import CfgNode
+from torch import nn
+
+from cli.errors import UserError
+from pretrain import build, checkpoint, train
+from pretrain.rundir import open_run
+from pretrain.signals import STOPPED
+
+TORTURE = Path(__file__).with_name("torture.py")
+TINY = [
+    *("DATA.NAME", "folder", "DATA.IMAGE_SIZE", "16", "DATA.WORKERS", "0", "PROJECTOR.DIMS", "[12, 8]"),
+    *("TRAIN.BATCH_SIZE", "4", "TRAIN.EPOCHS", "2", "TRAIN.PRECISION", "float32", "LOG.PERIOD", "2"),
+]
+
+
+def use_tiny_encoder(patch: pytest.MonkeyPatch) -> None:
+    def tiny(name: str, stem: str) -> nn.Module:
+        return nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.BatchNorm2d(8), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+    patch.setattr(build, "build_encoder", tiny)
+    patch.setattr(build, "feature_dim", lambda name: 8)
+
+
+@pytest.fixture(autouse=True)
+def _tiny_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    use_tiny_encoder(monkeypatch)
+
+
+def arguments(photos: Path, output: Path, *more: str) -> list[str]:
+    return ["--config", "shapes_R18", "--output", str(output), *more, *TINY, "DATA.ROOT", str(photos)]
+
+
+def record(run: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (run / "metrics.json").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in ("images_per_second", "data_share")} for line in lines]
+
+
+def last(run: Path) -> dict[str, Any]:
+    return checkpoint.load(run / "checkpoints" / "last.pt")
+
+
+def assert_same(run: Path, other: Path) -> None:
+    """Bit for bit: weights, BatchNorm, covariance, momentum, position, and each step's record."""
+    one, two = last(run), last(other)
+    for part in ("model", "objective"):
+        assert one[part].keys() == two[part].keys()
+        assert all(torch.equal(tensor, two[part][name]) for name, tensor in one[part].items())
+    momenta = [state["optimizer"]["state"] for state in (one, two)]
+    assert all(torch.equal(momenta[0][i]["momentum_buffer"], momenta[1][i]["momentum_buffer"]) for i in momenta[0])
+    assert one["position"] == two["position"]
+    assert record(run) == record(other)
+
+
+def run_torture(*options: str) -> str:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(TORTURE.parents[2])}
+    done = subprocess.run([sys.executable, str(TORTURE), *options], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_killed_runs_end_bit_identical() -> None:
+    said = run_torture("--kills", "3", "--kills-per-run", "3", "--kinds", "worker", "all", "save")
+    assert "0 ended otherwise" in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_killed_at_twenty_random_moments(processes: int) -> None:
+    kinds = ["all", "worker", "save", "term", *(["one", "hang"] if processes > 1 else [])]
+    said = run_torture("--kills", "20", "--processes", str(processes), "--kinds", *kinds, "--seed", "1")
+    assert "20 kills" in said
+    assert "0 ended otherwise" in said
+
+
+@pytest.fixture(scope="module")
+def finished(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        use_tiny_encoder(patch)
+        output = tmp_path_factory.mktemp("whole")
+        train.main(arguments(photos, output))
+    return output
+
+
+def signal_at(step: int, number: signal.Signals, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the process get a signal in the middle of a step."""
+    take = build.Trainer.step
+
+    def step_and_signal(self: Any, now: int, *args: Any, **options: Any) -> Any:
+        if now == step:
+            os.kill(os.getpid(), number)
+        return take(self, now, *args, **options)
+
+    monkeypatch.setattr(build.Trainer, "step", step_and_signal)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_a_signal_saves_and_leaves_with_its_own_status(
+    number: signal.Signals, finished: Path, photos: Path, tmp_path: Path
+) -> None:
+    before = signal.getsignal(number)
+    with pytest.MonkeyPatch.context() as patch:
+        signal_at(3, number, patch)
+        with pytest.raises(SystemExit) as left:
+            train.main(arguments(photos, tmp_path))
+    assert left.value.code == STOPPED == 75
+    assert last(tmp_path)["position"]["step"] == 5  # noticed at the end of the step after it, at the latest
+    assert signal.getsignal(number) == before
+    assert not (tmp_path / "encoder.safetensors").exists()
+    train.main(arguments(photos, tmp_path, "--resume"))
+    assert_same(tmp_path, finished)
+
+
+def test_checkpoints_between_epochs(
+    finished: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved: list[int] = []
+    save = checkpoint.save
+
+    def noted(run: Path, state: dict[str, Any]) -> Path:
+        saved.append(state["position"]["step"])
+        return save(run, state)
+
+    monkeypatch.setattr(checkpoint, "save", noted)
+    for name, value, expected in [("STEPS", "5", [5, 6, 10, 12]), ("MINUTES", "1e-9", [2, 4, 6, 8, 10, 12])]:
+        train.main([*arguments(photos, tmp_path / name), f"CHECKPOINT.{name}", value])
+        assert saved == expected
+        assert_same(tmp_path / name, finished)
+        saved.clear()
+
+
+def test_bad_batches_are_counted_named_and_bounded(photos: Path, tmp_path: Path) -> None:
+    def poisoned(self: Any, batch: Any, view: int, augment: Callable = build.Trainer._augment) -> torch.Tensor:
+        images = augment(self, batch, view)
+        return images * float("nan") if 3 in batch.indices else images  # once in each epoch
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build.Trainer, "_augment", poisoned)
+        train.main(arguments(photos, tmp_path / "few"))
+        assert [line["skipped"] for line in record(tmp_path / "few")][-1] == 2
+        assert last(tmp_path / "few")["position"] == {"epoch": 2, "step": 12, "skipped": 2}
+        said = re.findall(r"step (\d+) skipped: .* images \[(.*)\]", (tmp_path / "few" / "log.txt").read_text())
+        assert len(said) == 2
+        assert all("3" in images.split(", ") and len(images.split(", ")) == 4 for _, images in said)
+        assert all(tensor.isfinite().all() for tensor in last(tmp_path / "few")["model"].values())
+        with pytest.raises(UserError, match=r"2 batches gave .* more than TRAIN.MAX_SKIPPED \(1\)"):
+            train.main([*arguments(photos, tmp_path / "many"), "TRAIN.MAX_SKIPPED", "1"])
+        assert all(tensor.isfinite().all() for tensor in last(tmp_path / "many")["model"].values())
+        with pytest.raises(UserError, match="2 batches"):  # the count goes on after a resume
+            train.main([*arguments(photos, tmp_path / "many", "--resume"), "TRAIN.MAX_SKIPPED", "1"])
+
+
+def test_collapse_is_warned_of(photos: Path, tmp_path: Path) -> None:
+    # Batches of 4 images span 4 of 64 dimensions at most: fewer than a tenth.
+    train.main([*arguments(photos, tmp_path), "PROJECTOR.DIMS", "[64]", "TRAIN.WARMUP_EPOCHS", "1"])
+    said = re.findall(r"the embedding has collapsed: at step (\d+)", (tmp_path / "log.txt").read_text())
+    assert said == ["7"]  # once, at the first log point after the warm-up
+
+
+def test_second_run_in_a_directory_is_refused(photos: Path, tmp_path: Path, error_of: Callable) -> None:
+    locked, done = os.pipe(), os.pipe()
+    holder = os.fork()
+    if holder == 0:
+        try:
+            open_run(tmp_path, CfgNode({"SEED": 0}), resume=False)
+            os.write(locked[1], b"1")
+            os.read(done[0], 1)
+        finally:
+            os._exit(0)
+    os.read(locked[0], 1)
+    try:
+        for more in ([], ["--resume"]):
+            message = error_of(train.main, arguments(photos, tmp_path, *more))
+            assert f"another process is running in {tmp_path}" in message
+    finally:
+        os.write(done[1], b"1")
+        os.waitpid(holder, 0)
+    train.main(arguments(photos, tmp_path, "--resume"))  # free again

@@ -1,0 +1,129 @@
+"""Wrong configurations, made systematically from every key: each is one line that names it, and nothing is begun."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cli.config import keys
+from cli.errors import UserError
+from pretrain import train
+from pretrain.config import get_defaults
+
+# What is just outside of each key's range; keys with none take any value of their type.
+OUTSIDE: dict[str, list[str]] = {
+    "SEED": ["-1", str(2**32)],
+    "DATA.NAME": ["imagenet", "Shapes", "''"],
+    "DATA.CLASSES": ["no_such_list"],
+    "DATA.ROOT": ["/no/such/folder"],
+    "DATA.WORKERS": ["-1", "100000"],
+    "DATA.IMAGE_SIZE": ["0", "-32", "1000000"],
+    "DATA.MEAN": ["[0.5, 0.5]", "[]", "[0.5, 0.5, 1.5]", "[0.5, 0.5, -0.1]", "[0.5, 0.5, 1e999]"],
+    "DATA.STD": ["[0.5, 0.5]", "[0.5, 0.5, 0.0]", "[0.5, 0.5, 2.0]"],
+    "DATA.MAX_UNREADABLE": ["-0.1", "1.1"],
+    "DATA.WORKER_TIMEOUT": ["0", "-5"],
+    "AUGMENT.CROP_SCALE": ["[0.08]", "[0.0, 1.0]", "[0.08, 1.5]", "[0.9, 0.1]", "[0.1, 0.2, 0.3]"],
+    "AUGMENT.FLIP": ["-0.1", "1.1"],
+    "AUGMENT.JITTER": ["-0.1", "1.1"],
+    "AUGMENT.BRIGHTNESS": ["-0.1"],
+    "AUGMENT.CONTRAST": ["-0.1"],
+    "AUGMENT.SATURATION": ["-0.1"],
+    "AUGMENT.HUE": ["-0.1", "0.6"],
+    "AUGMENT.GRAY": ["-0.1", "1.1"],
+    "AUGMENT.BLUR": ["[1.0]", "[1.0, 1.1]", "[-0.1, 1.0]"],
+    "AUGMENT.BLUR_SIGMA": ["[0.1]", "[0.0, 2.0]", "[0.1, 3.0]", "[2.0, 0.1]"],
+    "AUGMENT.SOLARIZE": ["[0.2]", "[0.0, 1.2]", "[-0.1, 0.2]"],
+    "ENCODER.NAME": ["resnet", "ResNet18", "vit_b_16", "''"],
+    "ENCODER.STEM": ["ImageNet", "''"],
+    "PROJECTOR.DIMS": ["[]", "[8, 0]", "[-8]", "[8, 1.5]", "[8, '8']"],
+    "OBJECTIVE.NAME": ["moco", "''"],
+    "OBJECTIVE.ATTRACTION": ["-1"],
+    "OBJECTIVE.FORGETTING": ["-0.1", "1", "1.5"],
+    "OBJECTIVE.EPS": ["-0.1"],
+    "TRAIN.EPOCHS": ["0", "-1"],
+    "TRAIN.BATCH_SIZE": ["0", "1", "-8"],
+    "TRAIN.LR": ["0", "-0.1"],
+    "TRAIN.MIN_LR": ["-0.1", "100"],
+    "TRAIN.WARMUP_EPOCHS": ["-1", "10", "1000"],
+    "TRAIN.WARMUP_LR": ["-0.1"],
+    "TRAIN.MOMENTUM": ["-0.1", "1"],
+    "TRAIN.WEIGHT_DECAY": ["-0.1"],
+    "TRAIN.PRECISION": ["float16", "bf16", "''"],
+    "TRAIN.MICRO_BATCH": ["-1"],
+    "TRAIN.MAX_STEPS": ["-1"],
+    "TRAIN.MAX_SKIPPED": ["-1"],
+    "TRAIN.PEER_TIMEOUT": ["0", "-1"],
+    "CHECKPOINT.MINUTES": ["-1"],
+    "CHECKPOINT.STEPS": ["-1"],
+    "LOG.PERIOD": ["0", "-1"],
+    "PROBE.EVERY": ["-1"],
+    "PROBE.K": ["0", "-1"],
+    "PROBE.MAX_TRAIN": ["0", "-1"],
+}
+
+
+def misspelt(key: str) -> list[str]:
+    group, _, name = key.rpartition(".")
+    prefix = f"{group}." if group else ""
+    return [f"{prefix}{name[:-1]}", f"{prefix}{name.lower()}", f"{prefix}{name}S"]
+
+
+def wrong_types(default: Any) -> list[str]:
+    if isinstance(default, bool):
+        return ["yes please", "2"]
+    if isinstance(default, int):
+        return ["many", "1.5", "True", "[1]"]
+    if isinstance(default, float):
+        return ["many", "True", "nan", "inf", "[1.0]"]
+    if isinstance(default, list):
+        return ["many", "3", "True"]
+    return ["3", "[1]"]
+
+
+def wrong_overrides() -> Iterator[list[str]]:
+    defaults = get_defaults()
+    for key in keys(defaults):
+        value: Any = defaults
+        for part in key.split("."):
+            value = value[part]
+        yield from ([wrong, str(value)] for wrong in misspelt(key))
+        yield from ([key, text] for text in wrong_types(value))
+        yield from ([key, text] for text in OUTSIDE.get(key, ()))
+        yield [key]
+        yield [f"{key}.X", "1"]
+    yield from ([group, "1"] for group in defaults if not isinstance(defaults[group], int))
+    yield ["TRAIN.EPOCHS", "5", "TRAIN.WARMUP_EPOCHS", "5"]
+    yield ["TRAIN.LR", "0.01", "TRAIN.MIN_LR", "0.02"]
+    yield ["DATA.NAME", "cifar10", "DATA.CLASSES", "imagenet100"]
+    yield ["DATA.NAME", "imagenet100", "DATA.CLASSES", "imagenet100"]  # none of its classes is there
+    yield ["TRAIN.BATCH_SIZE", "1000"]  # more than there are images
+
+
+def test_every_key_is_covered() -> None:
+    free = {"TRAIN.COMPILE"}
+    assert set(OUTSIDE) | free == set(keys(get_defaults()))
+
+
+def test_each_wrong_config_is_one_line_and_begins_nothing(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    base = ["DATA.NAME", "folder", "DATA.ROOT", str(photos), "TRAIN.BATCH_SIZE", "8", "DATA.WORKERS", "0"]
+    cases, accepted, slowest = list(wrong_overrides()), [], 0.0
+    assert len(cases) >= 200
+    for overrides in cases:
+        started = time.monotonic()
+        try:
+            train.main(["--dry-run", *base, *overrides])
+            accepted.append(overrides)
+        except UserError as error:
+            message = str(error)
+        slowest = max(slowest, time.monotonic() - started)
+        key = overrides[0].rpartition(".")[2] if len(overrides) == 2 else ""
+        assert key.lower()[:-1] in message.lower(), (overrides, message)
+    assert not accepted
+    assert slowest < 3
+    assert not list(tmp_path.iterdir())
+    print(f"{len(cases)} wrong configurations refused")
