@@ -15,9 +15,9 @@ from timing import alternate, build_parser, print_table, ratio, start
 from torch import Tensor, nn
 
 from cli.config import load_config
+from pretrain.build import build_parts
 from pretrain.config import get_defaults, resolve_precision
 from pretrain.engine import Trainer
-from pretrain.train import build_parts
 
 
 class Planar(nn.Module):

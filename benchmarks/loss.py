@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cli.config import load_config
+from pretrain.build import build_parts
 from pretrain.config import get_defaults, resolve_precision
 from pretrain.corinfomax import CorInfoMaxLoss
-from pretrain.train import build_parts
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 DIMS = [64, 128, 256, 512, 1024]

@@ -23,10 +23,10 @@ from timing import Side, alternate, build_parser, print_table, ratio, start
 from torch import Tensor, nn
 
 from cli.config import load_config
+from pretrain.build import build_parts
 from pretrain.config import build_recipes, get_defaults, resolve_precision
 from pretrain.corinfomax import CorInfoMaxLoss
 from pretrain.engine import Trainer
-from pretrain.train import build_parts
 from pretrain.views import Batch, Param, draw_photometric, random_stream
 
 
