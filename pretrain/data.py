@@ -16,6 +16,7 @@ import torchvision
 from cli.config import config_folder
 from cli.errors import UserError
 from pretrain.images import EXTENSIONS, read_rgb
+from pretrain.tars import UNLABELED, TarSource
 from shapes import ensure_rendered
 
 DATASETS = (
@@ -27,10 +28,10 @@ DATASETS = (
     "tiny_imagenet",
     "imagenet100",
     "imagenet1k",
+    "webdataset",
 )
 FOLDERS = ("folder", "tiny_imagenet", "imagenet100", "imagenet1k")  # sets that are class folders on disk
 FASHION_MNIST_DEBIAN = Path("/usr/share/datasets/fashion-mnist")
-UNLABELED = -1
 
 
 class Source(Protocol):
@@ -126,8 +127,10 @@ def build_source(name: str, root: str, split: str, classes: str = "") -> Source:
         return _tiny_imagenet_val(Path(root))
     folder = Path(root)
     subfolder = folder / ("val" if split == "val" else "train")
-    if name == "folder" and split == "pretrain" and not subfolder.is_dir():
+    if name in ("folder", "webdataset") and split == "pretrain" and not subfolder.is_dir():
         subfolder = folder
+    if name == "webdataset":
+        return TarSource(subfolder)
     chosen = read_class_list(classes) if classes else ()
     if name == "imagenet100" and not classes and subfolder.is_dir():
         own = read_class_list(name)

@@ -1,5 +1,6 @@
 """Reading one image file: whatever the format, out comes uint8 RGB, or an error that names the file."""
 
+import io
 import warnings
 from pathlib import Path
 
@@ -25,13 +26,23 @@ def read_rgb(path: Path) -> np.ndarray:
     """
     try:
         data = path.read_bytes()
+    except OSError as error:
+        raise UnreadableImage(f"{path}: {error}") from error
+    return decode_rgb(data, str(path))
+
+
+def decode_rgb(data: bytes, name: str) -> np.ndarray:
+    """Decode the content of an image file; see `read_rgb`. `name` is for the message of an error."""
+    try:
         if data[:2] == b"\xff\xd8" and _is_plain_jpeg(data):
             return simplejpeg.decode_jpeg(data, colorspace="RGB")
-        return _decode_with_pillow(path)
-    except UnreadableImage:
-        raise
-    except (OSError, ValueError, SyntaxError, UnidentifiedImageError, MemoryError) as error:
-        raise UnreadableImage(f"{path}: {error}") from error
+        return _decode_with_pillow(data)
+    except UnidentifiedImageError as error:  # its message is the address of a buffer
+        raise UnreadableImage(f"{name}: {'not an image' if data else 'empty file'}") from error
+    except (
+        Exception
+    ) as error:  # Pillow raises whatever its parsers trip over: struct.error, IndexError, zlib.error, ...
+        raise UnreadableImage(f"{name}: {str(error) or type(error).__name__}") from error
 
 
 def _is_plain_jpeg(data: bytes) -> bool:
@@ -42,13 +53,11 @@ def _is_plain_jpeg(data: bytes) -> bool:
     return colorspace in ("YCbCr", "Gray", "RGB") and b"Exif\0\0" not in data[:4096]
 
 
-def _decode_with_pillow(path: Path) -> np.ndarray:
-    with warnings.catch_warnings(), Image.open(path) as image:
+def _decode_with_pillow(data: bytes) -> np.ndarray:
+    with warnings.catch_warnings(), Image.open(io.BytesIO(data)) as image:
         warnings.simplefilter("ignore")  # remarks on metadata, one per file and epoch
         if image.width * image.height > MAX_PIXELS:
-            raise UnreadableImage(
-                f"{path}: {image.width} x {image.height} pixels are more than the {MAX_PIXELS} allowed"
-            )
+            raise ValueError(f"{image.width} x {image.height} pixels are more than the {MAX_PIXELS} allowed")
         upright = ImageOps.exif_transpose(image)
         if upright.mode.startswith(("I", "F")):  # 16-bit grey: `convert` would clip it to white, so scale it
             deep = np.asarray(upright).astype(np.float64)
