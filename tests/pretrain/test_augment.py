@@ -101,3 +101,14 @@ def test_probabilities_and_ranges_of_the_parameters() -> None:
     ):
         assert low <= table[:, column].min() < low + 0.01
         assert high - 0.01 < table[:, column].max() <= high
+
+
+def test_images_taken_a_few_at_a_time_come_out_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = ViewRecipe(flip=0.5, jitter=0.8, brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1, gray=0.2, blur=0.5)
+    table = torch.from_numpy(
+        np.stack([draw_photometric(recipe, random_stream(0, 0, i, 0)) for i in range(len(IMAGES))])
+    )
+    mean, std = torch.zeros(3), torch.ones(3)
+    whole = augment.augment(IMAGES, table, mean, std)
+    monkeypatch.setattr(augment, "CACHE_BYTES", 4 * 4 * IMAGES[0].numel() // torch.get_num_threads())  # 4 and 2
+    torch.testing.assert_close(augment.augment(IMAGES, table, mean, std), whole, rtol=0, atol=1e-6)
