@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-VERSION = "2"
+VERSION = "3"
 
 
 @dataclass(frozen=True)
@@ -17,6 +17,10 @@ class Recipe:
     object_side: int = 96  # pixels, of the square pictures in `unlabeled` and `objects`
     scene_sides: tuple[int, int] = (160, 192)  # pixels, the range of a scene's width and height
     scene_objects: int = 4  # the most in one scene
+
+    def __post_init__(self) -> None:
+        if self.scene_sides[0] < 48:
+            raise ValueError(f"scene_sides is {self.scene_sides}: under 48 pixels, objects are too small for polygons")
 
 
 DEFAULT_RECIPE = Recipe()

@@ -126,7 +126,7 @@ def _render_task(folder: Path, recipe: Recipe, seed: int, task: Task) -> list[Sc
 
 def _single_object(rng: Generator, recipe: Recipe, name: str) -> Scene:
     side = recipe.object_side
-    return compose(rng, (side, side), [name], scale=(0.38, 0.6), clutter=4)
+    return compose(rng, (side, side), [name], scale=(0.32, 0.56), clutter=4)
 
 
 def _unlabeled(rng: Generator, recipe: Recipe) -> Scene:

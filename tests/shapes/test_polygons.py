@@ -6,6 +6,8 @@ import pytest
 from shapes.lighting import covered
 from shapes.outlines import CLASSES, class_outline
 from shapes.polygons import MAX_POINTS, bounding_box, trace
+from shapes.render import generator
+from shapes.scene import compose
 
 mask_utils = pytest.importorskip("pycocotools.mask")
 SIZE = (90, 70)  # width, height
@@ -34,6 +36,15 @@ def test_the_rasterised_polygon_is_the_mask(name):
         parts = trace(coverage)
         assert _iou(_rasterised(parts), coverage >= 0.5) >= 0.9
         assert all(3 <= len(part) <= MAX_POINTS for part in parts)
+
+
+def test_polygons_of_objects_that_hide_one_another_are_their_visible_masks():
+    for index in range(12):
+        names = ["ellipse", "star", "crescent", "cross"]
+        scene = compose(generator(0, "scenes/val", index), (160, 160), names, scale=(0.2, 0.4), clutter=0)
+        for placed in scene.objects:
+            runs = mask_utils.frPyObjects([part.ravel().tolist() for part in trace(placed.coverage)], 160, 160)
+            assert _iou(mask_utils.decode(mask_utils.merge(runs)).astype(bool), placed.coverage >= 0.5) >= 0.9
 
 
 def test_coordinates_are_those_of_coco():
