@@ -7,6 +7,7 @@ changes a byte.
 import json
 import multiprocessing
 import os
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -65,8 +66,11 @@ def render(folder: Path, recipe: Recipe, *, seed: int, processes: int, progress:
     scenes: dict[str, list[SceneEntry]] = {part: [] for part in PARTS if part.startswith("scenes")}
     work = partial(_render_task, folder, recipe, seed)
     total = sum(counts(recipe).values())
+    terminal = sys.stderr.isatty()
+    if progress and not terminal:
+        print(f"rendering the embedded dataset, {total} pictures, once", file=sys.stderr)
     with (
-        tqdm(total=total, desc="rendering shapes", unit="img", mininterval=0.5, disable=not progress) as bar,
+        tqdm(total=total, desc="rendering shapes", unit="img", disable=not (progress and terminal)) as bar,
         _mapping(processes) as mapping,
     ):
         for (part, indices), entries in zip(tasks, mapping(work, tasks), strict=True):
