@@ -44,6 +44,7 @@ setup(
     extras_require={
         "detection": DETECTION,
         "baselines": ["lightly>=1.5"],
+        "wandb": ["wandb"],
         "dev": [*DETECTION, "pytest", "pytest-timeout", "ruff", "mypy", "types-PyYAML", "types-tqdm", "timm"],
     },
     entry_points={

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from pretrain import checkpoint, distributed
 from pretrain.config import build_recipes, resolve_precision
+from pretrain.corinfomax import CorInfoMaxLoss
 from pretrain.data import Source
 from pretrain.encoder import SiameseNetwork, build_encoder, build_projector, feature_dim
 from pretrain.engine import Trainer
@@ -24,6 +25,7 @@ from pretrain.rundir import plain
 from pretrain.saving import Saver
 from pretrain.schedule import warmup_cosine
 from pretrain.views import ViewDataset
+from pretrain.wandb_mirror import open_wandb
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,12 @@ def build_schedule(config: CfgNode, total_steps: int, steps_per_epoch: int) -> C
         warmup_start=config.TRAIN.WARMUP_LR,
         final=config.TRAIN.MIN_LR,
     )
+
+
+def build_recorder(config: CfgNode, output: Path, criterion: CorInfoMaxLoss, span: Span) -> Recorder:
+    """What writes the record of the run."""
+    mirrors = [open_wandb(config.LOG.WANDB, output, plain(config))] if config.LOG.WANDB else []
+    return Recorder(output, span.first, criterion, span.warmup, mirrors)
 
 
 def build_saver(

@@ -72,6 +72,7 @@ def get_defaults() -> CfgNode:
     c.CHECKPOINT.STEPS = 0  # save after so many steps; 0: never
     c.LOG = CfgNode()
     c.LOG.PERIOD = 10  # steps between lines of metrics.json
+    c.LOG.WANDB = ""  # project of Weights & Biases that gets them too; empty: none
     c.PROBE = CfgNode()  # kNN accuracy on the labelled part of the dataset as training goes
     c.PROBE.EVERY = 0  # epochs; 0: never
     c.PROBE.K = 20

@@ -5,7 +5,7 @@ import logging
 import multiprocessing
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -159,7 +159,7 @@ class WatchedDataset(Dataset):
         return f"loader worker {worker} (process {own:.0f}), at {name} for {seconds:.0f} s,"
 
 
-def read_batches(loader: DataLoader) -> Iterator[Any]:
+def read_batches(loader: DataLoader) -> Generator[Any, None, None]:
     """The loader's batches.
 
     Raises:
@@ -170,18 +170,22 @@ def read_batches(loader: DataLoader) -> Iterator[Any]:
     workers = [process for process in multiprocessing.active_children() if process not in others]
     failure = ""
     try:
-        while (batch := next(batches, None)) is not None:
-            yield batch
-    except UnreadableImage as error:
-        # A worker's exception comes with its traceback as text, and the message in the last line.
-        message = str(error).strip().splitlines()[-1].removeprefix(f"{UnreadableImage.__module__}.UnreadableImage: ")
-        raise UserError(f"{message}; check the dataset") from error
-    except RuntimeError as error:
-        failure = worker_failure(loader, str(error))
-        if not failure:
-            raise
-    finally:
-        del batches  # ends the workers that listen
+        try:
+            while (batch := next(batches, None)) is not None:
+                yield batch
+        except UnreadableImage as error:
+            # A worker's exception comes with its traceback as text, and the message in the last line.
+            last = str(error).strip().splitlines()[-1]
+            failure = f"{last.removeprefix(f'{UnreadableImage.__module__}.UnreadableImage: ')}; check the dataset"
+        except (RuntimeError, OSError, EOFError) as error:  # the latter two: a batch of which the sender is gone
+            dead = [process.pid for process in workers if not process.is_alive()]
+            failure = worker_failure(loader, f"DataLoader worker {dead[0]}" if dead else str(error))
+            if not failure:
+                workers = []
+                raise
+        finally:
+            del batches  # ends the workers that listen
+    finally:  # while torch watches them it would report these kills as failures
         for worker in workers:
             if worker.is_alive():
                 worker.kill()
@@ -211,7 +215,7 @@ def worker_failure(loader: DataLoader, message: str) -> str:
         return f"{dataset.describe()} hangs: no batch came for {loader.timeout:g} s; check the disk that holds it"
     dead = [int(word) for word in message.replace(")", " ").replace(",", " ").split() if word.isdigit()]
     who = dataset.describe(dead[0] if dead else None)
-    return f"{who} has died ({message.strip()}); memory that ran out is the usual reason: lower DATA.WORKERS"
+    return f"{who} has died; memory that ran out is the usual reason: lower DATA.WORKERS"
 
 
 def report_unreadable(batch: Batch, known: set[str], allowed: float) -> None:

@@ -1,8 +1,8 @@
 """The training loop of pretraining: all the steps, what is recorded and saved between them, and when they end early."""
 
+import contextlib
 import logging
 import math
-import time
 from collections.abc import Callable, Iterable
 
 import torch
@@ -37,34 +37,29 @@ def train(
 ) -> bool:
     """Take the steps from `first_step` to `last_step`, counted over all epochs from 0.
 
-    Args:
-        max_unreadable: share of damaged images above which the run stops.
-        skipped: the count of batches that were no use, and its bound.
-        recorder: where to record; None on all processes but the main one.
-        saver: of checkpoints.
-        end_epoch: called with (epochs complete, steps complete) after each epoch, before its checkpoint.
+    `max_unreadable` is the share of damaged images above which the run stops, `recorder` is None on all processes but
+    the main one, `end_epoch` is called with (epochs complete, steps complete) before an epoch's checkpoint.
 
     Returns:
         Whether all steps were taken; else a signal asked to stop, and a checkpoint of the steps taken is there.
 
     Raises:
-        NonFiniteLoss: too many batches gave a loss or gradient that is no number.
-        UserError: too many images cannot be read, a loader's worker or another process failed, or the disk is full.
+        UserError: too many images or batches are no use, a worker or another process failed, or the disk is full.
     """
     progress = Progress(last_step, first_step, shown=recorder is not None)
-    unreadable: set[str] = set()
-    meter, waited_from = Meter(), time.monotonic()
-    votes, shown = Votes(trainer.device), ""
-    with StopRequest() as request, distributed.losses_named(), dead_workers_named(loader):
-        batches = read_batches(loader)
+    meter, votes, shown, unreadable = Meter(), Votes(trainer.device), "", set[str]()
+    with (
+        StopRequest() as request,
+        distributed.losses_named(),
+        dead_workers_named(loader),
+        contextlib.closing(read_batches(loader)) as batches,
+    ):
         for step in range(first_step, last_step):
-            batch = next(batches)
-            meter.waiting += time.monotonic() - waited_from
-            meter.images += len(batch.indices)
+            batch = meter.wait_for(batches)
             report_unreadable(batch, unreadable, max_unreadable * len(loader.dataset))  # type: ignore[arg-type]
             terms = trainer.step(step, batch, stop=request.requested is not None)
             votes.add(step, trainer.votes)
-            complete = step + 1
+            complete, epochs = step + 1, (step + 1) // steps_per_epoch
             ends_epoch = complete % steps_per_epoch == 0
             ends = ends_epoch or complete == last_step
             logs = ends or complete % log_period == 0
@@ -72,18 +67,17 @@ def train(
             if logs:
                 values = gather(terms, trainer.learning_rate(step), complete / steps_per_epoch, skipped.total, meter)
                 shown, meter = describe(values), Meter()
-                if recorder:
-                    recorder.record(step, values, ends_epoch)
+            if logs and recorder:
+                recorder.record(step, values, ends_epoch)
             progress.advance(f"epoch {step // steps_per_epoch + 1}  {shown}")
             if ends_epoch:
-                end_epoch(complete // steps_per_epoch, complete)
+                end_epoch(epochs, complete)
             if ends or stop or saver.due_by_steps(complete) or (logs and saver.due_by_time()):
-                saver.save(complete // steps_per_epoch, complete, skipped.total)
+                saver.save(epochs, complete, skipped.total)
             if stop and complete < last_step:
                 distributed.barrier()  # a process that leaves first has torchrun end the others, in their save perhaps
                 progress.close()
                 return False
-            waited_from = time.monotonic()
     progress.close()
     return True
 

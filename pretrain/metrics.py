@@ -5,7 +5,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -110,6 +110,14 @@ class Meter:
     images: int = 0
     waiting: float = 0.0
     started: float = field(default_factory=time.monotonic)
+
+    def wait_for(self, batches: Iterator[Any]) -> Any:
+        """The next of the batches, with its images and the wait for it counted."""
+        before = time.monotonic()
+        batch = next(batches)
+        self.waiting += time.monotonic() - before
+        self.images += len(batch.indices)
+        return batch
 
     def read(self) -> dict[str, float]:
         """Images a second over all processes, and the share of the time spent waiting for data."""

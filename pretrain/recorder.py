@@ -10,7 +10,7 @@ complete and in order, and those of the steps that a checkpoint covers are on th
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -37,10 +37,19 @@ class Recorder:
         first_step: where training begins. Lines from this step on, of an interrupted run, are dropped.
         criterion: whose estimates are measured.
         watch_from: step from which a collapsed embedding is warned of. An untrained network's always is.
+        mirrors: other places for the lines of metrics.json, each called with (step, values).
     """
 
-    def __init__(self, run: Path, first_step: int, criterion: CorInfoMaxLoss, watch_from: int) -> None:
+    def __init__(
+        self,
+        run: Path,
+        first_step: int,
+        criterion: CorInfoMaxLoss,
+        watch_from: int,
+        mirrors: Sequence[Callable[[int, Mapping[str, float]], None]] = (),
+    ) -> None:
         self._metrics = Metrics(run, first_step)
+        self._mirrors = mirrors
         self._spectra = JsonLines(run / "spectrum.json", first_step)
         self._criterion = criterion
         self._watch_from = watch_from
@@ -61,7 +70,7 @@ class Recorder:
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Record values that have no spectrum, such as a probe's."""
         self.flush()
-        self._metrics.write(step, values)
+        self._write(step, values)
 
     def flush(self) -> None:
         """Finish the line that is being worked out."""
@@ -71,7 +80,7 @@ class Recorder:
         self._pending = None
         spectrum = future.result()
         figures = {name: getattr(spectrum, name) for name in ("ldmi", "effective_rank", "min_eigenvalue")}
-        self._metrics.write(step, {**values, **figures})
+        self._write(step, {**values, **figures})
         if ends_epoch:
             rows = [[float(f"{value:.7g}") for value in row] for row in spectrum.eigenvalues.tolist()]
             self._spectra.write(step, {"epoch": values["epoch"], "eigenvalues": rows})
@@ -89,6 +98,11 @@ class Recorder:
         self._thread.shutdown()
         self._metrics.close()
         self._spectra.close()
+
+    def _write(self, step: int, values: Mapping[str, float]) -> None:
+        self._metrics.write(step, values)
+        for mirror in self._mirrors:
+            mirror(step, values)
 
     def _watch(self, step: int, spectrum: Spectrum) -> None:
         collapsed = step >= self._watch_from and is_collapsed(spectrum)

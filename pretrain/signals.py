@@ -4,7 +4,6 @@ SIGTERM and SIGUSR1 are what schedulers send before the end of a job, SIGINT is 
 `STOPPED`, so that a script can tell a run that wants to go on from one that failed or is complete.
 """
 
-import logging
 import signal
 import time
 from types import FrameType, TracebackType
@@ -12,7 +11,7 @@ from types import FrameType, TracebackType
 STOPPED = 75  # sysexits.h: EX_TEMPFAIL, "the user is invited to retry"
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 IMPATIENCE = 2.0  # seconds; torchrun passes Ctrl-C on to processes that have it from the terminal already
-logger = logging.getLogger("pretrain")
+GRACE = 60  # seconds, for a step and a save
 
 
 class StopRequest:
@@ -44,6 +43,7 @@ class StopRequest:
 
 
 def leave_to_parent(*_: object) -> None:
-    """For a loader's worker: the same signals mean nothing to it. It ends when its parent does."""
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+    """For a loader's worker: its parent decides. SIGTERM, perhaps from the parent, ends it after `GRACE` seconds."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE))

@@ -30,6 +30,7 @@ from pretrain.build import (
     build_batches,
     build_network,
     build_parts,
+    build_recorder,
     build_saver,
     build_schedule,
     build_trainer,
@@ -118,7 +119,7 @@ def pretrain(config: CfgNode, output: Path, resume: bool, device: torch.device) 
     span = Span.of(config, len(source), position["step"])
     trainer = build_trainer(config, parts, device, span.total, span.per_epoch)
     loader = build_batches(config, source, span, device)
-    recorder = Recorder(output, span.first, parts["criterion"], span.warmup) if distributed.is_main() else None
+    recorder = build_recorder(config, output, parts["criterion"], span) if distributed.is_main() else None
     logger.info("%d images, steps %d to %d, %d an epoch", len(source), span.first, span.last, span.per_epoch)
     logger.info("%s on %d %s process(es)", trainer.precision, distributed.world_size(), device.type)
     try:

@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -166,11 +167,48 @@ def test_bad_batches_are_counted_named_and_bounded(photos: Path, tmp_path: Path)
             train.main([*arguments(photos, tmp_path / "many", "--resume"), "TRAIN.MAX_SKIPPED", "1"])
 
 
+def test_damaged_images_are_replaced_named_once_and_bounded(photos: Path, tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    for path in (photos / "train").rglob("*.jpg"):
+        (images / f"{path.parent.name}{path.name}").write_bytes(path.read_bytes())
+    for name in ("circle03.jpg", "square01.jpg"):
+        (images / name).write_bytes(b"<html>")
+    for workers in ("0", "1"):
+        run = tmp_path / workers
+        train.main([*arguments(images, run), "DATA.MAX_UNREADABLE", "0.1", "DATA.WORKERS", workers])
+        said = (run / "log.txt").read_text()
+        assert [said.count(f"{name}: not an image") for name in ("circle03.jpg", "square01.jpg")] == [1, 1]
+    assert_same(tmp_path / "0", tmp_path / "1")
+    with pytest.raises(UserError, match=r"2 images cannot be read.*circle03.jpg.*square01.jpg"):
+        train.main([*arguments(images, tmp_path / "strict"), "DATA.MAX_UNREADABLE", "0"])
+
+
 def test_collapse_is_warned_of(photos: Path, tmp_path: Path) -> None:
     # Batches of 4 images span 4 of 64 dimensions at most: fewer than a tenth.
     train.main([*arguments(photos, tmp_path), "PROJECTOR.DIMS", "[64]", "TRAIN.WARMUP_EPOCHS", "1"])
     said = re.findall(r"the embedding has collapsed: at step (\d+)", (tmp_path / "log.txt").read_text())
     assert said == ["7"]  # once, at the first log point after the warm-up
+
+
+def test_record_is_mirrored_where_asked_for(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: dict[int, Any] = {}
+    opened: dict[str, Any] = {}
+
+    class Session:
+        def log(self, values: dict, step: int) -> None:
+            sent[step] = values
+
+    library = types.ModuleType("wandb")
+    library.init = lambda **options: opened.update(options) or Session()  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "wandb", library)
+    train.main([*arguments(photos, tmp_path / "a"), "LOG.WANDB", "mine"])
+    lines = [json.loads(line) for line in (tmp_path / "a" / "metrics.json").read_text().splitlines()]
+    assert [{"iteration": step, **values} for step, values in sent.items()] == lines
+    assert opened["project"] == "mine"
+    monkeypatch.setitem(sys.modules, "wandb", None)  # as if it were not installed
+    with pytest.raises(UserError, match=r"LOG.WANDB needs the library wandb"):
+        train.main([*arguments(photos, tmp_path / "b"), "LOG.WANDB", "mine"])
 
 
 def test_second_run_in_a_directory_is_refused(photos: Path, tmp_path: Path, error_of: Callable) -> None:
