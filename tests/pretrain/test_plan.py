@@ -8,7 +8,10 @@ import pytest
 from pretrain import train
 from pretrain.plan import text_curve
 
-SETTINGS = ["DATA.NAME", "folder", "DATA.IMAGE_SIZE", "32", "TRAIN.BATCH_SIZE", "10", "PROJECTOR.DIMS", "[16, 8]"]
+SETTINGS = [
+    *("DATA.NAME", "folder", "DATA.IMAGE_SIZE", "32", "TRAIN.BATCH_SIZE", "10", "PROJECTOR.DIMS", "[16, 8]"),
+    *("TRAIN.EPOCHS", "10", "TRAIN.WARMUP_EPOCHS", "1", "TRAIN.WARMUP_LR", "0.003", "TRAIN.LR", "0.5"),
+]
 
 
 @pytest.fixture(autouse=True)

@@ -76,8 +76,10 @@ def run_torture(*options: str) -> str:
     return done.stdout
 
 
-def test_killed_runs_end_bit_identical() -> None:
-    said = run_torture("--kills", "3", "--kills-per-run", "3", "--kinds", "worker", "all", "save")
+@pytest.mark.parametrize(("processes", "kinds"), [(1, ["worker", "all", "save"]), (2, ["one", "save", "term"])])
+def test_killed_runs_end_bit_identical(processes: int, kinds: list[str]) -> None:
+    said = run_torture("--kills", "3", "--kills-per-run", "3", "--processes", str(processes), "--kinds", *kinds)
+    assert "3 kills" in said
     assert "0 ended otherwise" in said
 
 
