@@ -6,6 +6,8 @@ import multiprocessing
 import os
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
 from typing import Any, Protocol
 
 import numpy as np
@@ -177,9 +179,9 @@ def read_batches(loader: DataLoader) -> Generator[Any, None, None]:
             # A worker's exception comes with its traceback as text, and the message in the last line.
             last = str(error).strip().splitlines()[-1]
             failure = f"{last.removeprefix(f'{UnreadableImage.__module__}.UnreadableImage: ')}; check the dataset"
-        except (RuntimeError, OSError, EOFError) as error:  # the latter two: a batch of which the sender is gone
-            dead = [process.pid for process in workers if not process.is_alive()]
-            failure = worker_failure(loader, f"DataLoader worker {dead[0]}" if dead else str(error))
+        except (RuntimeError, OSError, EOFError) as error:
+            gone = None if isinstance(error, RuntimeError) else find_dead(workers)  # the sender of half a batch
+            failure = worker_failure(loader, f"DataLoader worker {gone}" if gone else str(error))
             if not failure:
                 workers = []
                 raise
@@ -191,6 +193,13 @@ def read_batches(loader: DataLoader) -> Generator[Any, None, None]:
                 worker.kill()
     if failure:
         raise UserError(failure)
+
+
+def find_dead(workers: Sequence[BaseProcess], patience: float = 5.0) -> int | None:
+    """The id of a process that has ended or does so within `patience` seconds: its sockets close before it is gone."""
+    with contextlib.suppress(RuntimeError):  # torch's signal handler, which says no more than this does
+        wait([process.sentinel for process in workers], patience)
+    return next((process.pid for process in workers if not process.is_alive()), None)
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from pretrain import distributed
 from pretrain.corinfomax import Terms
 from pretrain.engine import Trainer
 from pretrain.guard import NonFiniteLoss, Verdict, Votes
-from pretrain.loader import ShuffledBatches, dead_workers_named, read_batches, report_unreadable
+from pretrain.loader import ShuffledBatches, read_batches, report_unreadable
 from pretrain.metrics import Meter, Progress
 from pretrain.recorder import Recorder
 from pretrain.saving import Saver
@@ -51,7 +51,6 @@ def train(
     with (
         StopRequest() as request,
         distributed.losses_named(),
-        dead_workers_named(loader),
         contextlib.closing(read_batches(loader)) as batches,
     ):
         for step in range(first_step, last_step):

@@ -9,6 +9,7 @@ end, encoder.safetensors. An interrupted run goes on with the same command and -
 a run saves and leaves with status 75 (docs/reliability.md).
 """
 
+import contextlib
 import logging
 import os
 from collections.abc import Sequence
@@ -38,7 +39,7 @@ from pretrain.build import (
 from pretrain.config import get_defaults, validate
 from pretrain.data import build_source
 from pretrain.encoder import SiameseNetwork
-from pretrain.loader import check_batch
+from pretrain.loader import check_batch, dead_workers_named
 from pretrain.loop import Skipped, train
 from pretrain.plan import build_without_memory, describe_plan
 from pretrain.probe import OnlineProbe
@@ -122,7 +123,7 @@ def pretrain(config: CfgNode, output: Path, resume: bool, device: torch.device) 
     recorder = build_recorder(config, output, parts["criterion"], span) if distributed.is_main() else None
     logger.info("%d images, steps %d to %d, %d an epoch", len(source), span.first, span.last, span.per_epoch)
     logger.info("%s on %d %s process(es)", trainer.precision, distributed.world_size(), device.type)
-    try:
+    with dead_workers_named(loader), contextlib.closing(recorder) if recorder else contextlib.nullcontext():
         complete = train(
             trainer,
             loader,
@@ -136,9 +137,6 @@ def pretrain(config: CfgNode, output: Path, resume: bool, device: torch.device) 
             saver=build_saver(config, output, parts, recorder, span.first, len(source)),
             end_epoch=partial(end_epoch, config, parts["network"], probe, recorder),
         )
-    finally:
-        if recorder:
-            recorder.close()
     if not complete:
         logger.info("stopped as asked to; the same command with --resume goes on")
     elif distributed.is_main():
