@@ -142,8 +142,7 @@ def _draw_pretraining(row: Sequence[Axes], setting: Setting, colours: Colours) -
                 ("big bang", big_bang, "--"),
                 ("attraction, weighted", attraction, ":"),
             ):
-                if values:
-                    _line(terms, values, colour, style, f"{group.label}: {name}" if not number else "")
+                _line(terms, values, colour, style, f"{group.label}: {name}" if not number else "")
             _line(rate, run.series("learning_rate"), colour, "-", group.label if not number else "")
             _line(probe, run.series("knn_top1"), colour, "o-", group.label if not number else "")
     for axes, title in zip(row, ("Pretraining loss", "Learning rate", "Online kNN top-1, %"), strict=True):
@@ -153,6 +152,8 @@ def _draw_pretraining(row: Sequence[Axes], setting: Setting, colours: Colours) -
 
 
 def _line(axes: Axes, values: Mapping[int, float], colour: str, style: str, label: str) -> None:
+    if not values:
+        return
     axes.plot(list(values), list(values.values()), style, color=colour, lw=1.5, ms=4, label=label or "_")
 
 
