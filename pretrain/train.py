@@ -62,7 +62,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     device = distributed.start(torch.cuda.is_available(), timedelta(seconds=config.TRAIN.PEER_TIMEOUT))
     try:
-        complete = pretrain(config, Path(args.output or f"output/{Path(args.config).stem}"), args.resume, device)
+        with distributed.losses_named():
+            complete = pretrain(config, Path(args.output or f"output/{Path(args.config).stem}"), args.resume, device)
     finally:
         distributed.stop()
     if not complete:
