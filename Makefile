@@ -19,7 +19,7 @@ $(STAMP): requirements.txt setup.py
 # The whole protocol on the embedded dataset. Interrupted, it goes on where it was; `make demo SEED=1` adds another
 # seed to the same report.
 demo: $(STAMP)
-	$(BIN)/python pretrain/train.py --config shapes_R18 --output $(RUN)/pretrain --resume SEED $(SEED)
+	$(BIN)/python pretrain/train.py --config shapes_R18 --output $(RUN)/pretrain --resume SEED $(SEED) PROBE.EVERY 2
 	$(BIN)/python pretrain/linear.py --weights random --output $(RUN)/linear_random --resume SEED $(SEED)
 	$(BIN)/python pretrain/linear.py --weights $(RUN)/pretrain --output $(RUN)/linear_corinfomax --resume SEED $(SEED)
 	$(BIN)/python convert/to_d2.py $(RUN)/pretrain/checkpoints/last.pt $(RUN)/encoder.pkl --verify --overwrite

@@ -15,18 +15,7 @@ from pretrain import checkpoint, train
 
 TINY = [
     *("DATA.NAME", "folder", "DATA.IMAGE_SIZE", "32", "DATA.WORKERS", "0", "PROJECTOR.DIMS", "[16, 8]"),
-    *(
-        "PROBE.EVERY",
-        "0",
-        "TRAIN.BATCH_SIZE",
-        "8",
-        "TRAIN.EPOCHS",
-        "2",
-        "TRAIN.PRECISION",
-        "float32",
-        "LOG.PERIOD",
-        "1",
-    ),
+    *("TRAIN.BATCH_SIZE", "8", "TRAIN.EPOCHS", "2", "TRAIN.PRECISION", "float32", "LOG.PERIOD", "1"),
     *("TRAIN.LR", "0.5", "OBJECTIVE.ATTRACTION", "250"),
 ]
 SCRIPT = Path(train.__file__)
