@@ -1,0 +1,92 @@
+"""Which evaluation a dataset gets: the one that its published numbers were computed with.
+
+What Detectron2 notes as a dataset's `evaluator_type` decides: COCO's AP, VOC's (eleven points for 2007), LVIS's,
+Cityscapes' own scripts, or intersection over union for semantic segmentation.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from fvcore.common.config import CfgNode
+
+import detection.compat  # noqa: F401
+from cli.errors import UserError
+from detection import packages
+
+# isort: split
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import (
+    CityscapesInstanceEvaluator,
+    CityscapesSemSegEvaluator,
+    DatasetEvaluator,
+    LVISEvaluator,
+    PascalVOCDetectionEvaluator,
+    SemSegEvaluator,
+)
+
+
+def build_evaluator(config: CfgNode, dataset_name: str, output_folder: str | Path) -> DatasetEvaluator:
+    """The evaluator of a registered dataset, for what the model of `config` predicts.
+
+    Args:
+        config: of the run.
+        dataset_name: as registered.
+        output_folder: where predictions are written, by the evaluators that write them.
+
+    Raises:
+        UserError: the format has no evaluation here, or a package that it needs is not installed.
+    """
+    kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
+    if kind not in EVALUATORS:
+        raise UserError(
+            f"dataset {dataset_name!r} has evaluator_type {kind!r}; there is an evaluation for {', '.join(EVALUATORS)}"
+        )
+    return EVALUATORS[kind](config, dataset_name, str(output_folder))
+
+
+def predicted_tasks(config: CfgNode) -> tuple[str, ...]:
+    """What the model predicts of an object, by COCO's names: bbox, and segm and keypoints if it has such heads."""
+    regions = config.MODEL.META_ARCHITECTURE == "GeneralizedRCNN"
+    heads = {"segm": regions and config.MODEL.MASK_ON, "keypoints": regions and config.MODEL.KEYPOINT_ON}
+    return ("bbox", *(task for task, there in heads.items() if there))
+
+
+def _coco(config: CfgNode, name: str, folder: str) -> DatasetEvaluator:
+    from detection.coco_evaluation import FastCOCOEvaluator
+
+    tasks = predicted_tasks(config)
+    keypoints = {"kpt_oks_sigmas": config.TEST.KEYPOINT_OKS_SIGMAS} if "keypoints" in tasks else {}
+    return FastCOCOEvaluator(name, tasks, folder, **keypoints)
+
+
+def _voc(config: CfgNode, name: str, folder: str) -> DatasetEvaluator:
+    return PascalVOCDetectionEvaluator(name)
+
+
+def _lvis(config: CfgNode, name: str, folder: str) -> DatasetEvaluator:
+    packages.provide_lvis(name)
+    return LVISEvaluator(name, predicted_tasks(config), output_dir=folder)
+
+
+def _cityscapes_instances(config: CfgNode, name: str, folder: str) -> DatasetEvaluator:
+    packages.provide_cityscapes(name)
+    return CityscapesInstanceEvaluator(name)
+
+
+def _cityscapes_semantic(config: CfgNode, name: str, folder: str) -> DatasetEvaluator:
+    packages.provide_cityscapes(name)
+    return CityscapesSemSegEvaluator(name)
+
+
+def _semantic(config: CfgNode, name: str, folder: str) -> DatasetEvaluator:
+    return SemSegEvaluator(name, output_dir=folder)
+
+
+EVALUATORS: dict[str, Callable[[CfgNode, str, str], DatasetEvaluator]] = {
+    "coco": _coco,
+    "pascal_voc": _voc,
+    "lvis": _lvis,
+    "cityscapes_instance": _cityscapes_instances,
+    "cityscapes_sem_seg": _cityscapes_semantic,
+    "sem_seg": _semantic,
+}
