@@ -1,0 +1,121 @@
+"""COCO's scores of a list of detections: by faster-coco-eval where it is installed, else by pycocotools.
+
+Both give the same numbers. Detections are dicts in COCO's results format, `dataset` is what the annotations' JSON
+file holds. Nothing that is passed in is changed.
+"""
+
+import contextlib
+import functools
+import importlib
+import importlib.util
+import io
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from pycocotools import mask as masks
+
+from cli.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+OVERLAPS = np.linspace(0.5, 0.95, 10)
+RECALLS = np.linspace(0, 1, 101)
+SUMMARY = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+KEYPOINT_SUMMARY = ("AP", "AP50", "AP75", "APm", "APl", "AR", "AR50", "AR75", "ARm", "ARl")
+SHAPES = {"bbox": ("bbox",), "segm": ("segmentation",), "keypoints": ("bbox", "keypoints")}
+
+
+class Libraries(NamedTuple):
+    """The classes for annotations and for their evaluation, and the latter's further arguments."""
+
+    annotations: Any
+    evaluation: Any
+    options: dict[str, Any]
+
+
+@functools.cache
+def libraries() -> Libraries:
+    """The faster library, or pycocotools and one line in the log."""
+    if importlib.util.find_spec("faster_coco_eval") is not None:
+        fast = importlib.import_module("faster_coco_eval")
+        return Libraries(fast.COCO, fast.COCOeval_faster, {"print_function": logger.debug})
+    logger.warning("faster-coco-eval is not installed: COCO AP by pycocotools, which gives the same, slower")
+    coco = importlib.import_module("pycocotools.coco").COCO
+    # As pycocotools, whose summary assumes 100 detections an image, for any number of them.
+    return Libraries(coco, importlib.import_module("detectron2.evaluation.coco_evaluation").COCOevalMaxDets, {})
+
+
+def score(
+    dataset: Mapping[str, Any],
+    results: Sequence[Mapping[str, Any]],
+    task: str,
+    limits: Sequence[int] = (1, 10, 100),
+    image_ids: Sequence[int] | None = None,
+    sigmas: Sequence[float] = (),
+) -> Any:
+    """An evaluation in pycocotools' form, with `stats` and `eval`; without detections too.
+
+    Args:
+        dataset: images, annotations and categories.
+        results: detections, with the category ids of `dataset`.
+        task: bbox, segm or keypoints.
+        limits: detections of a class in an image that count, for AR1, AR10 and all else. Keypoints: 20, always.
+        image_ids: the images that count; by default all.
+        sigmas: of the keypoints, if they are not COCO's 17.
+
+    Raises:
+        UserError: the number of keypoints is not that of the sigmas.
+    """
+    library = libraries()
+    # Numbered anew from 1: to both libraries an annotation with the id 0 can be found by no detection.
+    truth = [{**entry, "id": number} for number, entry in enumerate(dataset["annotations"], 1)]
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        both = [_index(library, dataset, entries) for entries in (truth, detections(results, task))]
+        evaluation = library.evaluation(*both, task, **library.options)
+        evaluation.params.catIds = sorted(category["id"] for category in dataset["categories"])
+        if image_ids is not None:
+            evaluation.params.imgIds = list(image_ids)
+        if task == "keypoints":
+            _set_sigmas(evaluation.params, sigmas, truth)
+        else:
+            evaluation.params.maxDets = list(limits)
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    logger.debug("%s", said.getvalue())
+    return evaluation
+
+
+def detections(results: Sequence[Mapping[str, Any]], task: str) -> list[dict[str, Any]]:
+    """The results as annotations with an id and an area: of the mask, where it is masks that are compared."""
+    kept = ("image_id", "category_id", "score", *SHAPES[task])
+    found = [{key: entry[key] for key in kept} for entry in results]
+    areas: Iterable[float]
+    if task == "segm":
+        areas = masks.area([entry["segmentation"] for entry in found]).tolist() if found else []
+    else:
+        areas = (entry["bbox"][2] * entry["bbox"][3] for entry in found)
+    for number, (entry, area) in enumerate(zip(found, areas, strict=True), 1):
+        entry.update(id=number, area=area, iscrowd=0)
+    return found
+
+
+def _index(library: Libraries, dataset: Mapping[str, Any], entries: list[dict[str, Any]]) -> Any:
+    indexed = library.annotations()
+    indexed.dataset = {**dataset, "annotations": entries}
+    indexed.createIndex()
+    return indexed
+
+
+def _set_sigmas(params: Any, sigmas: Sequence[float], truth: Sequence[Mapping[str, Any]]) -> None:
+    if sigmas:
+        params.kpt_oks_sigmas = np.array(sigmas)
+    points = len(truth[0]["keypoints"]) // 3 if truth else len(params.kpt_oks_sigmas)
+    if points != len(params.kpt_oks_sigmas):
+        raise UserError(
+            f"the annotations have {points} keypoints, but TEST.KEYPOINT_OKS_SIGMAS is for"
+            f" {len(params.kpt_oks_sigmas)}: give a number for each"
+        )
