@@ -12,6 +12,7 @@ from fvcore.common.config import CfgNode
 import detection.compat  # noqa: F401
 from cli.errors import UserError
 from detection import packages
+from detection.coco_evaluation import FastCOCOEvaluator
 
 # isort: split
 from detectron2.data import MetadataCatalog
@@ -52,11 +53,9 @@ def predicted_tasks(config: CfgNode) -> tuple[str, ...]:
 
 
 def _coco(config: CfgNode, name: str, folder: str) -> DatasetEvaluator:
-    from detection.coco_evaluation import FastCOCOEvaluator
-
     tasks = predicted_tasks(config)
     keypoints = {"kpt_oks_sigmas": config.TEST.KEYPOINT_OKS_SIGMAS} if "keypoints" in tasks else {}
-    return FastCOCOEvaluator(name, tasks, folder, **keypoints)
+    return FastCOCOEvaluator(name, tasks=tasks, output_dir=folder, **keypoints)
 
 
 def _voc(config: CfgNode, name: str, folder: str) -> DatasetEvaluator:
