@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 import detection.compat  # noqa: F401
-from detection import coco_scores
+from detection import coco_analysis, coco_scores
 
 # isort: split
 from detectron2.evaluation import COCOEvaluator
@@ -79,12 +79,15 @@ class FastCOCOEvaluator(COCOEvaluator):
         if not self._do_evaluation:
             logger.info("%s has no annotations: nothing to evaluate against", self._metadata.json_file)
             return
+        analysis = {}
         for task in sorted(self._tasks or self._tasks_from_predictions(results)):
             evaluation = coco_scores.score(
                 self._coco_api.dataset, results, task, self._max_dets_per_image, img_ids, self._kpt_oks_sigmas
             )
             names = self._metadata.get("thing_classes")
             self._results[task] = self._derive_coco_results(evaluation, task, class_names=names)
+            analysis[task] = coco_analysis.analyse(evaluation)
+        self._write("analysis.json", analysis)
 
     def _with_category_ids(self, results: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Copies that name the dataset's categories instead of the model's classes, 0 to K - 1."""

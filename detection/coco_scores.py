@@ -20,8 +20,6 @@ from cli.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-OVERLAPS = np.linspace(0.5, 0.95, 10)
-RECALLS = np.linspace(0, 1, 101)
 SUMMARY = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 KEYPOINT_SUMMARY = ("AP", "AP50", "AP75", "APm", "APl", "AR", "AR50", "AR75", "ARm", "ARl")
 SHAPES = {"bbox": ("bbox",), "segm": ("segmentation",), "keypoints": ("bbox", "keypoints")}
@@ -69,8 +67,7 @@ def score(
         UserError: the number of keypoints is not that of the sigmas.
     """
     library = libraries()
-    # Numbered anew from 1: to both libraries an annotation with the id 0 can be found by no detection.
-    truth = [{**entry, "id": number} for number, entry in enumerate(dataset["annotations"], 1)]
+    truth = objects(dataset["annotations"])
     said = io.StringIO()
     with contextlib.redirect_stdout(said):
         both = [_index(library, dataset, entries) for entries in (truth, detections(results, task))]
@@ -87,6 +84,17 @@ def score(
         evaluation.summarize()
     logger.debug("%s", said.getvalue())
     return evaluation
+
+
+def objects(annotations: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The annotations, with the fields that both libraries demand and custom data may lack, numbered anew from 1.
+
+    To pycocotools an object with the id 0 can be found by no detection.
+    """
+    return [
+        {"iscrowd": 0, "area": entry["bbox"][2] * entry["bbox"][3], **entry, "id": number}
+        for number, entry in enumerate(annotations, 1)
+    ]
 
 
 def detections(results: Sequence[Mapping[str, Any]], task: str) -> list[dict[str, Any]]:
