@@ -103,7 +103,7 @@ def detections(results: Sequence[Mapping[str, Any]], task: str) -> list[dict[str
     found = [{key: entry[key] for key in kept} for entry in results]
     areas: Iterable[float]
     if task == "segm":
-        areas = masks.area([entry["segmentation"] for entry in found]).tolist() if found else []
+        areas = (float(masks.area(entry["segmentation"])) for entry in found)
     else:
         areas = (entry["bbox"][2] * entry["bbox"][3] for entry in found)
     for number, (entry, area) in enumerate(zip(found, areas, strict=True), 1):

@@ -160,18 +160,19 @@ def test_an_image_set_without_objects_has_no_scores():
     assert entry["precision_recall"]["mean"] == []
 
 
-@pytest.mark.parametrize("limits", [(1, 10, 100), (1, 10, 130), (1, 2, 3)])
-def test_more_detections_than_count(limits):
+@pytest.mark.parametrize("task", ["bbox", "segm"])
+@pytest.mark.parametrize("limits", [(1, 10, 100), (1, 10, 230), (1, 2, 3)])
+def test_more_detections_than_count(limits, task):
     dataset, results = scenes(5, images=4)
     rng = np.random.default_rng(0)
     entry = next(entry for entry in dataset["annotations"] if not entry["iscrowd"])
-    for _ in range(150):  # of one class in one image, mostly off the object, some on it
-        add_detection(rng, results, entry, np.array(entry["bbox"]) + rng.normal(0, 20, 4))
-    expected = reference(dataset, results, "bbox", limits, library=COCOevalMaxDets)
-    evaluation = coco_scores.score(dataset, results, "bbox", limits)
+    for _ in range(300):  # of one class in one image, mostly off the object, some on it
+        add_detection(rng, results, entry, np.array(entry[task]) + rng.normal(0, 20, 4))
+    expected = reference(dataset, results, task, limits, library=COCOevalMaxDets)
+    evaluation = coco_scores.score(dataset, results, task, limits)
     equal(evaluation, expected)
     if limits[-1] == 100:
-        equal(evaluation, reference(dataset, results, "bbox"))
+        equal(evaluation, reference(dataset, results, task))
     judged = error_kinds.join(coco_analysis.judge_images(evaluation))
     assert len(judged.kinds) < len(results)
     assert error_kinds.corrected_ap50(judged, 4, ()) == pytest.approx(expected.stats[1], abs=1e-12)

@@ -48,7 +48,7 @@ def test_perfect_detections_have_no_errors():
         ([0.7], [DOG], [CAT], ["classification"], {"classification": 100}),
         # Too little overlap, of which more would make AP50 1.
         ([0.3], [CAT], [CAT], ["localisation"], {"localisation": 100}),
-        # Neither: a dog's box that touches the cat, and the dog is found second, for 1/2. That is 25 of the mean of two.
+        # Neither: a dog's box that touches the cat, and the dog is found second, for 1/2, which costs the mean 25.
         (
             [[0.3, 0], [0, 0.8], [0.9, 0]], [DOG, DOG, CAT], [CAT, DOG], ["both", "correct", "correct"],
             {"both": 25},
