@@ -167,7 +167,7 @@ def test_more_detections_than_count(limits, task):
     rng = np.random.default_rng(0)
     entry = next(entry for entry in dataset["annotations"] if not entry["iscrowd"])
     for _ in range(300):  # of one class in one image, mostly off the object, some on it
-        add_detection(rng, results, entry, np.array(entry[task]) + rng.normal(0, 20, 4))
+        add_detection(rng, results, entry, np.array(entry["bbox"]) + rng.normal(0, 20, 4))
     expected = reference(dataset, results, task, limits, library=COCOevalMaxDets)
     evaluation = coco_scores.score(dataset, results, task, limits)
     equal(evaluation, expected)
