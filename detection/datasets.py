@@ -1,68 +1,131 @@
 """The datasets of the recipes: registered with Detectron2, and checked before a run starts.
 
-COCO and its relatives are built into Detectron2 and lie under the folder `DETECTRON2_DATASETS` (by default
-`datasets`). `shapes_train` and `shapes_val` are this project's own, rendered when first asked for.
+COCO and its relatives, VOC's boxes and Cityscapes are built into Detectron2 and lie under the folder
+`DETECTRON2_DATASETS` (by default `datasets`). Added here are VOC's semantic segmentation; `shapes_train` and
+`shapes_val`, this project's own, rendered when first asked for; and a user's data in COCO's format, under the name
+`ANNOTATIONS.json@IMAGE_FOLDER`, which says all there is to know, so that a config names data and needs no more.
 """
 
+import dataclasses
 import difflib
-import json
-import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy
+from fvcore.common.config import CfgNode
 
 import detection.compat  # noqa: F401
 from cli.errors import UserError
+from detection import packages, voc_segmentation
+from detection.layout_folders import check_cityscapes, check_semantic, check_voc
+from detection.layout_json import check_coco, check_lvis, read_categories
+from detection.needs import Needs, needs_of
 
 # isort: split
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 
 SHAPES = {"shapes_train": "train", "shapes_val": "val"}
+CHECKS: dict[str, Callable[[str, Any, Needs], None]] = {
+    "coco": check_coco,
+    "lvis": check_lvis,
+    "pascal_voc": check_voc,
+    "cityscapes_instance": check_cityscapes,
+    "cityscapes_sem_seg": check_cityscapes,
+    "sem_seg": check_semantic,
+}
+SEMANTIC = ("cityscapes_sem_seg", "sem_seg")
 
 
 def register(names: Iterable[str]) -> None:
     """Make the datasets known to Detectron2; the embedded ones are rendered if they are not there yet.
 
     Raises:
-        UserError: there is no dataset of that name; the nearest names are given.
+        UserError: there is no dataset of that name; the nearest names are given. Or a package that reads the
+            dataset is not installed.
     """
     for name in names:
-        if name in DatasetCatalog.list():
-            continue
-        if name not in SHAPES:
-            near = difflib.get_close_matches(name, [*DatasetCatalog.list(), *SHAPES], n=3, cutoff=0.3)
-            raise UserError(f"there is no dataset {name!r}; nearest: {', '.join(near)}")
-        from shapes import ensure_rendered
+        if name not in DatasetCatalog.list():
+            _register(name)
+        if MetadataCatalog.get(name).get("evaluator_type") == "lvis":
+            packages.provide_lvis(name)
 
-        split = SHAPES[name]
-        scenes = ensure_rendered() / "scenes"
-        annotations = scenes / "annotations" / f"instances_{split}.json"
-        register_coco_instances(name, {}, str(annotations), str(scenes / split))
+
+def custom_name(annotations: Path, images: Path) -> str:
+    """The name under which a user's annotations in COCO's format and the folder of their images are registered."""
+    return f"{annotations.resolve()}@{images.resolve()}"
+
+
+def register_custom(name: str, annotations: Path, images: Path) -> None:
+    """Make a user's data known under a name of their choice. Nothing is read yet: `check_dataset` does.
+
+    Args:
+        name: that the config's `DATASETS` will hold.
+        annotations: a JSON file in COCO's format.
+        images: the folder that its file names are relative to.
+
+    Raises:
+        UserError: another dataset has this name.
+    """
+    if name in DatasetCatalog.list():
+        metadata = MetadataCatalog.get(name)
+        if (metadata.get("json_file"), metadata.get("image_root")) != (str(annotations), str(images)):
+            raise UserError(f"there is a dataset {name!r} already: choose another name for {annotations}")
+        return
+    register_coco_instances(name, {}, str(annotations), str(images))
 
 
 def check(name: str, classes: int) -> None:
-    """See that a registered dataset in COCO's format is all there, and has as many classes as the model.
+    """See that a registered dataset is all there, for a detector of boxes with that many classes.
 
     Raises:
         UserError: something is missing or not as the format has it; the message names the path.
     """
+    _check(name, Needs(classes))
+
+
+def check_dataset(name: str, config: CfgNode) -> None:
+    """See that a registered dataset is all there, and holds what the model of `config` asks for.
+
+    Raises:
+        UserError: something is missing or not as the format has it; the message names the path, and the key of the
+            config where this is what disagrees.
+    """
+    _check(name, dataclasses.replace(needs_of(config), evaluated=name in config.DATASETS.TEST))
+
+
+def check_same_classes(names: Iterable[str]) -> None:
+    """See that registered datasets number the same classes in the same order, as those of one run must.
+
+    Raises:
+        UserError: they do not; names the first class that differs.
+    """
+    first, *others = names
+    expected = known_classes(first)
+    for other in others:
+        for index, (one, two) in enumerate(zip(expected, known_classes(other), strict=False)):
+            if one != two:
+                raise UserError(f"class {index} is {one!r} in {first} but {two!r} in {other}: number the classes alike")
+
+
+def count_classes(name: str) -> int:
+    """The number of classes of a registered dataset, read from its file if it is a user's own.
+
+    Raises:
+        UserError: the file is missing, or not in COCO's format.
+    """
+    return len(known_classes(name))
+
+
+def known_classes(name: str) -> list[str]:
+    """Names of the classes of a registered dataset, in the model's order.
+
+    Raises:
+        UserError: the dataset is a user's own and its file is missing, or not in COCO's format.
+    """
     metadata = MetadataCatalog.get(name)
-    if metadata.get("evaluator_type") != "coco":
-        raise UserError(f"dataset {name!r} is not in COCO's format, the only one that is supported so far")
-    annotations, images = Path(metadata.json_file), Path(metadata.image_root)
-    for path, there in ((annotations, annotations.is_file()), (images, images.is_dir())):
-        if not there:
-            raise UserError(f"dataset {name}: {path} does not exist; {_layout(annotations, images)}")
-    content = _read_json(annotations)
-    _check_content(content, annotations)
-    if len(content["categories"]) != classes:
-        raise UserError(
-            f"{annotations} has {len(content['categories'])} categories, but MODEL.ROI_HEADS.NUM_CLASSES is {classes}"
-        )
-    _check_images([record["file_name"] for record in content["images"]], images, annotations)
+    return _built_in_classes(metadata) or read_categories(Path(metadata.json_file))
 
 
 def class_names(name: str, classes: int) -> list[str]:
@@ -71,8 +134,24 @@ def class_names(name: str, classes: int) -> list[str]:
         from shapes import CLASSES
 
         return list(CLASSES)
-    names = MetadataCatalog.get(name).get("thing_classes", [])
-    return list(names) if len(names) == classes else [f"class {index}" for index in range(classes)]
+    if "@" in name or name in voc_segmentation.SETS:
+        register([name])
+    metadata = MetadataCatalog.get(name)
+    names = _built_in_classes(metadata)
+    if not names and Path(metadata.get("json_file", "")).is_file():
+        names = read_categories(Path(metadata.json_file))
+    return names if len(names) == classes else [f"class {index}" for index in range(classes)]
+
+
+def sources(name: str) -> dict[str, str]:
+    """Where the images and the annotations of a registered dataset lie, as absolute paths."""
+    metadata = MetadataCatalog.get(name)
+    if metadata.get("dirname"):
+        images, annotations = Path(metadata.dirname, "JPEGImages"), Path(metadata.dirname, "Annotations")
+    else:
+        images = Path(metadata.get("image_root") or metadata.image_dir)
+        annotations = Path(metadata.get("json_file") or metadata.get("sem_seg_root") or metadata.gt_dir)
+    return {"image_root": str(images.resolve()), "annotations": str(annotations.resolve())}
 
 
 def subset(size: int, fraction: float, seed: int) -> list[int]:
@@ -84,58 +163,37 @@ def subset(size: int, fraction: float, seed: int) -> list[int]:
     return sorted(order[: max(1, round(size * fraction))].tolist())
 
 
-def _layout(annotations: Path, images: Path) -> str:
-    root = os.environ.get("DETECTRON2_DATASETS", "datasets")
-    return (
-        f"expected are {annotations} and the JPEGs in {images}/; datasets lie under the folder that the"
-        f" variable DETECTRON2_DATASETS names (now {root!r})"
-    )
+def _built_in_classes(metadata: Any) -> list[str]:
+    semantic = metadata.get("evaluator_type") in SEMANTIC
+    return list(metadata.get("stuff_classes" if semantic else "thing_classes", ()))
 
 
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not valid JSON: {error}") from error
+def _register(name: str) -> None:
+    annotations, _, images = name.rpartition("@")
+    if annotations:
+        register_custom(name, Path(annotations), Path(images))
+    elif name in voc_segmentation.SETS:
+        voc_segmentation.register(name)
+    elif name in SHAPES:
+        from shapes import ensure_rendered
+
+        scenes = ensure_rendered() / "scenes"
+        file = scenes / "annotations" / f"instances_{SHAPES[name]}.json"
+        register_coco_instances(name, {}, str(file), str(scenes / SHAPES[name]))
+    else:
+        known = [*DatasetCatalog.list(), *SHAPES, *voc_segmentation.SETS]
+        near = difflib.get_close_matches(name, known, n=3, cutoff=0.3)
+        raise UserError(f"there is no dataset {name!r}; nearest: {', '.join(near)}")
 
 
-def _check_content(content: Any, path: Path) -> None:
-    required = {
-        "images": ("id", "file_name", "height", "width"),
-        "annotations": ("id", "image_id", "category_id", "bbox"),
-        "categories": ("id", "name"),
-    }
-    for key, fields in required.items():
-        records = content.get(key) if isinstance(content, dict) else None
-        if not isinstance(records, list):
-            raise UserError(f"{path}: not COCO's instances format: there is no list {key!r}")
-        if not records:
-            raise UserError(f"{path}: the list {key!r} is empty")
-        for index, record in enumerate(records):
-            missing = [field for field in fields if not isinstance(record, dict) or field not in record]
-            if missing:
-                raise UserError(f"{path}: {key}[{index}] has no {missing[0]!r}")
-        if len({record["id"] for record in records}) != len(records):
-            raise UserError(f"{path}: an id occurs twice in {key!r}")
-    for field, key in (("image_id", "images"), ("category_id", "categories")):
-        known = {record["id"] for record in content[key]}
-        for index, record in enumerate(content["annotations"]):
-            if record[field] not in known:
-                raise UserError(f"{path}: annotations[{index}] has {field} {record[field]}, which {key!r} lacks")
-
-
-def _check_images(names: Sequence[str], folder: Path, annotations: Path) -> None:
-    there: dict[str, set[str]] = {}  # a listing per folder: asking for each file takes minutes on COCO
-    missing = []
-    for name in names:
-        parent, base = os.path.split(name)
-        if parent not in there:
-            place = folder / parent
-            there[parent] = set(os.listdir(place)) if place.is_dir() else set()
-        if base not in there[parent]:
-            missing.append(name)
-    if missing:
+def _check(name: str, needs: Needs) -> None:
+    metadata = MetadataCatalog.get(name)
+    kind = metadata.get("evaluator_type")
+    if kind not in CHECKS:
+        raise UserError(f"dataset {name!r} has evaluator_type {kind!r}, which is none of {', '.join(CHECKS)}")
+    if needs.semantic != (kind in SEMANTIC):
+        holds = "a class for each pixel" if kind in SEMANTIC else "objects"
         raise UserError(
-            f"{len(missing)} of the {len(names)} images that {annotations} lists are not in {folder}/, the"
-            f" first being {missing[0]}"
+            f"dataset {name!r} holds {holds}, which the model does not learn: set DATASETS or MODEL.META_ARCHITECTURE"
         )
+    CHECKS[kind](name, metadata, needs)

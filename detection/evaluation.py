@@ -13,6 +13,7 @@ import detection.compat  # noqa: F401
 from cli.errors import UserError
 from detection import packages
 from detection.coco_evaluation import FastCOCOEvaluator
+from detection.needs import needs_of
 
 # isort: split
 from detectron2.data import MetadataCatalog
@@ -47,9 +48,8 @@ def build_evaluator(config: CfgNode, dataset_name: str, output_folder: str | Pat
 
 def predicted_tasks(config: CfgNode) -> tuple[str, ...]:
     """What the model predicts of an object, by COCO's names: bbox, and segm and keypoints if it has such heads."""
-    regions = config.MODEL.META_ARCHITECTURE == "GeneralizedRCNN"
-    heads = {"segm": regions and config.MODEL.MASK_ON, "keypoints": regions and config.MODEL.KEYPOINT_ON}
-    return ("bbox", *(task for task, there in heads.items() if there))
+    needs = needs_of(config)
+    return ("bbox", *["segm"] * needs.masks, *["keypoints"] * bool(needs.keypoints))
 
 
 def _coco(config: CfgNode, name: str, folder: str) -> DatasetEvaluator:
