@@ -21,8 +21,11 @@ BASELINES: dict[str, tuple[str, dict[str, float]]] = {
     "barlow_twins": ("BarlowTwinsLoss", {"lambda_param": 5e-3}),
     "simclr": ("NTXentLoss", {"temperature": 0.5}),
     "dcl": ("DCLLoss", {"temperature": 0.1}),
+    "frossl": ("FroSSLLoss", {"invariance_weight": 1.0}),
 }
 OBJECTIVES = (CORINFOMAX, *BASELINES)
+ONE_PROCESS = ("frossl",)  # lightly's class takes a list of views, of the process's own batch
+BY_STATISTICS = ("vicreg", "barlow_twins", "frossl")  # these scale embeddings by the batch, not to unit length
 
 
 class Baseline(CorInfoMaxLoss):
@@ -49,8 +52,8 @@ class Baseline(CorInfoMaxLoss):
 
 
 def wants_unit_length(name: str) -> bool:
-    """Whether the objective is defined on embeddings of unit length. VICReg and Barlow Twins scale by statistics."""
-    return name not in ("vicreg", "barlow_twins")
+    """Whether the objective is defined on embeddings of unit length."""
+    return name not in BY_STATISTICS
 
 
 def build_criterion(name: str, *, dim: int, attraction: float, forgetting: float, eps: float) -> CorInfoMaxLoss:
@@ -63,7 +66,7 @@ def build_criterion(name: str, *, dim: int, attraction: float, forgetting: float
         forgetting, eps: as in `CorInfoMaxLoss`.
 
     Raises:
-        UserError: the library is not installed.
+        UserError: the library is not installed, or its objective is not for several processes.
     """
     if name == CORINFOMAX:
         return CorInfoMaxLoss(dim=dim, attraction=attraction, forgetting=forgetting, eps=eps)
@@ -75,5 +78,14 @@ def build_criterion(name: str, *, dim: int, attraction: float, forgetting: float
             "pip install 'corinfomax[baselines]'"
         ) from error
     class_name, options = BASELINES[name]
-    loss = getattr(losses, class_name)(**options, gather_distributed=distributed.world_size() > 1)
+    several = distributed.world_size() > 1
+    if several and name in ONE_PROCESS:
+        raise UserError(
+            f"OBJECTIVE.NAME {name}: lightly's loss does not gather the batches of several processes; train it with one"
+        )
+    build = getattr(losses, class_name)
+    if name in ONE_PROCESS:
+        listed = build(**options).forward
+        return Baseline(lambda z1, z2: listed([z1, z2]), dim=dim, forgetting=forgetting, eps=eps)
+    loss = build(**options, gather_distributed=several)
     return Baseline(loss.forward, dim=dim, forgetting=forgetting, eps=eps)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from cli.errors import UserError
 from pretrain import checkpoint, train
 from pretrain.corinfomax import CorInfoMaxLoss
-from pretrain.objectives import OBJECTIVES, build_criterion, wants_unit_length
+from pretrain.objectives import OBJECTIVES, ONE_PROCESS, build_criterion, wants_unit_length
 
 STATE = {"dim": 6, "attraction": 3.0, "forgetting": 0.1, "eps": 1e-8}
 
@@ -49,7 +49,24 @@ def vicreg(z1: Tensor, z2: Tensor) -> Tensor:
     return 25 * F.mse_loss(z1, z2) + 25 * variance + covariance
 
 
-@pytest.mark.parametrize("reference", [simclr, barlow_twins, vicreg], ids=lambda f: f.__name__)
+def dcl(z1: Tensor, z2: Tensor) -> Tensor:
+    """Eq. (6) of Decoupled Contrastive Learning: the pair itself is not among the negatives; temperature 0.1."""
+    z1, z2 = F.normalize(z1, dim=1), F.normalize(z2, dim=1)
+    others, total = ~torch.eye(len(z1), dtype=torch.bool), torch.zeros(())
+    for a, b in ((z1, z2), (z2, z1)):
+        negatives = [a[i] @ torch.cat([a[others[i]], b[others[i]]]).T / 0.1 for i in range(len(a))]
+        total = total + (torch.stack([row.logsumexp(0) for row in negatives]) - (a * b).sum(1) / 0.1).mean()
+    return total / 2
+
+
+def frossl(z1: Tensor, z2: Tensor) -> Tensor:
+    """FroSSL: log squared Frobenius norm of each covariance scaled to trace 1, and both views near their mean."""
+    a, b = (F.normalize(z, dim=0) for z in (z1, z2))
+    entropies = [((c := z.T @ z) / c.trace().detach()).square().sum().log() for z in (a, b)]
+    return sum(entropies, torch.zeros(())) + 2 * 2 * a.shape[1] * F.mse_loss(a, (a + b) / 2)
+
+
+@pytest.mark.parametrize("reference", [simclr, barlow_twins, vicreg, dcl, frossl], ids=lambda f: f.__name__)
 def test_value_and_gradient_are_the_articles(reference: Callable[[Tensor, Tensor], Tensor]) -> None:
     pytest.importorskip("lightly")
     z1, z2 = views()
@@ -79,7 +96,15 @@ def test_corinfomax_is_measured_beside(name: str) -> None:
 
 def test_corinfomax_itself_is_not_wrapped() -> None:
     assert type(build_criterion("corinfomax", **STATE)) is CorInfoMaxLoss
-    assert [name for name in OBJECTIVES if not wants_unit_length(name)] == ["vicreg", "barlow_twins"]
+    assert [name for name in OBJECTIVES if not wants_unit_length(name)] == ["vicreg", "barlow_twins", "frossl"]
+
+
+@pytest.mark.parametrize("name", ONE_PROCESS)
+def test_an_objective_of_one_process_refuses_several(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("lightly")
+    monkeypatch.setattr("pretrain.distributed.world_size", lambda: 2)
+    with pytest.raises(UserError, match="train it with one"):
+        build_criterion(name, **STATE)
 
 
 def test_without_the_library_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
