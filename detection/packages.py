@@ -4,15 +4,13 @@ They are no dependency of this project: whoever uses the dataset installs them, 
 """
 
 import importlib
-import importlib.util
 import sys
 import types
+from collections.abc import Sequence
+
+import numpy
 
 from cli.errors import UserError
-
-# (module, distribution) of each
-LVIS = (("lvis", "lvis"),)
-CITYSCAPES = (("cityscapesscripts", "cityscapesscripts"), ("shapely", "shapely"))
 
 
 def provide_lvis(dataset: str) -> None:
@@ -21,27 +19,32 @@ def provide_lvis(dataset: str) -> None:
     The `opencv-python` that `lvis` depends on wants libraries of a desktop, which servers lack.
 
     Raises:
-        UserError: the package is not installed; names `dataset`, which needs it.
+        UserError: the package does not load; names `dataset`, which needs it.
     """
-    _require(LVIS, dataset)
     try:
         importlib.import_module("cv2")
     except ImportError:
         stand_in = types.ModuleType("lvis.vis", "Not loaded: there is no OpenCV that works.")
         stand_in.LVISVis = None  # type: ignore[attr-defined]
-        sys.modules.setdefault("lvis.vis", stand_in)
+        sys.modules.setdefault(stand_in.__name__, stand_in)
+    _require(["lvis"], "lvis", dataset)
 
 
 def provide_cityscapes(dataset: str) -> None:
-    """See that what reads and evaluates Cityscapes is there.
+    """See that what reads and evaluates Cityscapes is there, and works with this NumPy.
 
     Raises:
-        UserError: a package is not installed; names `dataset`, which needs it.
+        UserError: a package does not load; names `dataset`, which needs it.
     """
-    _require(CITYSCAPES, dataset)
+    if not hasattr(numpy, "in1d"):
+        # Removed in NumPy 2.4; the evaluation scripts reshape what it gives, so that its successor serves as well.
+        numpy.in1d = numpy.isin  # type: ignore[attr-defined]
+    _require(["cityscapesscripts.helpers.csHelpers", "shapely.geometry"], "cityscapesscripts shapely", dataset)
 
 
-def _require(packages: tuple[tuple[str, str], ...], dataset: str) -> None:
-    missing = [name for module, name in packages if importlib.util.find_spec(module) is None]
-    if missing:
-        raise UserError(f"dataset {dataset} needs {' and '.join(missing)}: pip install {' '.join(missing)}")
+def _require(modules: Sequence[str], distributions: str, dataset: str) -> None:
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise UserError(f"dataset {dataset} needs `pip install {distributions}`: {error}") from error

@@ -77,7 +77,11 @@ def training_mapper(config: CfgNode) -> LabelMapper | None:
     if config.MODEL.META_ARCHITECTURE != "SemanticSegmentor":
         return None
     resize, *flip = detection_utils.build_augmentation(config, is_train=True)
-    crop = [transforms.RandomCrop(config.INPUT.CROP.TYPE, config.INPUT.CROP.SIZE)] if config.INPUT.CROP.ENABLED else []
+    crop = []
+    if config.INPUT.CROP.ENABLED:
+        kind, size = config.INPUT.CROP.TYPE, config.INPUT.CROP.SIZE
+        # The key holds shares by default, so that pixels come as floats too.
+        crop = [transforms.RandomCrop(kind, [int(side) for side in size] if kind.startswith("absolute") else size)]
     head = config.MODEL.SEM_SEG_HEAD
     return LabelMapper([resize, *crop, *flip], config.INPUT.FORMAT, head.NUM_CLASSES, head.IGNORE_VALUE)
 
