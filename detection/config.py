@@ -19,12 +19,13 @@ from detectron2.config import get_cfg
 # Norms whose statistics are taken over all processes.
 SYNCHRONISED = ("SyncBN", "naiveSyncBN", "naiveSyncBN_N")
 PRECISIONS = ("float32", "bfloat16", "auto")
+SAMPLERS = ("TrainingSampler", "RepeatFactorTrainingSampler")
 
 
 def default_config() -> CfgNode:
     """Detectron2's defaults and this project's own keys."""
     config = get_cfg()
-    config.SEED = 0  # Detectron2's -1 draws a new one each run
+    config.SEED = 0  # Detectron2's -1, a new one each run, is not taken
     config.OUTPUT_DIR = "output/detection"
     # Share of the training images, in (0, 1], and the seed of its choice: a smaller share with the same seed
     # is a part of a larger one, and runs that differ in SEED see the same images.
@@ -33,6 +34,19 @@ def default_config() -> CfgNode:
     # Of the model, in training and evaluation: float32, bfloat16 (by autocast), or auto: bfloat16 where the
     # device multiplies in it. Detectron2's SOLVER.AMP is float16, and for CUDA only.
     config.SOLVER.PRECISION = "float32"
+    # Passes of the model for each step of the optimizer, with IMS_PER_BATCH / (processes * ACCUMULATION) images each:
+    # 8 keep the protocol's batch of 16 on one GPU that holds 2 images (detection/accumulation.py has the one
+    # difference, batch norm). REFERENCE_WORLD_SIZE, Detectron2's, is the other way: the number of processes that batch,
+    # rate and schedule are meant for, to be scaled to what is there (0: do not).
+    config.SOLVER.ACCUMULATION = 1
+    # All lengths of the schedule are multiplied by DATASETS.FRACTION ** this. 0: as many iterations on fewer images, so
+    # that each is seen more often; 1: as many epochs; 0.5: in between. There is no agreed schedule for few labels: the
+    # recipe's own overfits 1 % of COCO (600 epochs of 2x), and as many epochs are 1,800 iterations, too few to train
+    # the heads. 0, because a schedule should not change unasked.
+    config.SOLVER.FRACTION_EXPONENT = 0.0
+    # So many of the newest checkpoints stay, besides model_final; 0: all. One is enough to resume from, and a second
+    # for when it is damaged.
+    config.SOLVER.KEEP_CHECKPOINTS = 2
     return config
 
 
@@ -47,6 +61,11 @@ def load(name: str, overrides: Sequence[str] = ()) -> CfgNode:
         ("SOLVER.IMS_PER_BATCH", config.SOLVER.IMS_PER_BATCH, 1),
         ("SOLVER.MAX_ITER", config.SOLVER.MAX_ITER, 1),
         ("SOLVER.CHECKPOINT_PERIOD", config.SOLVER.CHECKPOINT_PERIOD, 1),
+        ("SOLVER.ACCUMULATION", config.SOLVER.ACCUMULATION, 1),
+        ("SOLVER.REFERENCE_WORLD_SIZE", config.SOLVER.REFERENCE_WORLD_SIZE, 0),
+        ("SOLVER.KEEP_CHECKPOINTS", config.SOLVER.KEEP_CHECKPOINTS, 0),
+        ("SOLVER.FRACTION_EXPONENT", config.SOLVER.FRACTION_EXPONENT, 0),
+        ("SEED", config.SEED, 0),  # a run can be resumed only if it can be repeated
         ("DATALOADER.NUM_WORKERS", config.DATALOADER.NUM_WORKERS, 0),
         ("MODEL.ROI_HEADS.NUM_CLASSES", config.MODEL.ROI_HEADS.NUM_CLASSES, 1),
     ):
@@ -54,6 +73,16 @@ def load(name: str, overrides: Sequence[str] = ()) -> CfgNode:
             raise UserError(f"{key} must be at least {least}, not {value}")
     if not 0 < config.DATASETS.FRACTION <= 1:
         raise UserError(f"DATASETS.FRACTION must be above 0 and at most 1, not {config.DATASETS.FRACTION}")
+    if config.DATALOADER.SAMPLER_TRAIN not in SAMPLERS:
+        raise UserError(
+            f"DATALOADER.SAMPLER_TRAIN must be one of {SAMPLERS}, not {config.DATALOADER.SAMPLER_TRAIN!r}; a share of"
+            " the images is DATASETS.FRACTION"
+        )
+    if config.SOLVER.AMP.ENABLED:
+        raise UserError(
+            "SOLVER.AMP.ENABLED is float16, whose range the losses leave; set SOLVER.PRECISION bfloat16 instead, which"
+            " works on GPU and CPU"
+        )
     if config.SOLVER.PRECISION not in PRECISIONS:
         raise UserError(f"SOLVER.PRECISION must be one of {PRECISIONS}, not {config.SOLVER.PRECISION!r}")
     if not config.SOLVER.BASE_LR > 0:

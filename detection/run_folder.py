@@ -9,11 +9,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
 from fvcore.common.config import CfgNode
 
+from cli.config import keys
 from cli.errors import UserError
+from detection import config as configs
 
 LOGGERS = ("detectron2", "fvcore", "detection")
+# What may differ when a run is continued: its length, its machine, and what does not touch the training.
+MAY_CHANGE = (
+    *("OUTPUT_DIR", "DATALOADER.NUM_WORKERS", "MODEL.DEVICE", "VIS_PERIOD", "CUDNN_BENCHMARK", "DATASETS.TEST"),
+    *("SOLVER.MAX_ITER", "SOLVER.STEPS", "SOLVER.CHECKPOINT_PERIOD", "SOLVER.KEEP_CHECKPOINTS", "SOLVER.ACCUMULATION"),
+    *("TEST.", "INPUT.MIN_SIZE_TEST", "INPUT.MAX_SIZE_TEST"),
+)
 
 
 def start_logging(folder: Path, rank: int) -> None:
@@ -47,24 +56,64 @@ def start_logging(folder: Path, rank: int) -> None:
 
 def write_config(folder: Path, config: CfgNode) -> None:
     """Write every key and value to `config.yaml`, from which the same run can be started again."""
-    _write(folder / "config.yaml", config.dump())
+    write_whole(folder / "config.yaml", config.dump().encode())
 
 
-def write_results(folder: Path, results: Mapping[str, Any]) -> None:
-    """Write `results.json`. Averages over nothing (NaN) become null, which JSON knows."""
-    _write(folder / "results.json", json.dumps(_plain(results), indent=2) + "\n")
+def check_same(folder: Path, config: CfgNode) -> None:
+    """See that a run that is to be continued in a folder has the config that it was begun with.
+
+    Raises:
+        UserError: something differs that would make another run of it.
+    """
+    path = folder / "config.yaml"
+    if not path.is_file():
+        return
+    # By way of YAML, where tuples are lists.
+    before, now = (CfgNode(yaml.safe_load(each.dump())) for each in (configs.load(str(path)), config))
+    changed = [
+        f"{key} ({_value(before, key)!r} then, {_value(now, key)!r} now)"
+        for key in keys(now)
+        if not key.startswith(MAY_CHANGE) and _value(before, key) != _value(now, key)
+    ]
+    if changed:
+        raise UserError(
+            f"{folder} holds a run with another config: {', '.join(changed)}; give the values that it was begun with,"
+            " or choose another --output"
+        )
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a whole file of JSON. Numbers that are not finite become null, which JSON knows."""
+    write_whole(path, (json.dumps(_plain(content), indent=2) + "\n").encode())
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
 
 
-def _write(path: Path, text: str) -> None:
-    """All of it or nothing: a reader never sees half a file."""
+def _value(config: CfgNode, key: str) -> Any:
+    for part in key.split("."):
+        config = config[part]
+    # With one process the two are the same, and a run may go on with another number of processes.
+    return "BN" if key.endswith("NORM") and config in configs.SYNCHRONISED else config
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write all of a file or nothing: a reader never sees half of it, whenever this process is killed."""
     draft = path.with_name(f"{path.name}.new")
-    draft.write_text(text)
+    write_synced(draft, content)
     os.replace(draft, path)
+
+
+def write_synced(path: Path, content: bytes | memoryview) -> None:
+    """Write a file, and return when it is on the disk."""
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())

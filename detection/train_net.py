@@ -1,119 +1,94 @@
 """Fine-tune a detector on converted weights: `python detection/train_net.py --config coco_R50_C4`."""
 
-from collections.abc import Sequence
+import argparse
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import Any, NoReturn
 
-from cli.errors import ArgumentParser, UserError, run
+from cli.errors import ArgumentParser, run
+from detection.scaling import PRESETS
 
-if TYPE_CHECKING:
-    import argparse
 
-    from fvcore.common.config import CfgNode
+class Numbers(argparse.Action):
+    """Takes the numbers that follow an option. What follows them is left to KEY VALUE, which argparse would not do."""
+
+    def __init__(self, option_strings: list[str], dest: str, kind: Callable[[str], float], **rest: Any) -> None:
+        super().__init__(option_strings, dest, "+", default=(), **rest)
+        self.kind = kind
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, *_: Any) -> None:
+        """Called by argparse."""
+        numbers: list[float] = []
+        for text in values:
+            try:
+                numbers.append(self.kind(text))
+            except ValueError:
+                break
+        if not numbers or min(numbers) < 0:
+            parser.error(f"{self.option_strings[0]} needs numbers that are not negative, not {values[0]!r}")
+        setattr(namespace, self.dest, numbers)
+        namespace.rest = [*getattr(namespace, "rest", ()), *values[len(numbers) :]]
 
 
 def build_parser() -> ArgumentParser:
     """The arguments of the command."""
     parser = ArgumentParser(prog="train_net.py", description=__doc__)
-    parser.add_argument("--config", required=True, metavar="NAME|PATH", help="a recipe of configs/detection")
-    parser.add_argument("--num-gpus", type=int, metavar="N", help="GPUs of this machine; 0 is the CPU")
-    parser.add_argument("--num-machines", type=int, default=1, metavar="N")
-    parser.add_argument("--machine-rank", type=int, default=0, metavar="RANK", help="0 is the first machine")
-    parser.add_argument("--dist-url", default="auto", metavar="URL", help="tcp://HOST:PORT of machine 0")
-    parser.add_argument("--eval-only", action="store_true", help="evaluate a whole detector, do not train")
-    parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint in DIR")
-    parser.add_argument("--output", metavar="DIR", help="folder of the run (OUTPUT_DIR)")
-    parser.add_argument("--weights", metavar="FILE", help="weights to start from (MODEL.WEIGHTS)")
+    add = parser.add_argument
+    add("--config", required=True, metavar="NAME|PATH", help="a recipe of configs/detection")
+    add("--output", metavar="DIR", help="folder of the run (OUTPUT_DIR)")
+    add("--weights", metavar="FILE", help="weights to start from (MODEL.WEIGHTS)")
+    add("--resume", action="store_true", help="continue from the last intact checkpoint in DIR")
+    add("--eval-only", action="store_true", help="evaluate a whole detector, do not train")
+    add("--check-data", action="store_true", help="list what is wrong with the datasets, and stop")
+    machines = parser.add_argument_group("machines")
+    machines.add_argument("--num-gpus", type=int, metavar="N", help="GPUs of this machine; 0 is the CPU")
+    machines.add_argument("--num-machines", type=int, default=1, metavar="N")
+    machines.add_argument("--machine-rank", type=int, default=0, metavar="RANK", help="0 is the first machine")
+    machines.add_argument("--dist-url", default="auto", metavar="URL", help="tcp://HOST:PORT of machine 0")
+    rates = parser.add_argument_group("learning rate and repetitions")
+    rates.add_argument(
+        "--lr-preset",
+        choices=[*PRESETS],
+        help="moco: the recipe's rate; lars: 5 times that on VOC, 1.5 times elsewhere",
+    )
+    rates.add_argument("--sweep-lr", action=Numbers, kind=float, metavar="LR", help="a run each, in DIR/lrLR")
+    rates.add_argument("--seeds", action=Numbers, kind=int, metavar="SEED", help="a run each, in DIR/seedSEED")
+    own = parser.add_argument_group("data of your own, in COCO's format")
+    own.add_argument("--train-json", metavar="FILE", help="annotations to train on")
+    own.add_argument("--train-images", metavar="DIR", help="the folder of their images")
+    own.add_argument("--test-json", metavar="FILE", help="annotations to evaluate on")
+    own.add_argument("--test-images", metavar="DIR", help="the folder of their images")
     parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="config keys, for instance SEED 3")
     return parser
 
 
-def configure(arguments: "argparse.Namespace") -> "CfgNode":
-    """The config that the run uses, with the machine's device and the command's folder and weights in it.
-
-    Raises:
-        UserError: a wrong key or value, or more GPUs than there are.
-    """
-    import torch
-
-    from detection import config as configs
-
-    config = configs.load(arguments.config, arguments.overrides)
-    if arguments.output:
-        config.OUTPUT_DIR = arguments.output
-    elif config.OUTPUT_DIR == configs.default_config().OUTPUT_DIR:
-        config.OUTPUT_DIR = str(Path(config.OUTPUT_DIR) / Path(arguments.config).stem)
-    if arguments.weights is not None:
-        config.MODEL.WEIGHTS = arguments.weights
-    there = torch.cuda.device_count()
-    gpus = arguments.num_gpus
-    if gpus is None:
-        gpus = min(there, 1) if config.MODEL.DEVICE == "cuda" else 0
-    if not 0 <= gpus <= there:
-        raise UserError(f"--num-gpus {gpus}: this machine has {there} GPUs that PyTorch can use")
-    if arguments.num_machines > 1 and not gpus:
-        raise UserError(f"--num-machines {arguments.num_machines}: several machines need GPUs, and this has none")
-    if arguments.num_machines > 1 and arguments.dist_url == "auto":
-        raise UserError("several machines need --dist-url tcp://HOST:PORT of the first one")
-    processes = arguments.num_machines * max(gpus, 1)
-    if config.SOLVER.IMS_PER_BATCH % processes:
-        batch = f"SOLVER.IMS_PER_BATCH {config.SOLVER.IMS_PER_BATCH}"
-        raise UserError(f"{batch} is not a multiple of the number of processes, {processes}")
-    arguments.num_gpus = gpus
-    config.MODEL.DEVICE = "cuda" if gpus else "cpu"
-    if config.SOLVER.AMP.ENABLED and not gpus:
-        raise UserError("SOLVER.AMP.ENABLED needs a GPU; leave it off on the CPU")
-    return config
-
-
-def check(config: "CfgNode", resume: bool, eval_only: bool) -> None:
-    """Everything that can be known to fail before the first step.
-
-    Raises:
-        UserError: a dataset is not all there, weights do not fit, or the folder holds another run.
-    """
-    from detection import datasets, trainer
-
-    names = config.DATASETS.TEST if eval_only else (*config.DATASETS.TRAIN, *config.DATASETS.TEST)
-    datasets.register(names)
-    for name in names:
-        datasets.check(name, config.MODEL.ROI_HEADS.NUM_CLASSES)
-    begun = (Path(config.OUTPUT_DIR) / "last_checkpoint").exists()
-    if config.MODEL.WEIGHTS and not (begun and resume):
-        trainer.check_weights(config, whole=eval_only)
-    if begun and not resume and not eval_only:
-        raise UserError(
-            f"{config.OUTPUT_DIR} already holds a run: continue it with --resume, or choose another --output"
-        )
-
-
 def main(argv: Sequence[str] | None = None) -> None:
-    """Configure, check, then train or evaluate, in as many processes as there are GPUs."""
-    arguments = build_parser().parse_intermixed_args(argv)
-    config = configure(arguments)
-    check(config, arguments.resume, arguments.eval_only)
+    """Configure, check, then train once or several times, or evaluate, in as many processes as there are GPUs."""
+    arguments = build_parser().parse_args(argv)
+    arguments.overrides = [*getattr(arguments, "rest", ()), *arguments.overrides]
 
-    from detection import trainer
-    from detection.config import for_one_process
+    from detection import preparation, processes, series, trainer
 
-    # isort: split
-    from detectron2.engine import launch
-
-    if max(arguments.num_gpus, 1) * arguments.num_machines == 1:
-        config, changed = for_one_process(config)
-        if changed:
-            batch = config.SOLVER.IMS_PER_BATCH
-            print(f"warning: one process: BN over its {batch} images instead of SyncBN in {', '.join(changed)}")
+    config = preparation.configure(arguments)
     name = Path(arguments.config).stem
-    work, rest = (trainer.evaluate, ()) if arguments.eval_only else (trainer.train, (arguments.resume,))
-    launch(
-        work,
-        arguments.num_gpus,
-        arguments.num_machines,
-        arguments.machine_rank,
-        arguments.dist_url,
-        args=(config, name, *rest),
-    )
+    if arguments.check_data:
+        from detection import check_data
+
+        raise SystemExit(check_data.run(config))
+    if arguments.eval_only:
+        preparation.check(config, resume=False, eval_only=True)
+        processes.run(arguments, trainer.evaluate, config, name)
+        return
+
+    def train(config: Any, resume: bool = True) -> None:
+        preparation.check(config, resume, eval_only=False)
+        processes.run(arguments, trainer.train, config, name, resume)
+
+    if arguments.seeds or arguments.sweep_lr:
+        members = series.plan(config, arguments.sweep_lr, arguments.seeds)
+        series.run(Path(config.OUTPUT_DIR), members, train)
+    else:
+        train(config, arguments.resume)
 
 
 def cli() -> NoReturn:

@@ -1,28 +1,34 @@
 """Training and evaluation of one detector, as each process runs it.
 
-Detectron2's default trainer, with: weights that land completely or not at all, a checkpoint that holds the
-optimizer too, COCO's own evaluation, and errors instead of tracebacks where the loss diverges.
+Detectron2's default trainer, with: weights that land completely or not at all; images, augmentations and regions that
+are a function of the seed and the iteration, and checkpoints that hold the optimizer too and are checked when read, so
+that a killed run ends as an undisturbed one; the evaluation that belongs to the dataset; and errors instead of
+tracebacks where the loss diverges.
 """
 
 import logging
 import math
+import weakref
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from fvcore.common.config import CfgNode
+from fvcore.nn.precise_bn import get_bn_modules
 
 import detection.compat
-import detection.roi_heads  # noqa: F401  registers the head that the C4 recipes name
+import detection.roi_heads  # registers the head that the C4 recipes name
+import detection.semantic  # noqa: F401  and the one for labels of pixels
 from cli.errors import UserError
-from detection import datasets, run_folder, weights
+from detection import checkpoints, datasets, evaluation, loading, run_folder, scaling, training_data, weights
+from detection.accumulation import AccumulatingTrainer
 from detection.config import computes_in_bfloat16, for_one_process
+from detection.randomness import Use, generator, seed_libraries
 
 # isort: split
-from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.data import MetadataCatalog, build_detection_train_loader, get_detection_dataset_dicts
-from detectron2.engine import DefaultTrainer
-from detectron2.evaluation import COCOEvaluator
+from detectron2.engine import DefaultTrainer, TrainerBase, create_ddp_model, hooks
+from detectron2.evaluation import DatasetEvaluator
 from detectron2.modeling import build_model
 from detectron2.utils import comm
 from detectron2.utils.collect_env import collect_env_info
@@ -33,17 +39,57 @@ logger = logging.getLogger(__name__)
 
 
 class TransferTrainer(DefaultTrainer):
-    """Fine-tunes a detector from a config. `test` evaluates on `DATASETS.TEST`."""
+    """Fine-tunes a detector from a config that was scaled to the number of processes. `test` evaluates it."""
+
+    iter: int
+
+    def __init__(self, config: CfgNode) -> None:
+        TrainerBase.__init__(self)  # DefaultTrainer's own would build its loader, its step and its checkpointer
+        self.cfg, self.max_iter = config, config.SOLVER.MAX_ITER
+        self.images = training_data.read(config)
+        self.share = loading.Share(config.SOLVER.ACCUMULATION, comm.get_world_size(), comm.get_rank())
+        model = self.build_model(config)
+        optimizer = self.build_optimizer(config, model)
+        self.scheduler = self.build_lr_scheduler(config, optimizer)
+        batches = training_data.build_batches(
+            config, self.images, self.share, config.SEED, config.DATALOADER.NUM_WORKERS
+        )
+        model = create_ddp_model(model, broadcast_buffers=False)
+        self._trainer = AccumulatingTrainer(model, batches, optimizer, self.share, config.SEED)
+        self.checkpointer = checkpoints.SafeCheckpointer(
+            model, config.OUTPUT_DIR, keep=config.SOLVER.KEEP_CHECKPOINTS, trainer=weakref.proxy(self)
+        )
+        self.register_hooks(self.build_hooks())
+
+    def build_hooks(self) -> list[hooks.HookBase]:
+        """Detectron2's, in its order: the batch norms are estimated before the model is saved or evaluated."""
+        config, main = self.cfg, comm.is_main_process()
+        own: list[hooks.HookBase] = [hooks.IterationTimer(), hooks.LRScheduler()]
+        if config.TEST.PRECISE_BN.ENABLED and get_bn_modules(self.model):
+            seed = int(generator(config.SEED, Use.PRECISE_BN).integers(2**31))  # other images than in training
+            batches = training_data.build_batches(config, self.images, self.share, seed, workers=0)
+            passes = config.TEST.PRECISE_BN.NUM_ITER * self.share.passes
+            own.append(RepeatablePreciseBN(config.TEST.EVAL_PERIOD, self.model, batches, passes))
+        if main:
+            own.append(hooks.PeriodicCheckpointer(self.checkpointer, config.SOLVER.CHECKPOINT_PERIOD))
+        own.append(hooks.EvalHook(config.TEST.EVAL_PERIOD, self._evaluate))
+        if main:
+            own.append(hooks.PeriodicWriter(self.build_writers(), period=20))
+        return own
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """Continue from the last checkpoint if asked to and there is one, else load `MODEL.WEIGHTS`.
+        """Continue from the newest intact checkpoint if asked to and there is one, else load `MODEL.WEIGHTS`.
 
         Raises:
-            UserError: the weights do not fill the backbone.
+            UserError: every checkpoint is damaged, or the weights do not fill the backbone.
         """
-        if resume and self.checkpointer.has_checkpoint():
-            super().resume_or_load(resume=True)
-            logger.info("Resumed at iteration %d", self.start_iter)
+        # The first process looks, for all: which files are intact must not be told twice.
+        found = checkpoints.newest_intact(Path(self.cfg.OUTPUT_DIR)) if resume and comm.is_main_process() else None
+        path = comm.all_gather(found)[0]
+        if path:
+            self.checkpointer.load(str(path))
+            self.start_iter = self.iter + 1
+            logger.info("Resumed from %s at iteration %d", path, self.start_iter)
         elif self.cfg.MODEL.WEIGHTS:
             left = weights.load_backbone(_unwrapped(self.model), Path(self.cfg.MODEL.WEIGHTS))
             logger.info("Backbone filled from %s; without a place: %s", self.cfg.MODEL.WEIGHTS, left or "none")
@@ -56,6 +102,8 @@ class TransferTrainer(DefaultTrainer):
         Raises:
             UserError: the loss is not finite; the last step was not taken.
         """
+        logger.info("%s", scaling.describe(self.cfg, self.share.processes, len(self.images.records)))
+        self.iter = self.start_iter
         with EventStorage(self.start_iter) as self.storage:
             self.before_train()
             for iteration in range(self.start_iter, self.max_iter):
@@ -93,36 +141,33 @@ class TransferTrainer(DefaultTrainer):
         return model
 
     @classmethod
-    def build_train_loader(cls, cfg: CfgNode) -> Any:
-        """Endless batches of the chosen share of the training images."""
-        return build_detection_train_loader(cfg, dataset=training_images(cfg))
-
-    @classmethod
-    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> COCOEvaluator:
-        """COCO AP of boxes, and of masks if the model has them; predictions go to `predictions/`."""
-        tasks = ("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",)
-        folder = Path(cfg.OUTPUT_DIR) / "predictions"
-        return COCOEvaluator(dataset_name, tasks=tasks, output_dir=str(folder), use_fast_impl=False)
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
+        """The dataset's own; predictions go to `predictions/`."""
+        return evaluation.build_evaluator(cfg, dataset_name, Path(cfg.OUTPUT_DIR) / "predictions")
 
     @classmethod
     def test(cls, cfg: CfgNode, model: torch.nn.Module, evaluators: Any = None) -> dict[str, Any]:
         """Metrics of each task. Without any detection AP is 0, where Detectron2 has NaN."""
         results = super().test(cfg, model, evaluators)
         for metrics in results.values():
-            if math.isnan(metrics["AP"]):
-                metrics.update(AP=0.0, AP50=0.0, AP75=0.0)
+            metrics.update({name: 0.0 for name in ("AP", "AP50", "AP75") if math.isnan(metrics.get(name, 0.0))})
         return results
 
+    def _evaluate(self) -> dict[str, Any]:
+        self.results = self.test(self.cfg, self.model)
+        return self.results
 
-def training_images(config: CfgNode) -> list[dict[str, Any]]:
-    """Detectron2's records of the training images, or of `DATASETS.FRACTION` of them."""
-    records = get_detection_dataset_dicts(
-        config.DATASETS.TRAIN, filter_empty=config.DATALOADER.FILTER_EMPTY_ANNOTATIONS
-    )
-    if config.DATASETS.FRACTION == 1:
-        return records
-    chosen = datasets.subset(len(records), config.DATASETS.FRACTION, config.DATASETS.FRACTION_SEED)
-    return [records[index] for index in chosen]
+
+class RepeatablePreciseBN(hooks.PreciseBN):
+    """Detectron2's estimate of the batch norms' statistics, from the same images each time: a resumed run would
+    otherwise find others than an undisturbed one. `data_loader` are the `TrainingBatches`.
+    """
+
+    def update_stats(self) -> None:
+        """Estimate and set the statistics."""
+        seed_libraries(self.trainer.cfg.SEED, Use.PRECISE_BN, comm.get_rank())
+        self._data_iter = None  # from the first image
+        super().update_stats()
 
 
 def check_weights(config: CfgNode, whole: bool) -> None:
@@ -151,12 +196,12 @@ def train(config: CfgNode, name: str, resume: bool) -> None:
 
     Runs in each process. Calls of all processes must have the same arguments.
     """
-    _prepare(config)
+    _prepare(config, (*config.DATASETS.TRAIN, *config.DATASETS.TEST))
     trainer = TransferTrainer(config)
     trainer.resume_or_load(resume=resume)
     trainer.train()
     if comm.is_main_process():
-        _finish(config, name, trainer._last_eval_results, config.SOLVER.MAX_ITER)
+        _finish(config, name, trainer.results, config.SOLVER.MAX_ITER, len(trainer.images.records))
 
 
 def evaluate(config: CfgNode, name: str) -> None:
@@ -165,18 +210,18 @@ def evaluate(config: CfgNode, name: str) -> None:
     Raises:
         UserError: there are no weights, or they do not fill the detector.
     """
-    _prepare(config)
+    _prepare(config, config.DATASETS.TEST)
     model = TransferTrainer.build_model(config)
-    path = config.MODEL.WEIGHTS or DetectionCheckpointer(model, config.OUTPUT_DIR).get_checkpoint_file()
+    path = config.MODEL.WEIGHTS or checkpoints.newest_intact(Path(config.OUTPUT_DIR))
     if not path:
         raise UserError(f"{config.OUTPUT_DIR} holds no checkpoint to evaluate; name one with --weights FILE")
     weights.load_detector(model, Path(path))
     results = TransferTrainer.test(config, model)
     if comm.is_main_process():
-        _finish(config, name, results, 0)
+        _finish(config, name, results, iterations=0, train_images=0)
 
 
-def _prepare(config: CfgNode) -> None:
+def _prepare(config: CfgNode, names: Sequence[str]) -> None:
     # It warns of a CUDA compiler on a machine without GPU when Detectron2 lists the environment.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     folder = Path(config.OUTPUT_DIR)
@@ -185,19 +230,18 @@ def _prepare(config: CfgNode) -> None:
         run_folder.write_config(folder, config)
         logger.debug("Environment:\n%s", collect_env_info())
         logger.debug("Config:\n%s", config.dump())
-    datasets.register((*config.DATASETS.TRAIN, *config.DATASETS.TEST))
-    # Each process draws its own augmentations.
-    seed_all_rng(None if config.SEED < 0 else config.SEED + comm.get_rank())
+    datasets.register(names)
+    seed_all_rng(config.SEED)  # of the initial weights
     torch.backends.cudnn.benchmark = config.CUDNN_BENCHMARK
 
 
-def _finish(config: CfgNode, name: str, results: dict[str, Any], iterations: int) -> None:
+def _finish(config: CfgNode, name: str, results: dict[str, Any], iterations: int, train_images: int) -> None:
     """Write `results.json`: what a report needs, besides the files that Detectron2 writes."""
     path = config.MODEL.WEIGHTS
     note = weights.read_sidecar(Path(path)) if path else {}
-    metadata = MetadataCatalog.get(config.DATASETS.TEST[0])
-    run_folder.write_results(
-        Path(config.OUTPUT_DIR),
+    target = Path(config.OUTPUT_DIR) / "results.json"
+    run_folder.write_json(
+        target,
         {
             "kind": "detection",
             "config": name,
@@ -205,16 +249,12 @@ def _finish(config: CfgNode, name: str, results: dict[str, Any], iterations: int
             "init": note.get("trained_by", Path(path).stem) if path else "random",
             "seed": config.SEED,
             "iterations": iterations,
-            "train_images": len(training_images(config)) if iterations else 0,
-            "dataset": {
-                "name": config.DATASETS.TEST[0],
-                "image_root": str(Path(metadata.image_root).resolve()),
-                "annotations": str(Path(metadata.json_file).resolve()),
-            },
+            "train_images": train_images,
+            "dataset": {"name": config.DATASETS.TEST[0], **datasets.sources(config.DATASETS.TEST[0])},
             "results": results,
         },
     )
-    logger.info("Results are in %s", Path(config.OUTPUT_DIR) / "results.json")
+    logger.info("Results are in %s", target)
 
 
 def _unwrapped(model: torch.nn.Module) -> torch.nn.Module:

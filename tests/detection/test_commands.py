@@ -26,7 +26,7 @@ ROOT = Path(train_net.__file__).parent
         (["--config", "coco_R50_C4", "--num-gpus", "-1"], "--num-gpus -1"),
         (["--config", "coco_R50_C4", "--num-gpus", "0", "--num-machines", "2"], "several machines need GPUs"),
         (["--config", "coco_R50_C4", "--num-gpus", "0", "DATASETS.TRAIN", "('cocoa',)"], "no dataset 'cocoa'"),
-        (["--config", "coco_R50_C4", "--num-gpus", "0", "SOLVER.AMP.ENABLED", "True"], "needs a GPU"),
+        (["--config", "coco_R50_C4", "--num-gpus", "0", "SOLVER.AMP.ENABLED", "True"], "set SOLVER.PRECISION bfloat16"),
         (["--config", "coco_R50_C4", "--nonsense"], "--nonsense"),
     ],
 )

@@ -13,7 +13,7 @@ pytest.importorskip("detectron2")
 
 from cli.errors import UserError
 from detection import config as configs
-from detection import predict, train_net, trainer
+from detection import predict, train_net, trainer, training_data
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def test_a_run_leaves_what_a_report_needs(train, coco_root):
 
 
 def test_resuming_goes_on_with_the_schedule_and_the_optimizer(train, monkeypatch):
-    folder = train("SOLVER.STEPS", "(1,)", "SOLVER.CHECKPOINT_PERIOD", 1)
+    folder = train("SOLVER.STEPS", "(1,)", "SOLVER.CHECKPOINT_PERIOD", 1, "SOLVER.KEEP_CHECKPOINTS", 0)
     seen = {}
     begin = trainer.TransferTrainer.before_train
 
@@ -69,7 +69,7 @@ def test_resuming_goes_on_with_the_schedule_and_the_optimizer(train, monkeypatch
         return begin(self)
 
     monkeypatch.setattr(trainer.TransferTrainer, "before_train", watch)
-    train("SOLVER.STEPS", "(1,)", "SOLVER.MAX_ITER", 4, options=["--resume"])
+    train("SOLVER.STEPS", "(1,)", "SOLVER.MAX_ITER", 4, "SOLVER.KEEP_CHECKPOINTS", 0, options=["--resume"])
     assert seen["iteration"] == 2
     assert seen["lr"] == pytest.approx(0.002)
     saved = torch.load(folder / "model_final.pth", weights_only=True)
@@ -127,7 +127,7 @@ def diverging(cls, cfg, model):
 
 def test_a_share_of_the_images(tiny):
     pairs = ["DATASETS.TRAIN", f"{tiny[:1]}", "DATASETS.FRACTION", "0.5"]
-    assert len(trainer.training_images(configs.load("shapes_R18_FPN", pairs))) == 2
+    assert len(training_data.training_images(configs.load("shapes_R18_FPN", pairs))) == 2
 
 
 def test_a_finished_run_can_be_evaluated_and_its_detector_used(train, tmp_path, coco_root, capsys):
