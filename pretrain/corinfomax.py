@@ -42,27 +42,47 @@ class Terms(NamedTuple):
     attraction: Tensor
 
 
-class _LogDeterminant(torch.autograd.Function):
-    """log det of symmetric positive definite matrices. Backward is one inverse from the factor at hand."""
+class _Gram(torch.autograd.Function):
+    """Z^T Z. Backward is one product, Z (G + G^T), where autograd would compose two."""
 
     @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, matrices: Tensor) -> Tensor:
-        factor, info = torch.linalg.cholesky_ex(matrices)
-        # A matrix that is not positive definite has no such value, and its half-made factor no inverse. NaN says so
-        # without a host synchronisation; the training loop skips such a batch.
-        factor = torch.where((info == 0)[..., None, None], factor, torch.nan)
-        ctx.save_for_backward(factor)
-        return 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    def forward(ctx: torch.autograd.function.FunctionCtx, z: Tensor) -> Tensor:
+        ctx.save_for_backward(z)
+        return z.mT @ z
 
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> Tensor:
+        (z,) = ctx.saved_tensors  # type: ignore[attr-defined]
+        return z @ (gradient + gradient.mT)
+
+
+class _LogDeterminant(torch.autograd.Function):
+    """log det(R + eps I) of symmetric R. Backward is one inverse from the factor at hand."""
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, matrices: Tensor, eps: float) -> Tensor:
+        perturbed = matrices.clone()
+        perturbed.diagonal(dim1=-2, dim2=-1).add_(eps)
+        factor, info = torch.linalg.cholesky_ex(perturbed)
+        # A matrix that is not positive definite has no such value, and its half-made factor no inverse. NaN on the
+        # diagonal spreads to both without a host synchronisation; the training loop skips such a batch.
+        diagonal = factor.diagonal(dim1=-2, dim2=-1)
+        diagonal.masked_fill_((info != 0)[..., None], torch.nan)
+        ctx.save_for_backward(factor)
+        return 2 * diagonal.log().sum(-1)
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> tuple[Tensor, None]:
+        if torch.is_grad_enabled():  # the derivative of the factor would be missing from the second one
+            raise NotImplementedError("the log-determinant has no second derivative: create_graph cannot be used")
         (factor,) = ctx.saved_tensors  # type: ignore[attr-defined]
-        return gradient[..., None, None] * torch.cholesky_inverse(factor)  # d logdet(R) = tr(R^-1 dR), R symmetric
+        inverse = torch.cholesky_inverse(factor)  # d logdet(R) = tr(R^-1 dR), R symmetric
+        return inverse.mul_(gradient[..., None, None]), None
 
 
-def log_determinant(matrices: Tensor) -> Tensor:
-    """Log det by Cholesky of symmetric matrices (..., P, P) -> (...). NaN where one is not positive definite."""
-    return _LogDeterminant.apply(matrices)
+def log_determinant(matrices: Tensor, eps: float = 0.0) -> Tensor:
+    """Log det(R + eps I) by Cholesky of symmetric R (..., P, P) -> (...). NaN where it is not positive definite."""
+    return _LogDeterminant.apply(matrices, eps)
 
 
 def update_mean(old: Tensor, z: Tensor, count: Tensor, forgetting: float) -> Tensor:
@@ -70,17 +90,25 @@ def update_mean(old: Tensor, z: Tensor, count: Tensor, forgetting: float) -> Ten
     return forgetting * old + (1 - forgetting) * all_reduce_sum(z.sum(dim=1)) / count
 
 
-def update_covariance(old: Tensor, z: Tensor, mean: Tensor, count: Tensor, forgetting: float) -> Tensor:
-    """Eq. (7): running covariance (2, P, P), from views z (2, N_local, P) centred by the UPDATED mean (2, P)."""
-    centred = z - mean[:, None]
-    return forgetting * old + (1 - forgetting) * all_reduce_sum(centred.mT @ centred) / count
+def deviations(z: Tensor, mean: Tensor, count: Tensor, forgetting: float) -> Tensor:
+    """What Eq. (7) multiplies: views z (2, N_local, P) less the UPDATED mean (2, P), times sqrt((1 - lambda) / N).
+
+    Their products are then the new part of the covariance as they are: the N x P numbers carry its weight, so that no
+    P x P matrix has to be scaled.
+    """
+    return (z - mean[:, None]) * ((1 - forgetting) / count).sqrt()
+
+
+def update_covariance(old: Tensor, deviating: Tensor, forgetting: float) -> Tensor:
+    """Eq. (7): running covariance (2, P, P), from the old one and the `deviations` (2, N_local, P)."""
+    return torch.add(all_reduce_sum(_Gram.apply(deviating)), old, alpha=forgetting)
 
 
 @torch.no_grad()
-def update_cross_covariance(old: Tensor, z: Tensor, mean: Tensor, count: Tensor, forgetting: float) -> Tensor:
+def update_cross_covariance(old: Tensor, deviating: Tensor, forgetting: float) -> Tensor:
     """Thesis Eq. (4.6): running cross-covariance (P, P), first view by second, as `update_covariance`. No gradient."""
-    first, second = z - mean[:, None]
-    return forgetting * old + (1 - forgetting) * all_reduce_sum(first.mT @ second) / count
+    first, second = deviating
+    return torch.add(all_reduce_sum(first.mT @ second), old, alpha=forgetting)
 
 
 def big_bang(covariance: Tensor, eps: float) -> Tensor:
@@ -90,9 +118,7 @@ def big_bang(covariance: Tensor, eps: float) -> Tensor:
         covariance: (2, P, P).
         eps: added to the diagonal.
     """
-    dim = covariance.shape[-1]
-    perturbed = covariance + eps * torch.eye(dim, dtype=covariance.dtype, device=covariance.device)
-    return -log_determinant(perturbed).sum() / dim
+    return -log_determinant(covariance, eps).sum() / covariance.shape[-1]
 
 
 def attraction(z1: Tensor, z2: Tensor, count: Tensor) -> Tensor:
@@ -148,11 +174,12 @@ class CorInfoMaxLoss(nn.Module):
             z = torch.stack([z1, z2]).double()
             count = all_reduce_sum(z.new_full((), len(z1)))
             mean = update_mean(self.mean, z, count, self.forgetting)
-            covariance = update_covariance(self.covariance, z, mean, count, self.forgetting)
+            deviating = deviations(z, mean, count, self.forgetting)
+            covariance = update_covariance(self.covariance, deviating, self.forgetting)
             expansion = big_bang(covariance, self.eps)
             pull = attraction(z[0], z[1], count)
             if self.training:
-                cross = update_cross_covariance(self.cross_covariance, z, mean, count, self.forgetting)
+                cross = update_cross_covariance(self.cross_covariance, deviating, self.forgetting)
                 self.cross_covariance.copy_(cross)
                 self.mean.copy_(mean.detach())
                 self.covariance.copy_(covariance.detach())

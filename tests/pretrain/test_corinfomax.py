@@ -1,7 +1,10 @@
 """The objective against the article: its pseudocode, its closed-form gradients, and numbers worked out by hand."""
 
+import contextlib
 import math
-from collections.abc import Iterator
+import os
+import shutil
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -9,7 +12,7 @@ import torch.multiprocessing as multiprocessing
 from torch import Tensor
 from torch.nn import functional as F
 
-from pretrain.corinfomax import CorInfoMaxLoss, log_determinant
+from pretrain.corinfomax import CorInfoMaxLoss, Terms, log_determinant, update_covariance
 
 
 def embeddings(count: int, dim: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -129,6 +132,33 @@ def test_log_determinant_and_its_gradient() -> None:
     torch.testing.assert_close(log_determinant(positive), torch.linalg.slogdet(positive)[1], rtol=1e-12, atol=1e-12)
 
 
+def test_log_determinant_of_a_perturbed_matrix() -> None:
+    matrix = torch.diag(torch.tensor([0.5, 2.0], dtype=torch.float64)).requires_grad_()
+    value = log_determinant(matrix, eps=0.5)
+    assert value.item() == pytest.approx(math.log(1.0 * 2.5), abs=1e-15)
+    torch.testing.assert_close(torch.autograd.grad(value, matrix)[0], torch.diag(torch.tensor([1, 0.4]).double()))
+    assert matrix.diagonal().tolist() == [0.5, 2.0]  # not changed in place
+
+
+def test_gradient_of_the_covariance_is_right_for_cotangents_that_are_not_symmetric() -> None:
+    generator = torch.Generator().manual_seed(0)
+    z, cotangent, old = (
+        torch.randn(2, *shape, generator=generator, dtype=torch.float64) for shape in ((5, 4), (4, 4), (4, 4))
+    )
+    z.requires_grad_()
+    own = update_covariance(old, z, forgetting=0.1)
+    torch.testing.assert_close(own, 0.1 * old + z.mT @ z, rtol=0, atol=1e-14)
+    gradients = [torch.autograd.grad((matrix * cotangent).sum(), z)[0] for matrix in (own, z.mT @ z)]
+    torch.testing.assert_close(*gradients, rtol=1e-13, atol=1e-13)
+
+
+def test_a_second_derivative_is_refused() -> None:
+    z1, z2 = embeddings(16, 8, 0)
+    terms = CorInfoMaxLoss(dim=8, attraction=1.0, forgetting=0.1, eps=1e-8)(z1, z2)
+    with pytest.raises(NotImplementedError, match="no second derivative"):
+        torch.autograd.grad(terms.total, z1, create_graph=True)
+
+
 def test_autocast_changes_nothing() -> None:
     z1, z2 = (z.float() for z in embeddings(64, 16, 3))
     plain, under = (CorInfoMaxLoss(dim=16, attraction=2000.0, forgetting=0.1, eps=1e-8) for _ in range(2))
@@ -136,6 +166,52 @@ def test_autocast_changes_nothing() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         assert all(torch.equal(a, b) for a, b in zip(under(z1, z2), expected, strict=True))
     assert torch.equal(under.covariance, plain.covariance)
+
+
+@contextlib.contextmanager
+def low_precision_matmuls() -> Iterator[None]:
+    """TF32, or bfloat16 where a CPU multiplies it, for float32 matrices."""
+    before, tf32 = torch.get_float32_matmul_precision(), torch.backends.cuda.matmul.allow_tf32
+    try:
+        torch.set_float32_matmul_precision("medium")
+        torch.backends.cuda.matmul.allow_tf32 = True
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = tf32
+        torch.set_float32_matmul_precision(before)
+
+
+def three_batches(
+    criterion: Callable[[Tensor, Tensor], Terms], device: str, dtype: torch.dtype
+) -> list[tuple[Tensor, ...]]:
+    """Of each batch the loss, and its gradient with respect to both views."""
+    found = []
+    for seed in range(3):
+        z = [view.detach().to(device, dtype).requires_grad_() for view in embeddings(96, 64, seed)]
+        terms = criterion(*z)
+        found.append((terms.total.detach(), *torch.autograd.grad(terms.total, z)))
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("around", ["autocast", "low precision", "compile"])
+@pytest.mark.parametrize(
+    "device", ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
+)
+def test_what_is_around_the_objective_changes_nothing_in_it(around: str, device: str) -> None:
+    if around == "compile" and device == "cpu" and not shutil.which(os.environ.get("CXX", "g++")):
+        pytest.skip("torch.compile needs a C++ compiler on a CPU")
+    plain, other = (CorInfoMaxLoss(dim=64, attraction=2000.0, forgetting=0.1, eps=1e-8).to(device) for _ in range(2))
+    if around == "compile":  # in float64, where a change of order shows as 1e-16
+        expected = three_batches(plain, device, torch.float64)
+        found = three_batches(torch.compile(other), device, torch.float64)
+    else:
+        expected = three_batches(plain, device, torch.float32)
+        with torch.autocast(device, torch.bfloat16) if around == "autocast" else low_precision_matmuls():
+            found = three_batches(other, device, torch.float32)
+    bound = 1e-12 if around == "compile" else 0
+    torch.testing.assert_close(found, expected, rtol=bound, atol=bound)
+    torch.testing.assert_close(other.state_dict(), plain.state_dict(), rtol=bound, atol=bound)
 
 
 def test_state_is_saved_kept_in_float64_and_left_alone_in_eval() -> None:
