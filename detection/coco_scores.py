@@ -82,7 +82,8 @@ def score(
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
-    logger.debug("%s", said.getvalue())
+    if said.getvalue():  # pycocotools prints
+        logger.debug("%s", said.getvalue())
     return evaluation
 
 
