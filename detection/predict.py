@@ -1,26 +1,35 @@
-"""Draw what a fine-tuned detector finds in pictures.
+"""Draw what a fine-tuned detector finds in pictures, and write it as COCO results.
 
     python detection/predict.py --config shapes_R18_FPN --weights RUN/model_final.pth PICTURES --output DIR
+    python detection/predict.py --config shapes_R18_FPN --weights RUN/model_final.pth PICTURES --json FILE
 
-PICTURES are files or folders. For each, DIR gets a PNG of the same name with boxes, masks, classes and
-scores; where two have the same name, all are numbered.
+PICTURES are files or folders. For each, DIR gets a PNG of the same name and size with boxes, masks, joints,
+classes and scores, or the regions of semantic segmentation; where two have the same name, all are numbered.
+
+FILE gets everything that the model finds, whatever its score. The ids of images and categories are those of
+the COCO file that --annotations names. Without it images are numbered from 1, and a second file, with
+`.images.json` for `.json`, says which is which.
 """
 
 import argparse
-from collections.abc import Sequence
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
+
+from tqdm import tqdm
 
 from cli.errors import ArgumentParser, UserError, run
+from detection.predict_json import Results
 
 if TYPE_CHECKING:
-    import torch
-    from fvcore.common.config import CfgNode
     from PIL import Image
 
-    from detection.report_canvas import Shape
-
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+MOST_SCALE = 20.0
+INTERVAL = 10.0  # seconds between estimates of the time left where there is no terminal
 
 
 def build_parser() -> ArgumentParser:
@@ -30,8 +39,12 @@ def build_parser() -> ArgumentParser:
     )
     parser.add_argument("--config", required=True, metavar="NAME|PATH", help="the recipe, or RUN/config.yaml")
     parser.add_argument("--weights", required=True, metavar="FILE", help="a whole detector: RUN/model_final.pth")
-    parser.add_argument("--output", required=True, metavar="DIR", help="folder for the pictures")
-    parser.add_argument("--score-threshold", type=float, default=0.5, metavar="S", help="in 0..1; default 0.5")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="folder for the pictures")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="file for the COCO results")
+    parser.add_argument("--annotations", type=Path, metavar="FILE", help="COCO json with the ids of the images")
+    parser.add_argument("--batch-size", type=int, default=1, metavar="N", help="pictures at a time; default 1")
+    parser.add_argument("--scale", type=float, default=1.0, metavar="S", help="enlarge the pictures; default 1")
+    parser.add_argument("--score-threshold", type=float, default=0.5, metavar="S", help="to be drawn; default 0.5")
     parser.add_argument("images", nargs="+", metavar="IMAGE|FOLDER", help="pictures, or folders of pictures")
     return parser
 
@@ -71,90 +84,98 @@ def read_image(path: Path) -> "Image.Image":
         raise UserError(f"{path} cannot be read as a picture: {error}") from error
 
 
-def build_detector(name: str, weights_file: str) -> "tuple[CfgNode, torch.nn.Module]":
-    """The config of a recipe, and its model in evaluation mode, filled from a checkpoint.
-
-    Raises:
-        UserError: no such recipe or file, or the checkpoint does not fill the model.
-    """
-    import torch
-
-    from detection import config as configs
-    from detection import trainer, weights
-
-    config, _ = configs.for_one_process(configs.load(name))
-    config.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-    model = trainer.TransferTrainer.build_model(config)
-    weights.load_detector(model, Path(weights_file))
-    return config, model.eval()
+def targets(files: Sequence[Path], folder: Path) -> list[Path]:
+    """The PNG of each picture: of its name, behind a running number where two have the same."""
+    numbered = len({file.stem for file in files}) < len(files)
+    return [folder / (f"{i:04}_{file.stem}.png" if numbered else f"{file.stem}.png") for i, file in enumerate(files)]
 
 
-def detect(model: "torch.nn.Module", config: "CfgNode", image: "Image.Image") -> Any:
-    """Detectron2's `Instances` for a picture, in its own pixels, on the CPU."""
-    import numpy
-    import torch
+class Progress:
+    """A line for each picture, with a bar below them on a terminal, else with the time left now and then."""
 
-    from detection import compat  # noqa: F401
+    def __init__(self, total: int) -> None:
+        self._total, self._count = total, 0
+        self._start = self._said = time.monotonic()
+        self._bar = tqdm(total=total, unit="img", disable=not sys.stderr.isatty())
 
-    # isort: split
-    from detectron2.data.transforms import ResizeShortestEdge
+    def advance(self, text: str) -> None:
+        """One picture is done; `text` says how it ended."""
+        self._count += 1
+        now = time.monotonic()
+        if self._bar.disable and now - self._said >= INTERVAL:
+            self._said = now
+            left = (now - self._start) / self._count * (self._total - self._count)
+            text += f" ({self._count}/{self._total}, eta {timedelta(seconds=round(left))})"
+        self._bar.write(text)
+        self._bar.update()
 
-    pixels = numpy.asarray(image)  # (H, W, 3) RGB
-    if config.INPUT.FORMAT == "BGR":
-        pixels = pixels[:, :, ::-1]
-    resize = ResizeShortestEdge(config.INPUT.MIN_SIZE_TEST, config.INPUT.MAX_SIZE_TEST)
-    resized = resize.get_transform(pixels).apply_image(pixels)
-    tensor = torch.from_numpy(numpy.ascontiguousarray(resized.transpose(2, 0, 1)))
-    with torch.inference_mode():
-        found = model([{"image": tensor, "height": image.height, "width": image.width}])
-    return found[0]["instances"].to("cpu")
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        self._bar.close()
 
 
-def to_shapes(found: Any, names: Sequence[str], threshold: float) -> "list[Shape]":
-    """What to draw: the detections with a score of at least `threshold`, the surest last and so on top."""
-    from detection.report_canvas import Shape
-    from detection.report_colours import of_classes
+def _read(files: Sequence[Path], broken: list[Path], progress: Progress) -> "Iterator[tuple[int, Image.Image]]":
+    """The pictures with their places in `files`; what is no picture is named, and put into `broken`."""
+    for index, file in enumerate(files):
+        try:
+            yield index, read_image(file)
+        except UserError as error:
+            broken.append(file)
+            progress.advance(str(error))
 
-    colours = of_classes(range(len(names)))
-    found = found[found.scores >= threshold]
-    masks = found.pred_masks.numpy().astype("uint8") if found.has("pred_masks") else [None] * len(found)
-    shapes = [
-        Shape(tuple(box), mask, f"{names[kind]} {score:.2f}", colours[kind])
-        for box, mask, kind, score in zip(
-            found.pred_boxes.tensor.tolist(),
-            masks,
-            found.pred_classes.tolist(),
-            found.scores.tolist(),
-            strict=True,
-        )
-    ]
-    return shapes[::-1]
+
+def _check(arguments: argparse.Namespace) -> None:
+    if not 0 <= arguments.score_threshold <= 1:
+        raise UserError(f"--score-threshold must be in 0..1, not {arguments.score_threshold}")
+    if arguments.batch_size < 1:
+        raise UserError(f"--batch-size must be at least 1, not {arguments.batch_size}")
+    if not 0 < arguments.scale <= MOST_SCALE:
+        raise UserError(f"--scale must be above 0 and at most {MOST_SCALE:g}, not {arguments.scale}")
+    if not arguments.output and not arguments.json:
+        raise UserError("name --output DIR for pictures, or --json FILE for results, or both")
+    if arguments.annotations and not arguments.json:
+        raise UserError("--annotations gives the ids for --json FILE, which is not named")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Read, detect, draw, write, one picture after the other."""
+    """Read, detect, draw and write, picture by picture.
+
+    Raises:
+        UserError: wrong use; or, when all others are done, that some files are no pictures.
+    """
     arguments = build_parser().parse_args(argv)
-    if not 0 <= arguments.score_threshold <= 1:
-        raise UserError(f"--score-threshold must be in 0..1, not {arguments.score_threshold}")
+    _check(arguments)
     files = find_images(arguments.images)
-    config, model = build_detector(arguments.config, arguments.weights)
+    results = Results(files, arguments.annotations)
+    drawn = targets(files, arguments.output) if arguments.output else []
+    for folder in (arguments.output, arguments.json and arguments.json.parent):
+        try:
+            if folder:
+                folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{folder}: nothing can be written there: {error.strerror or error}") from error
 
-    from detection import datasets
-    from detection.report_canvas import draw_scene
+    from detection import inference
+    from detection.report_canvas import draw_shapes
 
-    names = datasets.class_names(config.DATASETS.TEST[0], config.MODEL.ROI_HEADS.NUM_CLASSES)
-    output = Path(arguments.output)
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{output}: no pictures can be written there: {error.strerror or error}") from error
-    numbered = len({file.stem for file in files}) < len(files)
-    for index, file in enumerate(files):
-        image = read_image(file)
-        shapes = to_shapes(detect(model, config, image), names, arguments.score_threshold)
-        target = output / (f"{index:04}_{file.stem}.png" if numbered else f"{file.stem}.png")
-        draw_scene(image, shapes, file.name).save(target)
-        print(f"{target}: {len(shapes)} objects")
+    config, model = inference.build_detector(arguments.config, arguments.weights)
+    classes = inference.classes_of(config, results.categories)
+    broken: list[Path] = []
+    progress = Progress(len(files))
+    pictures = _read(files, broken, progress)
+    for index, image, output in inference.in_batches(model, config, pictures, arguments.batch_size):
+        shapes = inference.to_shapes(output, classes, arguments.score_threshold)
+        if drawn:
+            draw_shapes(image, shapes, arguments.scale).save(drawn[index])
+        if arguments.json:
+            results.add(index, image.size, inference.to_records(output, results.ids[index], classes))
+        progress.advance(f"{drawn[index] if drawn else files[index]}: {len(shapes)} objects")
+    progress.close()
+    if arguments.json:
+        print(results.write(arguments.json, classes))
+    if broken:
+        names = ", ".join(map(str, broken[:3])) + (", ..." if len(broken) > 3 else "")
+        raise UserError(f"{len(broken)} of the {len(files)} files are no pictures: {names}; all others are done")
 
 
 def cli() -> NoReturn:

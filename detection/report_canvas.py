@@ -17,7 +17,10 @@ OPACITY = 0.42  # of a mask; its outline is opaque
 INK = "#1a1a1a"
 FAINT = "#6b6b6b"
 Canvas = Image.Image
+LEAST_PEN = 0.7  # of the size of lines and letters in a cell: smaller ones are not legible
+PEN_GROWTH = 0.75  # exponent of their growth with the picture
 Box = tuple[float, float, float, float]
+Point = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -25,37 +28,50 @@ class Shape:
     """An object to draw.
 
     Attributes:
-        box: left, top, right, bottom in pixels of the photograph.
+        box: left, top, right, bottom in pixels of the photograph; a region has none.
         mask: (H, W) of 0 and 1, if there is one.
         colour: as #rrggbb.
+        points: places on the object, such as joints, as x and y in pixels of the photograph.
+        limbs: lines between two such places.
     """
 
-    box: Box
+    box: Box | None
     mask: NDArray[np.uint8] | None
     text: str
     colour: str
+    points: Sequence[Point] = ()
+    limbs: Sequence[tuple[Point, Point]] = ()
 
 
 def draw_scene(photograph: Image.Image, shapes: Sequence[Shape], note: str) -> Canvas:
     """The photograph enlarged to a cell, with the shapes on it in this order, and a note below."""
-    scale = min(CELL / photograph.width, CELL / photograph.height)
-    size = (round(photograph.width * scale), round(photograph.height * scale))
-    scene = photograph.resize(size, Image.Resampling.LANCZOS)
+    scene = draw_shapes(photograph, shapes, min(CELL / photograph.width, CELL / photograph.height))
+    cell = Image.new("RGB", (scene.width, scene.height + NOTE_HEIGHT), "white")
+    cell.paste(scene, (0, 0))
+    ImageDraw.Draw(cell).text((0, scene.height + 6), note, fill=FAINT, font=_font(15))
+    return cell
+
+
+def draw_shapes(photograph: Image.Image, shapes: Sequence[Shape], scale: float) -> Canvas:
+    """The photograph, `scale` times as large, with the shapes on it in this order.
+
+    Lines and letters grow more slowly than the picture: a large one is mostly a detailed one.
+    """
+    size = (max(1, round(photograph.width * scale)), max(1, round(photograph.height * scale)))
+    pen_size = max(LEAST_PEN, (max(size) / CELL) ** PEN_GROWTH)
+    scene = photograph.resize(size, Image.Resampling.LANCZOS) if size != photograph.size else photograph.copy()
     for shape in shapes:
         if shape.mask is not None:
             _paint_mask(scene, shape.mask, shape.colour)
     pen = ImageDraw.Draw(scene)
-    boxes = [tuple(edge * scale for edge in shape.box) for shape in shapes]
-    for shape, (left, top, right, bottom) in zip(shapes, boxes, strict=True):
-        pen.rounded_rectangle((left - 1, top - 1, right + 1, bottom + 1), 4, outline=INK, width=5)
-        pen.rounded_rectangle((left, top, right, bottom), 3, outline=shape.colour, width=3)
+    for shape in shapes:
+        _draw_lines(pen, shape, scale, pen_size)
     taken: list[Box] = []
-    for shape, (left, top, _, _) in zip(shapes, boxes, strict=True):
-        taken.append(_draw_tag(pen, size, (left, top), shape, taken))
-    cell = Image.new("RGB", (size[0], size[1] + NOTE_HEIGHT), "white")
-    cell.paste(scene, (0, 0))
-    ImageDraw.Draw(cell).text((0, size[1] + 6), note, fill=FAINT, font=_font(15))
-    return cell
+    for shape in shapes:
+        if shape.text:
+            corner = tuple(edge * scale for edge in _tag_corner(shape))
+            taken.append(_draw_tag(pen, size, corner, shape, taken, pen_size))
+    return scene
 
 
 def compose_sheet(titles: Sequence[tuple[str, str]], rows: Sequence[Sequence[Canvas]], names: Sequence[str]) -> Canvas:
@@ -94,24 +110,54 @@ def _paint_mask(scene: Image.Image, mask: NDArray[np.uint8], colour: str) -> Non
     scene.paste(tint, mask=rim)
 
 
+def _draw_lines(pen: ImageDraw.ImageDraw, shape: Shape, scale: float, pen_size: float) -> None:
+    """Box, limbs and points, each light in the colour of the shape on a dark rim, so that they stand out anywhere."""
+    line, rim = max(1, round(3 * pen_size)), max(1, round(pen_size))
+    if shape.box is not None:
+        left, top, right, bottom = (edge * scale for edge in shape.box)
+        right, bottom = max(left, right), max(top, bottom)
+        outer = (left - rim, top - rim, right + rim, bottom + rim)
+        pen.rounded_rectangle(outer, line + rim, outline=INK, width=line + 2 * rim)
+        pen.rounded_rectangle((left, top, right, bottom), line, outline=shape.colour, width=line)
+    for width, colour in ((line + 2 * rim, INK), (line, shape.colour)):
+        for (x1, y1), (x2, y2) in shape.limbs:
+            pen.line((x1 * scale, y1 * scale, x2 * scale, y2 * scale), fill=colour, width=width)
+    for x, y in shape.points:
+        spot = (x * scale - line, y * scale - line, x * scale + line, y * scale + line)
+        pen.ellipse(spot, fill=shape.colour, outline=INK, width=rim)
+
+
+def _tag_corner(shape: Shape) -> Point:
+    """Where the label belongs, in pixels of the photograph: a box's upper left corner, or the inside of a region."""
+    if shape.box is not None or shape.mask is None:
+        return (shape.box[0], shape.box[1]) if shape.box is not None else (0, 0)
+    rows, columns = np.nonzero(shape.mask)
+    if not len(rows):
+        return (0, 0)
+    inside = np.abs(rows - np.median(rows)) + np.abs(columns - np.median(columns))
+    nearest = int(inside.argmin())
+    return (float(columns[nearest]), float(rows[nearest]))
+
+
 def _draw_tag(
     pen: ImageDraw.ImageDraw,
     size: tuple[int, int],
-    corner: tuple[float, float],
+    corner: Point,
     shape: Shape,
     taken: Sequence[Box],
+    pen_size: float,
 ) -> Box:
-    """A label on the box's upper left corner, moved into the picture and below labels already there."""
-    font = _font(16, bold=True)
-    width, height = font.getlength(shape.text) + 12, 23
-    x = min(max(0, corner[0] - 1), size[0] - width)
-    y = min(max(0, corner[1] - height), size[1] - height)
+    """A label above a corner, moved into the picture and below labels already there."""
+    font = _font(round(16 * pen_size), bold=True)
+    width, height = font.getlength(shape.text) + 12 * pen_size, round(23 * pen_size)
+    x = max(0, min(corner[0] - 1, size[0] - width))
+    y = max(0, min(corner[1] - height, size[1] - height))
     for _ in taken:
         for other in taken:
             if x < other[2] and other[0] < x + width and y < other[3] and other[1] < y + height:
-                y = min(other[3] + 1, size[1] - height)
-    pen.rounded_rectangle((x, y, x + width, y + height), 4, fill=shape.colour, outline=INK, width=1)
-    pen.text((x + 6, y + height / 2), shape.text, fill=INK, font=font, anchor="lm")
+                y = max(0, min(other[3] + 1, size[1] - height))
+    pen.rounded_rectangle((x, y, x + width, y + height), 4 * pen_size, fill=shape.colour, outline=INK, width=1)
+    pen.text((x + 6 * pen_size, y + height / 2), shape.text, fill=INK, font=font, anchor="lm")
     return (x, y, x + width, y + height)
 
 

@@ -1,0 +1,203 @@
+"""Pictures through a model, and what comes out of it as shapes to draw and as COCO results.
+
+Heavy libraries are imported where they are used, so that the command's help and errors are quick.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cli.errors import UserError
+from detection import report_colours
+from detection.report_canvas import Point, Shape
+
+if TYPE_CHECKING:
+    import torch
+    from fvcore.common.config import CfgNode
+    from PIL import Image
+
+MOST_WAITING = 8  # batches' worth of pictures that wait for others of their size
+LEAST_KEYPOINT_SCORE = 0.05  # of a joint to be drawn; Detectron2's visualizer has the same
+LEAST_REGION = 0.002  # of the picture, for a region to be drawn
+
+
+@dataclass(frozen=True)
+class Classes:
+    """What the outputs of a model stand for.
+
+    Attributes:
+        names: of its classes, in its order.
+        ids: their category ids in COCO results.
+        limbs: pairs of joints, by index, to join by a line.
+    """
+
+    names: Sequence[str]
+    ids: Sequence[int]
+    limbs: Sequence[tuple[int, int]] = field(default=())
+
+
+def build_detector(name: str, weights_file: str) -> "tuple[CfgNode, torch.nn.Module]":
+    """The config of a recipe, and its model in evaluation mode, filled from a checkpoint.
+
+    Raises:
+        UserError: no such recipe or file, or the checkpoint does not fill the model.
+    """
+    import torch
+
+    from detection import config as configs
+    from detection import trainer, weights
+
+    config, _ = configs.for_one_process(configs.load(name))
+    config.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+    model = trainer.TransferTrainer.build_model(config)
+    weights.load_detector(model, Path(weights_file))
+    return config, model.eval()
+
+
+def in_batches(
+    model: "torch.nn.Module", config: "CfgNode", pictures: "Iterable[tuple[int, Image.Image]]", size: int
+) -> "Iterator[tuple[int, Image.Image, Mapping[str, Any]]]":
+    """The model's output for each numbered picture, in batches of pictures that it sees in one size.
+
+    A batch of several sizes would be padded to the largest, and the padding changes what is found near the
+    border. So pictures wait for others of their size, and come out in another order than they came in.
+
+    Yields:
+        (number, picture, output): Detectron2's `instances` or `sem_seg` (C, H, W), in the picture's own pixels,
+        on the CPU.
+    """
+    waiting: dict[tuple[int, ...], list[tuple[int, Image.Image, torch.Tensor]]] = {}
+    for number, picture in pictures:
+        pixels = to_tensor(picture, config)
+        group = waiting.setdefault(tuple(pixels.shape), [])
+        group.append((number, picture, pixels))
+        if len(group) == size:
+            yield from _through(model, waiting.pop(tuple(pixels.shape)))
+        elif sum(map(len, waiting.values())) >= MOST_WAITING * size:
+            fullest = max(waiting, key=lambda shape: len(waiting[shape]))
+            yield from _through(model, waiting.pop(fullest))
+    for group in waiting.values():
+        yield from _through(model, group)
+
+
+def to_tensor(picture: "Image.Image", config: "CfgNode") -> "torch.Tensor":
+    """A picture as the evaluation of the recipe shows it to the model: (3, H, W) uint8, resized."""
+    import numpy
+    import torch
+
+    from detection import compat  # noqa: F401
+
+    # isort: split
+    from detectron2.data.transforms import ResizeShortestEdge
+
+    pixels = numpy.asarray(picture)  # (H, W, 3) RGB
+    if config.INPUT.FORMAT == "BGR":
+        pixels = pixels[:, :, ::-1]
+    resize = ResizeShortestEdge(config.INPUT.MIN_SIZE_TEST, config.INPUT.MAX_SIZE_TEST)
+    resized = resize.get_transform(pixels).apply_image(pixels)
+    return torch.from_numpy(numpy.ascontiguousarray(resized.transpose(2, 0, 1)))
+
+
+def _through(
+    model: "torch.nn.Module", group: "Sequence[tuple[int, Image.Image, torch.Tensor]]"
+) -> "Iterator[tuple[int, Image.Image, Mapping[str, Any]]]":
+    import torch
+
+    inputs = [{"image": pixels, "height": picture.height, "width": picture.width} for _, picture, pixels in group]
+    with torch.inference_mode():
+        outputs = model(inputs)
+    for (number, picture, _), output in zip(group, outputs, strict=True):
+        yield number, picture, {key: value.to("cpu") for key, value in output.items() if hasattr(value, "to")}
+
+
+def to_shapes(output: Mapping[str, Any], classes: Classes, threshold: float) -> list[Shape]:
+    """What to draw: the detections with a score of at least `threshold`, the surest last and so on top."""
+    colours = report_colours.of_classes(range(len(classes.names)))
+    if "instances" not in output:
+        return _regions(output["sem_seg"], classes, colours)
+    found = output["instances"]
+    found = found[found.scores >= threshold]
+    masks = found.pred_masks.numpy().astype("uint8") if found.has("pred_masks") else [None] * len(found)
+    joints = found.pred_keypoints.tolist() if found.has("pred_keypoints") else [[]] * len(found)
+    shapes = []
+    for box, mask, kind, score, spots in zip(
+        found.pred_boxes.tensor.tolist(), masks, found.pred_classes.tolist(), found.scores.tolist(), joints, strict=True
+    ):
+        seen: dict[int, Point] = {i: (x, y) for i, (x, y, sure) in enumerate(spots) if sure > LEAST_KEYPOINT_SCORE}
+        limbs = [(seen[a], seen[b]) for a, b in classes.limbs if a in seen and b in seen]
+        text = f"{classes.names[kind]} {score:.2f}"
+        shapes.append(Shape(tuple(box), mask, text, colours[kind], tuple(seen.values()), tuple(limbs)))
+    return shapes[::-1]
+
+
+def _regions(scores: "torch.Tensor", classes: Classes, colours: Mapping[int, str]) -> list[Shape]:
+    """Of semantic segmentation: each class that is the likeliest somewhere, the largest region first."""
+    labels = scores.argmax(dim=0).numpy()
+    masks = {kind: (labels == kind).astype("uint8") for kind in sorted(set(labels.ravel().tolist()))}
+    large = {kind: mask for kind, mask in masks.items() if mask.mean() >= LEAST_REGION}
+    order = sorted(large, key=lambda kind: -int(large[kind].sum()))
+    return [Shape(None, large[kind], classes.names[kind], colours[kind]) for kind in order]
+
+
+def to_records(output: Mapping[str, Any], image_id: Any, classes: Classes) -> list[dict[str, Any]]:
+    """COCO results of one picture: all that the model gives, whatever its score.
+
+    Of semantic segmentation a record for each class that is there, as COCO has it for stuff: with a mask, without
+    box and score.
+    """
+    import numpy
+
+    from detection import compat  # noqa: F401
+
+    # isort: split
+    from detectron2.evaluation.coco_evaluation import instances_to_coco_json
+    from pycocotools import mask as coco_mask
+
+    if "instances" in output:
+        found = output["instances"]
+        if found.has("pred_keypoints"):  # the conversion shifts them in place
+            found = found[:]
+            found.pred_keypoints = found.pred_keypoints.clone()
+        records = instances_to_coco_json(found, image_id)
+        for record in records:
+            record["category_id"] = classes.ids[record["category_id"]]
+        return list(records)
+    labels = output["sem_seg"].argmax(dim=0).numpy()
+    records = []
+    for kind in sorted(set(labels.ravel().tolist())):
+        code = coco_mask.encode(numpy.asfortranarray((labels == kind).astype("uint8")))
+        segmentation = {"size": code["size"], "counts": code["counts"].decode()}
+        records.append({"image_id": image_id, "category_id": classes.ids[kind], "segmentation": segmentation})
+    return records
+
+
+def classes_of(config: "CfgNode", categories: Sequence[Mapping[str, Any]] | None = None) -> Classes:
+    """What the model's classes are called: by COCO's list of categories if one is given, else by its test set.
+
+    Raises:
+        UserError: there are more or fewer categories than the model has classes.
+    """
+    from detection import datasets
+    from detection.needs import needs_of
+
+    # isort: split
+    from detectron2.data import MetadataCatalog
+
+    name, count = config.DATASETS.TEST[0], needs_of(config).classes
+    if categories is not None:
+        if len(categories) != count:
+            raise UserError(f"--annotations has {len(categories)} categories, but the model has {count} classes")
+        ordered = sorted(categories, key=lambda each: each["id"])
+        names, ids = [str(each["name"]) for each in ordered], [each["id"] for each in ordered]
+    else:
+        names = datasets.class_names(name, count)
+        if len(names) != count:  # of another model than the dataset's own
+            names = [f"class {index}" for index in range(count)]
+        known = MetadataCatalog.get(name).get("thing_dataset_id_to_contiguous_id", {})
+        order = {index: identity for identity, index in known.items()}
+        ids = [order.get(index, index + 1) for index in range(count)]
+    metadata = MetadataCatalog.get(name)
+    joints = {joint: index for index, joint in enumerate(metadata.get("keypoint_names", []))}
+    rules = metadata.get("keypoint_connection_rules", [])
+    return Classes(names, ids, [(joints[a], joints[b]) for a, b, _ in rules if a in joints and b in joints])

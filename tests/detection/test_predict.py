@@ -1,0 +1,239 @@
+"""Pictures through detectors of random weights: batches, files that are none, COCO results, what is drawn."""
+
+import json
+
+import numpy
+import pytest
+import torch
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+pytest.importorskip("detectron2")
+
+from cli.errors import UserError
+from detection import config as configs
+from detection import inference, predict
+from detection.inference import Classes
+from detection.predict_json import image_ids
+from detection.report_canvas import Shape, draw_shapes
+
+# isort: split
+from detectron2.modeling import build_model
+from detectron2.structures import Boxes, Instances
+
+SMALL = [
+    *("DATASETS.TEST", "('unknown',)", "INPUT.MIN_SIZE_TEST", "64", "INPUT.MAX_SIZE_TEST", "96"),
+    *("MODEL.ROI_HEADS.NUM_CLASSES", "3", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0", "SOLVER.PRECISION", "float32"),
+    *("TEST.DETECTIONS_PER_IMAGE", "5", "MODEL.DEVICE", "cpu"),
+]
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
+    """A config file and weights of a detector of three classes that finds something everywhere."""
+    folder = tmp_path_factory.mktemp("detector")
+    config = configs.load("shapes_R18_FPN", SMALL)
+    config, _ = configs.for_one_process(config)
+    torch.manual_seed(0)
+    model = build_model(config)
+    torch.save({"model": model.state_dict()}, folder / "model.pth")
+    (folder / "config.yaml").write_text(config.dump())
+    return ["--config", str(folder / "config.yaml"), "--weights", str(folder / "model.pth")]
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Seven pictures of two sizes."""
+    rng = numpy.random.default_rng(0)
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for index in range(7):
+        size = (80, 64) if index % 3 else (64, 64)
+        pixels = rng.integers(0, 255, (*size, 3), dtype=numpy.uint8)
+        Image.fromarray(pixels).save(folder / f"{index}.png")
+    return folder
+
+
+def results(path):
+    return json.loads(path.read_text())
+
+
+def test_batches_find_what_single_pictures_do(recipe, pictures, tmp_path):
+    one, three = tmp_path / "one.json", tmp_path / "three.json"
+    predict.main([*recipe, "--json", str(one), str(pictures)])
+    predict.main([*recipe, "--json", str(three), "--batch-size", "3", str(pictures)])
+    assert len(results(one)) == len(results(three)) > 7
+    for single, batched in zip(results(one), results(three), strict=True):
+        assert (single["image_id"], single["category_id"]) == (batched["image_id"], batched["category_id"])
+        assert single["score"] == pytest.approx(batched["score"], abs=1e-4)
+        assert single["bbox"] == pytest.approx(batched["bbox"], abs=1e-2)
+        overlap = coco_mask.iou([single["segmentation"]], [batched["segmentation"]], [0])[0, 0]
+        assert overlap > 0.99 or not coco_mask.area(single["segmentation"])
+
+
+def test_pictures_wait_for_others_of_their_size_and_none_is_lost():
+    class Model:
+        def __init__(self):
+            self.seen = []
+
+        def __call__(self, inputs):
+            self.seen.append([tuple(each["image"].shape[1:]) for each in inputs])
+            return [{"sem_seg": torch.zeros(1, each["height"], each["width"])} for each in inputs]
+
+    config = configs.load("shapes_R18_FPN", SMALL)
+    sizes = [(64, 64), (64, 80), (64, 64), (64, 64), (64, 80)]
+    model, pictures = Model(), [(i, Image.new("RGB", size[::-1])) for i, size in enumerate(sizes)]
+    order = [number for number, _, _ in inference.in_batches(model, config, pictures, 2)]
+    assert order == [0, 2, 1, 4, 3]
+    assert model.seen == [[(64, 64)] * 2, [(64, 80)] * 2, [(64, 64)]]
+    many = [(i, Image.new("RGB", (64, 64 + i))) for i in range(20)]  # each of its own size
+    assert sorted(number for number, _, _ in inference.in_batches(model, config, many, 2)) == list(range(20))
+
+
+def test_results_are_coco_results_with_names_beside_them(recipe, pictures, tmp_path):
+    path = tmp_path / "deep" / "found.json"
+    predict.main([*recipe, "--json", str(path), str(pictures / "0.png"), str(pictures / "1.png")])
+    listing = json.loads((tmp_path / "deep" / "found.images.json").read_text())
+    assert [(each["id"], each["width"], each["height"]) for each in listing["images"]] == [(1, 64, 64), (2, 64, 80)]
+    assert listing["images"][1]["file_name"] == str(pictures / "1.png")
+    assert [each["id"] for each in listing["categories"]] == [1, 2, 3]
+    for record in results(path):
+        assert record["category_id"] in (1, 2, 3)
+        x, y, width, height = record["bbox"]
+        size = listing["images"][record["image_id"] - 1]
+        assert 0 <= x <= x + width <= size["width"] + 1e-3
+        assert 0 <= y <= y + height <= size["height"] + 1e-3
+        assert record["segmentation"]["size"] == [size["height"], size["width"]]
+        assert isinstance(record["segmentation"]["counts"], str)
+
+
+def test_the_ids_of_annotations(recipe, pictures, tmp_path):
+    content = {
+        "images": [{"id": 40 + i, "file_name": f"pictures/{i}.png"} for i in range(7)],
+        "categories": [{"id": i, "name": str(i)} for i in (9, 5, 7)],
+    }
+    annotations, path = tmp_path / "instances.json", tmp_path / "found.json"
+    annotations.write_text(json.dumps(content))
+    arguments = [*recipe, "--json", str(path), "--annotations", str(annotations)]
+    predict.main([*arguments, str(pictures / "3.png")])
+    assert {each["image_id"] for each in results(path)} == {43}
+    assert {each["category_id"] for each in results(path)} <= {5, 7, 9}
+    assert not (tmp_path / "found.images.json").exists()
+    Image.new("RGB", (64, 64)).save(tmp_path / "other.png")
+    with pytest.raises(UserError, match=r"other\.png: --annotations lists no image of that name"):
+        predict.main([*arguments, str(tmp_path / "other.png")])
+    annotations.write_text(json.dumps(content | {"categories": content["categories"][:2]}))
+    with pytest.raises(UserError, match="--annotations has 2 categories, but the model has 3 classes"):
+        predict.main([*arguments, str(pictures / "3.png")])
+    annotations.write_text("[]")
+    with pytest.raises(UserError, match=r"instances\.json: cannot be read as COCO annotations"):
+        predict.main([*arguments, str(pictures / "3.png")])
+
+
+def test_ids_by_the_end_of_the_path(tmp_path):
+    files = [tmp_path / "train" / "1.jpg", tmp_path / "val" / "1.jpg"]
+    assert image_ids(files, None) == [1, 2]
+    assert image_ids(files, {"train/1.jpg": "a", "val/1.jpg": "b", "1.jpg": "c"}) == ["a", "b"]
+    with pytest.raises(UserError, match="are the same image"):
+        image_ids(files, {"1.jpg": 1})
+
+
+def test_files_that_are_no_pictures_are_named_when_the_others_are_done(recipe, pictures, tmp_path, capsys):
+    (pictures / "3.png").write_text("<html>")
+    arguments = [*recipe, "--output", str(tmp_path / "drawn"), "--json", str(tmp_path / "found.json"), str(pictures)]
+    with pytest.raises(UserError, match=r"1 of the 7 files are no pictures: .*3\.png; all others are done"):
+        predict.main(arguments)
+    assert len(list((tmp_path / "drawn").iterdir())) == 6
+    assert {each["image_id"] for each in results(tmp_path / "found.json")} == {1, 2, 3, 5, 6, 7}
+    assert "3.png cannot be read as a picture" in capsys.readouterr().out
+
+
+def test_pictures_keep_their_size_unless_asked(recipe, pictures, tmp_path):
+    picture = str(pictures / "1.png")
+    predict.main([*recipe, "--output", str(tmp_path / "same"), picture])
+    assert Image.open(tmp_path / "same" / "1.png").size == (64, 80)
+    predict.main([*recipe, "--output", str(tmp_path / "large"), "--scale", "2.5", picture])
+    assert Image.open(tmp_path / "large" / "1.png").size == (160, 200)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "name --output DIR for pictures, or --json FILE"),
+        (["--output", "d", "--batch-size", "0"], "--batch-size must be at least 1"),
+        (["--output", "d", "--scale", "0"], "--scale must be above 0"),
+        (["--output", "d", "--annotations", "f"], "--annotations gives the ids for --json FILE"),
+    ],
+)
+def test_wrong_use(arguments, message, error_of):
+    fixed = ["--config", "shapes_R18_FPN", "--weights", "none.pth", "none.jpg"]
+    assert message in error_of(predict.cli, *fixed, *arguments)
+
+
+def instances(**fields):
+    found = Instances((30, 40))
+    found.pred_boxes = Boxes(torch.tensor([[2.0, 3, 12, 23], [20, 5, 30, 25]]))
+    found.scores = torch.tensor([0.9, 0.4])
+    found.pred_classes = torch.tensor([1, 0])
+    for name, value in fields.items():
+        found.set(name, value)
+    return {"instances": found}
+
+
+CLASSES = Classes(["one", "two"], [10, 20], [(0, 1), (1, 2)])
+
+
+def test_boxes_without_masks():
+    """As RetinaNet and VOC's detectors give them."""
+    (shape,) = inference.to_shapes(instances(), CLASSES, 0.5)
+    assert shape.box == (2, 3, 12, 23)
+    assert shape.mask is None
+    assert shape.text == "two 0.90"
+    records = inference.to_records(instances(), 7, CLASSES)
+    assert [each["category_id"] for each in records] == [20, 10]
+    assert records[1]["bbox"] == [20, 5, 10, 20]
+    assert "segmentation" not in records[0]
+
+
+def test_keypoints_are_joined_where_they_are_seen():
+    spots = torch.tensor([[[3.0, 4, 0.9], [5, 6, 0.8], [7, 8, 0.01]]] * 2)
+    output = instances(pred_keypoints=spots)
+    records = inference.to_records(output, 7, CLASSES)
+    (shape,) = inference.to_shapes(output, CLASSES, 0.5)
+    assert shape.points == ((3, 4), (5, 6))
+    assert shape.limbs == (((3, 4), (5, 6)),)
+    assert records[0]["keypoints"][:3] == pytest.approx([2.5, 3.5, 0.9])  # COCO counts pixels by their centres
+    assert spots[0, 0, 0] == 3
+
+
+def test_regions_of_semantic_segmentation():
+    scores = torch.zeros(2, 30, 40)
+    scores[1, :, 25:] = 1
+    shapes = inference.to_shapes({"sem_seg": scores}, CLASSES, 0.5)
+    assert [(shape.text, shape.box, int(shape.mask.sum())) for shape in shapes] == [
+        ("one", None, 750),
+        ("two", None, 450),
+    ]
+    first, second = inference.to_records({"sem_seg": scores}, 7, CLASSES)
+    assert (first["category_id"], second["category_id"]) == (10, 20)
+    assert coco_mask.area(second["segmentation"]) == 450
+    assert "score" not in first
+
+
+def test_each_part_of_a_shape_is_drawn():
+    photograph = Image.new("RGB", (100, 80), "#404040")
+    mask = numpy.zeros((80, 100), dtype=numpy.uint8)
+    mask[20:60, 60:90] = 1
+    shapes = [
+        Shape((10, 30, 50, 70), None, "", "#ff0000"),
+        Shape(None, mask, "", "#00ff00"),
+        Shape(None, None, "", "#0000ff", points=[(20, 10), (60, 10)], limbs=[((20, 10), (60, 10))]),
+    ]
+    plain = numpy.asarray(draw_shapes(photograph, [], 2)).astype(int)
+    drawn = numpy.asarray(draw_shapes(photograph, shapes, 2)).astype(int)
+    assert drawn.shape == (160, 200, 3)
+    assert tuple(drawn[100, 20]) == (255, 0, 0)  # the left edge of the box
+    assert tuple(drawn[100, 60]) == (64, 64, 64)  # inside of it
+    assert drawn[80, 150][1] > 100  # inside of the mask
+    assert tuple(drawn[20, 80]) == (0, 0, 255)  # between the points
+    assert (drawn[-8:] == plain[-8:]).all()
