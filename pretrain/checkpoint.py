@@ -61,10 +61,7 @@ def save(run: Path, state: dict[str, Any]) -> Path:
             raise OSError("what was read back is not what was written")
         write_atomic(path.with_suffix(".sha256"), f"{digest}\n".encode())
         aside.replace(path)
-        link = folder / "last.tmp"
-        link.unlink(missing_ok=True)
-        link.symlink_to(path.name)
-        link.replace(folder / "last.pt")
+        _link(path)
         sync_folder(folder)
     except OSError as error:
         with contextlib.suppress(OSError):
@@ -78,12 +75,19 @@ def save(run: Path, state: dict[str, Any]) -> Path:
     return path
 
 
-def remove_unfinished(run: Path) -> None:
-    """Remove what a process that was killed in a save has left. Only for the process that holds the run's lock."""
+def finish_save(run: Path) -> None:
+    """Bring in order what a process that was killed in a save has left. Only for the process that holds the run's lock.
+
+    A checkpoint that had its name, but was not yet the last one, becomes it: a run that this one completes saves no
+    more. What had no name yet is removed.
+    """
     folder = run / "checkpoints"
     for path in [*folder.glob("*.tmp"), *folder.glob("*.sha256")]:
         if path.suffix == ".tmp" or not path.with_suffix(".pt").exists():
             path.unlink(missing_ok=True)
+    for newest in _saved(run)[:1]:
+        if (folder / "last.pt").resolve() != newest.resolve():
+            _link(newest)
 
 
 def load_newest(run: Path) -> dict[str, Any] | None:
@@ -173,6 +177,14 @@ def export_encoder(path: Path, encoder: nn.Module, metadata: dict[str, str]) -> 
     """Write an encoder as safetensors in torchvision's naming. Metadata: `architecture`, `stem`, `mean`, `std`."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in encoder.state_dict().items()}
     write_atomic(path, safetensors.torch.save(tensors, {"format": "corinfomax-encoder", **metadata}))
+
+
+def _link(path: Path) -> None:
+    """Make a checkpoint the last one."""
+    aside = path.with_name("last.tmp")
+    aside.unlink(missing_ok=True)
+    aside.symlink_to(path.name)
+    aside.replace(path.with_name("last.pt"))
 
 
 def _saved(run: Path) -> list[Path]:

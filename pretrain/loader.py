@@ -180,7 +180,9 @@ def read_batches(loader: DataLoader) -> Generator[Any, None, None]:
             last = str(error).strip().splitlines()[-1]
             failure = f"{last.removeprefix(f'{UnreadableImage.__module__}.UnreadableImage: ')}; check the dataset"
         except (RuntimeError, OSError, EOFError) as error:
-            gone = None if isinstance(error, RuntimeError) else find_dead(workers)  # the sender of half a batch
+            # Of torch's own messages one may be late: a death that it missed ends in its timeout. Any other error may
+            # come from the connection to a worker that dies, before its death is seen.
+            gone = find_dead(workers, patience=0 if str(error).startswith("DataLoader") else 5)
             failure = worker_failure(loader, f"DataLoader worker {gone}" if gone else str(error))
             if not failure:
                 workers = []
@@ -195,7 +197,7 @@ def read_batches(loader: DataLoader) -> Generator[Any, None, None]:
         raise UserError(failure)
 
 
-def find_dead(workers: Sequence[BaseProcess], patience: float = 5.0) -> int | None:
+def find_dead(workers: Sequence[BaseProcess], patience: float) -> int | None:
     """The id of a process that has ended or does so within `patience` seconds: its sockets close before it is gone."""
     with contextlib.suppress(RuntimeError):  # torch's signal handler, which says no more than this does
         wait([process.sentinel for process in workers], patience)

@@ -1,5 +1,6 @@
 """A run directory: one run at a time, its configuration on record, and no mixing of two runs."""
 
+import argparse
 import fcntl
 import logging
 from pathlib import Path
@@ -36,6 +37,13 @@ logger = logging.getLogger("pretrain")
 _locks: list[IO[str]] = []
 
 
+def add_run_options(parser: argparse.ArgumentParser, default: str) -> None:
+    """The options of every command that works in a run directory; `default` says where that is."""
+    parser.add_argument("--output", default="", help=f"the run directory; {default} by default")
+    parser.add_argument("--resume", action="store_true", help="go on where the run directory's last checkpoint is")
+    parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="config keys to change")
+
+
 def open_run(output: Path, config: CfgNode, resume: bool) -> dict[str, Any] | None:
     """Make or re-enter a run directory: lock it, start its log, write config.yaml.
 
@@ -54,7 +62,7 @@ def open_run(output: Path, config: CfgNode, resume: bool) -> dict[str, Any] | No
         try:
             output.mkdir(parents=True, exist_ok=True)
             _lock(output)
-            checkpoint.remove_unfinished(output)
+            checkpoint.finish_save(output)
         except OSError as error:
             raise UserError(f"cannot write the run directory {output}: {error}") from error
     start_logging(output if distributed.is_main() else None)

@@ -44,7 +44,7 @@ from pretrain.loop import Skipped, train
 from pretrain.plan import build_without_memory, describe_plan
 from pretrain.probe import OnlineProbe
 from pretrain.recorder import Recorder
-from pretrain.rundir import open_run, plain
+from pretrain.rundir import add_run_options, open_run, plain
 from pretrain.scan import check_data
 from pretrain.signals import STOPPED
 from pretrain.weights import write_encoder
@@ -74,11 +74,9 @@ def build_parser() -> ArgumentParser:
     """The command line."""
     parser = ArgumentParser(prog="pretrain/train.py", description="Pretrain an encoder with CorInfoMax.")
     parser.add_argument("--config", default="shapes_R18", help="a recipe in configs/pretrain, or a yaml file")
-    parser.add_argument("--output", default="", help="the run directory; output/<config> by default")
-    parser.add_argument("--resume", action="store_true", help="go on where the run directory's last checkpoint is")
+    add_run_options(parser, "output/<config>")
     parser.add_argument("--dry-run", action="store_true", help="print what the configuration comes to, and stop")
     parser.add_argument("--check-data", action="store_true", help="read every image, list the damaged ones, and stop")
-    parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="config keys to change")
     return parser
 
 

@@ -71,8 +71,34 @@ def test_what_a_killed_save_leaves_is_removed(photos: Path, tmp_path: Path) -> N
     path = saved_twice(tmp_path)
     for name in ("step_000000003.tmp", "step_000000003.sha256", "last.tmp"):
         (path.parent / name).write_text("half")
-    checkpoint.remove_unfinished(tmp_path)
+    checkpoint.finish_save(tmp_path)
     assert sorted(p.suffix for p in path.parent.iterdir()) == [".pt", ".pt", ".pt", ".sha256", ".sha256"]
+
+
+@pytest.mark.parametrize("operation", ["symlink_to", "replace"])
+def test_a_save_killed_before_its_link_is_the_last_one_after_a_restart(
+    operation: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = saved_twice(tmp_path)
+    done = getattr(Path, operation)
+
+    def killed(self: Path, *args: Any) -> Any:
+        if self.name == "last.tmp":
+            raise KeyboardInterrupt  # stands for SIGKILL: nothing here catches it
+        return done(self, *args)
+
+    monkeypatch.setattr(Path, operation, killed)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.save(tmp_path, {"format": checkpoint.PRETRAIN, "model": {}, "position": {"step": 3}})
+    monkeypatch.undo()
+    last = path.with_name("last.pt")
+    assert checkpoint.load(last)["position"] == {"step": 2}
+    checkpoint.finish_save(tmp_path)
+    assert checkpoint.load(last)["position"] == {"step": 3}
+    last.unlink()  # as after the first save of all
+    checkpoint.finish_save(tmp_path)
+    assert checkpoint.load(last)["position"] == {"step": 3}
+    assert not list(path.parent.glob("*.tmp"))
 
 
 @pytest.fixture

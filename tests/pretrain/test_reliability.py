@@ -148,6 +148,16 @@ def test_checkpoints_between_epochs(
         saved.clear()
 
 
+def test_a_run_killed_before_the_link_of_its_last_checkpoint_is_completed(photos: Path, tmp_path: Path) -> None:
+    train.main(arguments(photos, tmp_path))
+    link = tmp_path / "checkpoints" / "last.pt"
+    before, newest = sorted(link.parent.glob("step_*.pt"))
+    link.unlink()
+    link.symlink_to(before.name)
+    train.main(arguments(photos, tmp_path, "--resume"))  # has no step to take, and so saves nothing
+    assert link.resolve() == newest
+
+
 def test_bad_batches_are_counted_named_and_bounded(photos: Path, tmp_path: Path) -> None:
     def poisoned(self: Any, batch: Any, view: int, augment: Callable = build.Trainer._augment) -> torch.Tensor:
         images = augment(self, batch, view)

@@ -44,7 +44,7 @@ KINDS = ("all", "worker", "save", "one", "term", "hang")
 SETTINGS = [
     *("DATA.NAME", "folder", "DATA.IMAGE_SIZE", "16", "PROJECTOR.DIMS", "[12, 8]", "TRAIN.PRECISION", "float32"),
     *("TRAIN.BATCH_SIZE", "4", "TRAIN.EPOCHS", "3", "LOG.PERIOD", "2", "CHECKPOINT.STEPS", "3"),
-    *("TRAIN.PEER_TIMEOUT", "10", "TRAIN.LR", "0.05"),
+    *("TRAIN.PEER_TIMEOUT", "10", "DATA.WORKER_TIMEOUT", "60", "TRAIN.LR", "0.05"),
 ]
 LIMIT = 240.0  # seconds for a run of a second, on a busy machine
 
