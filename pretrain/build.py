@@ -8,8 +8,6 @@ from typing import Any
 
 import torch
 from fvcore.common.config import CfgNode
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from pretrain import checkpoint, distributed
@@ -133,12 +131,8 @@ def build_trainer(
     network = parts["network"]
     if config.TRAIN.COMPILE:
         network.compile()
-    if distributed.world_size() > 1:
-        if device.type == "cuda":  # torch has no SyncBatchNorm for the CPU: there each process has its own statistics
-            network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
-        network = DistributedDataParallel(network, broadcast_buffers=False)
     return Trainer(
-        network=network,
+        network=distributed.wrap(network, device),
         criterion=parts["criterion"],
         optimizer=parts["optimizer"],
         learning_rate=build_schedule(config, total_steps, steps_per_epoch),

@@ -4,13 +4,16 @@ Every function also works, and does nothing more than it must, when there is one
 """
 
 import contextlib
+import inspect
 import os
 from collections.abc import Iterator
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from cli.errors import UserError
 
@@ -91,6 +94,21 @@ def stop() -> None:
         dist.destroy_process_group()
 
 
+def wrap(model: nn.Module, device: torch.device) -> nn.Module:
+    """The model for several processes, where there are several: gradients averaged, BatchNorm over all of them.
+
+    Buffers are not sent around in each step: with BatchNorm over all processes they are the same on each.
+    """
+    if world_size() == 1:
+        return model
+    if device.type == "cuda":  # torch has no SyncBatchNorm for the CPU: there each process has its own statistics
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    known = inspect.signature(DistributedDataParallel).parameters
+    name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # until torch 2.12
+    option: dict[str, Any] = {name: False}
+    return DistributedDataParallel(model, **option)
+
+
 class _AllReduceSum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, values: Tensor) -> Tensor:
@@ -101,9 +119,7 @@ class _AllReduceSum(torch.autograd.Function):
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> Tensor:
         # Each process's loss depends on the sum, so each sends a gradient to every process's summand.
-        gradient = gradient.clone()
-        dist.all_reduce(gradient)
-        return gradient
+        return all_reduce_sum(gradient)
 
 
 def all_reduce_sum(values: Tensor) -> Tensor:

@@ -18,20 +18,19 @@ import torch
 from fvcore.common.config import CfgNode
 
 from cli.config import load_config
-from cli.errors import ArgumentParser, UserError, run
+from cli.errors import ArgumentParser, run
 from pretrain import checkpoint, distributed, supervised
 from pretrain.config import resolve_precision
 from pretrain.data import Source
 from pretrain.encoder import feature_dim
+from pretrain.evaluation import begin, describe, run_evaluation
 from pretrain.features import accuracy, extract, gather, own_share
 from pretrain.labelled import Subset, build_labelled_splits, class_balanced, listed, read_list
-from pretrain.loader import check_batch
 from pretrain.probe import build_pipeline
 from pretrain.protocol import get_finetune_defaults, validate_finetune
-from pretrain.results import write_results
-from pretrain.rundir import open_run, plain
+from pretrain.rundir import add_run_options, plain
 from pretrain.views import ViewRecipe
-from pretrain.weights import RANDOM, EncoderWeights, build_from, fingerprint, read_weights, settle, write_encoder
+from pretrain.weights import RANDOM, EncoderWeights, write_encoder
 
 logger = logging.getLogger("pretrain")
 
@@ -43,17 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     fraction = [] if args.fraction is None else ["DATA.FRACTION", args.fraction, "DATA.LIST", "", "DATA.LIST_URL", ""]
     config = load_config(get_finetune_defaults(), args.config, "finetune", [*args.overrides, *fraction])
     validate_finetune(config)
-    weights = read_weights(args.weights)
-    config = settle(config, weights)
-    name = Path(args.config).stem
-    output = Path(args.output or f"output/finetune_{name}")
-    device = distributed.start(torch.cuda.is_available())
-    try:
-        results = finetune(config, weights, output, args.resume, device)
-        if distributed.is_main():
-            write_results(output, {"kind": "finetune", "config": name, **results})
-    finally:
-        distributed.stop()
+    run_evaluation("finetune", finetune, config, args)
 
 
 def build_parser() -> ArgumentParser:
@@ -64,9 +53,7 @@ def build_parser() -> ArgumentParser:
     parser.add_argument(
         "--fraction", help="of the training images of each class, above 0 and at most 1; instead of a list"
     )
-    parser.add_argument("--output", default="", help="the run directory; output/finetune_<config> by default")
-    parser.add_argument("--resume", action="store_true", help="go on where the run directory's last checkpoint is")
-    parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="config keys to change")
+    add_run_options(parser, "output/finetune_<config>")
     return parser
 
 
@@ -76,13 +63,7 @@ def finetune(
     """Train as the configuration says, in a run directory. Returns what was found."""
     train, val = build_labelled_splits(config.DATA.NAME, config.DATA.ROOT)
     train = Subset(train, choose(config, train))
-    check_batch(len(train), config.TRAIN.BATCH_SIZE, distributed.world_size())
-    torch.manual_seed(config.SEED)
-    encoder = build_from(weights, config.ENCODER.NAME, config.ENCODER.STEM)
-    before = fingerprint(encoder)
-    start = open_run(output, config, resume)
-    if start and start["encoder_sha256"] != before:
-        raise UserError(f"{output} began with other weights; choose another --output")
+    encoder, before, start = begin(config, weights, output, resume=resume, images=len(train))
 
     torch.manual_seed(config.SEED)
     head = supervised.build_head(feature_dim(config.ENCODER.NAME), len(train.classes))
@@ -105,17 +86,8 @@ def finetune(
             mean=config.DATA.MEAN,
             std=config.DATA.STD,
         )
-    return {
-        "weights": weights.source,
-        "init": weights.init,
-        "dataset": config.DATA.NAME,
-        "encoder": config.ENCODER.NAME,
-        "encoder_sha256": before,
-        "seed": config.SEED,
-        "fraction": config.DATA.FRACTION,
-        "images": len(train),
-        **found,
-    }
+    about = describe(config, weights, before) | {"fraction": config.DATA.FRACTION, "images": len(train)}
+    return {**about, **found}
 
 
 def choose(config: CfgNode, train: Source) -> np.ndarray:
@@ -141,7 +113,7 @@ def build_learner(config: CfgNode, model: supervised.Classifier, device: torch.d
         supervised.build_schedule(config, base, gamma)
         for base, gamma in ((c.ENCODER_LR, c.ENCODER_GAMMA), (c.HEAD_LR, c.HEAD_GAMMA))
     ]
-    return supervised.Learner(supervised.wrap(model, device), optimizer, schedules)
+    return supervised.Learner(distributed.wrap(model, device), optimizer, schedules)
 
 
 def fit(

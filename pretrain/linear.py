@@ -18,20 +18,19 @@ from fvcore.common.config import CfgNode
 from torch import Tensor
 
 from cli.config import load_config
-from cli.errors import ArgumentParser, UserError, run
+from cli.errors import ArgumentParser, run
 from pretrain import checkpoint, distributed, supervised
 from pretrain.config import resolve_precision
 from pretrain.data import Source
+from pretrain.evaluation import begin, describe, run_evaluation
 from pretrain.features import accuracy, knn_accuracy, merge_neighbours, nearest
 from pretrain.frozen import Frozen
 from pretrain.labelled import build_labelled_splits
-from pretrain.loader import check_batch
 from pretrain.probe import build_pipeline
 from pretrain.protocol import get_linear_defaults, validate_linear
-from pretrain.results import write_results
-from pretrain.rundir import open_run, plain
+from pretrain.rundir import add_run_options, plain
 from pretrain.views import ViewRecipe
-from pretrain.weights import EncoderWeights, build_from, fingerprint, read_weights, settle
+from pretrain.weights import EncoderWeights, fingerprint
 
 logger = logging.getLogger("pretrain")
 
@@ -45,17 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     config = load_config(get_linear_defaults(), args.config, "linear", args.overrides)
     validate_linear(config)
-    weights = read_weights(args.weights)
-    config = settle(config, weights)
-    name = Path(args.config).stem
-    output = Path(args.output or f"output/linear_{name}")
-    device = distributed.start(torch.cuda.is_available())
-    try:
-        results = judge(config, weights, output, args.resume, device)
-        if distributed.is_main():
-            write_results(output, {"kind": "linear", "config": name, **results})
-    finally:
-        distributed.stop()
+    run_evaluation("linear", judge, config, args)
 
 
 def build_parser() -> ArgumentParser:
@@ -63,22 +52,14 @@ def build_parser() -> ArgumentParser:
     parser = ArgumentParser(prog="pretrain/linear.py", description="Linear and kNN accuracy of a frozen encoder.")
     parser.add_argument("--weights", required=True, help="checkpoint, run directory, safetensors, or `random`")
     parser.add_argument("--config", default="shapes_R18", help="a recipe in configs/linear, or a yaml file")
-    parser.add_argument("--output", default="", help="the run directory; output/linear_<config> by default")
-    parser.add_argument("--resume", action="store_true", help="go on where the run directory's last checkpoint is")
-    parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="config keys to change")
+    add_run_options(parser, "output/linear_<config>")
     return parser
 
 
 def judge(config: CfgNode, weights: EncoderWeights, output: Path, resume: bool, device: torch.device) -> dict[str, Any]:
     """Evaluate an encoder as the configuration says, in a run directory. Returns what was found."""
     train, val = build_labelled_splits(config.DATA.NAME, config.DATA.ROOT)
-    check_batch(len(train), config.TRAIN.BATCH_SIZE, distributed.world_size())
-    torch.manual_seed(config.SEED)
-    encoder = build_from(weights, config.ENCODER.NAME, config.ENCODER.STEM)
-    before = fingerprint(encoder)
-    start = open_run(output, config, resume)
-    if start and start["encoder_sha256"] != before:
-        raise UserError(f"{output} is the evaluation of another encoder; choose another --output")
+    encoder, before, start = begin(config, weights, output, resume=resume, images=len(train))
     encoder = encoder.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)  # type: ignore[call-overload]
     frozen = Frozen(encoder, build_pipeline(config, device), resolve_precision(config.TRAIN.PRECISION, device))
     logger.info("%s (%s), %d and %d images", weights.source, config.ENCODER.NAME, len(train), len(val))
@@ -89,15 +70,7 @@ def judge(config: CfgNode, weights: EncoderWeights, output: Path, resume: bool, 
     results |= judge_linear(config, frozen, train, val_features, start, record, output)
     if fingerprint(encoder) != before:
         raise EncoderChanged("the evaluation has changed the encoder: a defect, please report it")
-    return {
-        "weights": weights.source,
-        "init": weights.init,
-        "dataset": config.DATA.NAME,
-        "encoder": config.ENCODER.NAME,
-        "encoder_sha256": before,
-        "seed": config.SEED,
-        **results,
-    }
+    return {**describe(config, weights, before), **results}
 
 
 def judge_neighbours(
@@ -176,7 +149,7 @@ def build_learner(config: CfgNode, heads: supervised.LinearHeads, device: torch.
         weight_decay=config.TRAIN.WEIGHT_DECAY,
     )
     schedules = [supervised.build_schedule(config, base, config.LINEAR.GAMMA) for base in config.LINEAR.LR]
-    return supervised.Learner(supervised.wrap(heads, device), optimizer, schedules)
+    return supervised.Learner(distributed.wrap(heads, device), optimizer, schedules)
 
 
 def summarise(rates: Sequence[float], accuracies: Sequence[Mapping[str, float]]) -> dict[str, Any]:

@@ -44,15 +44,12 @@ def train(
         Whether all steps were taken; else a signal asked to stop, and a checkpoint of the steps taken is there.
 
     Raises:
-        UserError: too many images or batches are no use, a worker or another process failed, or the disk is full.
+        UserError: too many images or batches are no use, a worker failed, or the disk is full. The loss of another
+            process is for the caller to name (`distributed.losses_named`).
     """
     progress = Progress(last_step, first_step, shown=recorder is not None)
     meter, votes, shown, unreadable = Meter(), Votes(trainer.device), "", set[str]()
-    with (
-        StopRequest() as request,
-        distributed.losses_named(),
-        contextlib.closing(read_batches(loader)) as batches,
-    ):
+    with StopRequest() as request, contextlib.closing(read_batches(loader)) as batches:
         for step in range(first_step, last_step):
             batch = meter.wait_for(batches)
             report_unreadable(batch, unreadable, max_unreadable * len(loader.dataset))  # type: ignore[arg-type]

@@ -17,7 +17,6 @@ import torch
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.parallel import DistributedDataParallel
 
 from cli.errors import UserError
 from pretrain import checkpoint, distributed
@@ -95,15 +94,6 @@ class Classifier(nn.Module):
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
             features = self.encoder(images)
         return self.head(features.float())
-
-
-def wrap(model: nn.Module, device: torch.device) -> nn.Module:
-    """The model for several processes, where there are several: gradients averaged, BatchNorm over all of them."""
-    if distributed.world_size() == 1:
-        return model
-    if device.type == "cuda":  # torch has no SyncBatchNorm for the CPU: there each process has its own statistics
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    return DistributedDataParallel(model, broadcast_buffers=False)
 
 
 def build_optimizer(

@@ -99,7 +99,7 @@ def judge_voc07(train: Any, test: Any, features: Features, seed: int) -> dict[st
     """Mean average precision of linear SVMs on VOC07."""
     train_rows, test_rows = features(train)[0], features(test)[0]
     found = classifiers.voc07_svm(train_rows, train.present, test_rows, test.present)
-    by_class = dict(zip(train.class_names, found["ap"], strict=True))
+    by_class = dict(zip(train.classes, found["ap"], strict=True))
     logger.info("VOC07: mAP %.2f %%", found["map"])
     return {"map": found["map"], "ap": by_class}
 

@@ -8,7 +8,8 @@ import numpy as np
 
 from cli.errors import UserError
 from pretrain.classifiers import IGNORED
-from pretrain.images import read_rgb
+from pretrain.data import FileSource
+from pretrain.tars import UNLABELED
 
 CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog"),
@@ -17,33 +18,10 @@ CLASSES = (
 
 
 @dataclass(frozen=True)
-class MultiLabelSource:
-    """Image files in which several classes may be present. As a `Source` it has no labels: each is 0."""
+class MultiLabelSource(FileSource):
+    """Image files in which several of the classes may be present, and so none has a label of its own."""
 
-    paths: Sequence[Path]
     present: np.ndarray  # (N, C) of 1, 0 and IGNORED
-    class_names: Sequence[str]
-
-    @property
-    def labels(self) -> Sequence[int]:
-        """Zeros."""
-        return [0] * len(self.paths)
-
-    @property
-    def classes(self) -> Sequence[str]:
-        """None."""
-        return []
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def read(self, index: int) -> np.ndarray:
-        """The image as (H, W, 3) uint8 RGB. Raises `UnreadableImage`."""
-        return read_rgb(self.paths[index])
-
-    def name(self, index: int) -> str:
-        """The file's path."""
-        return str(self.paths[index])
 
 
 def read_voc07(root: Path, classes: Sequence[str] = CLASSES) -> tuple[MultiLabelSource, MultiLabelSource]:
@@ -82,4 +60,4 @@ def _read_split(root: Path, split: str, classes: Sequence[str]) -> MultiLabelSou
         raise UserError(
             f"{root}: {len(absent)} of {len(images)} images of {split} are missing, {absent[0] if absent else 'all'}"
         )
-    return MultiLabelSource(images, np.array(columns).T, classes)
+    return MultiLabelSource(images, [UNLABELED] * len(images), classes, np.array(columns).T)

@@ -153,7 +153,7 @@ def test_bad_input_is_one_line(
     assert "add --resume" in error(weights, output=finished)
     assert "DATA.FRACTION: 0.5 then, 1.0 now" in error(weights, "--resume", output=finished)
     same = ["--fraction", "0.5", "--resume", "DATA.MEAN", "[0.5, 0.4, 0.3]", "DATA.STD", "[0.2, 0.2, 0.2]"]
-    assert "began with other weights" in error("random", *same, output=finished)
+    assert "began with another encoder" in error("random", *same, output=finished)
 
 
 def test_every_recipe_loads() -> None:

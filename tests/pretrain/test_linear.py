@@ -176,7 +176,7 @@ def test_bad_input_is_one_line(
     assert "add --resume" in error(weights, output=finished)
     assert "LINEAR.LR: [0.2, 0.01] then, [0.5] now" in error(weights, "--resume", "LINEAR.LR", "[0.5]", output=finished)
     other = ["--resume", "DATA.MEAN", "[0.5, 0.4, 0.3]", "DATA.STD", "[0.2, 0.2, 0.2]"]
-    assert "the evaluation of another encoder" in error("random", *other, output=finished)
+    assert "began with another encoder" in error("random", *other, output=finished)
 
 
 def test_weights_without_a_word_on_their_architecture(
