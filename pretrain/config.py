@@ -20,6 +20,33 @@ def get_defaults() -> CfgNode:
     """The defaults: optimisation and augmentation of the article, on the embedded dataset."""
     c = CfgNode()
     c.SEED = 0  # of weights, data order and augmentation
+    _add_images(c)
+    c.ENCODER = CfgNode()
+    c.ENCODER.NAME = "resnet50"  # one of pretrain.encoder.ENCODERS
+    c.ENCODER.STEM = "imagenet"  # or cifar, for images of about 32 pixels
+    c.PROJECTOR = CfgNode()
+    c.PROJECTOR.DIMS = [8192, 8192, 512]  # the last is P, the dimension of the embedding
+    c.OBJECTIVE = CfgNode()
+    c.OBJECTIVE.NAME = "corinfomax"  # or one to compare with: pretrain.objectives.OBJECTIVES
+    c.OBJECTIVE.ATTRACTION = 2000.0  # alpha
+    c.OBJECTIVE.FORGETTING = 0.1  # lambda, the weight of the OLD covariance
+    c.OBJECTIVE.EPS = 1e-8
+    _add_training(c)
+    c.CHECKPOINT = CfgNode()  # besides the one after each epoch
+    c.CHECKPOINT.MINUTES = 10.0  # save when so much time has passed, looked at with each log line; 0: never
+    c.CHECKPOINT.STEPS = 0  # save after so many steps; 0: never
+    c.LOG = CfgNode()
+    c.LOG.PERIOD = 10  # steps between lines of metrics.json
+    c.LOG.WANDB = ""  # project of Weights & Biases that gets them too; empty: none
+    c.PROBE = CfgNode()  # kNN accuracy on the labelled part of the dataset as training goes
+    c.PROBE.EVERY = 0  # epochs; 0: never
+    c.PROBE.K = 20
+    c.PROBE.MAX_TRAIN = 20000  # reference images at most
+    return c
+
+
+def _add_images(c: CfgNode) -> None:
+    """Where images come from, and what is done to them."""
     c.DATA = CfgNode()
     c.DATA.NAME = "shapes"  # one of pretrain.data.DATASETS
     c.DATA.ROOT = ""  # the dataset's folder; empty: the default place, for sets that have one
@@ -42,16 +69,10 @@ def get_defaults() -> CfgNode:
     c.AUGMENT.BLUR = [1.0, 0.1]
     c.AUGMENT.BLUR_SIGMA = [0.1, 2.0]  # pixels
     c.AUGMENT.SOLARIZE = [0.0, 0.2]
-    c.ENCODER = CfgNode()
-    c.ENCODER.NAME = "resnet50"  # one of pretrain.encoder.ENCODERS
-    c.ENCODER.STEM = "imagenet"  # or cifar, for images of about 32 pixels
-    c.PROJECTOR = CfgNode()
-    c.PROJECTOR.DIMS = [8192, 8192, 512]  # the last is P, the dimension of the embedding
-    c.OBJECTIVE = CfgNode()
-    c.OBJECTIVE.NAME = "corinfomax"  # or one to compare with: pretrain.objectives.OBJECTIVES
-    c.OBJECTIVE.ATTRACTION = 2000.0  # alpha
-    c.OBJECTIVE.FORGETTING = 0.1  # lambda, the weight of the OLD covariance
-    c.OBJECTIVE.EPS = 1e-8
+
+
+def _add_training(c: CfgNode) -> None:
+    """The optimisation, and what bounds a run."""
     c.TRAIN = CfgNode()
     c.TRAIN.EPOCHS = 100
     c.TRAIN.BATCH_SIZE = 1536  # over all processes
@@ -67,17 +88,6 @@ def get_defaults() -> CfgNode:
     c.TRAIN.MAX_STEPS = 0  # stop after so many; 0: no bound
     c.TRAIN.MAX_SKIPPED = 10  # batches of a run whose loss or gradient may be no number; they are skipped
     c.TRAIN.PEER_TIMEOUT = 600  # seconds that a process waits for the others before it takes them for dead
-    c.CHECKPOINT = CfgNode()  # besides the one after each epoch
-    c.CHECKPOINT.MINUTES = 10.0  # save when so much time has passed, looked at with each log line; 0: never
-    c.CHECKPOINT.STEPS = 0  # save after so many steps; 0: never
-    c.LOG = CfgNode()
-    c.LOG.PERIOD = 10  # steps between lines of metrics.json
-    c.LOG.WANDB = ""  # project of Weights & Biases that gets them too; empty: none
-    c.PROBE = CfgNode()  # kNN accuracy on the labelled part of the dataset as training goes
-    c.PROBE.EVERY = 0  # epochs; 0: never
-    c.PROBE.K = 20
-    c.PROBE.MAX_TRAIN = 20000  # reference images at most
-    return c
 
 
 def validate(config: CfgNode) -> None:
