@@ -4,8 +4,10 @@ What Detectron2 notes as a dataset's `evaluator_type` decides: COCO's AP, VOC's 
 Cityscapes' own scripts, or intersection over union for semantic segmentation.
 """
 
+import importlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from fvcore.common.config import CfgNode
 
@@ -52,6 +54,24 @@ def predicted_tasks(config: CfgNode) -> tuple[str, ...]:
     return ("bbox", *["segm"] * needs.masks, *["keypoints"] * bool(needs.keypoints))
 
 
+class QuietCityscapesInstanceEvaluator(CityscapesInstanceEvaluator):
+    """Detectron2's, with scripts that write no files.
+
+    They would put `matches.json`, which nobody reads, into the working folder, and stop at it, after the last iteration
+    of training: it holds numbers of NumPy's, which `json` does not know.
+    """
+
+    def evaluate(self) -> dict[str, Any] | None:
+        """AP and AP50 of the masks, in percent; in the first process only."""
+        scripts = importlib.import_module("cityscapesscripts.evaluation.evalInstanceLevelSemanticLabeling")
+        write = scripts.writeDict2JSON
+        scripts.writeDict2JSON = lambda content, path: None
+        try:
+            return super().evaluate()
+        finally:
+            scripts.writeDict2JSON = write
+
+
 def _coco(config: CfgNode, name: str, folder: str) -> DatasetEvaluator:
     tasks = predicted_tasks(config)
     keypoints = {"kpt_oks_sigmas": config.TEST.KEYPOINT_OKS_SIGMAS} if "keypoints" in tasks else {}
@@ -69,7 +89,7 @@ def _lvis(config: CfgNode, name: str, folder: str) -> DatasetEvaluator:
 
 def _cityscapes_instances(config: CfgNode, name: str, folder: str) -> DatasetEvaluator:
     packages.provide_cityscapes(name)
-    return CityscapesInstanceEvaluator(name)
+    return QuietCityscapesInstanceEvaluator(name)
 
 
 def _cityscapes_semantic(config: CfgNode, name: str, folder: str) -> DatasetEvaluator:

@@ -79,6 +79,23 @@ def tiny_overrides(tiny):
     return TINY
 
 
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory):
+    """A few small scenes of the embedded dataset, in COCO's format."""
+    from tests.detection import formats
+
+    return formats.render(tmp_path_factory.mktemp("shapes") / "rendered")
+
+
+@pytest.fixture
+def dataset_root(tmp_path, monkeypatch):
+    """A folder, not there yet, that Detectron2's built-in datasets are registered below."""
+    from tests.detection import formats
+
+    with formats.datasets_below(tmp_path / "datasets", monkeypatch):
+        yield tmp_path / "datasets"
+
+
 @pytest.fixture
 def error_of(capsys):
     """Runs a command as its process would, and gives the one line that it ends with."""

@@ -27,18 +27,18 @@ SMALL = [
     *("INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TRAIN_SAMPLING", "choice", "INPUT.MIN_SIZE_TEST", "64"),
     *("INPUT.MAX_SIZE_TRAIN", "96", "INPUT.MAX_SIZE_TEST", "96", "INPUT.CROP.SIZE", "[56, 56]"),
     *("SOLVER.IMS_PER_BATCH", "2", "SOLVER.MAX_ITER", "2", "SOLVER.STEPS", "()", "SOLVER.WARMUP_ITERS", "0"),
-    *("MODEL.RPN.BATCH_SIZE_PER_IMAGE", "16", "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "8"),
+    *("MODEL.RPN.BATCH_SIZE_PER_IMAGE", "16", "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "4"),
     *("MODEL.RPN.PRE_NMS_TOPK_TRAIN", "50", "MODEL.RPN.POST_NMS_TOPK_TRAIN", "20"),
-    *("MODEL.RPN.PRE_NMS_TOPK_TEST", "50", "MODEL.RPN.POST_NMS_TOPK_TEST", "10"),
+    *("MODEL.RPN.PRE_NMS_TOPK_TEST", "50", "MODEL.RPN.POST_NMS_TOPK_TEST", "6"),
+    *("TEST.DETECTIONS_PER_IMAGE", "4", "MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS", "(16, 16)"),
     *("TEST.PRECISE_BN.NUM_ITER", "1", "DATALOADER.NUM_WORKERS", "0", "SOLVER.PRECISION", "float32"),
 ]
-# The recipes that take the shortest for what they have that no other has, and the rest.
+# One recipe of each kind, and the rest.
 FAST = {
     "voc_R50_C4_24k": "voc",
     "coco_R50_RetinaNet_1x": "coco",
     "coco_keypoints_R50_FPN": "coco",
     "lvis_v1_R50_FPN": "lvis",
-    "cityscapes_semseg_R50_FPN": "cityscapes",
     "voc_semseg_R50_FCN": "voc_semseg",
 }
 SLOW = {
@@ -50,29 +50,22 @@ SLOW = {
     "coco_R50_FPN_2x_pycontrast": "coco",
     "cityscapes_R50_FPN": "cityscapes",
     "cityscapes_semseg_R50_FCN": "cityscapes",
+    "cityscapes_semseg_R50_FPN": "cityscapes",
     "voc_semseg_R50_FPN": "voc_semseg",
 }
 
 
-@pytest.fixture(scope="module")
-def scenes(tmp_path_factory):
-    return formats.render(tmp_path_factory.mktemp("shapes") / "rendered")
-
-
 @pytest.fixture
-def data(scenes, tmp_path, monkeypatch):
-    """Writes the scenes in a format, where Detectron2 looks for datasets. Gives their folder."""
-    root = tmp_path / "datasets"
-    with formats.datasets_below(root, monkeypatch):
+def data(scenes, dataset_root):
+    """Writes the scenes in a format, where Detectron2 looks for datasets."""
 
-        def write(kind):
-            for package in NEEDED.get(kind, ()):
-                if importlib.util.find_spec(package) is None:
-                    pytest.skip(f"{package} is not installed")
-            WRITERS[kind](scenes, root)
-            return root
+    def write(kind):
+        for package in NEEDED.get(kind, ()):
+            if importlib.util.find_spec(package) is None:
+                pytest.skip(f"{package} is not installed")
+        WRITERS[kind](scenes, dataset_root)
 
-        yield write
+    return write
 
 
 def tasks_of(name):
@@ -88,7 +81,7 @@ def tasks_of(name):
     ("name", "kind"),
     [*FAST.items(), *(pytest.param(*pair, marks=pytest.mark.slow) for pair in SLOW.items())],
 )
-def test_two_iterations_and_the_evaluation_of_the_format(name, kind, data, tmp_path, monkeypatch):
+def test_two_iterations_and_the_evaluation_of_the_format(name, kind, data, dataset_root, tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoints.SafeCheckpointer, "save", lambda *_, **__: None)  # longer than the rest
     data(kind)
     train_net.main(["--config", name, "--num-gpus", "0", "--output", str(tmp_path / "run"), *SMALL])
@@ -102,7 +95,7 @@ def test_two_iterations_and_the_evaluation_of_the_format(name, kind, data, tmp_p
     ]
     assert math.isfinite(last["total_loss"])
     for one in ("image_root", "annotations"):
-        assert str(tmp_path / "datasets") in results["dataset"][one]
+        assert str(dataset_root) in results["dataset"][one]
 
 
 def test_every_recipe_is_run():
