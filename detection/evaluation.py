@@ -63,7 +63,7 @@ class QuietCityscapesInstanceEvaluator(CityscapesInstanceEvaluator):
 
     def evaluate(self) -> dict[str, Any] | None:
         """AP and AP50 of the masks, in percent; in the first process only."""
-        scripts = importlib.import_module("cityscapesscripts.evaluation.evalInstanceLevelSemanticLabeling")
+        scripts: Any = importlib.import_module("cityscapesscripts.evaluation.evalInstanceLevelSemanticLabeling")
         write = scripts.writeDict2JSON
         scripts.writeDict2JSON = lambda content, path: None
         try:

@@ -104,19 +104,18 @@ class FCNHead(nn.Module):
         layers: list[nn.Module] = []
         channels = input_shape[self.feature].channels
         for _ in range(CONVOLUTIONS):
-            layers.append(
-                Conv2d(
-                    channels,
-                    settings.CONVS_DIM,
-                    kernel_size=3,
-                    padding=DILATION,
-                    dilation=DILATION,
-                    bias=not settings.NORM,
-                    norm=get_norm(settings.NORM, settings.CONVS_DIM),
-                    activation=functional.relu,
-                )
+            layer = Conv2d(
+                channels,
+                settings.CONVS_DIM,
+                kernel_size=3,
+                padding=DILATION,
+                dilation=DILATION,
+                bias=not settings.NORM,
+                norm=get_norm(settings.NORM, settings.CONVS_DIM),
+                activation=functional.relu,
             )
-            nn.init.kaiming_normal_(layers[-1].weight, mode="fan_out", nonlinearity="relu")
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+            layers.append(layer)
             channels = settings.CONVS_DIM
         self.convolutions = nn.Sequential(*layers)
         self.predictor = Conv2d(channels, settings.NUM_CLASSES, kernel_size=1)
