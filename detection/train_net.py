@@ -62,10 +62,16 @@ def build_parser() -> ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Configure, check, then train once or several times, or evaluate, in as many processes as there are GPUs."""
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line, with all KEY VALUE in `overrides`."""
     arguments = build_parser().parse_args(argv)
     arguments.overrides = [*getattr(arguments, "rest", ()), *arguments.overrides]
+    return arguments
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Configure, check, then train once or several times, or evaluate, in as many processes as there are GPUs."""
+    arguments = parse(argv)
 
     from detection import preparation, processes, series, trainer
 

@@ -54,7 +54,8 @@ class TransferTrainer(DefaultTrainer):
         batches = training_data.build_batches(
             config, self.images, self.share, config.SEED, config.DATALOADER.NUM_WORKERS
         )
-        model = create_ddp_model(model, broadcast_buffers=False)
+        place = [comm.get_local_rank()] if config.MODEL.DEVICE == "cuda" else None
+        model = create_ddp_model(model, broadcast_buffers=False, device_ids=place)
         self._trainer = AccumulatingTrainer(model, batches, optimizer, self.share, config.SEED)
         self.checkpointer = checkpoints.SafeCheckpointer(
             model, config.OUTPUT_DIR, keep=config.SOLVER.KEEP_CHECKPOINTS, trainer=weakref.proxy(self)

@@ -1,5 +1,6 @@
 """The commands as processes would run them: what a user can do wrong ends in one line and status 2."""
 
+import json
 import os
 import subprocess
 import sys
@@ -11,7 +12,8 @@ import torch
 pytest.importorskip("detectron2")
 
 from cli.errors import UserError
-from detection import predict, train_net
+from detection import config as configs
+from detection import datasets, predict, preparation, train_net
 
 ROOT = Path(train_net.__file__).parent
 
@@ -28,6 +30,18 @@ ROOT = Path(train_net.__file__).parent
         (["--config", "coco_R50_C4", "--num-gpus", "0", "DATASETS.TRAIN", "('cocoa',)"], "no dataset 'cocoa'"),
         (["--config", "coco_R50_C4", "--num-gpus", "0", "SOLVER.AMP.ENABLED", "True"], "set SOLVER.PRECISION bfloat16"),
         (["--config", "coco_R50_C4", "--nonsense"], "--nonsense"),
+        (["--config", "coco_R50_C4", "--lr-preset", "adam"], "invalid choice: 'adam'"),
+        (["--config", "coco_R50_C4", "--lr-preset", "lars", "SOLVER.BASE_LR", "1"], "give one of them"),
+        (["--config", "coco_R50_C4", "--lr-preset", "lars", "--sweep-lr", "0.1"], "give one of them"),
+        (["--config", "coco_R50_C4", "--seeds", "1", "2", "SEED", "3"], "SEED and --seeds both set the seed"),
+        (
+            ["--config", "coco_R50_C4", "--seeds", "SEED", "3"],
+            "--seeds needs numbers that are not negative, not 'SEED'",
+        ),
+        (["--config", "coco_R50_C4", "--sweep-lr", "0.1", "--eval-only"], "they do not go with --eval-only"),
+        (["--config", "coco_R50_C4", "--num-gpus", "0", "--sweep-lr", "0"], "--sweep-lr needs rates above 0"),
+        (["--config", "coco_R50_C4", "--train-json", "a.json"], "needs --train-json FILE, --train-images DIR"),
+        (["--config", "coco_R50_C4", "--test-json", "a.json", "--test-images", "b"], "needs --train-json FILE"),
     ],
 )
 def test_wrong_use_of_training(arguments, message, error_of):
@@ -38,6 +52,65 @@ def test_a_batch_that_the_processes_do_not_divide(monkeypatch, error_of):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
     line = error_of(train_net.cli, "--config", "coco_R50_C4", "--num-gpus", 8, "SOLVER.IMS_PER_BATCH", 12)
     assert "SOLVER.IMS_PER_BATCH 12 is not a multiple of the number of processes, 8" in line
+
+
+def test_numbers_end_where_keys_begin():
+    arguments = train_net.parse(
+        ["--config", "x", "--seeds", "1", "2", "SOLVER.MAX_ITER", "5", "--sweep-lr", ".1", "1e-3", "SEED", "4"]
+    )
+    assert (arguments.seeds, arguments.sweep_lr) == ([1, 2], [0.1, 0.001])
+    assert arguments.overrides == ["SOLVER.MAX_ITER", "5", "SEED", "4"]
+
+
+def own_data(root):
+    parts = (("train", "train2017"), ("test", "val2017"))
+    return [
+        text
+        for part, split in parts
+        for text in (
+            *(f"--{part}-json", f"{root}/coco/annotations/instances_{split}.json"),
+            *(f"--{part}-images", f"{root}/coco/{split}"),
+        )
+    ]
+
+
+@pytest.mark.parametrize(("recipe", "key"), [("shapes_R18_FPN", "ROI_HEADS"), ("coco_R50_RetinaNet_1x", "RETINANET")])
+def test_data_of_ones_own_brings_its_classes_and_stands_in_the_config(recipe, key, coco_root, tmp_path):
+    config = preparation.configure(train_net.parse(["--config", recipe, "--num-gpus", "0", *own_data(coco_root)]))
+    assert config.MODEL[key].NUM_CLASSES == 2
+    preparation.check(config, resume=False, eval_only=False)
+    (tmp_path / "config.yaml").write_text(config.dump())
+    again = configs.load(str(tmp_path / "config.yaml"))
+    assert json.dumps(again) == json.dumps(config)
+    assert datasets.class_names(again.DATASETS.TEST[0], 2) == ["rectangle", "triangle"]
+
+
+def test_data_of_ones_own_with_other_classes_to_test_on(coco_root, error_of):
+    path = coco_root / "coco" / "annotations" / "instances_val2017.json"
+    path.write_text(path.read_text().replace("triangle", "circle"))
+    line = error_of(train_net.cli, "--config", "shapes_R18_FPN", "--num-gpus", 0, *own_data(coco_root))
+    assert "class 1 is 'triangle' in" in line
+
+
+def test_the_datasets_can_be_looked_through_instead_of_trained_on(coco_root, capsys, tmp_path):
+    with pytest.raises(SystemExit) as stopped:
+        fixed = ["--config", "shapes_R18_FPN", "--num-gpus", "0", "--output", str(tmp_path / "run")]
+        train_net.main([*fixed, *own_data(coco_root), "--check-data"])
+    assert stopped.value.code == 0
+    assert "4 images, 8 objects, 2 classes" in capsys.readouterr().out
+    assert not (tmp_path / "run").exists()
+
+
+def test_seeds_and_rates_in_one_command(coco_root, tiny_overrides, tmp_path, capsys):
+    """Two rates of which one diverges: the other one's results are there, and the command says so and fails."""
+    fixed = ["--config", "shapes_R18_FPN", "--num-gpus", "0", "--output", str(tmp_path)]
+    with pytest.raises(UserError, match=r"1 of 2 runs failed: .*lr1e\+30/seed7: the loss is not finite"):
+        train_net.main([*fixed, "--sweep-lr", "0.001", "1e30", "--seeds", "7", *tiny_overrides, "SOLVER.MAX_ITER", "3"])
+    results = json.loads((tmp_path / "lr0.001" / "seed7" / "results.json").read_text())
+    assert (results["seed"], results["iterations"]) == (7, 3)
+    (row,) = json.loads((tmp_path / "sweep.json").read_text())["means"]
+    assert row["metrics"]["bbox/AP"] == {"mean": results["results"]["bbox"]["AP"], "spread": None}
+    assert "| 0.001" in capsys.readouterr().out
 
 
 def test_weights_that_are_none(tiny_overrides, tmp_path, error_of):
