@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
+from detection.report_columns import Column
 from detection.report_groups import Group, Setting
 from detection.report_runs import PRETRAIN
 
@@ -36,49 +37,58 @@ STYLE = {
     "text.parse_math": False,  # names may hold a dollar sign
 }
 DPI = 200
+BARS = 3  # of a task
+MOST_IN_LINE = 5  # entries of a legend
 SMOOTHED_SHARE = 0.1  # of the run that a point of the smoothed loss averages over
 Colours = Mapping[str, str]
 Points = NDArray[np.float64]
 
 
 def draw_transfer(settings: Sequence[Setting], colours: Colours, path: Path) -> bool:
-    """Bars of box and mask AP, AP50 and AP75: a row for each setting. False if there is nothing to draw."""
+    """Bars of what detectors reach: a row for each setting, a panel for each task. False if there is nothing."""
     rows = [setting for setting in settings if setting.kind.name == "detection" and _is_measured(setting)]
     if not rows:
         return False
+    most = max(len(setting.tasks) for setting in rows)
     with rc_context(STYLE):  # type: ignore[arg-type]
-        figure = Figure(figsize=(8.4, 0.35 + 3.0 * len(rows)), layout="constrained")
-        for row, setting in zip(_panels(figure, rows, 2, named=len(rows) > 1), rows, strict=True):
-            for axes, title, first in ((row[0], "Boxes", 0), (row[1], "Masks", 3)):
-                axes.set_title(title)
-                _draw_bars(axes, setting, first, colours)
+        figure = Figure(figsize=(4.2 * max(most, 1.2), 0.35 + 3.0 * len(rows)), layout="constrained")
+        counts = [len(setting.tasks) for setting in rows]
+        for row, setting in zip(panels(figure, rows, counts, named=len(rows) > 1), rows, strict=True):
+            for axes, (task, columns) in zip(row, setting.tasks, strict=True):
+                axes.set_title(task.title)
+                _draw_bars(axes, setting, columns[:BARS], colours)
             top = max(axes.get_ylim()[1] for axes in row)  # one scale, so that boxes and masks compare
             for axes in row:
                 axes.set_ylim(0, top)
-        labels = dict.fromkeys(group.label for setting in rows for group in setting.groups)
-        handles = [Patch(color=colours[label], label=label) for label in labels]
-        figure.legend(handles=handles, loc="outside upper right", ncols=len(handles))
+        add_legend(figure, rows, colours)
         figure.savefig(path, dpi=DPI)
     return True
 
 
-def _panels(figure: Figure, rows: Sequence[Setting], columns: int, named: bool) -> list[list[Axes]]:
-    """A row of axes for each setting, under its name where rows must be told apart."""
-    panels = []
-    for part, setting in zip(figure.subfigures(len(rows), 1, squeeze=False)[:, 0], rows, strict=True):
+def panels(figure: Figure, rows: Sequence[Setting], counts: Sequence[int], named: bool) -> list[list[Axes]]:
+    """A row of so many axes for each setting, under its name where rows must be told apart."""
+    grid = []
+    parts = figure.subfigures(len(rows), 1, squeeze=False)[:, 0]
+    for part, setting, count in zip(parts, rows, counts, strict=True):
         if named:
             part.suptitle(setting.name, x=0.008, ha="left", fontsize=9.5, color="#555555")
-        panels.append(list(part.subplots(1, columns)))
-    return panels
+        grid.append(list(part.subplots(1, count, squeeze=False)[0]))
+    return grid
+
+
+def add_legend(figure: Figure, settings: Sequence[Setting], colours: Colours) -> None:
+    """The initialisations and their colours, above all panels."""
+    labels = dict.fromkeys(group.label for setting in settings for group in setting.groups)
+    handles = [Patch(color=colours[label], label=label) for label in labels]
+    figure.legend(handles=handles, loc="outside upper right", ncols=min(len(handles), MOST_IN_LINE))
 
 
 def _is_measured(setting: Setting) -> bool:
-    return any(group.statistic(column) for group in setting.groups for column in setting.kind.columns)
+    return any(group.statistic(column) for group in setting.groups for column in setting.columns)
 
 
-def _draw_bars(axes: Axes, setting: Setting, first: int, colours: Colours) -> None:
-    """Three columns from `first` on; whiskers are the spread, points the single runs."""
-    columns = setting.kind.columns[first : first + 3]
+def _draw_bars(axes: Axes, setting: Setting, columns: Sequence[Column], colours: Colours) -> None:
+    """A place for each column; whiskers are the spread, points the single runs."""
     width = 0.78 / len(setting.groups)
     for number, group in enumerate(setting.groups):
         offset = (number - (len(setting.groups) - 1) / 2) * width
@@ -105,7 +115,7 @@ def _draw_bars(axes: Axes, setting: Setting, first: int, colours: Colours) -> No
         _say_not_measured(axes)
     axes.set_xticks(range(len(columns)), [column.path[-1] for column in columns])
     axes.margins(y=0.12)
-    axes.set_ylabel("COCO AP, %")
+    axes.set_ylabel("%")
 
 
 def draw_curves(settings: Sequence[Setting], colours: Colours, path: Path) -> bool:
@@ -113,14 +123,15 @@ def draw_curves(settings: Sequence[Setting], colours: Colours, path: Path) -> bo
     rows = [
         setting
         for setting in settings
-        if setting.kind.name in (PRETRAIN, "detection") and any(r.lines for g in setting.groups for r in g.runs)
+        if setting.kind.name in (PRETRAIN, "detection") and any(run.lines for run in setting.runs)
     ]
     if not rows:
         return False
+    counts = [3 if setting.kind.name == PRETRAIN else 1 + len(setting.tasks) for setting in rows]
     with rc_context(STYLE):  # type: ignore[arg-type]
-        figure = Figure(figsize=(10.5, 0.35 + 2.7 * len(rows)), layout="constrained")
+        figure = Figure(figsize=(3.5 * max(counts), 0.35 + 2.7 * len(rows)), layout="constrained")
         # Of one pretraining and one detection setting, the panels' titles say which is which.
-        for row, setting in zip(_panels(figure, rows, 3, named=len(rows) > 2), rows, strict=True):
+        for row, setting in zip(panels(figure, rows, counts, named=len(rows) > 2), rows, strict=True):
             draw = _draw_pretraining if setting.kind.name == PRETRAIN else _draw_detection
             draw(row, setting, colours)
             for axes in row:
@@ -159,13 +170,14 @@ def _line(axes: Axes, values: Mapping[int, float], colour: str, style: str, labe
 
 def _draw_detection(row: Sequence[Axes], setting: Setting, colours: Colours) -> None:
     """Each run as a thin line, the mean of a group as a thick one."""
-    for group in setting.groups:
-        for axes, key, marker in zip(row, ("total_loss", "bbox/AP", "segm/AP"), ("", "o", "o"), strict=True):
+    curves = [("total_loss", "Detection loss, smoothed", "")]
+    curves += [("/".join(column.path[1:]), f"{column.heading}, %", "o") for column in setting.headline]
+    for axes, (key, title, marker) in zip(row, curves, strict=True):
+        for group in setting.groups:
             series = [run.series(key) for run in group.runs]
             if key == "total_loss":
                 series = [_smoothed(values) for values in series]
             _draw_group(axes, group, [values for values in series if values], colours[group.label], marker)
-    for axes, title in zip(row, ("Detection loss, smoothed", "Box AP, %", "Mask AP, %"), strict=True):
         axes.set_title(title)
         axes.set_ylim(bottom=0)
         _finish(axes)

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from cli.errors import UserError
+from detection.report_columns import Column, Task, measured_tasks
 from detection.report_runs import PRETRAIN, Run
 
 BASELINE = "random"
@@ -21,20 +22,12 @@ REPEAT_KEYS = {  # may differ between repetitions of one thing: chance, origin o
 
 
 @dataclass(frozen=True)
-class Column:
-    """A number of results.json, and what a table calls it."""
-
-    title: str
-    path: tuple[str, ...]
-
-
-@dataclass(frozen=True)
 class Kind:
     """What the runs of a kind have in common.
 
     Attributes:
         conditions: the keys of results.json that must agree for two runs to be compared.
-        columns: what is measured.
+        columns: what is measured; of detection it depends on the model and the dataset.
         headline: the columns that sentences are about.
     """
 
@@ -50,11 +43,6 @@ _LINEAR, _KNN, _TOP1 = (
     Column("kNN top-1", ("knn_top1",)),
     Column("top-1", ("top1",)),
 )
-_AP = {
-    (task, name): Column(f"{title} {name}", ("results", task, name))
-    for task, title in (("bbox", "box"), ("segm", "mask"))
-    for name in ("AP", "AP50", "AP75")
-}
 KINDS = {
     kind.name: kind
     for kind in (
@@ -77,8 +65,8 @@ KINDS = {
             "detection",
             "Detection and segmentation",
             (("config",), ("dataset", "name"), ("train_images",), ("iterations",)),
-            tuple(_AP.values()),
-            (_AP["bbox", "AP"], _AP["segm", "AP"]),
+            (),
+            (),
         ),
     )
 }
@@ -150,6 +138,26 @@ class Setting:
         return f"{first} on {rest[0]}"
 
     @property
+    def runs(self) -> list[Run]:
+        """Of all groups."""
+        return [run for group in self.groups for run in group.runs]
+
+    @property
+    def tasks(self) -> list[tuple[Task, tuple[Column, ...]]]:
+        """Of a detector, what it was evaluated on, with the columns of each; else none."""
+        return measured_tasks(self.runs) if self.kind.name == "detection" else []
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        """What was measured."""
+        return self.kind.columns or tuple(column for _, columns in self.tasks for column in columns)
+
+    @property
+    def headline(self) -> tuple[Column, ...]:
+        """The columns that sentences and curves are about: the first of each task."""
+        return self.kind.headline or tuple(columns[0] for _, columns in self.tasks)
+
+    @property
     def baseline(self) -> Group:
         """What the others are compared with: random initialisation, or else the first that was named."""
         return self.groups[0]
@@ -170,8 +178,20 @@ def settings(runs: Sequence[Run]) -> list[Setting]:
         for run in runs:
             if run.kind == kind.name:
                 by_conditions.setdefault(_conditions(run, kind), []).append(run)
-        found += [Setting(kind, conditions, tuple(_groups(members))) for conditions, members in by_conditions.items()]
+        kinds = [Setting(kind, conditions, tuple(_groups(members))) for conditions, members in by_conditions.items()]
+        found += _in_order(kinds)
     return found
+
+
+def _in_order(kinds: Sequence[Setting]) -> list[Setting]:
+    """As first named, but those that differ in numbers only (labels, images, iterations) by these, ascending."""
+    words = [tuple(value for value in setting.conditions if isinstance(value, str)) for setting in kinds]
+
+    def key(place: int) -> tuple[object, ...]:
+        numbers = [value if isinstance(value, int | float) else 0 for value in kinds[place].conditions]
+        return (words.index(words[place]), *numbers)
+
+    return [kinds[place] for place in sorted(range(len(kinds)), key=key)]
 
 
 def differing_keys(runs: Iterable[Run]) -> list[str]:

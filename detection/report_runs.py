@@ -24,6 +24,8 @@ class Run:
             name of its objective, which is the name that later runs give to what it made.
         config: dotted keys to values.
         lines: metrics.json, from the first line to the last.
+        analysis: predictions/analysis.json, which `detection/coco_evaluation.py` describes; empty of runs
+            without it.
     """
 
     path: Path
@@ -33,6 +35,7 @@ class Run:
     results: Mapping[str, Any] = field(repr=False)
     config: Mapping[str, Any] = field(repr=False)
     lines: tuple[Mapping[str, Any], ...] = field(repr=False)
+    analysis: Mapping[str, Any] = field(repr=False, default_factory=dict)
 
     def measured(self, *keys: str) -> float | None:
         """A number of results.json, by the keys that lead to it; None where it was not measured.
@@ -68,12 +71,21 @@ class Run:
 
 
 def read_runs(paths: Iterable[Path]) -> list[Run]:
-    """The runs in these directories, each directory once.
+    """The runs in these directories, each directory once; of a folder of runs, all that are finished.
 
     Raises:
         UserError: a directory is missing, holds no finished run, or a file in it is damaged.
     """
-    return [_read_run(path) for path in {path.resolve(): path for path in paths}.values()]
+    found = [run for path in paths for run in _runs_below(path)]
+    return [_read_run(path) for path in {path.resolve(): path for path in found}.values()]
+
+
+def _runs_below(path: Path) -> list[Path]:
+    """The directory itself, or the runs in it if it is none: a run has its config beside its results."""
+    if (path / "config.yaml").exists() or (path / "results.json").exists():
+        return [path]
+    below = {file.parent for name in ("results.json", "encoder.safetensors") for file in path.rglob(name)}
+    return sorted(below) or [path]
 
 
 def _read_run(path: Path) -> Run:
@@ -82,7 +94,8 @@ def _read_run(path: Path) -> Run:
     config, lines = _read_config(path / "config.yaml"), _read_metrics(path / "metrics.json")
     if (path / "results.json").is_file():
         results = _read_results(path / "results.json")
-        return Run(path, results["kind"], results["init"], results.get("seed"), results, config, lines)
+        analysis = _read_analysis(path / "predictions" / "analysis.json")
+        return Run(path, results["kind"], results["init"], results.get("seed"), results, config, lines, analysis)
     if any("total_loss" in line for line in lines):
         raise UserError(f"{path} holds a detection run without results.json: finish it with --resume")
     if lines and config and (any("total" in line for line in lines) or _is_pretrained(path)):
@@ -108,6 +121,18 @@ def _read_results(path: Path) -> dict[str, Any]:
     if not isinstance(results.get("init"), str):
         raise UserError(f"{path}: init must name the initialisation, not {results.get('init')!r}")
     return results
+
+
+def _read_analysis(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        analysis = json.loads(path.read_text())
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{path} is damaged ({error}); run the evaluation again with --eval-only") from error
+    if not isinstance(analysis, dict) or not all(isinstance(entry, dict) for entry in analysis.values()):
+        raise UserError(f"{path} must hold a JSON object for each task")
+    return analysis
 
 
 def _read_config(path: Path) -> dict[str, Any]:

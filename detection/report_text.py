@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from detection.report_columns import Column
 from detection.report_groups import (
     REPEAT_KEYS,
-    Column,
     Difference,
     Group,
     Setting,
@@ -35,17 +35,17 @@ def pretraining_tables(setting: Setting) -> list[Block]:
             words = [run.path.resolve().name, group.label, *map(_text, schedule)]
             rows.append(words + _pretraining_numbers(run))
     title = f"{setting.name}. Loss and online kNN accuracy: first value logged, and last. Images a second: mean."
-    return [Table(header, rows, title, labels=5), *_config_table(setting)]
+    return [Table(header, rows, title, labels=5), *config_table(setting)]
 
 
 def evaluation_tables(setting: Setting) -> list[Block]:
-    """A setting's measurements with the differences to the baseline, and how its configs differed."""
-    columns = setting.kind.columns
+    """A setting's measurements with the differences to the baseline."""
+    columns = setting.columns
     header = ["initialisation", "seeds", "runs", *(column.title for column in columns)]
     rows = [_measurements(group, columns) for group in setting.groups]
     others = setting.groups[1:]
     for group in others:
-        cells = [_signed(_difference(setting, group, column)) for column in columns]
+        cells = [signed_text(difference_to_baseline(setting, group, column)) for column in columns]
         rows.append([f"{group.label} − {setting.baseline.label}", "", "", *cells])
     title = f"{setting.name}. All numbers in percent"
     if any(len(group.runs) > 1 for group in setting.groups):
@@ -54,7 +54,7 @@ def evaluation_tables(setting: Setting) -> list[Block]:
     if any("" in row[3:] for row in rows):
         title += ". An empty cell was not measured"
     table = Table(header, rows, f"{title}.", labels=2, summary=len(setting.groups) if others else None)
-    return [table, *_config_table(setting)]
+    return [table]
 
 
 def run_table(runs: Sequence[Run]) -> list[Block]:
@@ -67,12 +67,12 @@ def run_table(runs: Sequence[Run]) -> list[Block]:
 def _comparisons(setting: Setting) -> Iterator[str]:
     base = setting.baseline
     for group in setting.groups[1:]:
-        for column in setting.kind.headline:
+        for column in setting.headline:
             reference, measured = base.statistic(column), group.statistic(column)
             if reference and measured:
                 yield (
-                    f"{_capital(column.title)}: {_value(measured)} from {group.label} ({_count(measured)}),"
-                    f" {_value(reference)} from {base.label} ({_count(reference)}):"
+                    f"{column.heading}: {value_text(measured)} from {group.label} ({_count(measured)}),"
+                    f" {value_text(reference)} from {base.label} ({_count(reference)}):"
                     f" {_verdict(group.label, base.label, reference, measured)}."
                 )
         keys = [key for key in differing_keys([*base.runs, *group.runs]) if key not in REPEAT_KEYS]
@@ -103,13 +103,14 @@ def _measurements(group: Group, columns: Sequence[Column]) -> list[str]:
     cells = [group.label, group.seeds, str(len(group.runs))]
     for column in columns:
         statistic = group.statistic(column)
-        cells.append(_value(statistic) if statistic else "")
+        cells.append(value_text(statistic))
         if statistic and len(statistic.values) < len(group.runs):
             cells[-1] += f" (n = {len(statistic.values)})"
     return cells
 
 
-def _difference(setting: Setting, group: Group, column: Column) -> Difference | None:
+def difference_to_baseline(setting: Setting, group: Group, column: Column) -> Difference | None:
+    """By how much a group is above the baseline; None where one of them was not measured."""
     base, other = setting.baseline.statistic(column), group.statistic(column)
     return difference(base, other) if base and other else None
 
@@ -132,7 +133,7 @@ def _first_and_last(values: Sequence[float]) -> str:
     return f"{first} → {last}" if len(values) > 1 else last
 
 
-def _config_table(setting: Setting) -> list[Block]:
+def config_table(setting: Setting) -> list[Block]:
     """How the configs of a setting's runs differed."""
     runs = [run for group in setting.groups for run in group.runs]
     if sum(bool(run.config) for run in runs) < 2:
@@ -156,7 +157,10 @@ def _text(value: Any) -> str:
     return text if len(text) <= LONGEST_VALUE else f"…{text[1 - LONGEST_VALUE :]}"
 
 
-def _value(statistic: Statistic) -> str:
+def value_text(statistic: Statistic | None) -> str:
+    """Mean and spread; empty where nothing was measured."""
+    if statistic is None:
+        return ""
     spread = "" if statistic.spread is None else f" ± {_number(statistic.spread)}"
     return f"{_number(statistic.mean)}{spread}"
 
@@ -166,7 +170,8 @@ def _count(statistic: Statistic) -> str:
     return "1 run" if count == 1 else f"{count} runs"
 
 
-def _signed(gap: Difference | None) -> str:
+def signed_text(gap: Difference | None) -> str:
+    """A difference with its sign and spread; empty where nothing was measured."""
     if gap is None:
         return ""
     spread = "" if gap.spread is None else f" ± {_number(gap.spread)}"
@@ -177,7 +182,3 @@ def _number(value: float, sign: bool = False) -> str:
     """One decimal, with a true minus."""
     text = f"{value:+.1f}" if sign else f"{value:.1f}"
     return text.replace("-0.0", "0.0").replace("+0.0", "0.0").replace("-", "−")
-
-
-def _capital(text: str) -> str:
-    return text[0].upper() + text[1:] if not text.startswith("kNN") else text

@@ -12,9 +12,12 @@ import yaml
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from cli.config import config_folder
 from cli.errors import UserError
 from detection import report, report_colours
+from detection.report_diagnosis import error_cost, label_curves, leading
 from detection.report_groups import KINDS, Statistic, difference, settings
+from detection.report_published import of_recipe
 from detection.report_runs import read_runs
 from detection.report_scenes import count_found, decode_mask, evenly_spaced
 
@@ -239,7 +242,8 @@ def test_a_detector_without_masks_is_reported_too(tmp_path, detection):
     del found["segmentation"]
     path.write_text(json.dumps([found]))
     markdown = (make_report(tmp_path, folder) / "report.md").read_text()
-    assert rows(markdown, "random")[0][3:] == ["10.0", "20.0", "5.0", "", "", ""]
+    assert rows(markdown, "random")[0][3:] == ["10.0", "20.0", "5.0"]
+    assert "mask AP" not in markdown
 
 
 def test_runs_on_other_data_are_not_compared(tmp_path, detection):
@@ -389,3 +393,177 @@ def test_the_command_starts_without_torch_and_reports_errors_in_one_line(tmp_pat
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
+
+
+def change(folder, **fields):
+    """Other entries in results.json."""
+    path = folder / "results.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+    return folder
+
+
+def analysis(precision, cost, task="bbox"):
+    """As the evaluator writes it, for one task."""
+    recall = [0.0, 0.5, 1.0]
+    curve = {"recall": recall, "0.5": [precision] * 3, "0.75": [precision / 2] * 3, "mean": [precision / 2] * 3}
+    kinds = ("classification", "localisation", "both", "duplicate", "background", "missed")
+    return {
+        task: {
+            "summary": {"AP": 10.0},
+            "classes": [{"name": "a<b>&c", "objects": 7, "AP": 10.0}, {"name": "other", "objects": 0, "AP": None}],
+            "precision_recall": curve,
+            "errors": dict.fromkeys(kinds, cost),
+            "counts": dict.fromkeys(kinds, 3),
+        }
+    }
+
+
+def analyse(folder, *arguments, **keywords):
+    (folder / "predictions" / "analysis.json").write_text(json.dumps(analysis(*arguments, **keywords)))
+    return folder
+
+
+def test_what_lies_behind_the_ap(tmp_path, detection):
+    folders = [analyse(detection("random", seed, 10.0), 0.5, cost) for seed, cost in ((1, 4.0), (2, 6.0))]
+    folders.append(analyse(detection("corinfomax", 1, 14.0), 0.8, 2.0))
+    output = make_report(tmp_path, *folders)
+    markdown = (output / "report.md").read_text()
+    assert {"precision.png", "errors.png"} <= {path.name for path in output.iterdir()}
+    table = markdown[markdown.index("Boxes: by how many points AP50 would rise") :]
+    assert rows(table, "random")[0] == ["random", *["5.0 ± 1.4"] * 6]
+    assert rows(table, "corinfomax")[0] == ["corinfomax", *["2.0"] * 6]
+    (setting,) = settings(read_runs(folders))
+    (task,) = (task for task, _ in setting.tasks if task.name == "bbox")
+    assert error_cost(setting.groups[0], task, "missed").values == (4.0, 6.0)
+    assert error_cost(setting.groups[0], task, "other") is None
+
+
+def test_precision_over_recall_is_drawn_where_it_was_measured(tmp_path, detection):
+    """The mean of two runs is seen at its height, in its colour; a run without analysis draws nothing."""
+    folders = [analyse(detection("corinfomax", seed, 10.0), precision, 1.0) for seed, precision in ((1, 0.3), (2, 0.5))]
+    output = make_report(tmp_path, *folders, detection("random", 1, 9.0))
+    picture = np.asarray(Image.open(output / "precision.png").convert("RGB")).astype(int)
+    blue = (abs(picture - [0x00, 0x72, 0xB2]).max(axis=2) < 3)[:, : picture.shape[1] // 3]
+    long_rows = np.flatnonzero(blue.sum(axis=1) > 200)
+    assert long_rows.size  # a horizontal line
+    grey = abs(picture - 0x76).max(axis=2) < 3
+    assert grey.sum() < 20_000  # of the legend only
+
+
+def test_runs_without_analysis_need_none(tmp_path, detection):
+    output = make_report(tmp_path, detection("random", 1, 10.0))
+    assert not {"precision.png", "errors.png"} & {path.name for path in output.iterdir()}
+    assert "Errors by kind" not in (output / "report.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "is damaged"),
+        ('{"bbox": 1}', "must hold a JSON object for each task"),
+        ('{"bbox": {"precision_recall": {"recall": [0, 1]}}}', "needs a list of numbers '0.5'"),
+    ],
+)
+def test_a_damaged_analysis_is_named(tmp_path, detection, content, message):
+    folder = detection("random", 1, 10.0)
+    path = folder / "predictions" / "analysis.json"
+    path.write_text(content)
+    with pytest.raises(UserError, match=re.escape(str(path))) as error:
+        make_report(tmp_path, folder)
+    assert message in str(error.value)
+
+
+def test_ap_of_each_class(tmp_path, detection):
+    folders = [analyse(detection(init, 1, 10.0), 0.5, 1.0) for init in ("random", "corinfomax")]
+    for folder, values in zip(folders, ((30.0, 10.0), (31.0, 25.5)), strict=True):
+        results = json.loads((folder / "results.json").read_text())["results"]
+        results["bbox"] |= {"AP-a<b>&c": values[0], "AP-other": values[1], "AP-none": None}
+        change(folder, results=results)
+    markdown = (make_report(tmp_path, *folders) / "report.md").read_text()
+    table = markdown[markdown.index("## Classes") :]
+    assert rows(table, "other")[0] == ["other", "0", "10.0", "25.5", "+15.5"]
+    assert rows(table, r"a\<b\>&c")[0] == [r"a\<b\>&c", "7", "30.0", "31.0", "+1.0"]
+    assert rows(table, "none")[0] == ["none", "", "", "", ""]
+    assert table.index("| other") < table.index(r"| a\<b\>&c") < table.index("| none")
+
+
+def test_ap_over_the_number_of_labels(tmp_path, detection):
+    folders = []
+    for images, factor in ((8, 1.0), (80, 2.0), (800, 3.0)):
+        for init, base in (("random", 5.0), ("corinfomax", 10.0)):
+            for seed in (1, 2):
+                folder = detection(init, seed, base * factor + seed, name=f"{init}-{images}-{seed}")
+                folders.append(change(folder, train_images=images))
+    longer = detection("random", 1, 99.0, name="longer")
+    folders.append(change(longer, train_images=8, iterations=80))
+    output = make_report(tmp_path, *folders)
+    markdown = (output / "report.md").read_text()
+    assert (output / "labels.png").is_file()
+    table = markdown[markdown.index("Box AP, in percent: tiny_FPN evaluated on tiny") :]
+    assert rows(table, "training images")[0] == ["training images", "8", "80", "800"]
+    assert rows(table, "random")[0] == ["random", "99.0", "11.5 ± 0.7", "16.5 ± 0.7"]
+    assert rows(table, "corinfomax")[0] == ["corinfomax", "", "21.5 ± 0.7", "31.5 ± 0.7"]
+    assert not (output / "predictions-2.png").exists()  # scenes of the most images only
+    found = settings(read_runs(folders))
+    assert [setting.conditions[2:] for setting in found] == [(8, 40), (8, 80), (80, 40), (800, 40)]
+    assert [setting.conditions[2] for setting in leading(found)] == [800]
+    assert label_curves(found[:1]) == []
+    assert leading(found[:1]) == found[:1]
+
+
+def test_published_results_stand_beside_those_of_the_recipe(tmp_path, detection):
+    folder = change(detection("random", 1, 10.0), config="coco_R50_C4")
+    markdown = (make_report(tmp_path, folder) / "report.md").read_text()
+    assert rows(markdown, "MoCo ImageNet-1K")[0] == [
+        *("MoCo ImageNet-1K", "He et al. 2020, table 5d", "40.7", "60.5", "44.1", "35.4", "57.3", "37.6")
+    ]
+    (measured, published) = rows(markdown, "random")[:2]
+    assert measured[0:4] == ["random", "1", "1", "10.0"]
+    assert published == ["random", "He et al. 2020, table 5d", "35.6", "", "", "31.4", "", ""]
+
+
+def test_every_published_row_of_the_recipes_is_read():
+    """The numbers that a head lists and those that are read are as many."""
+    folder = config_folder("detection")
+    counts = {path.stem: len(of_recipe(path.stem)) for path in folder.glob("*.yaml")}
+    for name, count in counts.items():
+        text = (folder / f"{name}.yaml").read_text()
+        assert count == len(re.findall(r"^# {3,}\S.*? {2,}\d\d\.\d\b", text, re.M)), name
+    assert counts["voc_R50_C4_24k"] == 12
+    assert counts["shapes_R18_FPN"] == 0
+    voc = {row.label: row for row in of_recipe("voc_R50_C4_24k")}
+    assert voc["MoCo, 200 epochs"].source == voc["supervised ImageNet-1K"].source
+    assert voc["VICReg"].values == {("bbox", "AP50"): 82.4}
+    (keypoints,) = of_recipe("coco_keypoints_R50_FPN")
+    assert keypoints.values == {("bbox", "AP"): 53.6, ("keypoints", "AP"): 64.0}
+    assert of_recipe("../detection/coco_R50_C4") == of_recipe(None) == of_recipe("mine") == []
+
+
+@pytest.mark.parametrize(
+    ("dataset", "results", "header"),
+    [
+        ("voc_2007_test", {"bbox": {"AP": 1.0, "AP50": 2.0, "AP75": 3.0}}, ["box AP50", "box AP", "box AP75"]),
+        (
+            *("coco_val", {"bbox": {"AP": 1.0, "AP50": 2.0}, "keypoints": {"AP": 3.0, "AP50": 4.0}}),
+            ["box AP", "box AP50", "keypoint AP", "keypoint AP50"],
+        ),
+        ("cityscapes", {"segm": {"AP": 1.0, "AP50": 2.0}}, ["mask AP", "mask AP50"]),
+        ("voc_2012_sem_seg", {"sem_seg": {"mIoU": 1.0, "fwIoU": 2.0, "IoU-cat": 5.0}}, ["semantic mIoU"]),
+        ("lvis", {"bbox": {"AP": 1.0, "AP75": None, "APr": 2.0}}, ["box AP", "box AP75", "box APr"]),
+    ],
+)
+def test_other_tasks_have_their_own_columns(tmp_path, detection, dataset, results, header):
+    folder = change(detection("random", 1, 10.0), results=results, dataset={"name": dataset})
+    (folder / "predictions" / "coco_instances_results.json").unlink()
+    output = make_report(tmp_path, folder)
+    markdown = (output / "report.md").read_text()
+    assert rows(markdown, "initialisation")[0][3:] == header
+    assert (output / "transfer.png").is_file()
+    assert "no picture of scenes, since no run has its coco" in markdown.replace("\\", "")
+
+
+def test_a_folder_of_runs_stands_for_all_in_it(tmp_path, detection, pretraining):
+    detection("random", 1, 10.0, name="all/seed1")
+    detection("random", 2, 12.0, name="all/seed2")
+    runs = read_runs([tmp_path / "all", tmp_path / "all" / "seed2", pretraining])
+    assert [run.path.name for run in runs] == ["seed1", "seed2", "pretraining"]
