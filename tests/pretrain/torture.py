@@ -7,7 +7,7 @@ the moments are spread over all of it. The kinds, in turn:
 
     all      SIGKILL of every process at a random time
     worker   SIGKILL of a worker of the loader
-    save     SIGKILL of every process in a save, before one of its writes, syncs, renames and removals
+    save     SIGKILL of every process in a save, before one of its writes, syncs, renames, removals and links
     one      SIGKILL of one process of several, which the others have to notice by themselves
     term     a signal that asks to stop, to one process
     hang     a process that stops without dying
@@ -26,6 +26,7 @@ import sys
 import tempfile
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -62,25 +63,24 @@ def write_images(folder: Path, count: int = 26) -> None:
         Image.fromarray(rng.integers(0, 256, (20, 24, 3), dtype=np.uint8)).save(folder / f"{i:02d}.png")
 
 
-def count_saving(marker: Path, stop_at: int = 0) -> None:
-    """Count the operations on files that saving does, in `marker`; wait before the `stop_at`-th, to be killed there."""
-    seen = 0
+def count_saving(marker: Path, stop_at: tuple[str, int] | None = None) -> None:
+    """Count in `marker` what saving does to files; or wait, to be killed, before one of it: (operation, number)."""
+    seen: Counter[str] = Counter()
 
-    def counted(operation: Callable[..., Any]) -> Callable[..., Any]:
+    def counted(name: str, operation: Callable[..., Any]) -> Callable[..., Any]:
         def wrapper(*args: Any, **options: Any) -> Any:
-            nonlocal seen
-            seen += 1
-            if stop_at in (0, seen):
-                marker.write_text(str(seen))
-            time.sleep(LIMIT if seen == stop_at else 0)
+            seen[name] += 1
+            if stop_at in (None, (name, seen[name])):
+                marker.write_text(json.dumps(seen))
+            time.sleep(LIMIT if stop_at == (name, seen[name]) else 0)
             return operation(*args, **options)
 
         return wrapper
 
-    os.fsync = counted(os.fsync)
+    os.fsync = counted("fsync", os.fsync)
     for name in ("replace", "unlink", "symlink_to"):
-        setattr(Path, name, counted(getattr(Path, name)))
-    checkpoint._Digesting.write = counted(checkpoint._Digesting.write)  # type: ignore[method-assign]
+        setattr(Path, name, counted(name, getattr(Path, name)))
+    checkpoint._Digesting.write = counted("write", checkpoint._Digesting.write)  # type: ignore[method-assign]
 
 
 class Attempt:
@@ -100,8 +100,8 @@ class Attempt:
                 output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
                 os.dup2(output, 1)
                 os.dup2(output, 2)
-                prepare() if rank == 0 else None
                 try:
+                    prepare() if rank == 0 else None
                     run_command(lambda _: train.main(list(argv)))
                 except SystemExit as leaving:
                     sys.stdout.flush()
@@ -148,12 +148,12 @@ class Torture:
         write_images(self.images)
         marker, well = folder / "operations", [0] * processes
         assert self.start(folder / "whole", prepare=lambda: count_saving(marker)).wait() == well, self.log.read_text()
-        self.operations, self.expected = int(marker.read_text()), result(folder / "whole")
+        self.operations, self.expected = json.loads(marker.read_text()), result(folder / "whole")
         started = time.monotonic()
         assert self.start(folder / "again").wait() == well, self.log.read_text()
         self.seconds = time.monotonic() - started
         assert not differences(self.expected, result(folder / "again"))
-        print(f"{processes} process(es), uninterrupted in {self.seconds:.2f} s, {self.operations} operations on files")
+        print(f"{processes} process(es), {self.seconds:.2f} s left alone, {sum(self.operations.values())} operations")
 
     def start(self, run: Path, *more: str, prepare: Callable[[], None] = lambda: None) -> Attempt:
         argv = ["--config", "shapes_R18", "--output", str(run), "--resume", *SETTINGS, "DATA.ROOT", str(self.images)]
@@ -183,12 +183,13 @@ class Torture:
         return attempt, f"process {rank}"
 
     def kill_save(self, run: Path) -> tuple[Attempt, str]:
-        operation, marker = self.rng.randrange(1, self.operations // 2), self.folder / f"{run.name}.marker"
+        name, marker = self.rng.choice(sorted(self.operations)), self.folder / f"{run.name}.marker"
+        number = self.rng.randint(1, self.operations[name] // 2)  # a resumed run has fewer to do
         marker.unlink(missing_ok=True)
-        attempt = self.start(run, prepare=lambda: count_saving(marker, operation))
+        attempt = self.start(run, prepare=lambda: count_saving(marker, (name, number)))
         wait_for(lambda: marker.exists() or _ended(attempt.pids[0]))
         attempt.kill()
-        return attempt, f"before operation {operation}"
+        return attempt, f"before {name} {number}"
 
     def kill_worker(self, run: Path) -> tuple[Attempt, str]:
         attempt = self.start(run, "DATA.WORKERS", "1")
