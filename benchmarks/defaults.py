@@ -1,14 +1,18 @@
 """Each default of the training step against its alternative: is it worth being the default on this machine?
 
     python benchmarks/defaults.py [--device cuda] [--recipe imagenet1k_R50]
+    python benchmarks/defaults.py --prefetch            instead the batches that a loader's worker fetches ahead
 
 All are timed in turns with the step as it is; the table says how many times as long the alternative takes.
 """
 
+import tempfile
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 
 import torch
+from data import render_photographs
 from fvcore.common.config import CfgNode
 from step import CASES, QUICK, build_trainer, synthetic_batch
 from timing import alternate, build_parser, print_table, ratio, start
@@ -16,8 +20,13 @@ from torch import Tensor, nn
 
 from cli.config import load_config
 from pretrain.build import build_parts
-from pretrain.config import get_defaults, resolve_precision
+from pretrain.config import build_recipes, get_defaults, resolve_precision
+from pretrain.data import Source
 from pretrain.engine import Trainer
+from pretrain.loader import ShuffledBatches, build_loader, read_batches
+from pretrain.views import ViewDataset
+
+AHEAD = 2  # batches for each worker, PyTorch's default and ours
 
 
 class Planar(nn.Module):
@@ -38,19 +47,49 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--recipe", choices=CASES, default="shapes_R18")
     parser.add_argument("--batch", type=int, default=0, help="another batch size")
     parser.add_argument("--compile", action="store_true", help="torch.compile as well; a CPU needs a C++ compiler")
+    parser.add_argument("--prefetch", action="store_true", help="the batches fetched ahead instead, on the wall clock")
     args = parser.parse_args(argv)
     device = start(args)
+    rounds = 1 if args.quick else args.rounds
     case = QUICK if args.quick else CASES[args.recipe]
     config = load_config(get_defaults(), case.recipe, "pretrain", [str(change) for change in case.changes])
     size = args.batch or (case.cuda_batch if device.type == "cuda" else case.cpu_batch)
+    rows = [] if args.prefetch else compare_steps(config, size, rounds, device, compiled=args.compile)
+    if args.prefetch or args.quick:
+        rows += compare_prefetching(config, size, rounds, device)
+    print_table([f"instead of the default, {case.recipe}, batch {size}", "takes times as long"], rows)
+
+
+def compare_steps(config: CfgNode, size: int, rounds: int, device: torch.device, compiled: bool) -> list[list[str]]:
+    """The step on a batch in memory."""
     batch = synthetic_batch(config, size)
     if device.type == "cuda":
         batch = batch.pin_memory()
-    names = ["float32", "NCHW", "unfused SGD"] + ["compiled"] * args.compile
+    names = ["float32", "NCHW", "unfused SGD"] + ["compiled"] * compiled
     sides = [partial(build_variant(config, name, device).step, 0, batch) for name in ("default", *names)]
-    seconds = alternate(sides, 1 if args.quick else args.rounds, device)
-    rows = [[name, ratio(seconds, side=0, reference=place)] for place, name in enumerate(names, start=1)]
-    print_table([f"instead of the default, {case.recipe}, batch {size}", "takes times as long"], rows)
+    seconds = alternate(sides, rounds, device)
+    return [[name, ratio(seconds, side=0, reference=place)] for place, name in enumerate(names, start=1)]
+
+
+def compare_prefetching(config: CfgNode, size: int, rounds: int, device: torch.device) -> list[list[str]]:
+    """A few steps fed by one worker, on photographs."""
+    trainer, others = build_variant(config, "default", device), (1, 4)
+    with tempfile.TemporaryDirectory() as folder:
+        source = render_photographs(Path(folder), size)
+        sides = [partial(take_steps, trainer, config, source, ahead) for ahead in (AHEAD, *others)]
+        seconds = alternate(sides, rounds, device, waiting=True)
+    rows = enumerate(others, start=1)
+    return [[f"{ahead} fetched ahead", ratio(seconds, side=0, reference=place)] for place, ahead in rows]
+
+
+def take_steps(trainer: Trainer, config: CfgNode, source: Source, ahead: int, steps: int = 8) -> None:
+    """Steps on batches of all images, fetched by one worker."""
+    batches = ShuffledBatches(len(source), batch_size=len(source), seed=0, first_step=0, last_step=steps)
+    dataset = ViewDataset(source, config.DATA.IMAGE_SIZE, build_recipes(config))
+    loader = build_loader(dataset, batches, workers=1, device=trainer.device)
+    loader.prefetch_factor = ahead
+    for step, batch in enumerate(read_batches(loader)):
+        trainer.step(step, batch)
 
 
 def build_variant(config: CfgNode, variant: str, device: torch.device) -> Trainer:

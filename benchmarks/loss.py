@@ -2,7 +2,8 @@
 
     python benchmarks/loss.py                   P from 64 to 1024
     python benchmarks/loss.py --large           2048, 4096 and 8192 as well
-    python benchmarks/loss.py --steps           and whole steps of the CIFAR ResNet-18; minutes each on a CPU
+    python benchmarks/loss.py --whole-steps     instead whole steps of the CIFAR ResNet-18; slow on a CPU
+    python benchmarks/loss.py --share           instead the objective's share of a step at the ImageNet-1K recipe
 
 N is the batch, P the dimension of the embedding. Both losses get the same embeddings and give their gradient.
 """
@@ -12,6 +13,7 @@ from functools import partial
 
 import numpy as np
 import torch
+from step import CASES, QUICK, Case, encoder_pass
 from timing import alternate, build_parser, print_table, ratio, start
 from torch import Tensor
 from torch.nn import functional as F
@@ -24,27 +26,35 @@ from pretrain.corinfomax import CorInfoMaxLoss
 Loss = Callable[[Tensor, Tensor], Tensor]
 DIMS = [64, 128, 256, 512, 1024]
 LARGE_DIMS = [2048, 4096, 8192]
+STEP_DIMS = [64, 256, 1024]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure and print."""
     parser = build_parser("Time of CorInfoMax and VICReg.", threads=0, rounds=9)
     parser.add_argument("--large", action="store_true", help="dimensions of the embedding up to 8192 too")
-    parser.add_argument("--steps", action="store_true", help="whole steps too")
+    parser.add_argument("--whole-steps", action="store_true", help="whole steps instead")
     parser.add_argument("--batch", type=int, default=512, help="of the whole steps")
+    parser.add_argument("--share", action="store_true", help="the objective's share of a step instead")
     args = parser.parse_args(argv)
     device = start(args)
     if args.quick:
-        dims, counts, batch, rounds = [8], [16], 4, 1
+        dims, counts, step_dims, batch, rounds, case = [8], [16], [8], 4, 1, QUICK
     else:
-        dims, counts, batch, rounds = DIMS, [512, 1536], args.batch, args.rounds
+        dims, counts, step_dims, batch, rounds = DIMS, [512, 1536], STEP_DIMS, args.batch, args.rounds
+        case = CASES["imagenet1k_R50"]
     dims = dims + LARGE_DIMS * args.large
-    rows = [compare_losses(count, dim, rounds, device) for count in counts for dim in dims]
-    print_table(["N", "P", "CorInfoMax, ms", "VICReg, ms", "VICReg / CorInfoMax"], rows)
-    if args.steps or args.quick:
+    if args.quick or not (args.whole_steps or args.share):
+        rows = [compare_losses(count, dim, rounds, device) for count in counts for dim in dims]
+        print_table(["N", "P", "CorInfoMax, ms", "VICReg, ms", "VICReg / CorInfoMax"], rows)
+    if args.quick or args.whole_steps:
         print()
-        rows = [compare_steps(batch, dim, rounds, device) for dim in dims]
+        rows = [compare_steps(batch, dim, rounds, device) for dim in step_dims]
         print_table(["batch", "P", "CorInfoMax step, s", "VICReg step, s", "VICReg / CorInfoMax"], rows)
+    if args.quick or args.share:
+        print()
+        header = ["N", "P", "objective, ms", "encoder, ms a pair", "objective's share of both"]
+        print_table(header, [share_of_step(case, rounds, device)])
 
 
 def build_losses(dim: int, device: torch.device) -> list[Loss]:
@@ -65,9 +75,20 @@ def vicreg(z1: Tensor, z2: Tensor) -> Tensor:
     return 25 * invariance + 25 * variance + covariance
 
 
+def synthetic_embeddings(count: int, dim: int, device: torch.device) -> list[Tensor]:
+    """Unit embeddings (N, P) of both views."""
+    return [F.normalize(torch.randn(count, dim, device=device), dim=1).requires_grad_() for _ in range(2)]
+
+
+def synthetic_views(count: int, side: int, device: torch.device) -> list[Tensor]:
+    """Images of noise (N, 3, side, side) for both views, in the memory format of training."""
+    views = [torch.randn(count, 3, side, side, device=device) for _ in range(2)]
+    return [view.contiguous(memory_format=torch.channels_last) for view in views]
+
+
 def compare_losses(count: int, dim: int, rounds: int, device: torch.device) -> list[str]:
     """Forward and backward of both losses on unit embeddings."""
-    z = [F.normalize(torch.randn(count, dim, device=device), dim=1).requires_grad_() for _ in range(2)]
+    z = synthetic_embeddings(count, dim, device)
 
     def run(loss: Loss) -> None:
         torch.autograd.grad(loss(*z), z)
@@ -81,9 +102,7 @@ def compare_steps(batch: int, dim: int, rounds: int, device: torch.device) -> li
     config = load_config(get_defaults(), "cifar10_R18", "pretrain", ["PROJECTOR.DIMS", f"[2048, 2048, {dim}]"])
     parts = build_parts(config, device)
     network, optimizer = parts["network"], parts["optimizer"]
-    side = config.DATA.IMAGE_SIZE
-    views = [torch.randn(batch, 3, side, side, device=device) for _ in range(2)]
-    views = [view.contiguous(memory_format=torch.channels_last) for view in views]
+    views = synthetic_views(batch, config.DATA.IMAGE_SIZE, device)
     lower = resolve_precision(config.TRAIN.PRECISION, device) == "bfloat16"
 
     def step(loss: Loss) -> None:
@@ -95,6 +114,29 @@ def compare_steps(batch: int, dim: int, rounds: int, device: torch.device) -> li
 
     seconds = alternate([partial(step, loss) for loss in build_losses(dim, device)], rounds, device)
     return [f"{batch}", f"{dim}", *(f"{time:.3g}" for time in np.median(seconds, axis=0)), ratio(seconds, 0, 1)]
+
+
+def share_of_step(case: Case, rounds: int, device: torch.device) -> list[str]:
+    """The objective's time beside the encoder's, for the batch of a recipe.
+
+    The encoder's forward and backward pass is timed on a batch that suits the device, and counted in proportion. The
+    share is an upper bound of that in a step, to which projector, augmentation and optimizer belong too.
+    """
+    config = load_config(get_defaults(), case.recipe, "pretrain", [str(change) for change in case.changes])
+    count, dim = config.TRAIN.BATCH_SIZE, config.PROJECTOR.DIMS[-1]
+    pairs = case.cuda_batch if device.type == "cuda" else case.cpu_batch
+    views = synthetic_views(pairs, config.DATA.IMAGE_SIZE, device)
+    lower = resolve_precision(config.TRAIN.PRECISION, device) == "bfloat16"
+    autocast = partial(torch.autocast, device.type, torch.bfloat16, enabled=lower)
+    z = synthetic_embeddings(count, dim, device)
+    objective = build_losses(dim, device)[0]
+    sides = [
+        lambda: torch.autograd.grad(objective(*z), z),
+        partial(encoder_pass, build_parts(config, device)["network"].encoder, views, autocast),
+    ]
+    loss, encoder = np.median(alternate(sides, rounds, device), axis=0)
+    share = loss / (loss + encoder * count / pairs)
+    return [f"{count}", f"{dim}", f"{1e3 * loss:.3g}", f"{1e3 * encoder / pairs:.3g}", f"{share:.2%}"]
 
 
 if __name__ == "__main__":

@@ -47,13 +47,17 @@ def describe_machine(device: torch.device) -> str:
     )
 
 
-def alternate(sides: Sequence[Side], rounds: int, device: torch.device) -> np.ndarray:
+def alternate(sides: Sequence[Side], rounds: int, device: torch.device, waiting: bool = False) -> np.ndarray:
     """Seconds that each side takes in each round, (rounds, sides): A B A B ..., after one round to warm up.
 
     With one thread on a CPU it is the process's computing time, in which the time that other programs took away is
     not counted; else it is time on the wall, with a GPU's queue empty before and after.
+
+    Args:
+        waiting: whether the time that a side waits, for other processes say, is to be counted in any case.
     """
-    clock = time.process_time if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
+    alone = device.type == "cpu" and torch.get_num_threads() == 1 and not waiting
+    clock = time.process_time if alone else time.perf_counter
     seconds = np.zeros((rounds + 1, len(sides)))
     for row in seconds:
         for place, side in enumerate(sides):
