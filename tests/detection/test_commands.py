@@ -93,8 +93,8 @@ def test_data_of_ones_own_with_other_classes_to_test_on(coco_root, error_of):
 
 
 def test_the_datasets_can_be_looked_through_instead_of_trained_on(coco_root, capsys, tmp_path):
+    fixed = ["--config", "shapes_R18_FPN", "--num-gpus", "0", "--output", str(tmp_path / "run")]
     with pytest.raises(SystemExit) as stopped:
-        fixed = ["--config", "shapes_R18_FPN", "--num-gpus", "0", "--output", str(tmp_path / "run")]
         train_net.main([*fixed, *own_data(coco_root), "--check-data"])
     assert stopped.value.code == 0
     assert "4 images, 8 objects, 2 classes" in capsys.readouterr().out
