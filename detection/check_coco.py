@@ -141,15 +141,15 @@ def _check_masks(annotations: Sequence[Record], content: Content, use: Use, find
     findings.add(defects.CODE_SIZES, other, content.label)
     drawn = [i for i, mask in masks.items() if mask and isinstance(mask, list)]
     malformed: list[int] = [i for i, mask in masks.items() if mask and not isinstance(mask, list | dict)]
-    short, some, flat = [], [], []
+    judged: dict[str, list[int]] = {"malformed": malformed, "short": [], "some": [], "flat": []}
     for start in range(0, len(drawn), CHUNK):
-        for index, kind in _judge_polygons({i: masks[i] for i in drawn[start : start + CHUNK]}):
-            {"malformed": malformed, "short": short, "some": some, "flat": flat}[kind].append(index)
+        for index, kind in _judge_polygons({i: annotations[i]["segmentation"] for i in drawn[start : start + CHUNK]}):
+            judged[kind].append(index)
     for defect, indices in (
         (defects.MALFORMED, malformed),
-        (defects.SHORT_POLYGONS, short),
-        (defects.SOME_SHORT_POLYGONS, some),
-        (defects.FLAT_POLYGONS, flat),
+        (defects.SHORT_POLYGONS, judged["short"]),
+        (defects.SOME_SHORT_POLYGONS, judged["some"]),
+        (defects.FLAT_POLYGONS, judged["flat"]),
     ):
         findings.add(defect, indices, content.label)
 

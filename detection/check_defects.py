@@ -144,7 +144,7 @@ class Findings:
 
     found: list[Found] = field(default_factory=list)
 
-    def add(self, defect: Defect, records: Sequence[Any], name: Callable[[Any], str] = str) -> None:
+    def add(self, defect: Defect, records: Sequence[Any] | NDArray[Any], name: Callable[[Any], str] = str) -> None:
         """Note the records that have a defect; `name` puts one into words. None is no finding."""
         if len(records):
             self.found.append(Found(defect, len(records), tuple(name(each) for each in records[:EXAMPLES])))

@@ -27,7 +27,10 @@ class Results:
     """
 
     def __init__(self, files: Sequence[Path], annotations: Path | None) -> None:
-        images, self.categories = read_annotations(annotations) if annotations else (None, None)
+        images: Mapping[str, Any] | None = None
+        self.categories: list[dict[str, Any]] | None = None
+        if annotations:
+            images, self.categories = read_annotations(annotations)
         self.ids = image_ids(files, images)
         self._files, self._numbered = files, images is None
         self._records: dict[int, list[dict[str, Any]]] = {}

@@ -69,8 +69,8 @@ def draw_shapes(photograph: Image.Image, shapes: Sequence[Shape], scale: float) 
     taken: list[Box] = []
     for shape in shapes:
         if shape.text:
-            corner = tuple(edge * scale for edge in _tag_corner(shape))
-            taken.append(_draw_tag(pen, size, corner, shape, taken, pen_size))
+            left, top = _tag_corner(shape)
+            taken.append(_draw_tag(pen, size, (left * scale, top * scale), shape, taken, pen_size))
     return scene
 
 

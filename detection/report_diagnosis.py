@@ -205,8 +205,9 @@ def error_cost(group: Group, task: Task, kind: str) -> Statistic | None:
     values = []
     for run in group.runs:
         errors = _part(run, task, "errors")
-        if errors is not None and isinstance(errors.get(kind), int | float):
-            values.append(float(errors[kind]))
+        cost = errors.get(kind) if errors is not None else None
+        if isinstance(cost, int | float):
+            values.append(float(cost))
     return Statistic(tuple(values)) if values else None
 
 
