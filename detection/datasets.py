@@ -35,6 +35,7 @@ CHECKS: dict[str, Callable[[str, Any, Needs], None]] = {
     "cityscapes_sem_seg": check_cityscapes,
     "sem_seg": check_semantic,
 }
+OWN = ".json@"  # between the paths in the name of a user's own dataset
 SEMANTIC = ("cityscapes_sem_seg", "sem_seg")
 
 
@@ -53,36 +54,14 @@ def register(names: Iterable[str]) -> None:
 
 
 def custom_name(annotations: Path, images: Path) -> str:
-    """The name under which a user's annotations in COCO's format and the folder of their images are registered."""
+    """The name under which a user's annotations in COCO's format and the folder of their images are registered.
+
+    Raises:
+        UserError: the file of annotations is no `.json`.
+    """
+    if annotations.suffix != ".json":
+        raise UserError(f"{annotations}: annotations must be a file in COCO's format whose name ends in .json")
     return f"{annotations.resolve()}@{images.resolve()}"
-
-
-def register_custom(name: str, annotations: Path, images: Path) -> None:
-    """Make a user's data known under a name of their choice. Nothing is read yet: `check_dataset` does.
-
-    Args:
-        name: that the config's `DATASETS` will hold.
-        annotations: a JSON file in COCO's format.
-        images: the folder that its file names are relative to.
-
-    Raises:
-        UserError: another dataset has this name.
-    """
-    if name in DatasetCatalog.list():
-        metadata = MetadataCatalog.get(name)
-        if (metadata.get("json_file"), metadata.get("image_root")) != (str(annotations), str(images)):
-            raise UserError(f"there is a dataset {name!r} already: choose another name for {annotations}")
-        return
-    register_coco_instances(name, {}, str(annotations), str(images))
-
-
-def check(name: str, classes: int) -> None:
-    """See that a registered dataset is all there, for a detector of boxes with that many classes.
-
-    Raises:
-        UserError: something is missing or not as the format has it; the message names the path.
-    """
-    _check(name, Needs(classes))
 
 
 def check_dataset(name: str, config: CfgNode) -> None:
@@ -92,7 +71,17 @@ def check_dataset(name: str, config: CfgNode) -> None:
         UserError: something is missing or not as the format has it; the message names the path, and the key of the
             config where this is what disagrees.
     """
-    _check(name, dataclasses.replace(needs_of(config), evaluated=name in config.DATASETS.TEST))
+    metadata = MetadataCatalog.get(name)
+    kind = metadata.get("evaluator_type")
+    if kind not in CHECKS:
+        raise UserError(f"dataset {name!r} has evaluator_type {kind!r}, which is none of {', '.join(CHECKS)}")
+    needs = dataclasses.replace(needs_of(config), evaluated=name in config.DATASETS.TEST)
+    if needs.semantic != (kind in SEMANTIC):
+        holds = "a class for each pixel" if kind in SEMANTIC else "objects"
+        raise UserError(
+            f"dataset {name!r} holds {holds}, which the model does not learn: set DATASETS or MODEL.META_ARCHITECTURE"
+        )
+    CHECKS[kind](name, metadata, needs)
 
 
 def check_same_classes(names: Iterable[str]) -> None:
@@ -134,7 +123,7 @@ def class_names(name: str, classes: int) -> list[str]:
         from shapes import CLASSES
 
         return list(CLASSES)
-    if "@" in name or name in voc_segmentation.SETS:
+    if OWN in name or name in voc_segmentation.SETS:
         register([name])
     metadata = MetadataCatalog.get(name)
     names = _built_in_classes(metadata)
@@ -169,9 +158,9 @@ def _built_in_classes(metadata: Any) -> list[str]:
 
 
 def _register(name: str) -> None:
-    annotations, _, images = name.rpartition("@")
-    if annotations:
-        register_custom(name, Path(annotations), Path(images))
+    annotations, own, images = name.partition(OWN)
+    if own:
+        register_coco_instances(name, {}, f"{annotations}.json", images)
     elif name in voc_segmentation.SETS:
         voc_segmentation.register(name)
     elif name in SHAPES:
@@ -184,16 +173,3 @@ def _register(name: str) -> None:
         known = [*DatasetCatalog.list(), *SHAPES, *voc_segmentation.SETS]
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.3)
         raise UserError(f"there is no dataset {name!r}; nearest: {', '.join(near)}")
-
-
-def _check(name: str, needs: Needs) -> None:
-    metadata = MetadataCatalog.get(name)
-    kind = metadata.get("evaluator_type")
-    if kind not in CHECKS:
-        raise UserError(f"dataset {name!r} has evaluator_type {kind!r}, which is none of {', '.join(CHECKS)}")
-    if needs.semantic != (kind in SEMANTIC):
-        holds = "a class for each pixel" if kind in SEMANTIC else "objects"
-        raise UserError(
-            f"dataset {name!r} holds {holds}, which the model does not learn: set DATASETS or MODEL.META_ARCHITECTURE"
-        )
-    CHECKS[kind](name, metadata, needs)

@@ -13,6 +13,7 @@ from tests.detection import formats
 # isort: split
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+TWO = ["MODEL.ROI_HEADS.NUM_CLASSES", "2"]
 RETINANET = ["MODEL.META_ARCHITECTURE", "RetinaNet"]
 
 
@@ -35,10 +36,8 @@ def check(name, recipe, *pairs):
 
 
 def test_a_whole_dataset_passes(tiny):
-    datasets.register(tiny)
     for name in tiny:
-        datasets.check(name, classes=2)
-        datasets.check_dataset(name, configs.load("coco_R50_C4", ["MODEL.ROI_HEADS.NUM_CLASSES", "2"]))
+        check(name, "coco_R50_C4", *TWO)
 
 
 @pytest.mark.parametrize(
@@ -57,23 +56,23 @@ def test_missing_files_are_named_with_the_layout(tiny, annotations, coco_root, m
     monkeypatch.setenv("DETECTRON2_DATASETS", str(coco_root))
     (coco_root / "coco" / "train2017").rename(coco_root / "elsewhere")
     with pytest.raises(UserError, match=r"train2017 does not exist; expected are .*DETECTRON2_DATASETS"):
-        datasets.check("tiny_train", classes=2)
+        check("tiny_train", "coco_R50_C4", *TWO)
     annotations.unlink()
     with pytest.raises(UserError, match=r"instances_train2017\.json does not exist"):
-        datasets.check("tiny_train", classes=2)
+        check("tiny_train", "coco_R50_C4", *TWO)
 
 
 def test_images_that_are_not_on_the_disk_are_counted(tiny, coco_root):
     for name in ("001.jpg", "003.jpg"):
         (coco_root / "coco" / "train2017" / name).unlink()
     with pytest.raises(UserError, match=r"2 of the 4 images that .*, the first being 001\.jpg"):
-        datasets.check("tiny_train", classes=2)
+        check("tiny_train", "coco_R50_C4", *TWO)
 
 
 def test_text_that_is_no_json_is_named(tiny, annotations):
     annotations.write_text(annotations.read_text()[:-20])
     with pytest.raises(UserError, match=r"instances_train2017\.json: not valid JSON"):
-        datasets.check("tiny_train", classes=2)
+        check("tiny_train", "coco_R50_C4", *TWO)
 
 
 @pytest.mark.parametrize(
@@ -93,22 +92,21 @@ def test_text_that_is_no_json_is_named(tiny, annotations):
 def test_what_the_format_asks_for_is_checked(change, message, tiny, annotations):
     spoil(annotations, change)
     with pytest.raises(UserError, match=message):
-        datasets.check("tiny_train", classes=2)
+        check("tiny_train", "coco_R50_C4", *TWO)
 
 
 def test_masks_must_be_there_if_they_are_learned_and_as_they_are_read(tiny, annotations):
-    two = ["MODEL.ROI_HEADS.NUM_CLASSES", "2"]
     runs = {"size": [64, 64], "counts": "abc"}
     spoil(annotations, lambda c: c["annotations"][0].update(iscrowd=1, segmentation=runs))
-    check("tiny_train", "coco_R50_C4", *two)
+    check("tiny_train", "coco_R50_C4", *TWO)
     spoil(annotations, lambda c: c["annotations"][3].update(segmentation=runs))
     with pytest.raises(UserError, match=r"1 of 7 masks are run lengths .* id 4; set INPUT\.MASK_FORMAT bitmask"):
-        check("tiny_train", "coco_R50_C4", *two)
-    check("tiny_train", "coco_R50_C4", *two, "INPUT.MASK_FORMAT", "bitmask")
+        check("tiny_train", "coco_R50_C4", *TWO)
+    check("tiny_train", "coco_R50_C4", *TWO, "INPUT.MASK_FORMAT", "bitmask")
     spoil(annotations, lambda c: [one.pop("segmentation") for one in c["annotations"][1:3]])
     with pytest.raises(UserError, match=r"2 of 7 objects have no 'segmentation', .* id 2; set MODEL\.MASK_ON False"):
-        check("tiny_train", "coco_R50_C4", *two)
-    check("tiny_train", "coco_R50_C4", *two, "MODEL.MASK_ON", "False")
+        check("tiny_train", "coco_R50_C4", *TWO)
+    check("tiny_train", "coco_R50_C4", *TWO, "MODEL.MASK_ON", "False")
 
 
 def test_keypoints_must_be_there_if_they_are_learned(scenes, dataset_root, tiny):
@@ -147,16 +145,15 @@ def test_data_of_ones_own_is_named_by_its_paths(coco_root, annotations, dataset_
     images = coco_root / "coco" / "train2017"
     name = datasets.custom_name(annotations, images)
     assert name == f"{annotations}@{images}"
-    two = ["MODEL.ROI_HEADS.NUM_CLASSES", "2"]
     datasets.register([name, name])  # of several processes each registers, and so does each command of one
     assert datasets.count_classes(name) == 2
     assert datasets.class_names(name, 2) == ["rectangle", "triangle"]
     assert datasets.sources(name) == {"image_root": str(images), "annotations": str(annotations)}
-    check(name, "coco_R50_C4", *two)
+    check(name, "coco_R50_C4", *TWO)
     assert len(DatasetCatalog.get(name)) == 4
     annotations.unlink()
     with pytest.raises(UserError, match=rf"dataset {name}: {annotations} does not exist; expected are .* {images}/$"):
-        check(name, "coco_R50_C4", *two)
+        check(name, "coco_R50_C4", *TWO)
     MetadataCatalog.remove(name)
     DatasetCatalog.remove(name)
     datasets.register([name])
@@ -164,12 +161,13 @@ def test_data_of_ones_own_is_named_by_its_paths(coco_root, annotations, dataset_
         datasets.count_classes(name)
 
 
-def test_a_chosen_name_belongs_to_one_dataset(coco_root, annotations, dataset_root):
-    images = coco_root / "coco" / "train2017"
-    for _ in range(2):
-        datasets.register_custom("mine", annotations, images)
-    with pytest.raises(UserError, match="there is a dataset 'mine' already: choose another name for"):
-        datasets.register_custom("mine", annotations, images.parent)
+def test_any_folder_can_hold_data_of_ones_own(tmp_path, dataset_root):
+    name = datasets.custom_name(tmp_path / "me@work" / "a.json", tmp_path / "me@work")
+    datasets.register([name])
+    folder = str(tmp_path / "me@work")
+    assert datasets.sources(name) == {"image_root": folder, "annotations": f"{folder}/a.json"}
+    with pytest.raises(UserError, match=r"a\.txt: annotations must be a file .* whose name ends in \.json"):
+        datasets.custom_name(tmp_path / "a.txt", tmp_path)
 
 
 def test_sets_of_one_run_number_their_classes_alike(coco_root, dataset_root):
