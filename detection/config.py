@@ -40,9 +40,9 @@ def default_config() -> CfgNode:
     # rate and schedule are meant for, to be scaled to what is there (0: do not).
     config.SOLVER.ACCUMULATION = 1
     # All lengths of the schedule are multiplied by DATASETS.FRACTION ** this. 0: as many iterations on fewer images, so
-    # that each is seen more often; 1: as many epochs; 0.5: in between. There is no agreed schedule for few labels: the
-    # recipe's own overfits 1 % of COCO (600 epochs of 2x), and as many epochs are 1,800 iterations, too few to train
-    # the heads. 0, because a schedule should not change unasked.
+    # that each is seen more often; 1: as many epochs; 0.5: in between. There is no agreed schedule for few labels, and
+    # they lie far apart: with 1 % of COCO, the 2x schedule is 2,456 epochs with 0, and 1,800 iterations with 1. The
+    # default is 0, because a schedule should not change unasked.
     config.SOLVER.FRACTION_EXPONENT = 0.0
     # So many of the newest checkpoints stay, besides model_final; 0: all. One is enough to resume from, and a second
     # for when it is damaged.
@@ -80,8 +80,8 @@ def load(name: str, overrides: Sequence[str] = ()) -> CfgNode:
         )
     if config.SOLVER.AMP.ENABLED:
         raise UserError(
-            "SOLVER.AMP.ENABLED is float16, whose range the losses leave; set SOLVER.PRECISION bfloat16 instead, which"
-            " works on GPU and CPU"
+            "SOLVER.AMP.ENABLED, Detectron2's float16, is not taken: set SOLVER.PRECISION bfloat16 instead, which needs"
+            " no scaling of the loss and works on GPU and CPU"
         )
     if config.SOLVER.PRECISION not in PRECISIONS:
         raise UserError(f"SOLVER.PRECISION must be one of {PRECISIONS}, not {config.SOLVER.PRECISION!r}")

@@ -38,9 +38,7 @@ def configure(arguments: argparse.Namespace) -> CfgNode:
         config, changed = configs.for_one_process(config)
         if changed:
             batch = config.SOLVER.IMS_PER_BATCH // config.SOLVER.ACCUMULATION
-            print(
-                f"warning: one process: BN over the {batch} images of a pass instead of SyncBN in {', '.join(changed)}"
-            )
+            print(f"warning: one process: BN over {batch} images at a time instead of SyncBN in {', '.join(changed)}")
     return config
 
 

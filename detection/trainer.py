@@ -82,12 +82,15 @@ class TransferTrainer(DefaultTrainer):
         """Continue from the newest intact checkpoint if asked to and there is one, else load `MODEL.WEIGHTS`.
 
         Raises:
-            UserError: every checkpoint is damaged, or the weights do not fill the backbone.
+            UserError: every checkpoint is damaged, or some machine does not see it, or the weights do not fill the
+                backbone.
         """
-        # The first process looks, for all: which files are intact must not be told twice.
-        found = checkpoints.newest_intact(Path(self.cfg.OUTPUT_DIR)) if resume and comm.is_main_process() else None
-        path = comm.all_gather(found)[0]
+        folder = Path(self.cfg.OUTPUT_DIR)
+        found = checkpoints.newest_intact(folder) if resume and comm.is_main_process() else None
+        path = comm.all_gather(found)[0]  # the first process has looked, for all
         if path:
+            if not all(comm.all_gather(path.is_file())):
+                raise UserError(f"{path} is not there on every machine: {folder} must be a folder that all of them see")
             self.checkpointer.load(str(path))
             self.start_iter = self.iter + 1
             logger.info("Resumed from %s at iteration %d", path, self.start_iter)

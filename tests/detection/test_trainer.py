@@ -14,6 +14,7 @@ pytest.importorskip("detectron2")
 from cli.errors import UserError
 from detection import config as configs
 from detection import predict, train_net, trainer, training_data
+from detection.accumulation import AccumulatingTrainer
 
 
 @pytest.fixture
@@ -146,6 +147,22 @@ def test_a_finished_run_can_be_evaluated_and_its_detector_used(train, tmp_path, 
     assert [path.name for path in drawn] == ["0000_000.png", "0001_001.png", "0002_000.png"]
     assert all(Image.open(path).size == (64, 64) for path in drawn)
     assert "objects" in capsys.readouterr().out
+
+
+def test_training_in_bfloat16_keeps_weights_and_gradients_in_float32(train, monkeypatch):
+    seen = []
+    step = AccumulatingTrainer.run_step
+
+    def watch(self):
+        step(self)
+        seen.extend(parameter.grad.dtype for parameter in self.model.parameters())
+
+    monkeypatch.setattr(AccumulatingTrainer, "run_step", watch)
+    folder = train("SOLVER.PRECISION", "bfloat16", "SOLVER.ACCUMULATION", 2)
+    assert set(seen) == {torch.float32}
+    state = torch.load(folder / "model_final.pth", weights_only=True)["model"]
+    assert all(torch.isfinite(value).all() for value in state.values())
+    assert "The model computes in bfloat16" in (folder / "log.txt").read_text()
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("float32", torch.float32), ("bfloat16", torch.bfloat16)])
