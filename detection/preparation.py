@@ -50,6 +50,8 @@ def check(config: CfgNode, resume: bool, eval_only: bool) -> None:
     """
     folder = Path(config.OUTPUT_DIR)
     begun = checkpoints.exists(folder)
+    if begun and eval_only and config.MODEL.WEIGHTS:
+        raise UserError(f"{folder} already holds a run: leave --weights out to evaluate it, or choose another --output")
     if begun and not eval_only:
         if not resume:
             raise UserError(f"{folder} already holds a run: continue it with --resume, or choose another --output")

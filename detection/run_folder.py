@@ -82,6 +82,24 @@ def check_same(folder: Path, config: CfgNode) -> None:
         )
 
 
+def replace_results(folder: Path, results: Mapping[str, Any]) -> None:
+    """Put other metrics into the `results.json` of a finished run; of an unfinished one, which has none, do nothing.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    path = folder / "results.json"
+    if not path.is_file():
+        return
+    try:
+        record = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(
+            f"{path} is damaged ({error}): train with --resume, which evaluates and writes it anew"
+        ) from error
+    write_json(path, {**record, "results": results})
+
+
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a whole file of JSON. Numbers that are not finite become null, which JSON knows."""
     write_whole(path, (json.dumps(_plain(content), indent=2) + "\n").encode())

@@ -209,29 +209,33 @@ def train(config: CfgNode, name: str, resume: bool) -> None:
 
 
 def evaluate(config: CfgNode, name: str) -> None:
-    """Evaluate the whole detector in `MODEL.WEIGHTS`, or else in the folder's last checkpoint.
+    """Evaluate the whole detector in `MODEL.WEIGHTS`, or else the run in the folder, whose record stays but for the
+    metrics.
 
     Raises:
         UserError: there are no weights, or they do not fill the detector.
     """
-    _prepare(config, config.DATASETS.TEST)
+    _prepare(config, config.DATASETS.TEST, evaluation_only=True)
     model = TransferTrainer.build_model(config)
     path = config.MODEL.WEIGHTS or checkpoints.newest_intact(Path(config.OUTPUT_DIR))
     if not path:
         raise UserError(f"{config.OUTPUT_DIR} holds no checkpoint to evaluate; name one with --weights FILE")
     weights.load_detector(model, Path(path))
     results = TransferTrainer.test(config, model)
-    if comm.is_main_process():
+    if comm.is_main_process() and config.MODEL.WEIGHTS:
         _finish(config, name, results, iterations=0, train_images=0)
+    elif comm.is_main_process():
+        run_folder.replace_results(Path(config.OUTPUT_DIR), results)
 
 
-def _prepare(config: CfgNode, names: Sequence[str]) -> None:
+def _prepare(config: CfgNode, names: Sequence[str], evaluation_only: bool = False) -> None:
     # It warns of a CUDA compiler on a machine without GPU when Detectron2 lists the environment.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     folder = Path(config.OUTPUT_DIR)
     run_folder.start_logging(folder, comm.get_rank())
     if comm.is_main_process():
-        run_folder.write_config(folder, config)
+        if config.MODEL.WEIGHTS or not evaluation_only:
+            run_folder.write_config(folder, config)
         logger.debug("Environment:\n%s", collect_env_info())
         logger.debug("Config:\n%s", config.dump())
     datasets.register(names)

@@ -140,6 +140,14 @@ def test_a_finished_run_can_be_evaluated_and_its_detector_used(train, tmp_path, 
     unsure = ["--eval-only", "--weights", str(weights)]
     none = train("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 1.0, options=unsure, folder="none")
     assert json.loads((none / "results.json").read_text())["results"]["segm"]["AP"] == 0
+    record, config = json.loads((folder / "results.json").read_text()), (folder / "config.yaml").read_text()
+    train("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 1.0, options=["--eval-only"])  # the run itself, by other rules
+    none = json.loads((folder / "results.json").read_text())
+    assert none.pop("results")["bbox"]["AP"] == 0
+    assert none == {key: value for key, value in record.items() if key != "results"}
+    assert (folder / "config.yaml").read_text() == config
+    with pytest.raises(UserError, match="already holds a run: leave --weights out to evaluate it"):
+        train(options=unsure)
     pictures = coco_root / "coco" / "val2017"
     arguments = ["--config", str(folder / "config.yaml"), "--weights", str(weights), "--score-threshold", "0"]
     predict.main([*arguments, "--output", str(tmp_path / "drawn"), str(pictures), str(pictures / "000.jpg")])
