@@ -37,8 +37,13 @@ class Classes:
     limbs: Sequence[tuple[int, int]] = field(default=())
 
 
-def build_detector(name: str, weights_file: str) -> "tuple[CfgNode, torch.nn.Module]":
+def build_detector(name: str, weights_file: str, exact: bool = False) -> "tuple[CfgNode, torch.nn.Module]":
     """The config of a recipe, and its model in evaluation mode, filled from a checkpoint.
+
+    Args:
+        name: of the recipe, or its file.
+        weights_file: a whole detector.
+        exact: compute in float32 on the CPU, whatever the recipe says and the machine has.
 
     Raises:
         UserError: no such recipe or file, or the checkpoint does not fill the model.
@@ -48,8 +53,8 @@ def build_detector(name: str, weights_file: str) -> "tuple[CfgNode, torch.nn.Mod
     from detection import config as configs
     from detection import trainer, weights
 
-    config, _ = configs.for_one_process(configs.load(name))
-    config.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+    config, _ = configs.for_one_process(configs.load(name, ["SOLVER.PRECISION", "float32"] if exact else []))
+    config.MODEL.DEVICE = "cuda" if torch.cuda.is_available() and not exact else "cpu"
     model = trainer.TransferTrainer.build_model(config)
     weights.load_detector(model, Path(weights_file))
     return config, model.eval()
