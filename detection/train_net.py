@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from cli.errors import ArgumentParser, run
+from cli.lock import hold
 from detection.scaling import PRESETS
 
 
@@ -88,6 +89,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     def train(config: Any, resume: bool = True) -> None:
         preparation.check(config, resume, eval_only=False)
+        if arguments.machine_rank == 0:
+            hold(Path(config.OUTPUT_DIR))
         processes.run(arguments, trainer.train, config, name, resume)
 
     if arguments.seeds or arguments.sweep_lr:

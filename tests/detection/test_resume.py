@@ -147,6 +147,8 @@ def test_a_process_that_is_killed(root, undisturbed, tmp_path):
     while not list((tmp_path / "run").glob("model_0000001.pth*")):  # killed in its first save, or just after it
         assert child.is_alive()
         time.sleep(0.01)
+    with pytest.raises(UserError, match="another process is running in"):
+        train_net.main(arguments(root, tmp_path / "run", options=["--resume"]))
     kill(child)
     child = start(root, tmp_path / "run")
     child.join()
