@@ -6,8 +6,10 @@ run for each seed.
 
 import math
 import statistics
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
+from pathlib import Path
 
 from cli.errors import UserError
 from detection.report_columns import Column, Task, measured_tasks
@@ -17,7 +19,8 @@ BASELINE = "random"
 WHERE_KEYS = {"OUTPUT_DIR"}  # config keys that only say where a run's files are
 REPEAT_KEYS = {  # may differ between repetitions of one thing: chance, origin of the weights, machine, bookkeeping
     *("SEED", "DATASETS.FRACTION_SEED", "MODEL.WEIGHTS", "MODEL.DEVICE", "DATALOADER.NUM_WORKERS"),
-    *("DATA.ROOT", "DATA.WORKERS", "LOG.PERIOD", "SOLVER.CHECKPOINT_PERIOD", "TEST.EVAL_PERIOD"),
+    *("DATA.ROOT", "DATA.WORKERS", "LOG.PERIOD", "LOG.WANDB", "PROBE.EVERY", "CHECKPOINT.MINUTES", "CHECKPOINT.STEPS"),
+    *("SOLVER.CHECKPOINT_PERIOD", "SOLVER.KEEP_CHECKPOINTS", "TEST.EVAL_PERIOD"),
 }
 
 
@@ -217,22 +220,39 @@ def _conditions(run: Run, kind: Kind) -> tuple[object, ...]:
 
 def _groups(runs: Sequence[Run]) -> Iterator[Group]:
     """The baseline first. Of an initialisation with several variants, each is named after its first run."""
+    # A key that some of the runs do not have, being of another version, does not tell them apart.
+    configs = [set(run.config) for run in runs if run.config]
+    shared = set.intersection(*configs) if configs else set()
     by_init: dict[str, dict[object, list[Run]]] = {}
     for run in sorted(runs, key=lambda run: run.init != BASELINE):
-        by_init.setdefault(run.init, {}).setdefault(_variant(run), []).append(run)
+        by_init.setdefault(run.init, {}).setdefault(_variant(run, shared), []).append(run)
     for init, variants in by_init.items():
         parts = [part for members in variants.values() for part in _split_repeats(members)]
         ordered = [tuple(sorted(part, key=lambda run: str(run.seed).zfill(9))) for part in parts]
-        names = [part[0].path.resolve().name for part in ordered]
-        if len(set(names)) < len(names):
-            names = [str(part[0].path) for part in ordered]
+        names = short_names([part[0].path for part in ordered])
         for name, part in zip(names, ordered, strict=True):
             yield Group(init if len(parts) == 1 else f"{init} ({name})", part)
 
 
-def _variant(run: Run) -> object:
-    fixed = {key: value for key, value in run.config.items() if key not in WHERE_KEYS | REPEAT_KEYS}
-    return repr(sorted(fixed.items()))
+def short_names(paths: Sequence[Path]) -> list[str]:
+    """The last part of each path, or if that does not tell them apart, the parts in which they differ."""
+    parts = [path.resolve().parts for path in paths]
+    names = [each[-1] for each in parts]
+    if len(set(names)) == len(names):
+        return names
+    start = _shared(parts)
+    end = _shared([each[:start:-1] for each in parts])  # at least one part of each stays
+    return ["/".join(each[start : len(each) - end]) for each in parts]
+
+
+def _shared(sequences: Sequence[Sequence[str]]) -> int:
+    """In how many parts, from the first, all agree."""
+    return sum(1 for _ in takewhile(lambda parts: len(set(parts)) == 1, zip(*sequences, strict=False)))
+
+
+def _variant(run: Run, keys: Collection[str]) -> object:
+    fixed = {key: value for key, value in run.config.items() if key in keys and key not in WHERE_KEYS | REPEAT_KEYS}
+    return bool(run.config), repr(sorted(fixed.items()))
 
 
 def _split_repeats(runs: list[Run]) -> list[list[Run]]:
