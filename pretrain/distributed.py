@@ -64,8 +64,19 @@ def start(use_cuda: bool, timeout: timedelta = TIMEOUT) -> torch.device:
         torch.cuda.set_device(device)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         with losses_named():
-            dist.init_process_group("nccl" if use_cuda else "gloo", timeout=timeout)
+            _join("nccl" if use_cuda else "gloo", timeout)
     return device
+
+
+def _join(backend: str, timeout: timedelta) -> None:
+    """Join the process group of the environment.
+
+    After a restart torchrun may hand out the store that it has had before (with --master_port it does), where the
+    addresses of processes that are gone would be taken for the others': each start has names of its own.
+    """
+    store, own, count = next(dist.rendezvous("env://", timeout=timeout))
+    store = dist.PrefixStore(f"restart_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    dist.init_process_group(backend, store=store, rank=own, world_size=count, timeout=timeout)
 
 
 @contextlib.contextmanager
