@@ -49,41 +49,60 @@ def test_two_processes_train_what_one_trains_in_two_passes(tiny_overrides, tmp_p
     assert "1 process, 4 images a step (4 a process in 2 passes of 2)" in (tmp_path / "one" / "log.txt").read_text()
 
 
-def fail(rank, message):
-    if rank == 1:
+def fail(message):
+    if torch.distributed.get_rank() == 1:
         raise UserError(message)
+    torch.distributed.barrier()
 
 
-def die(rank, message):
+def die(message):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def break_down(rank, message):
+def break_down(message):
     raise ZeroDivisionError(message)
 
 
+def meet(local_rank, work, world, gpus, machine_rank, url, values):
+    """What Detectron2 does in each new process, without GPUs."""
+    torch.distributed.init_process_group("gloo", init_method=url, rank=local_rank, world_size=world)
+    work(*values)
+
+
 @pytest.fixture
-def launched(monkeypatch):
-    """Detectron2's launcher with forked processes in place of those for GPUs."""
-
-    def launch(work, gpus, machines, rank, url, args):
-        torch.multiprocessing.start_processes(work, args, nprocs=gpus, start_method="fork")
-
-    monkeypatch.setattr(processes, "launch", launch)
+def two_gpus():
     return train_net.parse([*WHERE[:2], "--num-gpus", "2"])
 
 
-def test_an_error_of_one_process_is_the_error_of_the_run(launched):
+@pytest.fixture
+def forked(monkeypatch):
+    """Forked processes in place of new ones, which would take seconds each to begin."""
+
+    def spawn(work, values, count):
+        torch.multiprocessing.start_processes(work, values, count, start_method="fork")
+
+    monkeypatch.setattr(torch.multiprocessing, "spawn", spawn)
+    monkeypatch.setattr(processes, "_distributed_worker", meet)
+
+
+def test_an_error_of_one_process_is_the_error_of_the_run(two_gpus, forked):
     with pytest.raises(UserError) as raised:
-        processes.run(launched, fail, "the loss is not finite at iteration 3: lower SOLVER.BASE_LR")
+        processes.run(two_gpus, fail, "the loss is not finite at iteration 3: lower SOLVER.BASE_LR")
     assert str(raised.value).strip() == "the loss is not finite at iteration 3: lower SOLVER.BASE_LR"
 
 
-def test_a_process_that_is_killed_is_an_error_of_the_run(launched):
+def test_a_process_that_is_killed_is_an_error_of_the_run(two_gpus, forked):
     with pytest.raises(UserError, match="SIGKILL; what is saved is intact, --resume goes on from there"):
-        processes.run(launched, die, "")
+        processes.run(two_gpus, die, "")
 
 
-def test_a_defect_keeps_its_traceback(launched):
+def test_a_defect_keeps_its_traceback(two_gpus, forked):
     with pytest.raises(Exception, match=r"(?s)Traceback.*ZeroDivisionError: nought"):
-        processes.run(launched, break_down, "nought")
+        processes.run(two_gpus, break_down, "nought")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without GPU")
+def test_new_processes_come_as_far_as_looking_for_their_gpu(two_gpus):
+    """They begin with nothing imported, and must make Detectron2 importable before they import it."""
+    with pytest.raises(Exception, match="cuda is not available"):
+        processes.run(two_gpus, print, "")
