@@ -19,17 +19,21 @@ from detection.report_groups import Group, Setting
 PREDICTIONS = "coco_instances_results.json"
 ROWS = 5
 MIN_SCORE = 0.5
+LEAST_VISIBLE = 0.05  # of a keypoint to be drawn, as in Detectron2's visualizer
 MATCH_IOU = 0.5  # of boxes of the same class, for an object to count as found
 
 
 @dataclass(frozen=True)
 class Truth:
-    """A dataset in COCO's format: images and annotations by image id, and the names of the classes."""
+    """A dataset in COCO's format: images and annotations by image id; by category, its name and the pairs of
+    keypoints, counted from 0, that belong together.
+    """
 
     image_root: Path
     images: Mapping[int, Mapping[str, Any]]
     annotations: Mapping[int, Sequence[Mapping[str, Any]]]
     names: Mapping[int, str]
+    skeletons: Mapping[int, Sequence[tuple[int, int]]]
 
 
 def obstacle(setting: Setting) -> str | None:
@@ -106,11 +110,15 @@ def _read_truth(path: Path, image_root: Path) -> Truth:
             annotations.setdefault(annotation["image_id"], []).append(annotation)
         images = {image["id"]: image for image in content["images"]}
         names = {category["id"]: str(category["name"]) for category in content["categories"]}
+        skeletons = {
+            category["id"]: [(a - 1, b - 1) for a, b in category.get("skeleton", ())]
+            for category in content["categories"]
+        }
         if not images or not {each["category_id"] for each in content["annotations"]} <= names.keys():
             raise UserError(f"{path} has no images, or an annotation of a category that it does not list")
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} is not in COCO's format: {error!r}") from error
-    return Truth(image_root, images, annotations, names)
+    return Truth(image_root, images, annotations, names, skeletons)
 
 
 def _read_predictions(path: Path, ids: Sequence[int]) -> dict[int, list[Mapping[str, Any]]]:
@@ -181,7 +189,16 @@ def _shape(truth: Truth, identity: int, annotation: Mapping[str, Any], text: str
     image = truth.images[identity]
     mask = decode_mask(annotation.get("segmentation"), int(image["height"]), int(image["width"]))
     x, y, width, height = annotation["bbox"]
-    return Shape((x, y, x + width, y + height), mask, text, fills[annotation["category_id"]])
+    kind = annotation["category_id"]
+    points = annotation.get("keypoints") or []
+    # COCO counts pixels by their centres; 0 is not visible, and for a detection a score takes the place.
+    seen = {
+        place: (points[3 * place] + 0.5, points[3 * place + 1] + 0.5)
+        for place in range(len(points) // 3)
+        if points[3 * place + 2] > LEAST_VISIBLE
+    }
+    limbs = [(seen[a], seen[b]) for a, b in truth.skeletons[kind] if a in seen and b in seen]
+    return Shape((x, y, x + width, y + height), mask, text, fills[kind], tuple(seen.values()), limbs)
 
 
 def decode_mask(segmentation: Any, height: int, width: int) -> NDArray[np.uint8] | None:

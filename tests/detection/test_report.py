@@ -293,6 +293,22 @@ def test_the_scenes_are_the_same_for_all_and_show_what_was_found(tmp_path, detec
     assert "evenly spaced among the 7" in (output / "report.md").read_text()
 
 
+def test_keypoints_are_drawn_where_they_are_visible(tmp_path, detection, dataset):
+    folder = detection("random", 1, 10.0)
+    plain = np.asarray(Image.open(make_report(tmp_path, folder) / "predictions.png").convert("RGB")).astype(int)
+    path = tmp_path / "instances.json"
+    content = json.loads(path.read_text())
+    content["categories"][0]["skeleton"] = [[1, 2], [2, 3]]
+    for record in content["annotations"]:
+        record["keypoints"] = [1, 20, 2, 20, 20, 2, 20, 1, 0]  # a line below the box, and one that is not visible
+    path.write_text(json.dumps(content))
+    drawn = np.asarray(Image.open(make_report(tmp_path, folder) / "predictions.png").convert("RGB")).astype(int)
+    changed = np.argwhere((plain != drawn).any(axis=2)[46 : 46 + 460, 34 : 34 + 460]) * SIZE / 460  # in pixels of it
+    assert changed[:, 0].min() > 19.5
+    assert changed[:, 0].max() < 21.5
+    assert (changed[:, 1].min(), changed[:, 1].max()) == pytest.approx((1.5, 20.5), abs=0.5)
+
+
 def test_a_missing_dataset_costs_the_picture_only(tmp_path, detection, dataset):
     folder = detection("random", 1, 10.0)
     (tmp_path / "instances.json").unlink()
