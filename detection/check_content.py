@@ -58,7 +58,8 @@ def check_files(pictures: Sequence[Picture], folder: Path, findings: Findings) -
     findings.add(defects.REPEATED_FILES, [name for name, count in counts.items() if count > 1])
     missing = missing_files(counts, folder)
     findings.add(defects.MISSING_FILES, missing)
-    there = [each for each in pictures if each.file_name not in set(missing)]
+    absent = set(missing)
+    there = [each for each in pictures if each.file_name not in absent]
     broken, wrong = [], []
     with ThreadPoolExecutor(THREADS) as pool:
         sizes = pool.map(read_size, [folder / each.file_name for each in there])

@@ -6,6 +6,7 @@ A run stops at the first thing that is wrong; this lists all of it. COCO's and L
 are read here, record by record; of any other registered dataset, what Detectron2's loader gives.
 """
 
+import sys
 import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,6 +45,7 @@ def run(config: "CfgNode") -> int:
         use = _use(config, training)
         for name in names:
             findings = Findings()
+            print(f"looking through {name}", file=sys.stderr, flush=True)
             folder, content = check(name, use, findings)
             if content is not None:
                 _compare(content, folder, seen, training, findings)
@@ -114,7 +116,8 @@ def _check_labels(records: list[dict[str, Any]], findings: Findings) -> None:
     pairs = [(each["file_name"], each["sem_seg_file_name"]) for each in records if "sem_seg_file_name" in each]
     missing = check_content.missing_files([labels for _, labels in pairs], Path())
     findings.add(defects.MISSING_LABELS, missing)
-    there = [pair for pair in pairs if pair[1] not in set(missing) and Path(pair[0]).is_file()]
+    absent = set(missing)
+    there = [pair for pair in pairs if pair[1] not in absent and Path(pair[0]).is_file()]
     sizes = [(labels, *(check_content.read_size(Path(path)) for path in (image, labels))) for image, labels in there]
     findings.add(
         defects.LABEL_SIZES,

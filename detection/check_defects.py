@@ -87,26 +87,30 @@ CODED_MASKS = Defect(
     Consequence("error", "the run does not start; set INPUT.MASK_FORMAT bitmask"),
     Consequence("note", "evaluated like any other"),
 )
-CODE_SIZES = _fatal("run-length codes of another size than their image", "the run ends when it comes to one")
+CODE_SIZES = Defect(
+    "run-length codes of another size than their image",
+    Consequence("error", "the run ends when it comes to one"),
+    Consequence("warning", "an object that no mask can match"),
+)
 WRONG_KEYPOINTS = _fatal("objects without x, y and visibility of each of the model's keypoints")
 NOTHING_LEFT = _fatal("datasets without an image that has objects")
 REPEATED_FILES = _warning("files listed as several images", "seen as often as listed", "counted as often as listed")
 EMPTY_BOXES = _warning(
     "boxes without width or height", "the object is left out", "an object that no detection can match"
 )
-OUTSIDE_BOXES = _warning("boxes wholly outside their image", "the object is left out", "an object that none can match")
+OUTSIDE_BOXES = _warning(
+    "boxes wholly outside their image", "the object is left out", "an object that no detection can match"
+)
 PROTRUDING_BOXES = _warning(
     "boxes that reach out of their image", "clipped to the image", "taken as they are, which costs overlap"
 )
-SHORT_POLYGONS = Defect(
+SHORT_POLYGONS = _warning(
     "objects whose polygons all have fewer than 3 points",
-    Consequence("warning", "the object is left out, its box too"),
-    Consequence("warning", "the box counts; the mask is misread or ends the evaluation of masks"),
+    "the object is left out, its box too",
+    "an object that no mask can match",
 )
 SOME_SHORT_POLYGONS = _warning(
-    "objects with a polygon of fewer than 3 points beside others",
-    "the polygon is left out",
-    "the polygon is misread or ends the evaluation of masks",
+    "objects with a polygon of fewer than 3 points beside others", "the polygon is left out", "the polygon is left out"
 )
 FLAT_POLYGONS = _warning(
     "objects whose polygons enclose nothing",

@@ -11,7 +11,7 @@ from pycocotools import mask as coco_mask
 
 pytest.importorskip("detectron2")
 
-from detection import check_coco, check_content, check_data, check_voc
+from detection import check_coco, check_content, check_data, check_voc, coco_scores
 from detection import check_defects as defects
 from detection.check_defects import Findings, Use
 
@@ -165,6 +165,28 @@ def test_a_box_that_reaches_out_is_clipped(content, register, tmp_path):
     name = register(content)
     assert found(name) == {defects.PROTRUDING_BOXES: (1, WHERE)}
     assert trained_on(name)[2].gt_boxes.tensor[0].tolist() == [30, 5, WIDTH, 13]
+
+
+@pytest.mark.parametrize(
+    ("defect", "fields", "task"),
+    [
+        (None, {}, "segm"),
+        (defects.EMPTY_BOXES, {"bbox": [5, 5, 0, 8]}, "bbox"),
+        (defects.OUTSIDE_BOXES, {"bbox": [41, 5, 10, 8]}, "bbox"),
+        (defects.SHORT_POLYGONS, {"segmentation": [[1, 2, 3, 4]]}, "segm"),
+        (defects.SOME_SHORT_POLYGONS, {"segmentation": [[1, 2], polygon(5, 5, 10, 8)]}, "segm"),
+        (defects.FLAT_POLYGONS, {"segmentation": [[5, 5, 10, 9, 15, 13]]}, "segm"),
+        (defects.CODE_SIZES, {"segmentation": code(HEIGHT + 2)}, "segm"),
+    ],
+)
+def test_the_evaluation_does_what_is_said(defect, fields, task, content, tmp_path):
+    """One object, and one detection that is right for what it should be."""
+    edit(**fields)(content, tmp_path)
+    content["annotations"] = content["annotations"][2:3]
+    content["categories"].pop()
+    found = {"image_id": 2, "category_id": 1, "score": 0.9, "bbox": [5, 5, 10, 8], "segmentation": code()}
+    unmatched = defect is not None and defect.evaluation.text.endswith("can match")
+    assert coco_scores.score(content, [found], task).stats[0] == (0 if unmatched else 1)
 
 
 def test_a_box_may_reach_out_by_rounding(content, register, tmp_path):
