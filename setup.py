@@ -43,6 +43,8 @@ setup(
     ],
     extras_require={
         "detection": DETECTION,
+        "lvis": ["lvis"],
+        "cityscapes": ["cityscapesscripts", "shapely"],
         "baselines": ["lightly>=1.5"],
         "wandb": ["wandb"],
         "dev": [*DETECTION, "pytest", "pytest-timeout", "ruff", "mypy", "types-PyYAML", "types-tqdm", "timm"],

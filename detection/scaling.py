@@ -25,7 +25,8 @@ def apply_preset(config: CfgNode, preset: str) -> CfgNode:
     recipes with other batches as well.
     """
     config = config.clone()
-    family = "voc" if all(name.startswith("voc_") for name in config.DATASETS.TRAIN) else "other"
+    boxes_of_voc = all(name.startswith("voc_") and "sem_seg" not in name for name in config.DATASETS.TRAIN)
+    family = "voc" if boxes_of_voc else "other"
     config.SOLVER.BASE_LR *= PRESETS[preset][family]
     if (preset, family) == ("lars", "voc"):
         config.SOLVER.WARMUP_ITERS, config.SOLVER.WARMUP_FACTOR = LARS_VOC_WARMUP
