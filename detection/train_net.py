@@ -52,8 +52,12 @@ def build_parser() -> ArgumentParser:
         choices=[*PRESETS],
         help="moco: the recipe's rate; lars: 5 times that on VOC, 1.5 times elsewhere",
     )
-    rates.add_argument("--sweep-lr", action=Numbers, kind=float, metavar="LR", help="a run each, in DIR/lrLR")
-    rates.add_argument("--seeds", action=Numbers, kind=int, metavar="SEED", help="a run each, in DIR/seedSEED")
+    rates.add_argument(
+        "--sweep-lr", action=Numbers, kind=float, metavar="LR", help="a run each, in DIR/lrLR, and a table"
+    )
+    rates.add_argument(
+        "--seeds", action=Numbers, kind=int, metavar="SEED", help="a run each, in DIR/seedSEED; mean and spread"
+    )
     own = parser.add_argument_group("data of your own, in COCO's format")
     own.add_argument("--train-json", metavar="FILE", help="annotations to train on")
     own.add_argument("--train-images", metavar="DIR", help="the folder of their images")
