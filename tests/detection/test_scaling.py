@@ -75,6 +75,7 @@ def test_a_batch_that_cannot_be_divided(pairs, processes, message):
         ("coco_R50_C4_1x", "lars", 0.03, (1000, 0.001)),
         ("voc_R50_C4_24k", "moco", 0.02, (100, 0.001)),
         ("voc_R50_C4_24k", "lars", 0.1, (1000, 0.333)),
+        ("voc_semseg_R50_FCN", "lars", 0.0045, (0, 0.001)),  # no source of its own: the same step as elsewhere
     ],
 )
 def test_presets_are_the_published_rates(recipe, preset, rate, warmup):
