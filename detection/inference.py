@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 MOST_WAITING = 8  # batches' worth of pictures that wait for others of their size
 LEAST_KEYPOINT_SCORE = 0.05  # of a joint to be drawn; Detectron2's visualizer has the same
+BACKGROUND = "background"
 LEAST_REGION = 0.002  # of the picture, for a region to be drawn
 
 
@@ -137,10 +138,13 @@ def to_shapes(output: Mapping[str, Any], classes: Classes, threshold: float) -> 
 
 
 def _regions(scores: "torch.Tensor", classes: Classes, colours: Mapping[int, str]) -> list[Shape]:
-    """Of semantic segmentation: each class that is the likeliest somewhere, the largest region first."""
+    """Of semantic segmentation: each class that is the likeliest somewhere, the largest region first; not VOC's
+    background.
+    """
     labels = scores.argmax(dim=0).numpy()
     masks = {kind: (labels == kind).astype("uint8") for kind in sorted(set(labels.ravel().tolist()))}
-    large = {kind: mask for kind, mask in masks.items() if mask.mean() >= LEAST_REGION}
+    things = {kind: mask for kind, mask in masks.items() if classes.names[kind] != BACKGROUND}
+    large = {kind: mask for kind, mask in things.items() if mask.mean() >= LEAST_REGION}
     order = sorted(large, key=lambda kind: -int(large[kind].sum()))
     return [Shape(None, large[kind], classes.names[kind], colours[kind]) for kind in order]
 

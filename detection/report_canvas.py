@@ -17,6 +17,7 @@ OPACITY = 0.42  # of a mask; its outline is opaque
 INK = "#1a1a1a"
 FAINT = "#6b6b6b"
 Canvas = Image.Image
+COARSE = 100  # points a side of the grid on which the depth of a region is sought
 LEAST_PEN = 0.7  # of the size of lines and letters in a cell: smaller ones are not legible
 PEN_GROWTH = 0.75  # exponent of their growth with the picture
 Box = tuple[float, float, float, float]
@@ -69,7 +70,7 @@ def draw_shapes(photograph: Image.Image, shapes: Sequence[Shape], scale: float) 
     taken: list[Box] = []
     for shape in shapes:
         if shape.text:
-            left, top = _tag_corner(shape)
+            left, top = _tag_place(shape)
             taken.append(_draw_tag(pen, size, (left * scale, top * scale), shape, taken, pen_size))
     return scene
 
@@ -127,16 +128,26 @@ def _draw_lines(pen: ImageDraw.ImageDraw, shape: Shape, scale: float, pen_size: 
         pen.ellipse(spot, fill=shape.colour, outline=INK, width=rim)
 
 
-def _tag_corner(shape: Shape) -> Point:
-    """Where the label belongs, in pixels of the photograph: a box's upper left corner, or the inside of a region."""
-    if shape.box is not None or shape.mask is None:
-        return (shape.box[0], shape.box[1]) if shape.box is not None else (0, 0)
-    rows, columns = np.nonzero(shape.mask)
-    if not len(rows):
-        return (0, 0)
-    inside = np.abs(rows - np.median(rows)) + np.abs(columns - np.median(columns))
-    nearest = int(inside.argmin())
-    return (float(columns[nearest]), float(rows[nearest]))
+def _tag_place(shape: Shape) -> Point:
+    """Where the label belongs, in pixels of the photograph: a box's upper left corner, or the depth of a region."""
+    if shape.box is not None:
+        return (shape.box[0], shape.box[1])
+    return deepest(shape.mask) if shape.mask is not None and shape.mask.any() else (0, 0)
+
+
+def deepest(mask: NDArray[np.uint8]) -> Point:
+    """A point (x, y) as far from the mask's rim as there is, to within a few pixels."""
+    step = max(1, max(mask.shape) // COARSE)
+    left = np.pad(mask[::step, ::step] > 0, 1)
+    if not left.any():  # too thin to be met by the coarse grid
+        step, left = 1, np.pad(mask > 0, 1)
+    while True:
+        inner = left.copy()
+        inner[1:-1, 1:-1] &= left[:-2, 1:-1] & left[2:, 1:-1] & left[1:-1, :-2] & left[1:-1, 2:]
+        if not inner.any():
+            row, column = np.argwhere(left)[left.sum() // 2]
+            return (float((column - 1) * step), float((row - 1) * step))
+        left = inner
 
 
 def _draw_tag(
@@ -147,11 +158,11 @@ def _draw_tag(
     taken: Sequence[Box],
     pen_size: float,
 ) -> Box:
-    """A label above a corner, moved into the picture and below labels already there."""
+    """A label above a box's corner or on a region's point, moved into the picture and below labels already there."""
     font = _font(round(16 * pen_size), bold=True)
     width, height = font.getlength(shape.text) + 12 * pen_size, round(23 * pen_size)
-    x = max(0, min(corner[0] - 1, size[0] - width))
-    y = max(0, min(corner[1] - height, size[1] - height))
+    x, y = (corner[0] - 1, corner[1] - height) if shape.box else (corner[0] - width / 2, corner[1] - height / 2)
+    x, y = max(0, min(x, size[0] - width)), max(0, min(y, size[1] - height))
     for _ in taken:
         for other in taken:
             if x < other[2] and other[0] < x + width and y < other[3] and other[1] < y + height:

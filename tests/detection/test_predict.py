@@ -15,10 +15,10 @@ from detection import config as configs
 from detection import inference, predict
 from detection.inference import Classes
 from detection.predict_json import image_ids
-from detection.report_canvas import Shape, draw_shapes
+from detection.report_canvas import Shape, deepest, draw_shapes
+from detection.trainer import TransferTrainer
 
 # isort: split
-from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 
 SMALL = [
@@ -35,7 +35,7 @@ def recipe(tmp_path_factory):
     config = configs.load("shapes_R18_FPN", SMALL)
     config, _ = configs.for_one_process(config)
     torch.manual_seed(0)
-    model = build_model(config)
+    model = TransferTrainer.build_model(config)
     torch.save({"model": model.state_dict()}, folder / "model.pth")
     (folder / "config.yaml").write_text(config.dump())
     return ["--config", str(folder / "config.yaml"), "--weights", str(folder / "model.pth")]
@@ -69,6 +69,30 @@ def test_batches_find_what_single_pictures_do(recipe, pictures, tmp_path):
         assert single["bbox"] == pytest.approx(batched["bbox"], abs=1e-2)
         overlap = coco_mask.iou([single["segmentation"]], [batched["segmentation"]], [0])[0, 0]
         assert overlap > 0.99 or not coco_mask.area(single["segmentation"])
+
+
+@pytest.mark.parametrize(
+    ("recipe", "fields"),
+    [
+        ("coco_R50_RetinaNet_1x", {"image_id", "category_id", "bbox", "score"}),
+        ("coco_keypoints_R50_FPN", {"image_id", "category_id", "bbox", "score", "keypoints"}),
+        ("voc_semseg_R50_FPN", {"image_id", "category_id", "segmentation"}),
+    ],
+)
+def test_other_architectures(recipe, fields, pictures, tmp_path, monkeypatch):
+    sizes = [*SMALL[2:6], *("MODEL.DEVICE", "cpu", "MODEL.RETINANET.SCORE_THRESH_TEST", "0.0")]
+    thresholds = ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0", "TEST.DETECTIONS_PER_IMAGE", "3"]
+    config, _ = configs.for_one_process(configs.load(recipe, [*sizes, *thresholds]))
+    torch.manual_seed(0)
+    model = TransferTrainer.build_model(config).eval()
+    monkeypatch.setattr(inference, "build_detector", lambda name, file: (config, model))
+    unused = ["--config", "c", "--weights", "w"]
+    arguments = [*unused, "--json", str(tmp_path / "found.json"), "--output", str(tmp_path / "drawn")]
+    predict.main([*arguments, "--score-threshold", "0", str(pictures / "0.png"), str(pictures / "1.png")])
+    found = results(tmp_path / "found.json")
+    assert {each["image_id"] for each in found} == {1, 2}
+    assert all(set(each) == fields for each in found)
+    assert len(list((tmp_path / "drawn").iterdir())) == 2
 
 
 def test_pictures_wait_for_others_of_their_size_and_none_is_lost():
@@ -218,6 +242,21 @@ def test_regions_of_semantic_segmentation():
     assert (first["category_id"], second["category_id"]) == (10, 20)
     assert coco_mask.area(second["segmentation"]) == 450
     assert "score" not in first
+
+
+def test_the_background_is_no_region():
+    shapes = inference.to_shapes({"sem_seg": torch.ones(2, 30, 40)}, Classes(["background", "two"], [1, 2]), 0.5)
+    assert shapes == []
+
+
+def test_a_region_is_labelled_in_its_depth():
+    mask = numpy.zeros((60, 80), dtype=numpy.uint8)
+    mask[10:31, 40:61] = 1  # a square, and a thin line to its left
+    mask[20, :40] = 1
+    assert deepest(mask) == (50, 20)
+    thin = numpy.zeros((500, 500), dtype=numpy.uint8)
+    thin[333, 17] = 1
+    assert deepest(thin) == (17, 333)
 
 
 def test_each_part_of_a_shape_is_drawn():
