@@ -20,6 +20,7 @@ from fvcore.common.config import CfgNode
 from torch import nn
 
 from cli.errors import UserError
+from detection import checkpoints
 
 # Where a detector keeps the stages of a converted ResNet: FPN, C4's trunk, C4's head.
 PLACES = ("backbone.bottom_up.", "backbone.", "roi_heads.")
@@ -51,10 +52,12 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     """The tensors of a `.pkl` in Detectron2's format, or of a checkpoint (`.pth`), by name. No code is run.
 
     Raises:
-        UserError: there is no such file, it cannot be read, or holds something else.
+        UserError: there is no such file, it cannot be read, is not as it was saved, or holds something else.
     """
     if not path.is_file():
         raise UserError(f"{path}: there is no such file of weights")
+    if checkpoints.digest_file(path).is_file() and (problem := checkpoints.damage(path)):
+        raise UserError(f"{path} cannot be read as weights: {problem}")
     try:
         if path.suffix == ".pkl":
             with path.open("rb") as file:

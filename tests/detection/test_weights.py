@@ -9,7 +9,7 @@ pytest.importorskip("detectron2")
 
 from cli.errors import UserError
 from detection import config as configs
-from detection import trainer, weights
+from detection import checkpoints, trainer, weights
 
 
 def build(name, *overrides):
@@ -137,6 +137,17 @@ def test_no_code_of_a_file_is_run(suffix, tmp_path, capsys):
     with pytest.raises(UserError, match="cannot be read as weights"):
         weights.read_weights(path)
     assert capsys.readouterr().out == ""
+
+
+def test_a_checkpoint_that_is_not_as_it_was_saved_is_refused(fpn, tmp_path):
+    path = tmp_path / "model_final.pth"
+    checkpoints.write(path, {"model": fpn.state_dict()})
+    weights.load_detector(fpn, path)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1  # torch itself would load it
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"model_final\.pth cannot be read as weights: .* sha256"):
+        weights.load_detector(fpn, path)
 
 
 def test_what_is_no_file_of_weights_is_said(tmp_path):
