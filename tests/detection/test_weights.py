@@ -8,8 +8,8 @@ import torch
 pytest.importorskip("detectron2")
 
 from cli.errors import UserError
-from detection import config as configs
 from detection import checkpoints, trainer, weights
+from detection import config as configs
 
 
 def build(name, *overrides):
