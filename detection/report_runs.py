@@ -81,8 +81,8 @@ def read_runs(paths: Iterable[Path]) -> list[Run]:
 
 
 def _runs_below(path: Path) -> list[Path]:
-    """The directory itself, or the runs in it if it is none: a run has its config beside its results."""
-    if (path / "config.yaml").exists() or (path / "results.json").exists():
+    """The directory itself, or the runs in it if it has neither results nor metrics of its own."""
+    if (path / "results.json").exists() or (path / "metrics.json").exists():
         return [path]
     below = {file.parent for name in ("results.json", "encoder.safetensors") for file in path.rglob(name)}
     return sorted(below) or [path]
