@@ -108,7 +108,7 @@ def update_covariance(old: Tensor, deviating: Tensor, forgetting: float) -> Tens
 def update_cross_covariance(old: Tensor, deviating: Tensor, forgetting: float) -> Tensor:
     """Thesis Eq. (4.6): running cross-covariance (P, P), first view by second, as `update_covariance`. No gradient."""
     first, second = deviating
-    return torch.add(all_reduce_sum(first.mT @ second), old, alpha=forgetting)
+    return forgetting * old + all_reduce_sum(first.mT @ second)  # torch 2.14 compiles add(..., alpha) of this wrongly
 
 
 def big_bang(covariance: Tensor, eps: float) -> Tensor:
