@@ -1,0 +1,76 @@
+"""The commands in the documents: each is taken by its entry point's parser, with recipes and keys that exist."""
+
+import argparse
+import importlib
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from fvcore.common.config import CfgNode
+
+from cli.config import load_config
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+# Words that stand for something of the reader's. "..." stands for what the command above it has.
+PLACEHOLDERS = {
+    "CONFIG": "imagenet1k_R50",
+    "RUN/config.yaml": "coco_R50_C4",
+    "output/coco_R50_C4/config.yaml": "coco_R50_C4",
+}
+
+
+def commands() -> list[str]:
+    """The lines of all code blocks that call Python, with continued lines joined and remarks cut off."""
+    found = []
+    for document in DOCUMENTS:
+        text = document.read_text().replace("\\\n", " ")
+        blocks = "\n".join(line.strip() for line in text.splitlines() if line.startswith("    "))
+        lines = re.findall(r"^(?:\w+=\S+ )*((?:python|torchrun) .*)$", blocks, flags=re.MULTILINE)
+        found += [shlex.join(shlex.split(line, comments=True)) for line in lines]
+    return sorted(set(found))
+
+
+def pretraining_keys(command: str) -> Callable[[], CfgNode]:
+    """The defaults of an entry point of `pretrain`."""
+    from pretrain import config, protocol
+
+    names = {"train": config.get_defaults, "linear": protocol.get_linear_defaults}
+    return names.get(command, protocol.get_finetune_defaults)
+
+
+def check(arguments: argparse.Namespace, package: str, command: str) -> None:
+    """See that the recipe exists and takes the overrides."""
+    overrides = [*getattr(arguments, "rest", ()), *arguments.overrides]
+    if package == "detection":
+        from detection import config
+
+        config.load(arguments.config, overrides)
+    else:
+        folder = "pretrain" if command == "train" else command
+        load_config(pretraining_keys(command)(), arguments.config, folder, overrides)
+
+
+@pytest.mark.parametrize("command", commands())
+def test_a_command_is_taken(command: str) -> None:
+    words = [PLACEHOLDERS.get(word, word) for word in shlex.split(command)]
+    script = next(word for word in words if word.endswith(".py") or word == "-m")
+    arguments = [word for word in words[words.index(script) + 1 :] if word != "..."]
+    package, _, file = script.rpartition("/")
+    if package not in ("pretrain", "detection", "convert"):
+        assert script == "-m" or (ROOT / script).is_file(), f"{script} is not there"
+        return
+    if package == "detection":
+        pytest.importorskip("detectron2")
+    command_name = file.removesuffix(".py")
+    entry = importlib.import_module(f"{package}.{command_name}")
+    parsed = entry.build_parser().parse_args(arguments)
+    if getattr(parsed, "overrides", None) is not None and getattr(parsed, "config", None):
+        check(parsed, package, command_name)
+
+
+def test_documents_have_commands() -> None:
+    found = " ".join(commands())
+    assert all(script in found for script in ("pretrain/train.py", "convert/to_d2.py", "detection/train_net.py"))
