@@ -61,6 +61,7 @@ setup(
             "corinfomax-from-d2 = convert.from_d2:cli",
             "corinfomax-detect = detection.train_net:cli",
             "corinfomax-predict = detection.predict:cli",
+            "corinfomax-export = detection.export:cli",
             "corinfomax-report = detection.report:cli",
         ]
     },

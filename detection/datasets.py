@@ -122,13 +122,17 @@ def class_names(name: str, classes: int) -> list[str]:
     if name in SHAPES:
         from shapes import CLASSES
 
-        return list(CLASSES)
+        return _fitting(list(CLASSES), classes)
     if OWN in name or name in voc_segmentation.SETS:
         register([name])
     metadata = MetadataCatalog.get(name)
     names = _built_in_classes(metadata)
     if not names and Path(metadata.get("json_file", "")).is_file():
         names = read_categories(Path(metadata.json_file))
+    return _fitting(names, classes)
+
+
+def _fitting(names: list[str], classes: int) -> list[str]:
     return names if len(names) == classes else [f"class {index}" for index in range(classes)]
 
 

@@ -201,8 +201,6 @@ def classes_of(config: "CfgNode", categories: Sequence[Mapping[str, Any]] | None
         names, ids = [str(each["name"]) for each in ordered], [each["id"] for each in ordered]
     else:
         names = datasets.class_names(name, count)
-        if len(names) != count:  # of another model than the dataset's own
-            names = [f"class {index}" for index in range(count)]
         known = MetadataCatalog.get(name).get("thing_dataset_id_to_contiguous_id", {})
         order = {index: identity for identity, index in known.items()}
         ids = [order.get(index, index + 1) for index in range(count)]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cli.errors import UserError
+from detection.check_content import missing_files
 from detection.needs import Needs
 
 Fields = Mapping[str, Sequence[str]]
@@ -121,20 +122,11 @@ def _check_classes(found: int, path: Path, needs: Needs) -> None:
 
 
 def _check_images(names: Iterable[str], folder: Path, annotations: Path) -> None:
-    there: dict[str, set[str]] = {}  # a listing per folder: asking for each file takes minutes on COCO
-    missing = []
-    total = 0
-    for name in names:
-        total += 1
-        parent, base = os.path.split(name)
-        if parent not in there:
-            place = folder / parent
-            there[parent] = set(os.listdir(place)) if place.is_dir() else set()
-        if base not in there[parent]:
-            missing.append(name)
+    listed = list(names)
+    missing = missing_files(listed, folder)
     if missing:
         raise UserError(
-            f"{len(missing)} of the {total} images that {annotations} lists are not in {folder}/, the"
+            f"{len(missing)} of the {len(listed)} images that {annotations} lists are not in {folder}/, the"
             f" first being {missing[0]}"
         )
 

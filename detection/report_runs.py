@@ -112,7 +112,7 @@ def _read_results(path: Path) -> dict[str, Any]:
     try:
         results = json.loads(path.read_text())
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{path} is damaged ({error}); run the evaluation again") from error
+        raise UserError(f"{path} is damaged ({error}); make it anew: the run's command with --resume") from error
     if not isinstance(results, dict):
         raise UserError(f"{path} must hold a JSON object, not {type(results).__name__}")
     if results.get("kind") not in EVALUATIONS:

@@ -1,14 +1,14 @@
 """A run directory: one run at a time, its configuration on record, and no mixing of two runs."""
 
 import argparse
-import fcntl
 import logging
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import yaml
 from fvcore.common.config import CfgNode
 
+from cli import lock
 from cli.config import keys
 from cli.errors import UserError
 from pretrain import checkpoint, distributed
@@ -32,9 +32,6 @@ MAY_CHANGE = {
     "PROBE.MAX_TRAIN",
 }
 logger = logging.getLogger("pretrain")
-# Open for as long as the process lives. Record locks, since they die with this very process: others are inherited by
-# the loader's workers, which outlive a killed run for some seconds and would keep the next one out.
-_locks: list[IO[str]] = []
 
 
 def add_run_options(parser: argparse.ArgumentParser, default: str) -> None:
@@ -59,9 +56,8 @@ def open_run(output: Path, config: CfgNode, resume: bool) -> dict[str, Any] | No
             f"{output} holds the checkpoints of a run; add --resume to go on with it, or choose another --output"
         )
     if distributed.is_main():
+        lock.hold(output)
         try:
-            output.mkdir(parents=True, exist_ok=True)
-            _lock(output)
             checkpoint.finish_save(output)
         except OSError as error:
             raise UserError(f"cannot write the run directory {output}: {error}") from error
@@ -80,15 +76,6 @@ def open_run(output: Path, config: CfgNode, resume: bool) -> dict[str, Any] | No
 def plain(config: CfgNode) -> dict[str, Any]:
     """A configuration as nested dictionaries."""
     return {key: plain(value) if isinstance(value, CfgNode) else value for key, value in config.items()}
-
-
-def _lock(output: Path) -> None:
-    file = (output / ".lock").open("w")
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError) as error:
-        raise UserError(f"another process is running in {output}; wait for it, or choose another --output") from error
-    _locks.append(file)
 
 
 def _compare(config: CfgNode, saved: dict[str, Any], output: Path) -> None:
