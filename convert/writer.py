@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from cli.errors import UserError
+from cli.files import sync_folder
 
 _ARRAY = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85C\x01b\x87R"
 _FLOAT32 = (
@@ -56,7 +57,7 @@ def write_together(
             check(aside)
         for path, content in aside.items():
             os.replace(content, path)
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
     except OSError as error:
         raise UserError(
             f"{error.filename or next(iter(writers))} cannot be written: {error.strerror or error}"
@@ -65,15 +66,6 @@ def write_together(
         for content in aside.values():
             with suppress(OSError):
                 content.unlink()
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the new name itself durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def write_detectron2(file: BinaryIO, tensors: Mapping[str, np.ndarray], author: str) -> None:

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 
 import detection.compat  # noqa: F401
+from cli import files
 from cli.errors import UserError
-from detection import run_folder
 
 # isort: split
 from detectron2.checkpoint import DetectionCheckpointer
@@ -57,7 +57,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         path = Path(self.save_dir) / f"{name}.pth"
         logger.info("Saving %s", path)
         write(path, state)
-        run_folder.write_whole(path.parent / LAST, path.name.encode())
+        files.write_atomic(path.parent / LAST, path.name.encode())
         if self._keep:
             for old in _numbered(path.parent)[self._keep :]:
                 old.unlink(missing_ok=True)
@@ -76,12 +76,13 @@ def write(path: Path, state: dict[str, Any]) -> None:
     digest = hashlib.sha256(content).hexdigest()
     draft = path.with_name(f"{path.name}.new")
     try:
-        run_folder.write_synced(draft, content)
+        files.write_synced(draft, content)
         if _digest(draft) != digest:
             raise OSError("what was read back is not what was written")
         digest_file(path).unlink(missing_ok=True)  # for a moment none, rather than another content's
         os.replace(draft, path)
-        run_folder.write_whole(digest_file(path), f"{digest}\n".encode())
+        files.write_atomic(digest_file(path), f"{digest}\n".encode())
+        files.sync_folder(path.parent)  # before older checkpoints are dropped
     except OSError as error:
         with contextlib.suppress(OSError):
             draft.unlink(missing_ok=True)

@@ -32,7 +32,8 @@ from pathlib import Path
 from typing import Any
 
 import detection.compat  # noqa: F401
-from detection import coco_analysis, coco_scores, run_folder
+from cli.files import write_atomic
+from detection import coco_analysis, coco_scores
 
 # isort: split
 from detectron2.evaluation import COCOEvaluator
@@ -100,4 +101,4 @@ class FastCOCOEvaluator(COCOEvaluator):
         if self._output_dir:
             path = Path(self._output_dir) / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            run_folder.write_whole(path, json.dumps(content).encode())
+            write_atomic(path, json.dumps(content).encode())

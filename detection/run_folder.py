@@ -3,7 +3,6 @@
 import json
 import logging
 import math
-import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ from fvcore.common.config import CfgNode
 
 from cli.config import keys
 from cli.errors import UserError
+from cli.files import write_atomic
 from detection import config as configs
 
 LOGGERS = ("detectron2", "fvcore", "detection")
@@ -56,7 +56,7 @@ def start_logging(folder: Path, rank: int) -> None:
 
 def write_config(folder: Path, config: CfgNode) -> None:
     """Write every key and value to `config.yaml`, from which the same run can be started again."""
-    write_whole(folder / "config.yaml", config.dump().encode())
+    write_atomic(folder / "config.yaml", config.dump().encode())
 
 
 def check_same(folder: Path, config: CfgNode) -> None:
@@ -102,7 +102,7 @@ def replace_results(folder: Path, results: Mapping[str, Any]) -> None:
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a whole file of JSON. Numbers that are not finite become null, which JSON knows."""
-    write_whole(path, (json.dumps(_plain(content), indent=2) + "\n").encode())
+    write_atomic(path, (json.dumps(_plain(content), indent=2) + "\n").encode())
 
 
 def _plain(value: Any) -> Any:
@@ -120,18 +120,3 @@ def _value(config: CfgNode, key: str) -> Any:
         config = config[part]
     # With one process the two are the same, and a run may go on with another number of processes.
     return "BN" if key.endswith("NORM") and config in configs.SYNCHRONISED else config
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write all of a file or nothing: a reader never sees half of it, whenever this process is killed."""
-    draft = path.with_name(f"{path.name}.new")
-    write_synced(draft, content)
-    os.replace(draft, path)
-
-
-def write_synced(path: Path, content: bytes | memoryview) -> None:
-    """Write a file, and return when it is on the disk."""
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())

@@ -35,7 +35,7 @@ import torch
 from torch import Tensor, nn
 
 from cli.errors import UserError
-from pretrain.files import sync_folder, write_atomic
+from cli.files import sync_folder, write_atomic
 
 VERSION = 1
 KEEP = 2

@@ -15,8 +15,8 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from cli.errors import UserError
+from cli.files import write_atomic
 from pretrain import distributed
-from pretrain.files import write_atomic
 
 logger = logging.getLogger("pretrain")
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from cli.errors import UserError
-from pretrain.files import write_atomic
+from cli.files import write_atomic
 
 
 def write_results(run: Path, results: Mapping[str, Any]) -> None:

@@ -11,6 +11,7 @@ from fvcore.common.config import CfgNode
 from cli import lock
 from cli.config import keys
 from cli.errors import UserError
+from cli.files import write_atomic
 from pretrain import checkpoint, distributed
 from pretrain.metrics import start_logging
 
@@ -69,7 +70,7 @@ def open_run(output: Path, config: CfgNode, resume: bool) -> dict[str, Any] | No
     elif resume:
         logger.info("nothing to resume in %s: beginning", output)
     if distributed.is_main():
-        checkpoint.write_atomic(output / "config.yaml", yaml.safe_dump(plain(config), sort_keys=False).encode())
+        write_atomic(output / "config.yaml", yaml.safe_dump(plain(config), sort_keys=False).encode())
     return state
 
 

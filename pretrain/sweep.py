@@ -24,9 +24,9 @@ from fvcore.common.config import CfgNode
 
 from cli.config import load_config
 from cli.errors import ArgumentParser, UserError, run
+from cli.files import write_atomic
 from pretrain.config import get_defaults as get_pretrain_defaults
 from pretrain.config import validate as validate_pretrain
-from pretrain.files import write_atomic
 from pretrain.metrics import start_logging
 from pretrain.protocol import get_linear_defaults, validate_linear
 from pretrain.results import read_results, write_results

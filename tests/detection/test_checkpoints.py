@@ -9,8 +9,9 @@ import torch
 
 pytest.importorskip("detectron2")
 
+from cli import files
 from cli.errors import UserError
-from detection import checkpoints, run_folder
+from detection import checkpoints
 from detection.checkpoints import SafeCheckpointer
 
 
@@ -153,7 +154,7 @@ def test_a_full_disk_is_an_error_and_the_earlier_checkpoint_stays(saver, tmp_pat
         path.write_bytes(bytes(content[:100]))
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(run_folder, "write_synced", full)
+    monkeypatch.setattr(files, "write_synced", full)
     with pytest.raises(UserError, match=r"model_0000001.pth cannot be saved: No space left on device \(it needs"):
         saver("model_0000001", 1)
     assert newest(tmp_path) == "model_0000000.pth"
@@ -161,7 +162,7 @@ def test_a_full_disk_is_an_error_and_the_earlier_checkpoint_stays(saver, tmp_pat
 
 
 def test_what_was_not_written_as_meant_is_an_error(saver, tmp_path, monkeypatch):
-    monkeypatch.setattr(run_folder, "write_synced", lambda path, content: path.write_bytes(bytes(content[:-1])))
+    monkeypatch.setattr(files, "write_synced", lambda path, content: path.write_bytes(bytes(content[:-1])))
     with pytest.raises(UserError, match="what was read back is not what was written"):
         saver("model_0000000", 0)
     assert not checkpoints.exists(tmp_path)

@@ -8,14 +8,19 @@ def write_atomic(path: Path, content: bytes) -> None:
     """Write a whole file or nothing. Raises OSError where the disk is full or cannot be written."""
     aside = path.with_name(path.name + ".tmp")
     try:
-        with aside.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        write_synced(aside, content)
         aside.replace(path)
     except OSError:
         aside.unlink(missing_ok=True)
         raise
+
+
+def write_synced(path: Path, content: bytes | memoryview) -> None:
+    """Write a file, and return when it is on the disk."""
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def sync_folder(folder: Path) -> None:
