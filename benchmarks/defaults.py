@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from data import render_photographs
 from fvcore.common.config import CfgNode
-from step import CASES, QUICK, build_trainer, synthetic_batch
+from step import CASES, QUICK, build_trainer
 from timing import alternate, build_parser, print_table, ratio, start
 from torch import Tensor, nn
 
@@ -23,6 +23,7 @@ from pretrain.build import build_parts
 from pretrain.config import build_recipes, get_defaults, resolve_precision
 from pretrain.data import Source
 from pretrain.engine import Trainer
+from pretrain.estimate import synthetic_batch
 from pretrain.loader import ShuffledBatches, build_loader, read_batches
 from pretrain.views import ViewDataset
 

@@ -24,10 +24,10 @@ from torch import Tensor, nn
 
 from cli.config import load_config
 from pretrain.build import build_parts
-from pretrain.config import build_recipes, get_defaults, resolve_precision
+from pretrain.config import get_defaults, resolve_precision
 from pretrain.corinfomax import CorInfoMaxLoss
 from pretrain.engine import Trainer
-from pretrain.views import Batch, Param, draw_photometric, random_stream
+from pretrain.estimate import synthetic_batch
 
 
 class Case(NamedTuple):
@@ -95,17 +95,6 @@ def build_trainer(config: CfgNode, parts: dict[str, Any], device: torch.device, 
         device=device,
         precision=precision,
     )
-
-
-def synthetic_batch(config: CfgNode, size: int) -> Batch:
-    """Crops of noise, with parameters as a worker draws them."""
-    side, recipes = config.DATA.IMAGE_SIZE, build_recipes(config)
-    params = np.empty((2, size, len(Param)), np.float32)
-    for view, recipe in enumerate(recipes):
-        for index in range(size):
-            params[view, index] = draw_photometric(recipe, random_stream(0, 0, index, view))
-    images = torch.randint(0, 256, (2, size, 3, side, side), dtype=torch.uint8)
-    return Batch(images, torch.from_numpy(params), torch.zeros(size, dtype=torch.int64), torch.arange(size), [])
 
 
 def conventional_step(

@@ -78,9 +78,11 @@ def _describe_sizes(network: nn.Module, dim: int) -> Iterator[str]:
     listed = ", ".join(f"{name} {count:,}" for name, count in counts.items())
     yield f"parameters        {parameters:,} ({listed})"
     kept = FLOAT * parameters * 3 + buffers + estimates
-    yield f"memory            {_size(kept)} for weights, gradients, momentum, covariance; activations come on top"
-    yield f"checkpoint        {_size(FLOAT * parameters * 2 + buffers + estimates)}, up to three on the disk at a time"
+    yield f"memory            {format_size(kept)} for weights, gradients, momentum, covariance"
+    saved = FLOAT * parameters * 2 + buffers + estimates
+    yield f"checkpoint        {format_size(saved)}, up to three on the disk at a time"
 
 
-def _size(count: int) -> str:
+def format_size(count: int) -> str:
+    """Bytes in MB or GB, for people."""
     return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"

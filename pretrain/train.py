@@ -39,6 +39,7 @@ from pretrain.build import (
 from pretrain.config import get_defaults, validate
 from pretrain.data import build_source
 from pretrain.encoder import SiameseNetwork
+from pretrain.estimate import describe_cost
 from pretrain.loader import check_batch, dead_workers_named
 from pretrain.loop import Skipped, train
 from pretrain.plan import build_without_memory, describe_plan
@@ -103,6 +104,8 @@ def look(config: CfgNode, check_images: bool) -> None:
         dim=config.PROJECTOR.DIMS[-1],
     )
     print("\n".join(lines))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    print("\n".join(describe_cost(config, processes=processes, steps=span.last, device=device)))
 
 
 def pretrain(config: CfgNode, output: Path, resume: bool, device: torch.device) -> bool:

@@ -1,12 +1,18 @@
 """`--dry-run` and `--check-data`: what they print, that they leave no run behind, and what they refuse."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from fvcore.common.config import CfgNode
+from torch import Tensor, nn
 
-from pretrain import train
-from pretrain.plan import text_curve
+from pretrain import estimate, train
+from pretrain.config import get_defaults
+from pretrain.estimate import activation_bytes
+from pretrain.plan import build_without_memory, text_curve
 
 SETTINGS = [
     *("DATA.NAME", "folder", "DATA.IMAGE_SIZE", "32", "TRAIN.BATCH_SIZE", "10", "PROJECTOR.DIMS", "[16, 8]"),
@@ -39,7 +45,57 @@ def test_dry_run_says_what_a_recipe_comes_to(
     # ResNet-18 without its classifier has 11,176,512 parameters; 512 x 16, two of BatchNorm's, 16 x 8 and 8.
     assert lines["parameters"] == "11,184,872 (encoder 11,176,512, projector 8,360)"
     assert lines["memory"].startswith("134.3 MB")
+    assert re.fullmatch(
+        r"about \d+\.\d MB, 2 pairs at once in (float32|bfloat16) \(TRAIN.MICRO_BATCH\)", lines["activations"]
+    )
+    time = re.fullmatch(
+        r"about 0:\d\d:\d\d if .*: (.*) pairs/s on this cpu, timed on 3 steps of 2 pairs", lines["time"]
+    )
+    assert time is not None
+    assert float(time[1]) > 0
     assert not (tmp_path / "output").exists()
+
+
+class TwoLayers(nn.Module):
+    """Keeps, for each view, its input and what is between the layers; and nothing twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 4), nn.ReLU(), nn.Linear(4, 2))
+
+    def forward(self, view1: Tensor, view2: Tensor) -> tuple[Tensor, Tensor]:
+        return self.layers(view1), self.layers(view2)
+
+
+def test_activations_are_what_autograd_keeps() -> None:
+    network = build_without_memory(TwoLayers)
+    numbers = 2 * (3 * 8 * 8 + 4)
+    assert activation_bytes(network, 8, "float32") == 4 * numbers
+    assert activation_bytes(network, 8, "bfloat16") == 2 * numbers
+
+
+def test_time_follows_from_speed_and_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """1,000 steps of 120 pairs over two processes are 60,000 for each; a third more in parts."""
+    config = get_defaults()
+    config.TRAIN.BATCH_SIZE = 120
+    monkeypatch.setattr(estimate, "pairs_per_second", lambda config, size, device: {60: 60.0, 16: 40.0, 10: 20.0}[size])
+
+    def duration(part: int) -> str:
+        config.TRAIN.MICRO_BATCH = part
+        *_, line = estimate.describe_cost(config, processes=2, steps=1000, device=torch.device("cpu"))
+        return line[18:].split(" if ")[0]
+
+    assert duration(0) == "about 0:25:00"  # at 40 pairs a second, the speed of 16 pairs at once
+    assert duration(10) == "about 1:06:40"
+
+
+def test_too_large_for_the_device_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(config: CfgNode, size: int, device: torch.device) -> float:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(estimate, "pairs_per_second", fail)
+    *_, line = estimate.describe_cost(get_defaults(), processes=1, steps=1, device=torch.device("cpu"))
+    assert "16 pairs at once do not fit this cpu; set TRAIN.MICRO_BATCH" in line
 
 
 def test_a_curve_shows_its_shape() -> None:
