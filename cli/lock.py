@@ -28,3 +28,15 @@ def hold(folder: Path) -> None:
         file.close()
         raise UserError(f"another process is running in {folder}; wait for it, or choose another --output") from error
     _held.append(file)
+
+
+def is_held(folder: Path) -> bool:
+    """Whether another process holds a folder."""
+    try:
+        with (folder / ".lock").open("r+") as file:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released when the file is closed
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False

@@ -25,7 +25,7 @@ from torch import nn
 
 from cli.config import load_config
 from cli.errors import ArgumentParser, UserError, run
-from pretrain import checkpoint, distributed
+from pretrain import checkpoint, distributed, runs
 from pretrain.build import (
     Span,
     build_batches,
@@ -56,6 +56,9 @@ logger = logging.getLogger("pretrain")
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command."""
     args = build_parser().parse_args(argv)
+    if args.list_runs:
+        print(runs.table(runs.find_runs(Path(args.list_runs))))
+        return
     config = load_config(get_defaults(), args.config, "pretrain", args.overrides)
     validate(config)
     if args.dry_run or args.check_data:
@@ -78,6 +81,9 @@ def build_parser() -> ArgumentParser:
     add_run_options(parser, "output/<config>")
     parser.add_argument("--dry-run", action="store_true", help="print what the configuration comes to, and stop")
     parser.add_argument("--check-data", action="store_true", help="read every image, list the damaged ones, and stop")
+    parser.add_argument(
+        "--list-runs", nargs="?", const="output", metavar="DIR", help="list the runs below DIR (output), and stop"
+    )
     return parser
 
 
