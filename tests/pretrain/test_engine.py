@@ -106,12 +106,10 @@ def poison_backward(t: Trainer) -> Callable[[], object]:
 
 
 @pytest.mark.parametrize("poison", [poison_forward, poison_backward])
-@pytest.mark.parametrize("steps_before", [0, 2])
 @pytest.mark.parametrize("micro_batch", [0, 4])
-@pytest.mark.parametrize("fused", [True, False])
+# An unfused optimizer makes its momentum in the first step that it takes, so that there is none to compare before.
+@pytest.mark.parametrize(("fused", "steps_before"), [(True, 0), (True, 2), (False, 2)])
 def test_a_bad_batch_leaves_no_trace(poison: Callable, steps_before: int, micro_batch: int, fused: bool) -> None:
-    if not fused and steps_before == 0:
-        pytest.skip("there is no momentum yet")
     t, unharmed = trainer(small(), micro_batch, fused=fused), trainer(small(), micro_batch, fused=fused)
     for step in range(steps_before):
         t.step(step, batch(8, seed=step))
