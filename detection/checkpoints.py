@@ -116,7 +116,7 @@ def newest_intact(folder: Path) -> Path | None:
 def damage(path: Path) -> str | None:
     """What is wrong with a checkpoint; None if it is as it was saved."""
     try:
-        wanted = digest_file(path).read_text().strip()
+        wanted = digest_file(path).read_text().partition(" ")[0].strip()  # sha256sum writes the name behind it
     except FileNotFoundError:
         try:
             torch.load(path, map_location="cpu", weights_only=True)

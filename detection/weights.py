@@ -56,7 +56,7 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     """
     if not path.is_file():
         raise UserError(f"{path}: there is no such file of weights")
-    if checkpoints.digest_file(path).is_file() and (problem := checkpoints.damage(path)):
+    if path.suffix == ".pth" and checkpoints.digest_file(path).is_file() and (problem := checkpoints.damage(path)):
         raise UserError(f"{path} cannot be read as weights: {problem}")
     try:
         if path.suffix == ".pkl":
