@@ -109,12 +109,7 @@ def _is_pretrained(path: Path) -> bool:
 
 
 def _read_results(path: Path) -> dict[str, Any]:
-    try:
-        results = json.loads(path.read_text())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{path} is damaged ({error}); make it anew: the run's command with --resume") from error
-    if not isinstance(results, dict):
-        raise UserError(f"{path} must hold a JSON object, not {type(results).__name__}")
+    results = _read_object(path, "make it anew: the run's command with --resume")
     if results.get("kind") not in EVALUATIONS:
         known = ", ".join(EVALUATIONS)
         raise UserError(f"{path}: kind must be one of {known}, not {results.get('kind')!r}")
@@ -126,13 +121,20 @@ def _read_results(path: Path) -> dict[str, Any]:
 def _read_analysis(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
-    try:
-        analysis = json.loads(path.read_text())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{path} is damaged ({error}); run the evaluation again with --eval-only") from error
-    if not isinstance(analysis, dict) or not all(isinstance(entry, dict) for entry in analysis.values()):
+    analysis = _read_object(path, "run the evaluation again with --eval-only")
+    if not all(isinstance(entry, dict) for entry in analysis.values()):
         raise UserError(f"{path} must hold a JSON object for each task")
     return analysis
+
+
+def _read_object(path: Path, advice: str) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{path} is damaged ({error}); {advice}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} must hold a JSON object, not {type(content).__name__}")
+    return content
 
 
 def _read_config(path: Path) -> dict[str, Any]:
