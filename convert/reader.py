@@ -65,7 +65,7 @@ _DAMAGE = (
     KeyError,
     IndexError,
     ImportError,
-    NotImplementedError,
+    NotImplementedError,  # zipfile's, for a compression or encryption that it does not know
     OverflowError,
     RecursionError,
     RuntimeError,

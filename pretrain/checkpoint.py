@@ -1,6 +1,6 @@
 """The checkpoint format, and its safe keeping.
 
-A run directory holds `checkpoints/step_XXXXXXXXX.pt`, each with a `.sha256` beside it, and `checkpoints/last.pt`, a
+A run directory holds `checkpoints/step_000000468.pt`, each with a `.sha256` beside it, and `checkpoints/last.pt`, a
 link to the newest. A checkpoint is one dictionary of tensors and plain values, and so loads with `weights_only=True`:
 
     format     "corinfomax-pretrain"; "corinfomax-finetune" for a network trained with labels, "corinfomax-linear" for

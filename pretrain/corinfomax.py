@@ -73,7 +73,9 @@ class _LogDeterminant(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> tuple[Tensor, None]:
-        if torch.is_grad_enabled():  # the derivative of the factor would be missing from the second one
+        # The derivative of the factor would silently be missing from the second one. torch's `once_differentiable` does
+        # not see to that: it lets a constant gradient pass.
+        if torch.is_grad_enabled():
             raise NotImplementedError("the log-determinant has no second derivative: create_graph cannot be used")
         (factor,) = ctx.saved_tensors  # type: ignore[attr-defined]
         inverse = torch.cholesky_inverse(factor)  # d logdet(R) = tr(R^-1 dR), R symmetric
