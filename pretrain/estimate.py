@@ -51,8 +51,8 @@ def describe_cost(config: CfgNode, *, processes: int, steps: int, device: torch.
 def activation_bytes(network: nn.Module, side: int, precision: str) -> int:
     """Memory that the forward pass keeps for the backward pass, for each pair of images.
 
-    Counted on the meta device, from what autograd saves; each tensor once, parameters not. The allocator's rounding and
-    the workspaces of convolutions come on top.
+    Counted on the meta device, from what autograd saves, each tensor once; what is saved whatever the batch, such as
+    weights, does not count. The allocator's rounding and the workspaces of convolutions come on top.
 
     Args:
         network: `SiameseNetwork` on the meta device.
@@ -87,7 +87,6 @@ def synthetic_batch(config: CfgNode, size: int) -> Batch:
 
 
 def _saved_bytes(network: nn.Module, pairs: int, side: int, float_bytes: int) -> int:
-    own = {parameter.untyped_storage()._cdata for parameter in network.parameters()}
     saved: dict[int, Tensor] = {}  # holds them, so that no storage takes the place of another
 
     def keep(tensor: Tensor) -> Tensor:
@@ -101,8 +100,7 @@ def _saved_bytes(network: nn.Module, pairs: int, side: int, float_bytes: int) ->
         tensor.untyped_storage().nbytes()
         // tensor.element_size()
         * (float_bytes if tensor.is_floating_point() else tensor.element_size())
-        for storage, tensor in saved.items()
-        if storage not in own
+        for tensor in saved.values()
     )
 
 
