@@ -70,6 +70,11 @@ def build_criterion(name: str, *, dim: int, attraction: float, forgetting: float
     """
     if name == CORINFOMAX:
         return CorInfoMaxLoss(dim=dim, attraction=attraction, forgetting=forgetting, eps=eps)
+    several = distributed.world_size() > 1
+    if several and name in ONE_PROCESS:
+        raise UserError(
+            f"OBJECTIVE.NAME {name}: lightly's loss does not gather the batches of several processes; train it with one"
+        )
     try:
         from lightly import loss as losses
     except ImportError as error:
@@ -78,11 +83,6 @@ def build_criterion(name: str, *, dim: int, attraction: float, forgetting: float
             "pip install 'corinfomax[baselines]'"
         ) from error
     class_name, options = BASELINES[name]
-    several = distributed.world_size() > 1
-    if several and name in ONE_PROCESS:
-        raise UserError(
-            f"OBJECTIVE.NAME {name}: lightly's loss does not gather the batches of several processes; train it with one"
-        )
     build = getattr(losses, class_name)
     if name in ONE_PROCESS:
         listed = build(**options).forward

@@ -101,7 +101,6 @@ def test_corinfomax_itself_is_not_wrapped() -> None:
 
 @pytest.mark.parametrize("name", ONE_PROCESS)
 def test_an_objective_of_one_process_refuses_several(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("lightly")
     monkeypatch.setattr("pretrain.distributed.world_size", lambda: 2)
     with pytest.raises(UserError, match="train it with one"):
         build_criterion(name, **STATE)
