@@ -25,6 +25,8 @@ def test_runs_are_listed_with_what_is_left(
     train.main(["--output", "output/a/whole", *TINY, "DATA.ROOT", str(photos)])
     train.main(["--output", "output/part", *TINY, "DATA.ROOT", str(photos), "TRAIN.MAX_STEPS", "4"])
     (Path("output") / "part" / "encoder.safetensors").unlink()  # as if it had been killed there
+    with (Path("output") / "part" / "metrics.json").open("a") as record:  # steps that its checkpoint does not cover
+        record.write('{"iteration": 4, "epoch": 1.67}\n')
     (Path("output") / "notes").mkdir()
     (Path("output") / "notes" / "config.yaml").write_text("a: 1")
     whole, part = find_runs(Path("output"))
