@@ -16,9 +16,14 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from cli.errors import UserError
+from pretrain import slurm
 
 TIMEOUT = timedelta(minutes=10)
 GLOO_SIGNS = ("gloo", "Connection closed by peer", "Timed out waiting", "Connection reset by peer")
+MISTAKES = {  # in how the processes were started, by what the communication library says
+    "Duplicate GPU detected": "two processes have the same GPU; start at most as many on a machine as it has GPUs",
+    "EADDRINUSE": "the port at which the processes are to meet, {}, is in use; set MASTER_PORT to another one",
+}
 
 
 def rank() -> int:
@@ -43,7 +48,7 @@ def barrier() -> None:
 
 
 def start(use_cuda: bool, timeout: timedelta = TIMEOUT) -> torch.device:
-    """Join the process group that `torchrun` announces in the environment, if any, and pick this process's device.
+    """Join the processes that `torchrun` or `srun` has started with this one, if any, and pick this one's device.
 
     Args:
         use_cuda: whether there are GPUs.
@@ -52,12 +57,17 @@ def start(use_cuda: bool, timeout: timedelta = TIMEOUT) -> torch.device:
     Raises:
         UserError: fewer GPUs than processes on this machine, or the others cannot be reached.
     """
+    by_srun = slurm.torchrun_variables(os.environ)
+    os.environ.update(by_srun)
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    if use_cuda and local_size > torch.cuda.device_count():
+    count = torch.cuda.device_count()
+    if by_srun and count == 1:  # with --gpus-per-task or --gpu-bind each process sees its own
+        local_rank = 0
+    elif use_cuda and local_size > count:
         raise UserError(
-            f"{local_size} processes were asked for on this machine, but it has {torch.cuda.device_count()} GPUs; "
-            "start torchrun with --nproc_per_node at most that"
+            f"{local_size} processes were asked for on this machine, but it has {count} GPUs; start torchrun with "
+            "--nproc_per_node, or srun with --ntasks-per-node, at most that"
         )
     device = torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
     if use_cuda:
@@ -90,6 +100,9 @@ def losses_named() -> Iterator[None]:
         yield
     except (dist.DistError, RuntimeError) as error:
         text = str(error)
+        for sign, meaning in MISTAKES.items():
+            if sign in text:
+                raise UserError(meaning.format(os.environ.get("MASTER_PORT"))) from error
         if not isinstance(error, dist.DistError) and not any(sign in text for sign in GLOO_SIGNS):
             raise
         own = os.environ.get("RANK", "0")
