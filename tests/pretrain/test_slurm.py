@@ -1,9 +1,35 @@
 """Training under SLURM: what srun tells, and the batch script of the documentation."""
 
+import os
+import re
+import runpy
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
 import pytest
 
+from cli.config import load_config
 from cli.errors import UserError
-from pretrain import slurm
+from pretrain import slurm, train
+from pretrain.config import get_defaults
+from pretrain.signals import STOPPED
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "docs" / "pretrain.sbatch"
+TINY = [
+    *("DATA.NAME", "folder", "DATA.IMAGE_SIZE", "16", "DATA.WORKERS", "1", "PROJECTOR.DIMS", "[12, 8]"),
+    *("TRAIN.BATCH_SIZE", "4", "TRAIN.PRECISION", "float32", "TRAIN.LR", "0.01", "TRAIN.EPOCHS", "8"),
+    *("LOG.PERIOD", "1"),
+]
+LIMIT = 280.0  # seconds
 
 # Of the third of four processes on two nodes, as SLURM 22.05 has set them.
 STEP = {
@@ -82,3 +108,123 @@ def test_processes_of_each_node() -> None:
     assert slurm.counts("8(x2),4") == [8, 8, 4]
     assert slurm.counts("1") == [1]
     assert slurm.counts("3,2(x3),10") == [3, 2, 2, 2, 10]
+
+
+def test_the_batch_script_is_a_script_whose_command_is_taken() -> None:
+    assert subprocess.run(["bash", "-n", SCRIPT]).returncode == 0
+    text = SCRIPT.read_text().replace("\\\n", " ")
+    command = re.search(r"^srun (?:--\S+ )*python pretrain/train\.py (.*)$", text, flags=re.MULTILINE)
+    usage = re.search(r"^# +sbatch .*docs/pretrain\.sbatch (.*)$", text, flags=re.MULTILINE)
+    assert command
+    assert usage
+    arguments = shlex.split(command[1].replace('"$@"', usage[1]))
+    parsed = train.build_parser().parse_args(arguments)
+    assert parsed.resume
+    load_config(get_defaults(), parsed.config, "pretrain", parsed.overrides)
+
+
+@pytest.mark.parametrize(
+    ("status", "requeues"), [(0, False), (2, False), (STOPPED, True), (128 + signal.SIGUSR1, True), (137, False)]
+)
+def test_the_batch_script_queues_again_what_wants_to_go_on(tmp_path: Path, status: int, requeues: bool) -> None:
+    """With stand-ins for SLURM's commands: srun is given the command and leaves with the status."""
+    for name, line in {"srun": f'echo "$@"; exit {status}', "scontrol": 'echo "scontrol $@"'}.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
+        (tmp_path / name).chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", "SLURM_CPUS_PER_TASK": "3"}
+    done = subprocess.run(["bash", SCRIPT, "A B", "C"], env=environment, capture_output=True, text=True)
+    assert done.returncode == status, done.stderr
+    command, *more = done.stdout.splitlines()
+    assert command.endswith("python pretrain/train.py --resume A B C")
+    assert more == (["scontrol requeue 7"] if requeues else [])
+
+
+class Job:
+    """A job of the batch script, in two processes: on two nodes if there are that many."""
+
+    def __init__(self, images: Path, run: Path) -> None:
+        self.run = run
+        place = ["--ntasks=2", "--nodes=1-2", "--gpus-per-node=0", "--cpus-per-task=1", "--time=20"]
+        arguments = ["--config", "shapes_R18", "--output", str(run), *TINY, "DATA.ROOT", str(images)]
+        self.number = self.call("sbatch", "--parsable", f"--output={run}.log", *place, str(SCRIPT), *arguments).strip()
+
+    @staticmethod
+    def call(*command: str) -> str:
+        environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+        return subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT, env=environment).stdout
+
+    def wait_for(self, condition: Callable[[str], bool]) -> None:
+        """Until what SLURM says of the job is so. A requeued job, which SLURM lets wait two minutes, begins at once."""
+        deadline = time.monotonic() + LIMIT
+        while not condition(state := self.call("scontrol", "--oneliner", "show", "job", self.number)):
+            assert time.monotonic() < deadline, state + self.run.with_suffix(".log").read_text()
+            if "Reason=BeginTime" in state:
+                self.call("scontrol", "update", f"JobId={self.number}", "StartTime=now")
+            time.sleep(0.5)
+
+    def wait_for_steps(self, more: int) -> None:
+        before = self.steps()
+        self.wait_for(lambda _: self.steps() >= before + more)
+
+    def steps(self) -> int:
+        metrics = self.run / "metrics.json"
+        return metrics.read_text().count("\n") if metrics.exists() else 0
+
+
+@pytest.fixture(scope="module")
+def torture() -> dict[str, Any]:
+    return runpy.run_path(str(Path(__file__).with_name("torture.py")))
+
+
+@pytest.fixture(scope="module")
+def folder() -> Iterator[Path]:
+    """A folder that the nodes see if they see the repository, or the tests are skipped."""
+    found = shutil.which("sbatch") and shutil.which("scontrol")
+    if not found or subprocess.run(["scontrol", "ping"], stdout=subprocess.DEVNULL).returncode:
+        pytest.skip("there is no SLURM")
+    (ROOT / "output").mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=ROOT / "output") as name:
+        yield Path(name)
+
+
+@pytest.fixture(scope="module")
+def images(folder: Path, torture: dict[str, Any]) -> Path:
+    torture["write_images"](folder / "images")
+    return folder / "images"
+
+
+@pytest.fixture(scope="module")
+def expected(folder: Path, images: Path, torture: dict[str, Any]) -> dict[str, Any]:
+    """The end of a job that was left alone."""
+    job = Job(images, folder / "whole")
+    job.wait_for(lambda state: "JobState=COMPLETED" in state)
+    return torture["result"](job.run)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_job_goes_on_after_a_signal_and_after_preemption(
+    folder: Path, images: Path, expected: dict[str, Any], torture: dict[str, Any]
+) -> None:
+    job = Job(images, folder / "stopped")
+    job.wait_for_steps(8)
+    job.call("scancel", "--signal=USR1", job.number)  # as --signal=USR1@300 does
+    job.wait_for(lambda state: "Restarts=1 " in state and "JobState=RUNNING" in state)
+    job.wait_for_steps(8)
+    job.call("scontrol", "requeue", job.number)  # as PreemptMode=REQUEUE does
+    job.wait_for(lambda state: "Restarts=2 " in state and "JobState=COMPLETED" in state)
+    assert job.run.with_suffix(".log").read_text().count("stopped as asked to") == 2
+    assert not torture["differences"](expected, torture["result"](job.run))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_cancelled_job_ends_and_another_one_goes_on(
+    folder: Path, images: Path, expected: dict[str, Any], torture: dict[str, Any]
+) -> None:
+    job = Job(images, folder / "cancelled")
+    job.wait_for_steps(8)
+    job.call("scancel", job.number)
+    job.wait_for(lambda state: "JobState=CANCELLED" in state)
+    Job(images, job.run).wait_for(lambda state: "JobState=COMPLETED" in state)
+    assert not torture["differences"](expected, torture["result"](job.run))
