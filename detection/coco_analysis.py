@@ -64,10 +64,7 @@ def judge_images(evaluation: Any) -> Iterator[error_kinds.Judged]:
         classes = np.array([numbers[entry["category_id"]] for entry in found], int)
         order = surest(scores, classes, limit)
         crowd = np.array([bool(entry.get("iscrowd", 0)) for entry in truth], bool)
-        if shape == "segmentation":
-            regions = [evaluation.cocoGt.annToRLE(entry) for entry in truth]
-        else:
-            regions = [entry[shape] for entry in truth]
+        regions = [entry[shape] for entry in truth]
         overlaps = masks.iou([found[place][shape] for place in order], regions, crowd.tolist())
         yield error_kinds.judge(
             np.reshape(overlaps, (len(order), len(truth))),

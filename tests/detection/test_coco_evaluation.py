@@ -152,6 +152,25 @@ def test_custom_annotations_may_start_at_0_and_lack_what_follows_from_the_box():
     equal(coco_scores.score(dataset, results, "bbox"), expected)
 
 
+def test_masks_of_objects_are_encoded_as_pycocotools_encodes_them():
+    triangle, square, beside = [10, 10, 40, 12, 20, 50], [20, 20, 50, 20, 50, 50, 20, 50], [60, 5, 70, 5, 70, 60]
+    outside, runs = [-20, -20, 30, -20, 30, 200, -20, 200], [100, 20, HEIGHT * WIDTH - 120]
+    regions = [[triangle], [triangle, square], [triangle, square, beside], [outside], [[200, 200, 210, 200, 210, 210]]]
+    coded = {"size": [HEIGHT, WIDTH], "counts": runs}
+    regions += [coded, masks.frPyObjects(coded, HEIGHT, WIDTH)]
+    short = [[[1, 2, 30, 40]], [[1, 2]], [], [square, [1, 2], [1, 2, 30, 40]]]
+    like = [[[200, 200, 210, 200, 210, 210]]] * 3 + [[square]]  # nothing, and what is left
+    size = {"id": 1, "height": HEIGHT, "width": WIDTH}
+    entries = [{"image_id": 1, "segmentation": copy.deepcopy(region)} for region in [*regions, *short]]
+    coco_scores.encode_polygons(entries, [size])
+    api = COCO()
+    api.imgs = {1: size}
+    for entry, region in zip(entries, [*regions, *like], strict=True):
+        expected = api.annToRLE({"image_id": 1, "segmentation": region})
+        assert entry["segmentation"]["counts"] == expected["counts"]
+        assert list(entry["segmentation"]["size"]) == expected["size"]
+
+
 def test_sigmas_have_to_be_as_many_as_the_keypoints():
     dataset, results = scenes(0)
     with pytest.raises(UserError, match=r"17 keypoints, but TEST\.KEYPOINT_OKS_SIGMAS is for 2"):
