@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cli.gpu import send
 from pretrain.views import Param
 
 GRAY_WEIGHTS = (0.2989, 0.587, 0.114)  # thesis B.1.1
@@ -18,6 +19,7 @@ SOLARIZE_THRESHOLD = 128 / 255  # thesis B.1.1
 BLUR_RADIUS = 6  # pixels: three standard deviations of the widest blur, 2 pixels
 BLUR_BLOCK = 32  # pixels
 CACHE_BYTES = 2**21  # of images that a CPU core works on at a time
+GPU_BYTES = 2**28  # of those that a GPU works on: enough to be busy with, and several times it for what comes between
 ORDERS = np.array(list(permutations(range(4))))  # of the jitter
 
 
@@ -25,7 +27,8 @@ def augment(images: Tensor, params: Tensor, mean: Tensor, std: Tensor) -> Tensor
     """Apply to each image the operations that its parameters name, in the order of torchvision's usual chain.
 
     Which images an operation touches is worked out on the CPU, where the parameters are: a GPU is never waited for.
-    A CPU takes a few images at a time, so that they stay in its cache from the first operation to the last.
+    A CPU takes a few images at a time, so that they stay in its cache from the first operation to the last, and a GPU
+    some hundreds, so that the memory for what comes between does not grow with the batch.
 
     Args:
         images: (N, 3, H, W) uint8, on the training device.
@@ -37,12 +40,13 @@ def augment(images: Tensor, params: Tensor, mean: Tensor, std: Tensor) -> Tensor
         (N, 3, H, W) float32, normalised, in channels-last memory.
     """
     result = torch.empty(images.shape, device=images.device, memory_format=torch.channels_last)
-    count = len(images)
-    if images.device.type == "cpu":
-        count = max(CACHE_BYTES * torch.get_num_threads() // (4 * images[0].numel()), 1)
-    for part, table, out in zip(images.split(count), params.split(count), result.split(count), strict=True):
-        x = _photometric(part, table.numpy())
-        out.copy_(x.sub_(mean[:, None, None]).div_(std[:, None, None]))
+    room = CACHE_BYTES * torch.get_num_threads() if images.device.type == "cpu" else GPU_BYTES
+    count = max(room // (4 * images[0].numel()), 1)
+    table = params.numpy()
+    for start in range(0, len(images), count):
+        part = slice(start, start + count)
+        x = _photometric(images[part], table[part])
+        result[part].copy_(x.sub_(mean[:, None, None]).div_(std[:, None, None]))
     return result
 
 
@@ -52,7 +56,7 @@ def _photometric(images: Tensor, table: np.ndarray) -> Tensor:
     x = _apply(x, table[:, Param.FLIP] > 0, lambda part, _: part.flip(-1))
     x = _jitter(x, table)
     x = _apply(x, table[:, Param.GRAY] > 0, lambda part, _: grayscale(part).expand_as(part).contiguous())
-    sigma = torch.from_numpy(table[:, Param.BLUR_SIGMA]).to(x.device, non_blocking=True)
+    sigma = send(torch.from_numpy(table[:, Param.BLUR_SIGMA]), x.device)
     x = _apply(x, table[:, Param.BLUR_SIGMA] > 0, lambda part, index: gaussian_blur(part, sigma[index]))
     return _apply(x, table[:, Param.SOLARIZE] > 0, lambda part, _: solarize(part))
 
@@ -62,7 +66,7 @@ def _apply(x: Tensor, chosen: np.ndarray, operation: Callable[[Tensor, Tensor], 
     (where,) = np.nonzero(chosen)
     if not len(where):
         return x
-    index = torch.from_numpy(where).to(x.device, non_blocking=True)
+    index = send(torch.from_numpy(where), x.device)
     if len(where) == len(x):
         return operation(x, index)
     return x.index_copy_(0, index, operation(x.index_select(0, index), index))
@@ -76,7 +80,7 @@ def _jitter(x: Tensor, table: np.ndarray) -> Tensor:
         (adjust_saturation, Param.SATURATION),
         (adjust_hue, Param.HUE),
     )
-    factors = torch.from_numpy(table).to(x.device, non_blocking=True)
+    factors = send(torch.from_numpy(table), x.device)
     chosen = table[:, Param.JITTER_ORDER].astype(int)
     for place in range(4):
         at_place = np.where(chosen >= 0, ORDERS[chosen, place], -1)

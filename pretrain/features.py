@@ -103,7 +103,7 @@ def nearest(
 ) -> tuple[Tensor, Tensor]:
     """The exact k nearest reference images of each test image, by cosine similarity.
 
-    Chunks bound the memory on the device to `chunk` x `TRAIN_CHUNK` similarities, whatever the number of images.
+    On the device are the test images and, at a time, `TRAIN_CHUNK` references and `chunk` x `TRAIN_CHUNK` similarities.
 
     Args:
         train: (M, F) features, on the CPU; train_labels: (M,).
@@ -115,19 +115,17 @@ def nearest(
     Returns:
         similarities (N, k), descending, and labels (N, k), on the CPU. Where M < k, the rest is `NO_NEIGHBOUR`.
     """
-    similarities, neighbours = [], []
-    for queries in test.split(chunk):
-        queries = F.normalize(queries.to(device), dim=1)
-        best = torch.full((len(queries), k), NO_NEIGHBOUR, device=device)
-        best_labels = torch.zeros(len(queries), k, dtype=torch.int64, device=device)
-        for references, labels in zip(train.split(TRAIN_CHUNK), train_labels.split(TRAIN_CHUNK), strict=True):
-            similarity = queries @ F.normalize(references.to(device), dim=1).T
-            similarity, index = similarity.topk(min(k, len(references)), dim=1)
-            best, order = torch.cat([best, similarity], dim=1).topk(k, dim=1)
-            best_labels = torch.cat([best_labels, labels.to(device)[index]], dim=1).gather(1, order)
-        similarities.append(best.cpu())
-        neighbours.append(best_labels.cpu())
-    return torch.cat(similarities), torch.cat(neighbours)
+    queries = [F.normalize(part.to(device), dim=1) for part in test.split(chunk)]
+    best = [torch.full((len(part), k), NO_NEIGHBOUR, device=device) for part in queries]
+    best_labels = [torch.zeros(len(part), k, dtype=torch.int64, device=device) for part in queries]
+    # The references are the many, so they come to the device once and not once for each chunk.
+    for references, labels in zip(train.split(TRAIN_CHUNK), train_labels.split(TRAIN_CHUNK), strict=True):
+        references, labels = F.normalize(references.to(device), dim=1), labels.to(device)
+        for i, part in enumerate(queries):
+            similarity, index = (part @ references.T).topk(min(k, len(references)), dim=1)
+            best[i], order = torch.cat([best[i], similarity], dim=1).topk(k, dim=1)
+            best_labels[i] = torch.cat([best_labels[i], labels[index]], dim=1).gather(1, order)
+    return torch.cat(best).cpu(), torch.cat(best_labels).cpu()
 
 
 def vote(similarity: Tensor, labels: Tensor, *, classes: int, temperature: float) -> Tensor:

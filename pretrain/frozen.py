@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cli.gpu import send
 from pretrain.data import Source
 from pretrain.features import Pipeline, extract, gather, own_share
 from pretrain.loader import ShuffledBatches
@@ -81,5 +82,5 @@ class Frozen:
 def _from_cache(cache: Sequence[Tensor], labels: Tensor, batches: ShuffledBatches) -> Iterator[tuple[Tensor, Tensor]]:
     for batch in batches:
         epoch = batch[0][0]
-        indices = torch.tensor([index for _, index in batch], device=labels.device)
+        indices = send(torch.tensor([index for _, index in batch]), labels.device)
         yield cache[epoch % len(cache)][indices], labels[indices]

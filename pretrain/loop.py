@@ -60,6 +60,8 @@ def train(
             ends = ends_epoch or complete == last_step
             logs = ends or complete % log_period == 0
             stop = skipped.count(votes.read(everything=logs or saver.due_by_steps(complete)), loader)
+            if stop:  # the checkpoint counts the batches of the last steps too
+                skipped.count(votes.read(everything=True), loader)
             if logs:
                 values = gather(terms, trainer.learning_rate(step), complete / steps_per_epoch, skipped.total, meter)
                 shown, meter = describe(values), Meter()

@@ -202,7 +202,7 @@ class Batch:
     unreadable: list[str]
 
     def pin_memory(self) -> "Batch":
-        """Called by the loader, so that the copy to a GPU does not block."""
+        """Called by the loader, so that the copy to a GPU does not block. The parameters stay: the CPU reads them."""
         self.images = self.images.pin_memory()
         self.labels = self.labels.pin_memory()
         return self
