@@ -33,10 +33,11 @@ from typing import Any
 
 import detection.compat  # noqa: F401
 from cli.files import write_atomic
-from detection import coco_analysis, coco_scores
+from detection import coco_analysis, coco_scores, mask_codes
 
 # isort: split
 from detectron2.evaluation import COCOEvaluator
+from detectron2.structures import Instances
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +68,19 @@ class FastCOCOEvaluator(COCOEvaluator):
             use_fast_impl=False,  # it would look for Detectron2's C++ operators
             kpt_oks_sigmas=kpt_oks_sigmas,
         )
+
+    def process(self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]) -> None:
+        """Note what was detected in images, as Detectron2's evaluator does, with the masks encoded faster."""
+        for image, output in zip(inputs, outputs, strict=True):
+            found = output.get("instances")
+            if found is None or not found.has("pred_masks"):
+                super().process([image], [output])
+                continue
+            fields = {name: value for name, value in found.get_fields().items() if name != "pred_masks"}
+            super().process([image], [{**output, "instances": Instances(found.image_size, **fields)}])
+            codes = mask_codes.encode(found.pred_masks)
+            for record, code in zip(self._predictions[-1]["instances"], codes, strict=True):
+                record["segmentation"] = code
 
     def _eval_predictions(self, predictions: Sequence[Mapping[str, Any]], img_ids: Sequence[int] | None = None) -> None:
         """Fill `_results` and write the files; called in the first process with the detections of all.
