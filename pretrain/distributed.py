@@ -6,6 +6,7 @@ Every function also works, and does nothing more than it must, when there is one
 import contextlib
 import inspect
 import os
+import sys
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
@@ -74,11 +75,11 @@ def start(use_cuda: bool, timeout: timedelta = TIMEOUT) -> torch.device:
         torch.cuda.set_device(device)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         with losses_named():
-            _join("nccl" if use_cuda else "gloo", timeout)
+            _join(device, timeout)
     return device
 
 
-def _join(backend: str, timeout: timedelta) -> None:
+def _join(device: torch.device, timeout: timedelta) -> None:
     """Join the process group of the environment.
 
     After a restart torchrun may hand out the store that it has had before (with --master_port it does), where the
@@ -86,7 +87,9 @@ def _join(backend: str, timeout: timedelta) -> None:
     """
     store, own, count = next(dist.rendezvous("env://", timeout=timeout))
     store = dist.PrefixStore(f"restart_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
-    dist.init_process_group(backend, store=store, rank=own, world_size=count, timeout=timeout)
+    backend, own_device = ("nccl", device) if device.type == "cuda" else ("gloo", None)
+    # Without the device NCCL would guess it at a barrier, by the rank, and could hang where that is another one.
+    dist.init_process_group(backend, store=store, rank=own, world_size=count, timeout=timeout, device_id=own_device)
 
 
 @contextlib.contextmanager
@@ -113,8 +116,12 @@ def losses_named() -> Iterator[None]:
 
 
 def stop() -> None:
-    """Leave the process group."""
-    if dist.is_initialized():
+    """Leave the process group. To be called in a `finally`.
+
+    Where an error is on its way the others do not come here, and NCCL's orderly end would wait for them: there the end
+    of the process, which aborts its communication, has to do.
+    """
+    if dist.is_initialized() and (sys.exc_info()[0] is None or dist.get_backend() != "nccl"):
         dist.destroy_process_group()
 
 
