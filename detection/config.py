@@ -10,8 +10,9 @@ import torch
 from fvcore.common.config import CfgNode
 
 import detection.compat  # noqa: F401
-from cli.config import load_config
+from cli.config import find_config, load_config
 from cli.errors import UserError
+from detection import newer_keys
 
 # isort: split
 from detectron2.config import get_cfg
@@ -19,6 +20,7 @@ from detectron2.config import get_cfg
 # Norms whose statistics are taken over all processes.
 SYNCHRONISED = ("SyncBN", "naiveSyncBN", "naiveSyncBN_N")
 PRECISIONS = ("float32", "bfloat16", "auto")
+MATMUL_PRECISIONS = ("highest", "high", "medium")
 SAMPLERS = ("TrainingSampler", "RepeatFactorTrainingSampler")
 
 
@@ -27,6 +29,12 @@ def default_config() -> CfgNode:
     config = get_cfg()
     config.SEED = 0  # Detectron2's -1, a new one each run, is not taken
     config.OUTPUT_DIR = "output/detection"
+    add_own_keys(config)
+    return config
+
+
+def add_own_keys(config: CfgNode) -> None:
+    """Put in the keys that Detectron2 does not have, with their defaults."""
     # Share of the training images, in (0, 1], and the seed of its choice: a smaller share with the same seed
     # is a part of a larger one, and runs that differ in SEED see the same images.
     config.DATASETS.FRACTION = 1.0
@@ -47,7 +55,6 @@ def default_config() -> CfgNode:
     # So many of the newest checkpoints stay, besides model_final; 0: all. One is enough to resume from, and a second
     # for when it is damaged.
     config.SOLVER.KEEP_CHECKPOINTS = 2
-    return config
 
 
 def load(name: str, overrides: Sequence[str] = ()) -> CfgNode:
@@ -56,7 +63,10 @@ def load(name: str, overrides: Sequence[str] = ()) -> CfgNode:
     Raises:
         UserError: no such recipe, a key that does not exist, a wrong type, a value out of its range.
     """
-    config = load_config(default_config(), name, "detection", overrides)
+    defaults = default_config()
+    added = newer_keys.add(defaults, find_config(name, "detection"))
+    config = load_config(defaults, name, "detection", overrides)
+    newer_keys.remove(config, added)
     for key, value, least in (
         ("SOLVER.IMS_PER_BATCH", config.SOLVER.IMS_PER_BATCH, 1),
         ("SOLVER.MAX_ITER", config.SOLVER.MAX_ITER, 1),
@@ -83,6 +93,8 @@ def load(name: str, overrides: Sequence[str] = ()) -> CfgNode:
             "SOLVER.AMP.ENABLED, Detectron2's float16, is not taken: set SOLVER.PRECISION bfloat16 instead, which needs"
             " no scaling of the loss and works on GPU and CPU"
         )
+    if config.get("FLOAT32_PRECISION", "") not in ("", *MATMUL_PRECISIONS):  # a key of Detectron2's main branch
+        raise UserError(f"FLOAT32_PRECISION must be one of {MATMUL_PRECISIONS}, not {config.FLOAT32_PRECISION!r}")
     if config.SOLVER.PRECISION not in PRECISIONS:
         raise UserError(f"SOLVER.PRECISION must be one of {PRECISIONS}, not {config.SOLVER.PRECISION!r}")
     if not config.SOLVER.BASE_LR > 0:

@@ -241,6 +241,8 @@ def _prepare(config: CfgNode, names: Sequence[str], evaluation_only: bool = Fals
     datasets.register(names)
     seed_all_rng(config.SEED)  # of the initial weights
     torch.backends.cudnn.benchmark = config.CUDNN_BENCHMARK
+    if config.get("FLOAT32_PRECISION"):  # a key of Detectron2's main branch
+        torch.set_float32_matmul_precision(config.FLOAT32_PRECISION)
 
 
 def _finish(config: CfgNode, name: str, results: dict[str, Any], iterations: int, train_images: int) -> None:

@@ -37,7 +37,8 @@ def read(config: CfgNode) -> TrainingSet:
     order: Callable[[int], Iterator[int]] = functools.partial(loading.shuffled, len(records))
     if loader.SAMPLER_TRAIN == "RepeatFactorTrainingSampler":
         count = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency
-        order = functools.partial(loading.repeated, count(records, loader.REPEAT_THRESHOLD).tolist())
+        root = {"sqrt": loader.REPEAT_SQRT} if "REPEAT_SQRT" in loader else {}  # v0.6 always takes it
+        order = functools.partial(loading.repeated, count(records, loader.REPEAT_THRESHOLD, **root).tolist())
     kinds = loading.are_wide(records) if loader.ASPECT_RATIO_GROUPING else None
     return TrainingSet(DatasetFromList(records, copy=False), order, kinds)
 
