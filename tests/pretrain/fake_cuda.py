@@ -1,0 +1,197 @@
+"""A GPU that is not there: tensors with device, shape and type but no content, on which the real code runs.
+
+PyTorch's fake tensors find what a machine without GPU does not: operands on different devices, and the host asking for
+a number that the GPU has (`.item()` raises, as no number is there). What they lack is added here: the backward pass,
+whose engine wants a GPU; a fused optimizer; pinned memory; and a record of what is copied between host and device.
+"""
+
+import collections
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from pretrain.encoder import SiameseNetwork, build_projector
+from pretrain.views import Batch
+
+CUDA = torch.device("cuda", 0)
+
+
+@dataclass
+class Recorded(TorchDispatchMode):
+    """What happened while it was entered.
+
+    Attributes:
+        sent: of each copy to the GPU, whether the host goes on at once: asynchronous, and from pinned memory.
+        fetched: names of the operations that brought something from the GPU to the host.
+        largest: elements of the largest result, but for memory that was only set apart.
+    """
+
+    pinned: set[int]
+    sent: list[tuple[tuple[int, ...], bool]] = field(default_factory=list)
+    fetched: list[str] = field(default_factory=list)
+    largest: int = 0
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        sources, results = (
+            [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)] for tree in ((args, kwargs), result)
+        )
+        before, after = ({leaf.device.type for leaf in leaves} for leaves in (sources, results))
+        if not func.is_view and not func.__name__.startswith("empty"):
+            self.largest = max([self.largest, *(leaf.numel() for leaf in results)])
+        if before == {"cpu"} and after == {"cuda"}:
+            at_once = bool(kwargs.get("non_blocking")) and id(sources[0]) in self.pinned
+            self.sent.append((tuple(sources[0].shape), at_once))
+        if before == {"cuda"} and "cpu" in after:
+            self.fetched.append(func.__name__)
+        return result
+
+
+@contextlib.contextmanager
+def fake_cuda() -> Iterator[Callable[[], Recorded]]:
+    """While entered, device `cuda` can be used; what is made from it, or was there before, has no content.
+
+    The network that is built is a small one, since fake operations take longer than small real ones. Gives what makes
+    a recorder, to be entered for the part that is of interest.
+    """
+    pinned: set[int] = set()
+    alive = []  # so that no other tensor gets the id of a pinned one
+
+    def pin(tensor: Tensor) -> Tensor:
+        alive.append(tensor)
+        pinned.add(id(tensor))
+        return tensor
+
+    def build_network(config: Any) -> SiameseNetwork:
+        with unset_fake_temporarily():  # fake parameters cannot be moved
+            encoder = nn.Sequential(
+                nn.Conv2d(3, 8, 5, stride=4), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+            )
+            return SiameseNetwork(encoder, build_projector(8, list(config.PROJECTOR.DIMS)))
+
+    replaced = {
+        "torch.cuda.amp.common.amp_definitely_not_available": lambda: False,
+        "torch.cuda.is_bf16_supported": lambda including_emulation=True: True,
+        "torch.cuda.get_device_capability": lambda device=None: (9, 0),
+        "torch.Tensor.pin_memory": pin,
+        "torch.Tensor.backward": lambda loss: backward([loss], [None]),
+        "torch.autograd.backward": backward,
+        "torch.autograd.grad": gradients,
+        "torch._fused_sgd_": fused_sgd,
+        "pretrain.build.build_network": build_network,
+    }
+    with contextlib.ExitStack() as stack:
+        for name, stand_in in replaced.items():
+            stack.enter_context(mock.patch(name, stand_in))
+        stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+        yield lambda: Recorded(pinned)
+
+
+class Table:
+    """Parameters of augmentation that keep their content: what is worked out on the host depends on it."""
+
+    def __init__(self, values: np.ndarray) -> None:
+        self._values = values
+
+    def numpy(self) -> np.ndarray:
+        """The values."""
+        return self._values
+
+
+def pinned_batch(batch: Batch) -> Batch:
+    """A real batch as the loader hands it out for a GPU. Call it within `fake_cuda`."""
+    with unset_fake_temporarily():
+        images, params = list(batch.images), [Table(table.numpy().copy()) for table in batch.params]
+    return Batch([part.pin_memory() for part in images], params, batch.labels, batch.indices, [])  # type: ignore[arg-type]
+
+
+def fused_sgd(
+    parameters: Sequence[Tensor], gradients: Sequence[Tensor], momenta: Sequence[Tensor], **options: Any
+) -> None:
+    """In place of the kernel, what it demands of its operands."""
+    for group in zip(parameters, gradients, momenta, strict=True):
+        assert len({(tensor.device, tensor.dtype, tensor.shape) for tensor in group}) == 1
+    found_inf = options["found_inf"]
+    assert (found_inf.device, found_inf.dtype, found_inf.numel()) == (parameters[0].device, torch.float32, 1)
+
+
+def backward(
+    outputs: Sequence[Tensor],
+    grad_tensors: Sequence[Tensor | None],
+    into: Callable[[Tensor, Tensor], None] | None = None,
+) -> None:
+    """The backward pass: calls each node of the graph when all gradients of its outputs are there."""
+    nodes = list(dict.fromkeys(output.grad_fn for output in outputs))
+    waits_for: collections.Counter[Any] = collections.Counter()
+    pending, seen = list(nodes), set(nodes)
+    while pending:
+        for node, _ in pending.pop().next_functions:
+            waits_for[node] += 1
+            if node is not None and node not in seen:
+                seen.add(node)
+                pending.append(node)
+    arrived: dict[Any, dict[int, Tensor]] = collections.defaultdict(dict)
+    for output, gradient in zip(outputs, grad_tensors, strict=True):
+        _add(arrived[output.grad_fn], output.output_nr, torch.ones_like(output) if gradient is None else gradient)
+    ready = [node for node in nodes if not waits_for[node]]
+    while ready:
+        node = ready.pop()
+        for (following, place), gradient in zip(
+            node.next_functions, _call(node, arrived.pop(node, {}), into or accumulate), strict=True
+        ):
+            if following is None:
+                continue
+            if gradient is not None:
+                _add(arrived[following], place, _fit(gradient, following._input_metadata[place]))
+            waits_for[following] -= 1
+            if not waits_for[following]:
+                ready.append(following)
+
+
+def gradients(output: Tensor, inputs: Sequence[Tensor]) -> list[Tensor]:
+    """In place of `torch.autograd.grad`, of leaves."""
+    found: dict[int, Tensor] = {}
+    backward([output], [None], into=lambda leaf, gradient: _add(found, id(leaf), gradient))
+    return [found[id(leaf)] for leaf in inputs]
+
+
+def accumulate(leaf: Tensor, gradient: Tensor) -> None:
+    """Where a gradient ends up."""
+    leaf.grad = gradient if leaf.grad is None else leaf.grad + gradient
+
+
+@torch.no_grad()
+def _call(node: Any, arrived: dict[int, Tensor], into: Callable[[Tensor, Tensor], None]) -> Sequence[Tensor | None]:
+    """The gradients of a node's inputs, from those of its outputs by place."""
+    if hasattr(node, "variable"):
+        into(node.variable, arrived[0])
+        return ()
+    if not arrived:
+        return [None] * len(node.next_functions)
+    function = node if callable(node) else node.apply  # `apply` of a torch.autograd.Function
+    found = function(*[arrived.get(place) for place in range(max(arrived) + 1)])
+    found = found if isinstance(found, tuple) else (found,)
+    return found[: len(node.next_functions)]
+
+
+def _add(gradients: dict[int, Tensor], place: int, more: Tensor) -> None:
+    gradients[place] = gradients[place] + more if place in gradients else more
+
+
+def _fit(gradient: Tensor, wanted: Any) -> Tensor:
+    """What the engine checks and adapts between two nodes."""
+    assert gradient.device == wanted.device
+    return gradient.sum_to_size(tuple(wanted.shape)).to(wanted.dtype)

@@ -1,0 +1,226 @@
+"""What runs on a GPU, followed without one on fake tensors; and where there is one, its results beside a CPU's."""
+
+import contextlib
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from fvcore.common.config import CfgNode
+
+from cli.errors import UserError
+from pretrain import build, checkpoint, distributed, features, supervised
+from pretrain.augment import augment
+from pretrain.config import get_defaults
+from pretrain.data import ArraySource, FileSource
+from pretrain.engine import Trainer
+from pretrain.estimate import synthetic_batch
+from pretrain.frozen import _from_cache
+from pretrain.guard import Votes
+from pretrain.loader import SequentialBatches, ShuffledBatches, build_loader, read_batches
+from pretrain.views import ViewDataset
+from tests.pretrain.fake_cuda import CUDA, fake_cuda, pinned_batch
+
+
+def small(**training: Any) -> CfgNode:
+    config = get_defaults()
+    config.DATA.IMAGE_SIZE, config.PROJECTOR.DIMS = 16, [16, 8]
+    config.TRAIN.update(training)
+    return config
+
+
+def build_trainer(config: CfgNode) -> Trainer:
+    return build.build_trainer(config, build.build_parts(config, CUDA), CUDA, total_steps=10, steps_per_epoch=5)
+
+
+@pytest.mark.parametrize(("micro_batch", "precision"), [(0, "auto"), (4, "float32")])
+def test_a_step_waits_for_nothing(micro_batch: int, precision: str) -> None:
+    # The first step sets things up. In the second all copies go to the GPU, from memory that it can read by itself;
+    # a number that the host asks for, or an operand elsewhere, would have raised.
+    config = small(MICRO_BATCH=micro_batch, PRECISION=precision)
+    batch = synthetic_batch(config, 8)
+    with fake_cuda() as record:
+        trainer = build_trainer(config)
+        trainer.step(0, pinned_batch(batch))
+        with record() as recorded:
+            terms = trainer.step(1, pinned_batch(batch), stop=True)
+        places = {term.device for term in terms} | {trainer.votes.device}
+        gradients = [parameter.grad for parameter in trainer.network.parameters()]
+    assert places == {CUDA}
+    assert all(gradient is not None and gradient.device == CUDA for gradient in gradients)
+    assert trainer.precision == ("bfloat16" if precision == "auto" else "float32")
+    assert len(recorded.sent) > 10
+    assert all(at_once for _, at_once in recorded.sent)
+    assert recorded.fetched == []
+
+
+def test_augmentation_takes_parts_of_a_large_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    # What comes between is then of the size of a part. 8 images of 16 pixels are three parts of at most three.
+    config = small()
+    batch = synthetic_batch(config, 8)
+    monkeypatch.setattr("pretrain.augment.GPU_BYTES", 3 * 4 * 3 * 16 * 16)
+    with fake_cuda() as record:
+        pinned = pinned_batch(batch)
+        images, mean = pinned.images[0].to(CUDA), torch.zeros(3, device=CUDA)
+        with record() as recorded:
+            views = augment(images, pinned.params[0], mean, mean)
+    assert views.shape == (8, 3, 16, 16)
+    assert views.is_contiguous(memory_format=torch.channels_last)
+    assert recorded.largest == 3 * 3 * 16 * 16
+
+
+def test_references_come_to_the_gpu_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(features, "TRAIN_CHUNK", 8)
+    train, labels, test = torch.randn(20, 5), torch.arange(20), torch.randn(7, 5)
+    with fake_cuda() as record, record() as recorded:
+        similarity, found = features.nearest(train, labels, test, k=3, device=CUDA, chunk=2)
+    assert similarity.shape == found.shape == (7, 3)
+    assert {similarity.device.type, found.device.type} == {"cpu"}
+    moved = [shape for shape, _ in recorded.sent]
+    assert [moved.count(shape) for shape in ((8, 5), (4, 5))] == [2, 1]  # for four chunks of test images
+    assert len(recorded.fetched) == 2
+
+
+@pytest.mark.parametrize("name", ["sgd", "lars"])
+def test_heads_learn_from_a_cache_without_waiting(name: str) -> None:
+    batches = ShuffledBatches(12, batch_size=4, seed=0, first_step=0, last_step=2)
+    head = supervised.LinearHeads(2, 5, 3)
+    with fake_cuda() as record:
+        cache = [torch.zeros(12, 5, device=CUDA)]
+        labels = torch.zeros(12, dtype=torch.int64, device=CUDA)
+        heads = head.to(CUDA)
+        groups = [list(part.parameters()) for part in heads]
+        optimizer = supervised.build_optimizer(name, groups, momentum=0.9, weight_decay=1e-4)
+        learner = supervised.Learner(heads, optimizer, [lambda epoch: 0.1] * 2)
+        with record() as recorded:
+            losses = [learner.step(0, *part) for part in _from_cache(cache, labels, batches)]
+    assert [loss.device for loss in losses] == [CUDA, CUDA]
+    assert recorded.sent == [((4,), True)] * 2
+    assert recorded.fetched == []
+
+
+class Buffer:
+    """Pinned memory and the event behind its copy, by what is done with them."""
+
+    def __init__(self, done: list[str]) -> None:
+        self._done, self._number = done, len(done)
+
+    def copy_(self, votes: Any, non_blocking: bool) -> None:
+        assert non_blocking
+        self._done.append("copy")
+
+    def record(self) -> None:
+        self._done.append("record")
+
+    def synchronize(self) -> None:
+        self._done.append("wait")
+
+    def tolist(self) -> list[float]:
+        self._done.append("read")
+        return [0.0, 1.0]
+
+
+def test_votes_are_read_two_steps_later_when_their_copy_is_complete(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    with fake_cuda():
+        on_gpu = torch.zeros(2, device=CUDA)
+    monkeypatch.setattr("torch.empty", lambda count, pin_memory: Buffer(done))
+    monkeypatch.setattr("torch.cuda.Event", lambda: Buffer(done))
+    votes = Votes(CUDA)
+    for step in range(4):
+        votes.add(step, on_gpu)
+        assert done[-2:] == ["copy", "record"]
+        assert [verdict.step for verdict in votes.read()] == ([step - 2] if step >= 2 else [])
+    assert done[-2:] == ["wait", "read"]
+    assert [tuple(verdict) for verdict in votes.read(everything=True)] == [(2, False, True), (3, False, True)]
+
+
+@pytest.fixture
+def pinning(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """Have loaders pin memory as on a GPU, in a thread of their own; gives the shapes that they have pinned."""
+    pinned: list[tuple[int, ...]] = []
+
+    def pin(tensor: torch.Tensor) -> torch.Tensor:
+        pinned.append(tuple(tensor.shape))
+        return tensor
+
+    monkeypatch.setattr("torch.accelerator.is_available", lambda *_: True)
+    monkeypatch.setattr("torch.accelerator.current_accelerator", lambda *_: CUDA)
+    monkeypatch.setattr("torch.accelerator.current_device_index", lambda: 0)
+    monkeypatch.setattr("torch.accelerator.set_device_index", lambda _: None)
+    monkeypatch.setattr("torch.Tensor.pin_memory", pin)
+    return pinned
+
+
+def gpu_loader(source: ArraySource) -> Any:
+    batches = SequentialBatches(np.arange(len(source)), 2)
+    return build_loader(ViewDataset(source, 8, []), batches, 1, CUDA, timeout=20)
+
+
+def test_batches_are_pinned(pinning: list[tuple[int, ...]]) -> None:
+    source = ArraySource(np.zeros((4, 8, 8, 3), np.uint8), [0] * 4, ["x"])
+    assert [batch.indices.tolist() for batch in read_batches(gpu_loader(source))] == [[0, 1], [2, 3]]
+    assert pinning == [(1, 2, 3, 8, 8), (2,)] * 2  # images and labels
+
+
+class Treacherous(ArraySource):
+    """Images of which the fourth kills the process that reads it."""
+
+    def read(self, index: int) -> np.ndarray:
+        if index == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().read(index)
+
+
+def test_a_worker_that_dies_is_named_while_memory_is_pinned(pinning: list[tuple[int, ...]]) -> None:
+    source = Treacherous(np.zeros((8, 8, 8, 3), np.uint8), [0] * 8, ["x"])
+    with pytest.raises(UserError, match=r"loader worker 0 \(process \d+\), at .* has died"):
+        list(read_batches(gpu_loader(source)))
+
+
+def test_a_damaged_image_is_named_while_memory_is_pinned(pinning: list[tuple[int, ...]], tmp_path: Path) -> None:
+    source = FileSource([tmp_path / "gone.jpg"], [0], ["x"])
+    with pytest.raises(UserError, match=r"gone.jpg: .*; check the dataset"):
+        list(read_batches(gpu_loader(source)))
+
+
+def test_a_checkpoint_of_a_gpu_is_read_without_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = {"encoder.conv1.weight": torch.randn(2, 3)}
+    with monkeypatch.context() as patch:
+        patch.setattr("torch.serialization.location_tag", lambda storage: "cuda:3")
+        state = {"format": checkpoint.PRETRAIN, "model": encoder, "position": {"epoch": 1, "step": 2}}
+        path = checkpoint.save(tmp_path, state)
+    with pytest.raises(RuntimeError, match="CUDA"):
+        torch.load(path)
+    found = checkpoint.load(path)["model"]["encoder.conv1.weight"]
+    assert torch.equal(found, encoder["encoder.conv1.weight"])  # raises where they are on different devices
+
+
+@pytest.mark.parametrize("error", [None, UserError("the disk is full")])
+def test_processes_join_and_leave_with_their_gpu(error: Exception | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[Any] = []
+    for name, value in {"RANK": "5", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4", "WORLD_SIZE": "8"}.items():
+        monkeypatch.setenv(name, value)
+    store = torch.distributed.HashStore()
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    monkeypatch.setattr("torch.cuda.set_device", lambda device: done.append(("set", device)))
+    monkeypatch.setattr("torch.distributed.rendezvous", lambda *_, **__: iter([(store, 5, 8)]))
+    monkeypatch.setattr(
+        "torch.distributed.init_process_group", lambda *names, **by: done.append((*names, by["device_id"]))
+    )
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: len(done) > 1)
+    monkeypatch.setattr("torch.distributed.get_backend", lambda: "nccl")
+    monkeypatch.setattr("torch.distributed.destroy_process_group", lambda: done.append("left"))
+    own = torch.device("cuda", 1)
+    with contextlib.suppress(UserError):
+        assert distributed.start(use_cuda=True) == own
+        try:
+            if error:
+                raise error
+        finally:
+            distributed.stop()
+    # Before anything else, so that no memory is taken on the first GPU. After an error NCCL's end would wait for all.
+    assert done == [("set", own), ("nccl", own), *([] if error else ["left"])]
