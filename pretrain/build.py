@@ -10,6 +10,7 @@ import torch
 from fvcore.common.config import CfgNode
 from torch.utils.data import DataLoader
 
+from cli.errors import UserError
 from pretrain import checkpoint, distributed
 from pretrain.config import build_recipes, resolve_precision
 from pretrain.corinfomax import CorInfoMaxLoss
@@ -22,6 +23,7 @@ from pretrain.recorder import Recorder
 from pretrain.rundir import plain
 from pretrain.saving import Saver
 from pretrain.schedule import warmup_cosine
+from pretrain.tars import TarSource
 from pretrain.views import ViewDataset
 from pretrain.wandb_mirror import open_wandb
 
@@ -82,6 +84,8 @@ def build_batches(config: CfgNode, source: Source, span: Span, device: torch.dev
         last_step=span.last,
         rank=distributed.rank(),
         world_size=distributed.world_size(),
+        shards=source.shards if isinstance(source, TarSource) else (),
+        window=config.DATA.WINDOW,
     )
     dataset = ViewDataset(source, config.DATA.IMAGE_SIZE, build_recipes(config), config.SEED)
     return build_loader(dataset, batches, config.DATA.WORKERS, device, config.DATA.WORKER_TIMEOUT)
@@ -127,7 +131,16 @@ def build_saver(
 def build_trainer(
     config: CfgNode, parts: dict[str, Any], device: torch.device, total_steps: int, steps_per_epoch: int
 ) -> Trainer:
-    """The training step, with the network wrapped for several processes and compiled where asked for."""
+    """The training step, with the network wrapped for several processes and compiled where asked for.
+
+    Raises:
+        UserError: images would pass one by one, and BatchNorm cannot normalise those.
+    """
+    _check_parts(config.TRAIN.BATCH_SIZE // distributed.world_size(), config.TRAIN.MICRO_BATCH, device)
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = (
+            True  # all batches have one shape: the fastest convolutions are looked for once
+        )
     network = parts["network"]
     if config.TRAIN.COMPILE:
         network.compile()
@@ -142,3 +155,13 @@ def build_trainer(
         precision=resolve_precision(config.TRAIN.PRECISION, device),
         micro_batch=config.TRAIN.MICRO_BATCH,
     )
+
+
+def _check_parts(share: int, micro_batch: int, device: torch.device) -> None:
+    over_all = device.type == "cuda" and distributed.world_size() > 1  # BatchNorm takes the images of all processes
+    parts = -(-share // micro_batch) if micro_batch else 1
+    if share // parts < 2 and not over_all:
+        key = "TRAIN.BATCH_SIZE" if share < 2 else "TRAIN.MICRO_BATCH"
+        raise UserError(
+            f"{key}: one image at a time would pass the network in each process, and BatchNorm needs two; raise it"
+        )

@@ -11,6 +11,7 @@ from pretrain.checks import each_in_range, in_range, one_of
 from pretrain.data import DATASETS, FOLDERS
 from pretrain.encoder import ENCODERS, STEMS
 from pretrain.objectives import OBJECTIVES
+from pretrain.stream import Streaming
 from pretrain.views import ViewRecipe
 
 PRECISIONS = ("auto", "float32", "bfloat16")
@@ -49,8 +50,11 @@ def _add_images(c: CfgNode) -> None:
     """Where images come from, and what is done to them."""
     c.DATA = CfgNode()
     c.DATA.NAME = "shapes"  # one of pretrain.data.DATASETS
-    c.DATA.ROOT = ""  # the dataset's folder; empty: the default place, for sets that have one
+    c.DATA.ROOT = ""  # the dataset's folder; empty: the default place, for sets that have one. Of webdataset also URLs
     c.DATA.CLASSES = ""  # of a folder: a file that lists the class folders to take, or imagenet100; empty: all
+    c.DATA.WINDOW = 0  # of webdataset: images are shuffled among so many tars at a time; 0: among all
+    c.DATA.CACHE = ""  # folder for tars that are fetched; empty: ~/.cache/corinfomax/shards
+    c.DATA.CACHE_GB = 100.0  # what they may take there, at least two windows of tars
     c.DATA.WORKERS = 2  # loader processes for each training process; 0 reads in the training process itself
     c.DATA.IMAGE_SIZE = 64  # pixels
     c.DATA.MEAN = [0.485, 0.456, 0.406]  # RGB, of values in [0, 1]
@@ -109,6 +113,8 @@ def validate(config: CfgNode) -> None:
     in_range(config, "TRAIN.BATCH_SIZE", 2)
     in_range(config, "DATA.IMAGE_SIZE", 1, 4096)
     in_range(config, "DATA.WORKERS", 0, 1024)
+    in_range(config, "DATA.WINDOW", 0)
+    in_range(config, "DATA.CACHE_GB", 1e-6)
     in_range(config, "SEED", 0, 2**32 - 1)
     for key in ("WARMUP_EPOCHS", "MICRO_BATCH", "MAX_STEPS", "MAX_SKIPPED", "MIN_LR", "WARMUP_LR", "WEIGHT_DECAY"):
         in_range(config, f"TRAIN.{key}", 0)
@@ -142,10 +148,18 @@ def _check_agreement(config: CfgNode) -> None:
         raise UserError(f"TRAIN.MIN_LR ({config.TRAIN.MIN_LR:g}) must not be above TRAIN.LR ({config.TRAIN.LR:g})")
     if config.DATA.CLASSES and config.DATA.NAME not in FOLDERS:
         raise UserError(f"DATA.CLASSES chooses among class folders, and {config.DATA.NAME} has none; leave it empty")
+    if config.DATA.WINDOW and config.DATA.NAME != "webdataset":
+        raise UserError(f"DATA.WINDOW is a number of tars, and {config.DATA.NAME} has none; leave it 0")
     if config.TRAIN.WARMUP_EPOCHS >= config.TRAIN.EPOCHS:
         raise UserError(
             f"TRAIN.WARMUP_EPOCHS ({config.TRAIN.WARMUP_EPOCHS}) must be below TRAIN.EPOCHS ({config.TRAIN.EPOCHS})"
         )
+
+
+def build_streaming(config: CfgNode) -> Streaming:
+    """How tars that are elsewhere are kept."""
+    data = config.DATA
+    return Streaming(data.CACHE, data.CACHE_GB, data.WINDOW, patience=data.WORKER_TIMEOUT)
 
 
 def build_recipes(config: CfgNode) -> tuple[ViewRecipe, ViewRecipe]:

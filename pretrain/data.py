@@ -1,4 +1,4 @@
-"""Where images come from: folders of files, and the small sets that torchvision knows how to read.
+"""Where images come from: folders of files, tars here or elsewhere, and sets that torchvision knows how to read.
 
 A `Source` gives an image as uint8 RGB by index. Everything after it (views, batches) is the same for all.
 """
@@ -15,8 +15,11 @@ import torchvision
 
 from cli.config import config_folder
 from cli.errors import UserError
+from pretrain.fetch import stall_of
 from pretrain.images import EXTENSIONS, read_rgb
-from pretrain.tars import UNLABELED, TarSource
+from pretrain.shards import is_listing, list_shards
+from pretrain.stream import StreamedTars, Streaming
+from pretrain.tars import UNLABELED, TarSource, local_tars
 from shapes import ensure_rendered
 
 DATASETS = (
@@ -99,18 +102,21 @@ class ArraySource:
         return f"image {index}"
 
 
-def build_source(name: str, root: str, split: str, classes: str = "") -> Source:
+def build_source(name: str, root: str, split: str, classes: str = "", streaming: Streaming | None = None) -> Source:
     """The images of a dataset.
 
     Args:
         name: one of `DATASETS`.
-        root: the dataset's folder; empty for the embedded set, and for the small sets' default place.
+        root: the dataset's folder; empty for the embedded set, and for the small sets' default place. Of `webdataset`
+            also what names tars one by one, as in `shards.py`.
         split: `pretrain` (labels are not used), `train` or `val`.
         classes: a list of class folders to take, as in `read_class_list`; empty: all of them. Of `imagenet100`, in a
             folder that holds more than its classes: those.
+        streaming: how to keep tars that are elsewhere; by default as `Streaming` says.
 
     Raises:
-        UserError: unknown name, the folder is missing, empty or not laid out as expected, or a class is absent.
+        UserError: unknown name, the folder is missing, empty or not laid out as expected, or a class is absent; tars
+            cannot be had.
     """
     if classes and name not in FOLDERS:
         raise UserError(f"DATA.CLASSES chooses among class folders, and {name} has none; leave it empty")
@@ -123,6 +129,8 @@ def build_source(name: str, root: str, split: str, classes: str = "") -> Source:
         raise UserError(f"DATA.NAME {name!r} is not one of {', '.join(DATASETS)}")
     if not root:
         raise UserError(f"DATA.ROOT is empty; set it to the folder of {name} (DATA.ROOT /path/to/images)")
+    if name == "webdataset" and is_listing(root):
+        return _listed_tars(root, split, streaming or Streaming())
     if name == "tiny_imagenet" and split == "val" and not classes:
         return _tiny_imagenet_val(Path(root))
     folder = Path(root)
@@ -130,7 +138,7 @@ def build_source(name: str, root: str, split: str, classes: str = "") -> Source:
     if name in ("folder", "webdataset") and split == "pretrain" and not subfolder.is_dir():
         subfolder = folder
     if name == "webdataset":
-        return TarSource(subfolder)
+        return local_tars(sorted(subfolder.glob("*.tar")), str(subfolder))
     chosen = read_class_list(classes) if classes else ()
     if name == "imagenet100" and not classes and subfolder.is_dir():
         own = read_class_list(name)
@@ -191,6 +199,14 @@ def _folder(root: Path, chosen: Sequence[str] = ()) -> FileSource:
     classes = sorted(set(first_levels))
     number = {name: i for i, name in enumerate(classes)}
     return FileSource(paths, [number[name] for name in first_levels], classes)
+
+
+def _listed_tars(root: str, split: str, streaming: Streaming) -> TarSource:
+    """Tars that are named one by one: here, or elsewhere."""
+    shards = list_shards(root, split, stall_of(streaming.patience))
+    if shards[0].is_local:
+        return local_tars([Path(shard.url) for shard in shards], root)
+    return StreamedTars(shards, streaming, root, labelled=split != "pretrain")
 
 
 def _tiny_imagenet_val(root: Path) -> FileSource:

@@ -5,6 +5,7 @@ import logging
 import multiprocessing
 import os
 import time
+import traceback
 from collections.abc import Callable, Generator, Iterator, Sequence
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
@@ -17,6 +18,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 from cli.errors import UserError
 from pretrain.data import Source
 from pretrain.images import UnreadableImage
+from pretrain.order import epoch_order
+from pretrain.read_ahead import ReadAhead, follow, stream_of
 from pretrain.signals import leave_to_parent
 from pretrain.views import Batch, collate
 
@@ -27,8 +30,8 @@ logger = logging.getLogger("pretrain")
 class ShuffledBatches(Sampler):
     """The batches of all epochs from a given step on, each a list of (epoch, index).
 
-    The order is a permutation by (seed, epoch). A batch is a run of it, and each process takes its part of the
-    batch, so that the images of a step are the same for any number of processes. An incomplete last batch is dropped.
+    The order is `epoch_order`'s. A batch is a run of it, and each process takes its part of the batch, so that the
+    images of a step are the same for any number of processes. An incomplete last batch is dropped.
 
     Args:
         count: images in the dataset.
@@ -39,6 +42,7 @@ class ShuffledBatches(Sampler):
         last_step: where to end; the end of the last epoch, or before.
         rank: this process.
         world_size: number of processes; divides `batch_size`.
+        shards, window: as in `epoch_order`.
     """
 
     def __init__(
@@ -51,8 +55,11 @@ class ShuffledBatches(Sampler):
         last_step: int,
         rank: int = 0,
         world_size: int = 1,
+        shards: Sequence[int] = (),
+        window: int = 0,
     ) -> None:
         self.count, self.batch_size, self.seed = count, batch_size, seed
+        self.shards, self.window = shards, window
         self.first_step, self.last_step = first_step, last_step
         self.rank, self.share = rank, batch_size // world_size
         self.steps_per_epoch = count // batch_size
@@ -65,19 +72,17 @@ class ShuffledBatches(Sampler):
         for step in range(self.first_step, self.last_step):
             epoch, place = divmod(step, self.steps_per_epoch)
             if epoch != order_epoch:
-                order, order_epoch = epoch_order(self.count, self.seed, epoch), epoch
+                order, order_epoch = self._order(epoch), epoch
             start = place * self.batch_size + self.rank * self.share
             yield [(epoch, int(index)) for index in order[start : start + self.share]]
 
     def images_of(self, step: int) -> np.ndarray:
         """The images of a step over all processes, as indices of the dataset."""
         epoch, place = divmod(step, self.steps_per_epoch)
-        return epoch_order(self.count, self.seed, epoch)[place * self.batch_size : (place + 1) * self.batch_size]
+        return self._order(epoch)[place * self.batch_size : (place + 1) * self.batch_size]
 
-
-def epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
-    """The permutation of the images in an epoch."""
-    return np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, 0, epoch])).permutation(count)
+    def _order(self, epoch: int) -> np.ndarray:
+        return epoch_order(self.count, self.seed, epoch, self.shards, self.window)
 
 
 def check_batch(count: int, batch_size: int, world_size: int) -> None:
@@ -118,7 +123,13 @@ def build_loader(
         device: where the batches go.
         timeout: seconds without a batch after which a hanging worker is reported.
         join: what makes a batch of the dataset's items.
+
+    Raises:
+        UserError: the images are streamed, and those that the order needs at a time do not fit the folder for them.
     """
+    stream = stream_of(dataset.source)
+    if stream and isinstance(batches, ShuffledBatches):
+        stream.check_room(batches.window)
     return DataLoader(
         WatchedDataset(dataset, workers) if workers else dataset,  # type: ignore[arg-type]
         batch_sampler=batches,
@@ -136,6 +147,11 @@ class WatchedDataset(Dataset):
     def __init__(self, dataset: ImageDataset, workers: int) -> None:
         self.dataset = dataset
         self._board = torch.zeros(workers, 3, dtype=torch.float64).share_memory_()  # process, index, since
+
+    @property
+    def source(self) -> Source:
+        """The images."""
+        return self.dataset.source
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -165,8 +181,18 @@ def read_batches(loader: DataLoader) -> Generator[Any, None, None]:
     """The loader's batches.
 
     Raises:
-        UserError: no image in reach can be read, or a worker has died or hangs; it is named, and ended.
+        UserError: no image in reach can be read, a tar cannot be fetched, or a worker has died or hangs; it is named,
+            and ended.
     """
+    with contextlib.ExitStack() as stack:
+        ahead = follow(loader)
+        if ahead:
+            stack.callback(ahead.close)
+            ahead.advance()
+        yield from _read(loader, ahead)
+
+
+def _read(loader: DataLoader, ahead: ReadAhead | None) -> Generator[Any, None, None]:
     others = set(multiprocessing.active_children())
     batches = iter(loader)
     workers = [process for process in multiprocessing.active_children() if process not in others]
@@ -175,10 +201,15 @@ def read_batches(loader: DataLoader) -> Generator[Any, None, None]:
         try:
             while (batch := next(batches, None)) is not None:
                 yield batch
-        except UnreadableImage as error:
+                if ahead:
+                    ahead.advance()
+        except (UnreadableImage, UserError) as error:
             # A worker's exception comes with its traceback as text, and the message in the last line.
-            last = str(error).strip().splitlines()[-1]
-            failure = f"{last.removeprefix(f'{UnreadableImage.__module__}.UnreadableImage: ')}; check the dataset"
+            last = (
+                str(error).strip().splitlines()[-1].removeprefix(f"{type(error).__module__}.{type(error).__name__}: ")
+            )
+            traceback.clear_frames(error.__traceback__)  # they hold the loader, which must end before its workers do
+            failure = f"{last}; check the dataset" if isinstance(error, UnreadableImage) else last
         except (RuntimeError, OSError, EOFError) as error:
             # Of torch's own messages one may be late: a death that it missed ends in its timeout. Any other error may
             # come from the connection to a worker that dies, before its death is seen.

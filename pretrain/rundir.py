@@ -18,6 +18,8 @@ from pretrain.metrics import start_logging
 # Keys that may differ from the interrupted run's, since they do not change what is computed.
 MAY_CHANGE = {
     "DATA.ROOT",
+    "DATA.CACHE",
+    "DATA.CACHE_GB",
     "DATA.WORKERS",
     "DATA.MAX_UNREADABLE",
     "DATA.WORKER_TIMEOUT",

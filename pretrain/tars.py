@@ -1,15 +1,15 @@
 """Images in tar files, as WebDataset lays them out: samples of members with a common name, `0042.jpg` and `0042.cls`.
 
-The tars are local and uncompressed, so any image is at hand by its offset: the order of the images, resuming and the
-number of workers are the same as with a folder. Streams from elsewhere are not read.
+The tars are uncompressed, so any image is at hand by its offset: the order of the images, resuming and the number of
+workers are the same as with a folder. Those that are elsewhere are in `stream.py`.
 """
 
 import os
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -20,79 +20,137 @@ LABEL = ".cls"  # a member with the number of the class, as text
 UNLABELED = -1
 
 
-class Member(NamedTuple):
-    """Where an image is."""
+@dataclass(frozen=True)
+class TarIndex:
+    """Where the images of a tar are, in the order of its members. Compact: each worker may hold many."""
 
-    shard: Path
-    name: str
-    offset: int  # bytes
-    size: int
+    names: bytes  # of the members, with a zero byte between them
+    offsets: np.ndarray  # (N,) int64, bytes
+    sizes: np.ndarray  # (N,) int64, bytes
+    labels: np.ndarray  # (N,) int32, `UNLABELED` where there is none
+
+    @classmethod
+    def of(cls, rows: Sequence[tuple[str, int, int, int]]) -> "TarIndex":
+        """Of (name, offset, size, label) for each image."""
+        names, offsets, sizes, labels = zip(*rows, strict=True) if rows else ((), (), (), ())
+        joined = "\0".join(names).encode("utf-8", "surrogateescape")
+        return cls(joined, np.array(offsets, np.int64), np.array(sizes, np.int64), np.array(labels, np.int32))
+
+    def __len__(self) -> int:
+        return len(self.offsets)
+
+    def name(self, row: int) -> str:
+        """Of a member."""
+        return self.names.split(b"\0")[row].decode("utf-8", "replace")
+
+    def rows(self) -> list[tuple[str, int, int, int]]:
+        """What `of` takes."""
+        names = self.names.decode("utf-8", "surrogateescape").split("\0")[: len(self)]
+        return list(zip(names, self.offsets.tolist(), self.sizes.tolist(), self.labels.tolist(), strict=True))
 
 
 class TarSource:
-    """The images of all tars in a folder, in the order of the tars' names and of their members.
+    """The images of some tars, in the order of the tars and of their members.
 
     Args:
-        root: the folder.
+        tars: what to call each.
+        indexes: of each; None where it is not known yet.
+        counts: images in each.
+        root: where they are, for messages.
 
     Raises:
-        UserError: there is no tar or no image, a tar is damaged or compressed, or only some images have a label.
+        UserError: there is no image, or only some have a label.
     """
 
-    def __init__(self, root: Path) -> None:
-        shards = sorted(root.glob("*.tar"))
-        if not shards:
-            raise UserError(f"there is no .tar in {root}; check DATA.ROOT")
-        found = [entry for shard in shards for entry in _index(shard)]
-        if not found:
+    def __init__(
+        self, tars: Sequence[str], indexes: Sequence[TarIndex | None], counts: Sequence[int], root: str
+    ) -> None:
+        self.shards: Sequence[int] = list(counts)  # images in each
+        self._tars, self._indexes = tars, list(indexes)
+        self._ends = np.cumsum(counts)
+        if not sum(counts):
             raise UserError(f"there is no image in the tars of {root} (looked for {' '.join(EXTENSIONS)})")
-        self._members = [member for member, _ in found]
-        self.labels: Sequence[int] = [label for _, label in found]
-        if UNLABELED in self.labels and any(label != UNLABELED for label in self.labels):
+        known = [index.labels for index in indexes if index is not None]
+        complete = len(known) == len(indexes)
+        labels = np.concatenate(known) if complete else np.full(sum(counts), UNLABELED)
+        self.labels: Sequence[int] = labels.tolist()
+        if UNLABELED in self.labels and (labels != UNLABELED).any():
             odd = self.name(self.labels.index(UNLABELED))
             raise UserError(f"some images in {root} have a label ({LABEL}) and some have not: {odd}")
         self.classes: Sequence[str] = [str(number) for number in range(max(self.labels) + 1)]
 
     def __len__(self) -> int:
-        return len(self._members)
+        return len(self.labels)
 
     def read(self, index: int) -> np.ndarray:
         """The image as (H, W, 3) uint8 RGB. Raises `UnreadableImage`."""
-        member = self._members[index]
+        shard, row = self._place(index)
+        known = self._index(shard)
         try:
-            data = os.pread(_open(member.shard, os.getpid()), member.size, member.offset)
+            data = self._read_bytes(shard, int(known.offsets[row]), int(known.sizes[row]))
         except OSError as error:
             raise UnreadableImage(f"{self.name(index)}: {error}") from error
         return decode_rgb(data, self.name(index))
 
     def name(self, index: int) -> str:
         """The tar's path and the member's name."""
-        return f"{self._members[index].shard}:{self._members[index].name}"
+        shard, row = self._place(index)
+        known = self._indexes[shard]
+        return f"{self._tars[shard]}:{known.name(row) if known else f'image {row}'}"
+
+    def shards_of(self, indices: np.ndarray) -> np.ndarray:
+        """Numbers of the tars that hold these images."""
+        return np.searchsorted(self._ends, indices, side="right")
+
+    def _place(self, index: int) -> tuple[int, int]:
+        """Tar, and image in it."""
+        shard = int(np.searchsorted(self._ends, index, side="right"))
+        return shard, index - int(self._ends[shard]) + self.shards[shard]
+
+    def _index(self, shard: int) -> TarIndex:
+        known = self._indexes[shard]
+        assert known is not None
+        return known
+
+    def _read_bytes(self, shard: int, offset: int, size: int) -> bytes:
+        return os.pread(_open(self._tars[shard], os.getpid()), size, offset)
+
+
+def local_tars(tars: Sequence[Path], root: str) -> TarSource:
+    """The images of tars on this machine; see `TarSource`.
+
+    Raises:
+        UserError: as `TarSource`; there is no tar, or one is damaged or compressed.
+    """
+    if not tars:
+        raise UserError(f"there is no .tar in {root}; check DATA.ROOT")
+    indexes = [index_tar(path, str(path)) for path in tars]
+    return TarSource([str(path) for path in tars], indexes, [len(index) for index in indexes], root)
 
 
 @cache
-def _open(shard: Path, process: int) -> int:
+def _open(path: str, process: int) -> int:
     """A descriptor, kept open. `process`: workers open their own."""
-    return os.open(shard, os.O_RDONLY)
+    return os.open(path, os.O_RDONLY)
 
 
-def _index(shard: Path) -> Iterator[tuple[Member, int]]:
-    """The images of a tar with their labels."""
-    images: dict[str, Member] = {}
+def index_tar(path: Path, name: str) -> TarIndex:
+    """Find the images of a tar, with their labels. Raises UserError, with `name`, where it cannot be read as one."""
+    images: dict[str, tuple[str, int, int]] = {}
     labels: dict[str, int] = {}
     try:
-        with tarfile.open(shard, "r:") as tar:
+        with tarfile.open(path, "r:") as tar:
             for entry in tar:
                 folder, _, file = entry.name.rpartition("/")
                 stem, dot, extension = file.partition(".")
                 key, extension = f"{folder}/{stem}", f"{dot}{extension}".lower()
                 if entry.isfile() and extension in EXTENSIONS:
-                    images[key] = Member(shard, entry.name, entry.offset_data, entry.size)
+                    images[key] = entry.name, entry.offset_data, entry.size
                 elif entry.isfile() and extension == LABEL:
                     content = tar.extractfile(entry)
                     labels[key] = int(content.read()) if content else UNLABELED
     except (OSError, tarfile.TarError) as error:
-        raise UserError(f"{shard} cannot be read as an uncompressed tar: {error}") from error
+        raise UserError(f"{name} cannot be read as an uncompressed tar: {error}") from error
     except ValueError as error:
-        raise UserError(f"{shard}: {entry.name} is not the number of a class: {error}") from error
-    yield from ((member, labels.get(key, UNLABELED)) for key, member in images.items())
+        raise UserError(f"{name}: {entry.name} is not the number of a class: {error}") from error
+    return TarIndex.of([(*image, labels.get(key, UNLABELED)) for key, image in images.items()])

@@ -23,6 +23,7 @@ import yaml
 from fvcore.common.config import CfgNode
 from torch import nn
 
+from cli import gpu
 from cli.config import load_config
 from cli.errors import ArgumentParser, UserError, run
 from pretrain import checkpoint, distributed, runs
@@ -36,7 +37,7 @@ from pretrain.build import (
     build_schedule,
     build_trainer,
 )
-from pretrain.config import get_defaults, validate
+from pretrain.config import build_streaming, get_defaults, validate
 from pretrain.data import build_source
 from pretrain.encoder import SiameseNetwork
 from pretrain.estimate import describe_cost
@@ -64,9 +65,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.dry_run or args.check_data:
         look(config, check_images=args.check_data)
         return
-    device = distributed.start(torch.cuda.is_available(), timedelta(seconds=config.TRAIN.PEER_TIMEOUT))
+    device = distributed.start(gpu.is_usable(), timedelta(seconds=config.TRAIN.PEER_TIMEOUT))
     try:
-        with distributed.losses_named():
+        with distributed.losses_named(), gpu.memory_named(advise(config)):
             complete = pretrain(config, Path(args.output or f"output/{Path(args.config).stem}"), args.resume, device)
     finally:
         distributed.stop()
@@ -87,9 +88,17 @@ def build_parser() -> ArgumentParser:
     return parser
 
 
+def advise(config: CfgNode) -> str:
+    """What to do where the batch does not fit a GPU."""
+    part, share = config.TRAIN.MICRO_BATCH, config.TRAIN.BATCH_SIZE // distributed.world_size()
+    change = f"lower TRAIN.MICRO_BATCH (now {part})" if 0 < part < share else f"set TRAIN.MICRO_BATCH below {share}"
+    return f"{change}; loss and gradient stay those of the whole batch"
+
+
 def look(config: CfgNode, check_images: bool) -> None:
     """Check the configuration and the images without training, and print what they come to."""
-    source = build_source(config.DATA.NAME, config.DATA.ROOT, "pretrain", config.DATA.CLASSES)
+    data = config.DATA
+    source = build_source(data.NAME, data.ROOT, "pretrain", data.CLASSES, build_streaming(config))
     if check_images:
         check_data(source, config.DATA.WORKERS, config.DATA.WORKER_TIMEOUT)
         return
@@ -110,13 +119,14 @@ def look(config: CfgNode, check_images: bool) -> None:
         dim=config.PROJECTOR.DIMS[-1],
     )
     print("\n".join(lines))
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device("cuda" if gpu.is_usable() else "cpu")
     print("\n".join(describe_cost(config, processes=processes, steps=span.last, device=device)))
 
 
 def pretrain(config: CfgNode, output: Path, resume: bool, device: torch.device) -> bool:
     """Pretrain as the configuration says, into a run directory. Returns False where a signal has stopped it."""
-    source = build_source(config.DATA.NAME, config.DATA.ROOT, "pretrain", config.DATA.CLASSES)
+    data = config.DATA
+    source = build_source(data.NAME, data.ROOT, "pretrain", data.CLASSES, build_streaming(config))
     check_batch(len(source), config.TRAIN.BATCH_SIZE, distributed.world_size())
     probe = OnlineProbe(config, device) if config.PROBE.EVERY and distributed.is_main() else None
     start = open_run(output, config, resume)
@@ -131,6 +141,8 @@ def pretrain(config: CfgNode, output: Path, resume: bool, device: torch.device) 
     recorder = build_recorder(config, output, parts["criterion"], span) if distributed.is_main() else None
     logger.info("%d images, steps %d to %d, %d an epoch", len(source), span.first, span.last, span.per_epoch)
     logger.info("%s on %d %s process(es)", trainer.precision, distributed.world_size(), device.type)
+    if distributed.world_size() == 1 and torch.cuda.device_count() > 1:
+        logger.info("one of %d GPUs is used; torchrun --nproc_per_node takes more", torch.cuda.device_count())
     with dead_workers_named(loader), contextlib.closing(recorder) if recorder else contextlib.nullcontext():
         complete = train(
             trainer,

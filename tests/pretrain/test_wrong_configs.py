@@ -18,6 +18,8 @@ OUTSIDE: dict[str, list[str]] = {
     "DATA.NAME": ["imagenet", "Shapes", "''"],
     "DATA.CLASSES": ["no_such_list"],
     "DATA.ROOT": ["/no/such/folder"],
+    "DATA.WINDOW": ["-1", "2"],  # of a folder, which has no tars
+    "DATA.CACHE_GB": ["-1", "0"],
     "DATA.WORKERS": ["-1", "100000"],
     "DATA.IMAGE_SIZE": ["0", "-32", "1000000"],
     "DATA.MEAN": ["[0.5, 0.5]", "[]", "[0.5, 0.5, 1.5]", "[0.5, 0.5, -0.1]", "[0.5, 0.5, 1e999]"],
@@ -102,7 +104,7 @@ def wrong_overrides() -> Iterator[list[str]]:
 
 
 def test_every_key_is_covered() -> None:
-    free = {"TRAIN.COMPILE", "LOG.WANDB"}
+    free = {"DATA.CACHE", "TRAIN.COMPILE", "LOG.WANDB"}
     assert set(OUTSIDE) | free == set(keys(get_defaults()))
 
 
