@@ -1,0 +1,95 @@
+"""Detectron2's own tools, and programs written for Detectron2, on this project's recipes.
+
+A program imports this before `detectron2`. From then on `detectron2.config.get_cfg()` has the keys of this project's
+configs, and the registries have the heads that the recipes name:
+
+    import detection.stock
+    from detectron2.config import get_cfg
+
+    cfg = get_cfg()
+    cfg.merge_from_file("configs/detection/coco_R50_C4_1x.yaml")
+
+A tool that cannot be changed is run by this module, which also registers the datasets that its config names:
+
+    python -m detection.stock detectron2/tools/train_net.py --config-file configs/detection/coco_R50_C4_1x.yaml
+
+Detectron2's own trainer knows nothing of the keys that this project adds (DATASETS.FRACTION, SOLVER.PRECISION,
+SOLVER.ACCUMULATION, ..), and logs weights that find no place instead of refusing them.
+"""
+
+import argparse
+import runpy
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import detection.compat
+import detection.roi_heads  # registers the head of the C4 recipes
+import detection.semantic  # noqa: F401  and that for labels of pixels
+from cli.config import find_config, load_config
+from cli.errors import ArgumentParser, UserError, run
+from detection import config as configs
+from detection import datasets, voc_segmentation
+
+# isort: split
+from detectron2.config import defaults, get_cfg
+from detectron2.data import DatasetCatalog
+
+configs.add_own_keys(defaults._C)
+defaults._C.SEED = 0  # this project's commands take no run without a seed, and should take what a tool has trained
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run a script of Detectron2's, with the arguments that follow it.
+
+    Raises:
+        UserError: there is no such script or config, or the config has a key that does not exist.
+    """
+    words = sys.argv[1:] if argv is None else list(argv)
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = ArgumentParser(
+        prog="python -m detection.stock",
+        usage="%(prog)s SCRIPT [ARGUMENTS OF THE SCRIPT]",
+        description=__doc__,
+        formatter_class=raw,
+    )
+    parser.add_argument("script", type=Path, metavar="SCRIPT", help="of Detectron2's source: tools/train_net.py, ..")
+    script = parser.parse_args(words[:1]).script
+    if not script.is_file():
+        raise UserError(f"{script}: there is no such script; Detectron2's source has them in tools/")
+    rest = _with_config(words[1:])
+    with tempfile.TemporaryDirectory() as folder:
+        # A copy that begins with this module, because the processes that it starts, one for each GPU, read it anew.
+        copy = Path(folder, script.name)
+        copy.write_text(f"import detection.stock\n{script.read_text()}")
+        sys.argv = [str(script), *rest]
+        sys.path.insert(0, str(script.resolve().parent))  # as `python SCRIPT` has it
+        runpy.run_path(str(copy), run_name="__main__")
+
+
+def _with_config(words: Sequence[str]) -> list[str]:
+    """The script's arguments with the path of the recipe that `--config-file` names; its datasets are registered."""
+    option = "--config-file"
+    words = [part for word in words for part in (word.split("=", 1) if word.startswith(f"{option}=") else [word])]
+    if option not in words[:-1]:
+        return words
+    place = words.index(option) + 1
+    words[place] = str(find_config(words[place], "detection"))
+    if words[place].endswith(".py"):  # Detectron2's other kind of config
+        return words
+    config = load_config(get_cfg(), words[place], "detection")
+    known = {*DatasetCatalog.list(), *datasets.SHAPES, *voc_segmentation.SETS}
+    names = (*config.DATASETS.TRAIN, *config.DATASETS.TEST)
+    datasets.register(name for name in names if name in known or datasets.OWN in name)
+    return words
+
+
+def cli() -> NoReturn:
+    """The command as a process: errors as one line, exit status 2."""
+    run(main)
+
+
+if __name__ == "__main__":
+    cli()
