@@ -1,7 +1,7 @@
 """What Detectron2's release v0.6 (2021) needs on today's libraries. Import this before `detectron2`.
 
 Each part looks for the feature that is missing, not for a version: upstream's main branch calls itself 0.6
-too and needs none of this, and is left as it is.
+too and needs none of this, and is left as it is, but for one message in its log.
 
 Raises at import:
     UserError: there is no Detectron2.
@@ -9,6 +9,7 @@ Raises at import:
 
 import importlib
 import importlib.util
+import logging
 import sys
 import types
 import warnings
@@ -21,27 +22,32 @@ from torch.optim import lr_scheduler
 
 from cli.errors import UserError
 
+logger = logging.getLogger(__name__)
+
 
 class MissingOperators(types.ModuleType):
     """Stands in for the compiled module `detectron2._C`, which five modules of the tree import unguarded.
 
     ROIAlign and NMS are torchvision's. What only the compiled module has, deformable convolution on CUDA and
     rotated boxes, raises AttributeError when it is called.
+
+    Args:
+        reason: why it is missing.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, reason: str = "Detectron2 is installed without its C++ operators") -> None:
         super().__init__("detectron2._C", self.__doc__)
+        self._reason = reason
 
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(
-            f"detectron2._C.{name} is not there: this Detectron2 was installed without its C++ operators;"
+            f"detectron2._C.{name} is not there: {self._reason};"
             " build Detectron2 from source if the model needs deformable convolution on CUDA or rotated boxes"
         )
 
-    @staticmethod
-    def get_compiler_version() -> str:
+    def get_compiler_version(self) -> str:
         """For the table of the environment, which every run logs."""
-        return "none: Detectron2 is installed without its C++ operators"
+        return f"none: {self._reason}"
 
     get_cuda_version = get_compiler_version
 
@@ -74,14 +80,31 @@ def silence_known_warnings() -> None:
     warnings.filterwarnings("ignore", message="torch.meshgrid: in an upcoming release", category=UserWarning)
 
 
+def silence_diverged_losses() -> None:
+    """Main logs the traceback of a loss that is not finite, which a run says in one line."""
+    logging.getLogger("detectron2.engine.train_loop").addFilter(_is_no_diverged_loss)
+
+
+def _is_no_diverged_loss(record: logging.LogRecord) -> bool:
+    return not (record.exc_info and isinstance(record.exc_info[1], FloatingPointError))
+
+
 def provide_operators() -> None:
     """Give the tree a `detectron2._C` if it has none that loads."""
     try:
         importlib.import_module("detectron2._C")
-    except ImportError:
+        return
+    except ModuleNotFoundError:
         stand_in = MissingOperators()
-        sys.modules["detectron2._C"] = stand_in
-        sys.modules["detectron2"]._C = stand_in  # type: ignore[attr-defined]
+    except ImportError as error:
+        stand_in = MissingOperators(f"it does not load ({error})")
+        logger.warning(
+            "Detectron2's C++ operators do not load, and are done without: build Detectron2 again if PyTorch has been"
+            " replaced since (%s)",
+            error,
+        )
+    sys.modules["detectron2._C"] = stand_in
+    sys.modules["detectron2"]._C = stand_in  # type: ignore[attr-defined]
 
 
 def provide_fast_evaluation() -> None:
@@ -129,6 +152,7 @@ def prepare() -> None:
         raise UserError("Detectron2 is not installed: run `python -m detection.install`")
     restore_removed_names()
     silence_known_warnings()
+    silence_diverged_losses()
     provide_operators()
     provide_fast_evaluation()
     provide_resource_names()

@@ -1,3 +1,4 @@
+import logging
 import subprocess
 import sys
 import types
@@ -51,6 +52,35 @@ def test_the_stand_in_answers_the_environment_table_and_names_what_it_lacks():
     assert not operators.has_cuda()
     with pytest.raises(AttributeError, match=r"box_iou_rotated .*C\+\+ operators"):
         operators.box_iou_rotated()
+
+
+def test_a_compiled_module_that_does_not_load_is_replaced_with_a_warning(monkeypatch):
+    import detectron2
+
+    for place in (sys.modules, vars(detectron2)):  # both put back afterwards
+        key = "detectron2._C" if place is sys.modules else "_C"
+        monkeypatch.setitem(place, key, place[key])
+    said = []
+    monkeypatch.setattr(compat.logger, "warning", lambda text, *values: said.append(text % values))
+    with monkeypatch.context() as broken:
+
+        def fail(name):
+            raise ImportError(f"{name}: undefined symbol: _ZN2at")
+
+        broken.setattr(compat.importlib, "import_module", fail)
+        compat.provide_operators()
+    assert isinstance(sys.modules["detectron2._C"], compat.MissingOperators)
+    assert "undefined symbol: _ZN2at" in detectron2._C.get_compiler_version()
+    (line,) = said
+    assert "build Detectron2 again if PyTorch has been replaced" in line
+
+
+def test_of_main_s_log_only_the_traceback_of_a_diverged_loss_is_left_out():
+    logger = logging.getLogger("detectron2.engine.train_loop")
+    for error, shown in ((FloatingPointError("nan"), False), (OSError("disk"), True)):
+        record = logging.makeLogRecord({"msg": "Exception in writing metrics", "exc_info": (type(error), error, None)})
+        assert bool(logger.filter(record)) is shown
+    assert logger.filter(logging.makeLogRecord({"msg": "no exception"}))
 
 
 def test_without_compiled_module_the_evaluation_is_pycocotools():
