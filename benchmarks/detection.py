@@ -7,23 +7,30 @@
 Models: both sides train the same model on the same pictures, from the same random weights, and then detect with it.
 Ours is the recipe as it is; stock is Detectron2's default trainer with its loader, in float32. An iteration is all of
 it, from reading the images to the updated weights, and the share of ours that is spent waiting for data stands beside
-it. On a CPU with one thread neither side has worker processes, so that what they would do is counted.
+it. On a CPU with one thread neither side has worker processes, so that what they would do is counted. Detection is with
+all but random weights, which find the most that is allowed in every image, and fill its mask with noise.
 
 Scores: both sides get the same detections in COCO's results format, and the same annotations in memory, and give AP.
+
+Evaluator: ours and Detectron2's, with pycocotools, on what models give: an image's detections with their masks in full,
+which are noted with the masks encoded; and at the end AP of boxes and masks, and the files. Ours analyses errors too.
 """
 
+import argparse
 import contextlib
 import io
+import json
 import logging
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from coco_like import HEIGHT, OBJECTS, WIDTH, synthetic_results
 from timing import Side, alternate, build_parser, print_table, ratio, start
 
 # A script's folder comes first on the path, and with it this file before the package of the same name.
@@ -37,6 +44,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from detection import coco_analysis, coco_scores
+from detection.coco_evaluation import FastCOCOEvaluator
 from detection.config import computes_in_bfloat16, for_one_process, load
 from detection.trainer import TransferTrainer
 from shapes import CLASSES, Recipe, ensure_rendered
@@ -45,12 +53,11 @@ from shapes import CLASSES, Recipe, ensure_rendered
 from detectron2.data.datasets import register_coco_instances
 from detectron2.engine import DefaultTrainer
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
+from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
-TRAIN, TEST = "benchmark_train", "benchmark_val"
-IMAGES = 8  # that are detected on
-HEIGHT, WIDTH, CATEGORIES = 480, 640, 80  # of most of COCO's pictures; its classes
-OBJECTS, DETECTIONS = 7, 100  # in an image: the mean in val2017, the most that are evaluated
+TRAIN, TEST, SCORED = "benchmark_train", "benchmark_val", "benchmark_scored"
+IMAGES, NOTED = 8, 10  # that are detected on; that an evaluator notes
 
 
 class Case(NamedTuple):
@@ -64,6 +71,28 @@ class Case(NamedTuple):
 CASES = {"C4": Case("shapes_R50_C4", "coco_R50_C4_1x"), "FPN": Case("shapes_R18_FPN", "coco_R50_FPN_1x_moco")}
 SMALL = ("INPUT.MIN_SIZE_TRAIN", [64], "INPUT.MIN_SIZE_TEST", 64, "SOLVER.IMS_PER_BATCH", 2)
 QUICK = {"FPN": Case("shapes_R18_FPN", "shapes_R18_FPN", SMALL)}
+
+
+class Detecting:
+    """Detection in a few images, handing what is found to the evaluator; and how much that is in an image."""
+
+    def __init__(
+        self, model: torch.nn.Module, evaluator: DatasetEvaluator, batches: Sequence[list[dict[str, Any]]]
+    ) -> None:
+        self.model, self.evaluator, self.batches = model, evaluator, batches
+        self.found = 0.0
+
+    def __call__(self) -> None:
+        """All images once."""
+        self.evaluator.reset()
+        self.model.eval()
+        counts = []
+        with torch.no_grad():
+            for images in self.batches:  # of one each, as Detectron2's loader has them
+                outputs = self.model(images)
+                counts += [len(output["instances"]) for output in outputs]
+                self.evaluator.process(images, outputs)
+        self.found = float(np.mean(counts))
 
 
 class Training:
@@ -85,32 +114,40 @@ class Training:
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure and print."""
     parser = build_parser("Seconds of an iteration, an evaluated image, an evaluation.", threads=1, rounds=5)
-    parser.add_argument("--part", choices=("models", "scores"), help="one of the tables; both by default")
+    parser.add_argument("--part", choices=("models", "scores", "evaluator"), help="one of the tables; all by default")
     parser.add_argument("--model", choices=CASES, help="one of the models; all by default")
     parser.add_argument("--batch", type=int, default=0, help="another batch size")
-    parser.add_argument("--images", type=int, default=500, help="of the table of scores; COCO's val2017 has 5000")
+    parser.add_argument(
+        "--precision", default="auto", help="ours: float32, bfloat16, or auto, by the device"
+    )
+    parser.add_argument("--images", type=int, default=500, help="that are scored; COCO's val2017 has 5000")
+    parser.add_argument("--detections", type=int, default=100, help="in each of them; 100 are the most that count")
     args = parser.parse_args(argv)
     device = start(args)
     logging.getLogger("detectron2").setLevel(logging.INFO)  # else it sets up its log, which goes between the tables
     rounds = 1 if args.quick else args.rounds
-    if args.part != "scores":
+    if args.part in (None, "models"):
         cases = QUICK if args.quick else {args.model: CASES[args.model]} if args.model else CASES
         with tempfile.TemporaryDirectory() as folder:
             large = device.type == "cuda" and not args.quick
             register_pictures(Path(folder), (480, 640) if large else (160, 192), 4 if args.quick else 32)
-            rows = [
-                row
-                for name, case in cases.items()
-                for row in compare_models(name, configure(case, device, args.batch, folder), rounds, device)
-            ]
+            configs = {name: configure(case, device, args, folder) for name, case in cases.items()}
+            rows = [row for name, config in configs.items() for row in compare_models(name, config, rounds, device)]
         header = ["model", "time of", "precision", "ours, s", "stock, s", "stock / ours", "waiting for data"]
         print_table(header, rows)
-        print()
-    if args.part != "models":
-        scored = synthetic_results(3 if args.quick else args.images)
+    if args.part == "models":
+        return
+    print()
+    scored = synthetic_results(3 if args.quick else args.images, args.detections)
+    if args.part != "evaluator":
         rows = [compare_scores(task, *scored, min(rounds, 3)) for task in ("bbox", "segm")]
         header = ["AP of", "images", "detections", "ours, s", "with analysis, s", "pycocotools, s"]
         print_table([*header, "pycocotools / ours", "pycocotools / with analysis"], rows)
+        print()
+    if args.part != "scores":
+        with tempfile.TemporaryDirectory() as folder:
+            rows = compare_evaluators(*scored, min(rounds, 3), Path(folder))
+        print_table(["evaluator", "images", "detections", "ours, s", "Detectron2's, s", "Detectron2's / ours"], rows)
 
 
 def register_pictures(folder: Path, sides: tuple[int, int], count: int) -> None:
@@ -123,11 +160,11 @@ def register_pictures(folder: Path, sides: tuple[int, int], count: int) -> None:
         register_coco_instances(name, {}, str(scenes / f"annotations/instances_{split}.json"), str(scenes / split))
 
 
-def configure(case: Case, device: torch.device, batch: int, folder: str) -> CfgNode:
+def configure(case: Case, device: torch.device, args: argparse.Namespace, folder: str) -> CfgNode:
     """The recipe for the device, on the rendered pictures."""
     data = ("DATASETS.TRAIN", (TRAIN,), "DATASETS.TEST", (TEST,), "MODEL.ROI_HEADS.NUM_CLASSES", len(CLASSES))
-    changes = (*case.changes, *data, "MODEL.DEVICE", device.type, "OUTPUT_DIR", folder, "SOLVER.PRECISION", "auto")
-    changes += ("SOLVER.IMS_PER_BATCH", batch) if batch else ()
+    changes = (*case.changes, *data, "MODEL.DEVICE", device.type, "OUTPUT_DIR", folder)
+    changes += ("SOLVER.PRECISION", args.precision, *(("SOLVER.IMS_PER_BATCH", args.batch) if args.batch else ()))
     config = load(case.cuda if device.type == "cuda" else case.cpu, [str(change) for change in changes])
     if device.type == "cpu" and torch.get_num_threads() == 1:
         config.DATALOADER.NUM_WORKERS = 0
@@ -146,9 +183,8 @@ def compare_models(name: str, config: CfgNode, rounds: int, device: torch.device
     share_weights(sides)
     batches = list(islice(TransferTrainer.build_test_loader(config, TEST), IMAGES))
     evaluators = [TransferTrainer.build_evaluator(config, TEST), COCOEvaluator(TEST, use_fast_impl=False)]
-    detecting: list[Side] = [
-        partial(detect, side.trainer.model, evaluator, batches)
-        for side, evaluator in zip(sides, evaluators, strict=True)
+    detecting = [
+        Detecting(side.trainer.model, evaluator, batches) for side, evaluator in zip(sides, evaluators, strict=True)
     ]
     evaluating = alternate(detecting, rounds, device) / len(batches)
     precision = "bfloat16" if computes_in_bfloat16(config) else "float32"
@@ -157,7 +193,7 @@ def compare_models(name: str, config: CfgNode, rounds: int, device: torch.device
         [name, each, precision, *medians(seconds), ratio(seconds, side=0, reference=1), share]
         for each, seconds, share in (
             (f"iteration of {config.SOLVER.IMS_PER_BATCH} images", training, waiting),
-            ("image evaluated", evaluating, ""),
+            (f"image evaluated, {detecting[0].found:.0f} detections", evaluating, ""),
         )
     ]
 
@@ -166,15 +202,6 @@ def share_weights(sides: Sequence[Training]) -> None:
     """Give the second side the weights of the first."""
     ours, stock = (side.trainer.model for side in sides)
     stock.load_state_dict(ours.state_dict())
-
-
-def detect(model: torch.nn.Module, evaluator: DatasetEvaluator, batches: list[list[dict[str, Any]]]) -> None:
-    """Detect, and hand the detections to the evaluator, which encodes the masks."""
-    evaluator.reset()
-    model.eval()
-    with torch.no_grad():
-        for images in batches:  # of one each, as Detectron2's loader has them
-            evaluator.process(images, model(images))
 
 
 def medians(seconds: np.ndarray) -> list[str]:
@@ -209,47 +236,59 @@ def score_conventionally(dataset: dict[str, Any], results: list[dict[str, Any]],
     return evaluation
 
 
-def synthetic_results(images: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """A dataset of COCO's size and detections for it: most near an object, some of those of another class."""
-    rng = np.random.default_rng(0)
-    dataset: dict[str, Any] = {
-        "images": [{"id": number, "height": HEIGHT, "width": WIDTH} for number in range(1, images + 1)],
-        "annotations": [],
-        "categories": [{"id": number, "name": f"class {number}"} for number in range(1, CATEGORIES + 1)],
-    }
-    results = []
-    for image in range(1, images + 1):
-        objects = [(int(rng.integers(1, CATEGORIES + 1)), random_box(rng)) for _ in range(1 + rng.poisson(OBJECTS - 1))]
-        for category, box in objects:
-            entry = {"id": len(dataset["annotations"]) + 1, "image_id": image, "category_id": category, "iscrowd": 0}
-            outline = [random_outline(rng, box)]
-            dataset["annotations"].append({**entry, "bbox": box, "area": box[2] * box[3], "segmentation": outline})
-        for _ in range(DETECTIONS):
-            category, box = objects[rng.integers(len(objects))]
-            box = [max(2.0, value + rng.normal(0, 0.1 * side)) for value, side in zip(box, box[2:] * 2, strict=True)]
-            if rng.random() < 0.2:
-                box = random_box(rng)
-            if rng.random() < 0.3:
-                category = int(rng.integers(1, CATEGORIES + 1))
-            region = masks.frPyObjects([random_outline(rng, box)], HEIGHT, WIDTH)[0]
-            region["counts"] = region["counts"].decode()
-            found = {"image_id": image, "category_id": category, "bbox": box, "segmentation": region}
-            results.append({**found, "score": float(rng.random())})
-    return dataset, results
+def compare_evaluators(
+    dataset: Mapping[str, Any], results: Sequence[Mapping[str, Any]], rounds: int, folder: Path
+) -> list[list[str]]:
+    """A row for what an evaluator does when a model has seen an image, and one for what it does at the end."""
+    (folder / "annotations.json").write_text(json.dumps(dataset))
+    register_coco_instances(SCORED, {}, str(folder / "annotations.json"), str(folder))
+    tasks = ("bbox", "segm")
+    evaluators = [
+        FastCOCOEvaluator(SCORED, tasks, output_dir=str(folder / "ours")),
+        COCOEvaluator(SCORED, tasks, output_dir=str(folder / "stock"), use_fast_impl=False),
+    ]
+    number = dataset["images"][0]["id"]
+    shown = as_a_model_gives([entry for entry in results if entry["image_id"] == number])
+    grouped: dict[int, list[Mapping[str, Any]]] = {image["id"]: [] for image in dataset["images"]}
+    for entry in results:
+        grouped[entry["image_id"]].append(entry)
+    rows = []
+    for name, side, images, count in (
+        ("notes images", partial(note, image=number, found=shown), NOTED, NOTED * len(shown)),
+        ("evaluates", partial(evaluate, grouped=grouped), len(grouped), len(results)),
+    ):
+        seconds = alternate([partial(side, each) for each in evaluators], rounds, torch.device("cpu"))
+        rows.append([name, f"{images}", f"{count}", *medians(seconds), ratio(seconds, side=0, reference=1)])
+    return rows
 
 
-def random_box(rng: np.random.Generator) -> list[float]:
-    """Sides from 10 to 400 pixels, evenly on a logarithmic scale."""
-    width, height = np.exp(rng.uniform(np.log(10), np.log(400), 2))
-    return [rng.uniform(0, WIDTH - width), rng.uniform(0, HEIGHT - height), float(width), float(height)]
+def as_a_model_gives(results: Sequence[Mapping[str, Any]]) -> Instances:
+    """Detections in one image, whose masks are as large as the image."""
+    boxes = torch.tensor([entry["bbox"] for entry in results])
+    regions = np.stack([masks.decode(entry["segmentation"]) for entry in results])
+    return Instances(
+        (HEIGHT, WIDTH),
+        pred_boxes=Boxes(torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], dim=1)),
+        pred_classes=torch.tensor([entry["category_id"] for entry in results]),
+        scores=torch.tensor([entry["score"] for entry in results]),
+        pred_masks=torch.from_numpy(regions).bool(),
+    )
 
 
-def random_outline(rng: np.random.Generator, box: list[float]) -> list[float]:
-    """Of a blob that fills most of the box: 16 corners, x and y in turns."""
-    x, y, width, height = box
-    angles, radius = np.linspace(0, 2 * np.pi, 16, endpoint=False), rng.uniform(0.35, 0.5, 16)
-    corners = [x + width * (0.5 + radius * np.cos(angles)), y + height * (0.5 + radius * np.sin(angles))]
-    return [float(value) for value in np.stack(corners, axis=1).ravel()]
+def note(evaluator: COCOEvaluator, image: int, found: Instances) -> None:
+    """The same image NOTED times."""
+    evaluator.reset()
+    for _ in range(NOTED):
+        evaluator.process([{"image_id": image}], [{"instances": found}])
+
+
+def evaluate(evaluator: COCOEvaluator, grouped: Mapping[int, Sequence[Mapping[str, Any]]]) -> None:
+    """AP and files of what has been noted; given copies, in which pycocotools writes."""
+    evaluator._predictions = [
+        {"image_id": image, "instances": [dict(entry) for entry in found]} for image, found in grouped.items()
+    ]
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluator.evaluate()
 
 
 if __name__ == "__main__":

@@ -17,29 +17,33 @@ def benchmark(monkeypatch):
     yield runpy.run_path(str(BENCHMARKS / "detection.py"))
     from detectron2.data import DatasetCatalog, MetadataCatalog
 
-    for name in ("benchmark_train", "benchmark_val"):
+    for name in ("benchmark_train", "benchmark_val", "benchmark_scored"):
         if name in DatasetCatalog.list():
             DatasetCatalog.remove(name)
             MetadataCatalog.remove(name)
 
 
-def test_quick_run_prints_both_tables(benchmark, capsys):
+def test_quick_run_prints_all_tables(benchmark, capsys):
     benchmark["main"](["--quick", "--threads", "1"])
     machine, *lines = capsys.readouterr().out.splitlines()
     assert "1 thread(s)" in machine
     tables = [table.splitlines() for table in "\n".join(lines).split("\n\n")]
-    assert [len(table) for table in tables] == [4, 4]
+    assert [len(table) for table in tables] == [4, 4, 4]
     assert all(len({len(line) for line in table}) == 1 for table in tables)
     iteration, image = ([cell.strip() for cell in line.split("|")[1:-1]] for line in tables[0][2:])
-    assert (iteration[1], image[1]) == ("iteration of 2 images", "image evaluated")
+    assert iteration[1] == "iteration of 2 images"
+    assert image[1].startswith("image evaluated, ")
     assert float(iteration[5].split()[0]) == pytest.approx(float(iteration[4]) / float(iteration[3]), rel=0.02)
     assert 0 < float(iteration[6].rstrip("%")) < 100
+    noted, evaluated = ([cell.strip() for cell in line.split("|")[1:-1]] for line in tables[2][2:])
+    assert noted[:3] == ["notes images", "10", "1000"]
+    assert evaluated[:3] == ["evaluates", "3", "300"]
 
 
 def test_both_sides_score_the_same_detections(benchmark):
     from detection import coco_scores
 
-    dataset, results = benchmark["synthetic_results"](4)
+    dataset, results = benchmark["synthetic_results"](4, 100)
     assert len(results) == 400
     for task in ("bbox", "segm"):
         theirs = benchmark["score_conventionally"](dataset, results, task).stats
