@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cli import gpu
 from cli.errors import UserError
 from detection import report_colours
 from detection.report_canvas import Point, Shape
@@ -49,13 +50,11 @@ def build_detector(name: str, weights_file: str, exact: bool = False) -> "tuple[
     Raises:
         UserError: no such recipe or file, or the checkpoint does not fill the model.
     """
-    import torch
-
     from detection import config as configs
     from detection import trainer, weights
 
     config, _ = configs.for_one_process(configs.load(name, ["SOLVER.PRECISION", "float32"] if exact else []))
-    config.MODEL.DEVICE = "cuda" if torch.cuda.is_available() and not exact else "cpu"
+    config.MODEL.DEVICE = "cuda" if not exact and gpu.is_usable() else "cpu"
     model = trainer.TransferTrainer.build_model(config)
     weights.load_detector(model, Path(weights_file))
     return config, model.eval()

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from fvcore.common.config import CfgNode
 
+from cli import gpu
 from cli.errors import UserError
 from detection import checkpoints, datasets, needs, run_folder, scaling, trainer
 from detection import config as configs
@@ -99,7 +100,11 @@ def _with_own_data(config: CfgNode, arguments: argparse.Namespace) -> CfgNode:
 
 def _gpus(arguments: argparse.Namespace, device: str) -> int:
     """GPUs to use on this machine; 0 is the CPU."""
+    if device not in ("cuda", "cpu"):
+        raise UserError(f"MODEL.DEVICE must be cuda or cpu, not {device!r}; CUDA_VISIBLE_DEVICES chooses among GPUs")
     there = torch.cuda.device_count()
+    if device == "cuda" and not there:
+        gpu.is_usable()  # warns where it should be
     gpus = arguments.num_gpus
     if gpus is None:
         gpus = min(there, 1) if device == "cuda" else 0

@@ -27,7 +27,7 @@ class Trainer:
         mean, std: (3,) of the images, on the device.
         device: where the training happens.
         precision: `float32` or `bfloat16`.
-        micro_batch: images at a time, 0 for all.
+        micro_batch: images at a time at most, 0 for all.
 
     Attributes:
         votes: (2,) on the device, of the last step: was it skipped, does a process want to stop (`guard.vote`).
@@ -101,14 +101,16 @@ class Trainer:
         """The exact gradient of the whole batch's loss, with the activations of a micro-batch in memory.
 
         First the embeddings of all without gradient, then the loss and its gradient with respect to them, then each
-        micro-batch once more, with its part of that gradient fed in. BatchNorm sees micro-batches.
+        micro-batch once more, with its part of that gradient fed in. BatchNorm sees micro-batches, which are of equal
+        size, or nearly, so that it has no small rest to normalise.
         """
-        parts = list(zip(view1.split(self.micro_batch), view2.split(self.micro_batch), strict=True))
+        count = -(-len(view1) // self.micro_batch)
+        parts = list(zip(view1.tensor_split(count), view2.tensor_split(count), strict=True))
         with torch.no_grad(), running_statistics_kept(self.network), self._autocast():
             embedded = [self.network(*part) for part in parts]
         z = [torch.cat(side).requires_grad_() for side in zip(*embedded, strict=True)]
         terms = self.criterion(*z)
-        gradients = [g.split(self.micro_batch) for g in torch.autograd.grad(terms.total, z)]
+        gradients = [g.tensor_split(count) for g in torch.autograd.grad(terms.total, z)]
         for i, part in enumerate(parts):
             # Gradients are averaged over the processes once, with the last part.
             last = i == len(parts) - 1 or not isinstance(self.network, DistributedDataParallel)

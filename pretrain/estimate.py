@@ -46,6 +46,9 @@ def describe_cost(config: CfgNode, *, processes: int, steps: int, device: torch.
         f"time              about {duration} if loading keeps up: {speed:.3g} pairs/s on this {device.type}, timed on"
         f" {STEPS} steps of {size} pairs"
     )
+    if device.type == "cuda":
+        most, there = torch.cuda.max_memory_allocated(device), torch.cuda.get_device_properties(device).total_memory
+        yield f"memory of these   {format_size(most)} at most, of the GPU's {format_size(there)}"
 
 
 def activation_bytes(network: nn.Module, side: int, precision: str) -> int:
@@ -68,6 +71,8 @@ def pairs_per_second(config: CfgNode, size: int, device: torch.device) -> float:
     parts = build_parts(config, device)
     trainer = build_trainer(config, parts, device, total_steps=STEPS + 1, steps_per_epoch=STEPS + 1)
     batch = synthetic_batch(config, size)
+    if device.type == "cuda":
+        batch = batch.pin_memory()
     for step in range(STEPS + 1):
         if step == 1:
             started = _now(device)

@@ -12,6 +12,7 @@ import torch
 from fvcore.common.config import CfgNode
 from torch import nn
 
+from cli import gpu
 from cli.errors import UserError
 from pretrain import distributed
 from pretrain.loader import check_batch
@@ -35,9 +36,9 @@ def run_evaluation(kind: str, evaluate: Evaluate, config: CfgNode, args: argpars
     config = settle(config, weights)
     name = Path(args.config).stem
     output = Path(args.output or f"output/{kind}_{name}")
-    device = distributed.start(torch.cuda.is_available())
+    device = distributed.start(gpu.is_usable())
     try:
-        with distributed.losses_named():
+        with distributed.losses_named(), gpu.memory_named("lower TRAIN.BATCH_SIZE, or share it among more processes"):
             results = evaluate(config, weights, output, args.resume, device)
         if distributed.is_main():
             write_results(output, {"kind": kind, "config": name, **results})

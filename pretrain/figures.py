@@ -25,6 +25,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn import functional as F
 
+from cli import gpu
 from cli.config import load_config
 from cli.errors import ArgumentParser, UserError, run
 from pretrain import checkpoint, plots
@@ -151,7 +152,7 @@ def validation_features(folder: Path, config: CfgNode, images: int) -> tuple[Ten
     source = build_labelled_source(config.DATA.NAME, config.DATA.ROOT, "val")
     chosen = np.random.Generator(np.random.Philox(config.SEED)).permutation(len(source))[:images]
     subset = Subset(source, np.sort(chosen))
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device("cuda" if gpu.is_usable() else "cpu")
     weights = read_weights(str(folder))
     encoder = build_from(weights, config.ENCODER.NAME, config.ENCODER.STEM).to(device)
     precision = resolve_precision(config.TRAIN.PRECISION, device)

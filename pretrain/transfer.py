@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 
+from cli import gpu
 from cli.errors import ArgumentParser, UserError, run
 from pretrain import classifiers, distributed
 from pretrain.config import resolve_precision
@@ -75,7 +76,7 @@ def build_parser() -> ArgumentParser:
 
 def build_features(weights: EncoderWeights, name: str, stem: str, size: int, workers: int) -> Features:
     """Source -> features (N, F) of central crops and labels (N,)."""
-    device = distributed.start(torch.cuda.is_available())
+    device = distributed.start(gpu.is_usable())
     encoder = build_from(weights, name, stem).to(device)
     mean = torch.tensor(weights.mean or IMAGENET_MEAN, device=device)
     std = torch.tensor(weights.std or IMAGENET_STD, device=device)
