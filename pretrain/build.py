@@ -17,6 +17,7 @@ from pretrain.corinfomax import CorInfoMaxLoss
 from pretrain.data import Source
 from pretrain.encoder import SiameseNetwork, build_encoder, build_projector, feature_dim
 from pretrain.engine import Trainer
+from pretrain.lars import LARS
 from pretrain.loader import ShuffledBatches, build_loader
 from pretrain.objectives import build_criterion, wants_unit_length
 from pretrain.recorder import Recorder
@@ -26,6 +27,8 @@ from pretrain.schedule import warmup_cosine
 from pretrain.tars import TarSource
 from pretrain.views import ViewDataset
 from pretrain.wandb_mirror import open_wandb
+
+PLAIN_SHARE = 0.0048 / 0.2  # rate of biases and norms under LARS, of the weights' (Zbontar et al. 2021, section 2.2)
 
 
 @dataclass(frozen=True)
@@ -64,14 +67,20 @@ def build_parts(config: CfgNode, device: torch.device) -> dict[str, Any]:
         forgetting=config.OBJECTIVE.FORGETTING,
         eps=config.OBJECTIVE.EPS,
     )
-    optimizer = torch.optim.SGD(
-        network.parameters(),
-        lr=config.TRAIN.LR,
-        momentum=config.TRAIN.MOMENTUM,
-        weight_decay=config.TRAIN.WEIGHT_DECAY,
-        fused=True,
-    )
+    optimizer = build_optimizer(config, network)
     return {"network": network, "criterion": criterion.to(device), "optimizer": optimizer}
+
+
+def build_optimizer(config: CfgNode, network: SiameseNetwork) -> torch.optim.Optimizer:
+    """SGD, or LARS as Barlow Twins and VICReg are trained with: biases and norms are neither adapted nor decayed."""
+    decay = config.TRAIN.WEIGHT_DECAY
+    options = {"lr": config.TRAIN.LR, "momentum": config.TRAIN.MOMENTUM, "fused": True}
+    if config.TRAIN.OPTIMIZER == "sgd":
+        return torch.optim.SGD(network.parameters(), weight_decay=decay, **options)
+    weights = [parameter for parameter in network.parameters() if parameter.ndim > 1]
+    others = [parameter for parameter in network.parameters() if parameter.ndim == 1]
+    groups = [{"params": weights, "weight_decay": decay}, {"params": others, "weight_decay": 0.0, "adapt": False}]
+    return LARS(groups, plain_share=PLAIN_SHARE, **options)
 
 
 def build_batches(config: CfgNode, source: Source, span: Span, device: torch.device) -> DataLoader:

@@ -10,6 +10,7 @@ from cli.errors import UserError
 from pretrain.checks import each_in_range, in_range, one_of
 from pretrain.data import DATASETS, FOLDERS
 from pretrain.encoder import ENCODERS, STEMS
+from pretrain.lars import OPTIMIZERS
 from pretrain.objectives import OBJECTIVES
 from pretrain.stream import Streaming
 from pretrain.views import ViewRecipe
@@ -84,6 +85,7 @@ def _add_training(c: CfgNode) -> None:
     c.TRAIN.MIN_LR = 1e-6  # at the last step
     c.TRAIN.WARMUP_EPOCHS = 10
     c.TRAIN.WARMUP_LR = 0.003  # at the first step
+    c.TRAIN.OPTIMIZER = "sgd"  # or lars, for objectives that are published with it
     c.TRAIN.MOMENTUM = 0.9
     c.TRAIN.WEIGHT_DECAY = 1e-4
     c.TRAIN.PRECISION = "auto"  # float32, bfloat16, or auto: bfloat16 where the hardware has units for it
@@ -100,6 +102,7 @@ def validate(config: CfgNode) -> None:
     one_of(config, "ENCODER.NAME", ENCODERS)
     one_of(config, "ENCODER.STEM", STEMS)
     one_of(config, "OBJECTIVE.NAME", OBJECTIVES)
+    one_of(config, "TRAIN.OPTIMIZER", OPTIMIZERS)
     one_of(config, "TRAIN.PRECISION", PRECISIONS)
     for key in (
         "DATA.WORKER_TIMEOUT",

@@ -10,7 +10,8 @@ from pretrain.checks import each_in_range, in_range, one_of
 from pretrain.config import PRECISIONS
 from pretrain.data import DATASETS
 from pretrain.encoder import ENCODERS, STEMS
-from pretrain.supervised import OPTIMIZERS, SCHEDULES
+from pretrain.lars import OPTIMIZERS
+from pretrain.supervised import SCHEDULES
 
 
 def get_linear_defaults() -> CfgNode:

@@ -30,7 +30,6 @@ from pretrain.schedule import multi_step
 from pretrain.views import ViewDataset, ViewRecipe
 
 SCHEDULES = ("cosine", "step")
-OPTIMIZERS = ("sgd", "lars")
 logger = logging.getLogger("pretrain")
 
 

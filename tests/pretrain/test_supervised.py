@@ -1,13 +1,11 @@
-"""Schedules, heads side by side, and LARS: against numbers worked out by hand and against each alone."""
+"""Schedules, and heads side by side: against numbers worked out by hand and against each alone."""
 
 import math
 
 import pytest
 import torch
-from torch import nn
 
 from cli.errors import UserError
-from pretrain.lars import LARS
 from pretrain.supervised import Learner, LinearHeads, check_finite, head_losses, rate_at
 
 
@@ -67,23 +65,3 @@ def test_loss_of_equal_logits_is_the_log_of_the_classes() -> None:
     logits = torch.zeros(2, 5, 10)
     assert head_losses(logits, torch.arange(5)).tolist() == pytest.approx([math.log(10)] * 2)
     assert head_losses(logits[0], torch.arange(5)).tolist() == pytest.approx([math.log(10)])
-
-
-def test_lars_by_hand() -> None:
-    # |w| = 5, |g| = 2: the gradient becomes 0.001 x 5 / 2 of itself, and with decay 0.1 it is
-    # (g + 0.1 w) x 0.001 x 5 / (2 + 0.1 x 5).
-    for decay, expected in ((0.0, [0.0, 0.005]), (0.1, [0.3 * 0.002, 2.4 * 0.002])):
-        weights = nn.Parameter(torch.tensor([3.0, 4.0]))
-        weights.grad = torch.tensor([0.0, 2.0])
-        optimizer = LARS([weights], lr=10.0, momentum=0.9, weight_decay=decay)
-        optimizer.step()
-        moved = (torch.tensor([3.0, 4.0]) - weights.detach()) / 10
-        assert moved.tolist() == pytest.approx(expected, rel=1e-4)
-        assert optimizer.param_groups[0]["weight_decay"] == decay
-
-
-def test_lars_leaves_zeros_to_sgd() -> None:
-    bias = nn.Parameter(torch.zeros(2))
-    bias.grad = torch.tensor([1.0, -1.0])
-    LARS([bias], lr=0.5).step()
-    assert bias.tolist() == [-0.5, 0.5]
