@@ -114,10 +114,11 @@ def test_processes_of_each_node() -> None:
 def test_the_command_of_the_batch_script_is_taken() -> None:
     text = SCRIPT.read_text()
     command = re.search(r"^srun (?:--\S+ )*python pretrain/train\.py (.*)$", text, flags=re.MULTILINE)
-    usage = re.search(r"^# +sbatch .*docs/pretrain\.sbatch /shared/run (.*)$", text, flags=re.MULTILINE)
+    usage = re.search(r"^# +(sbatch .*docs/pretrain\.sbatch /shared/run (.*))$", text, flags=re.MULTILINE)
     assert command
     assert usage
-    parsed = train.build_parser().parse_args(shlex.split(command[1].replace('"$@"', usage[1])))
+    assert usage[1] in (ROOT / "docs" / "reliability.md").read_text()
+    parsed = train.build_parser().parse_args(shlex.split(command[1].replace('"$@"', usage[2])))
     assert parsed.resume
     load_config(get_defaults(), parsed.config, "pretrain", parsed.overrides)
 
@@ -161,14 +162,18 @@ class Job:
 
     def __init__(self, images: Path, run: Path) -> None:
         self.run = run
-        place = ["--ntasks=2", "--nodes=1-2", "--gpus-per-node=0", "--cpus-per-task=1", "--time=20"]
+        nodes = min(2, len(set(self.call("sinfo", "--noheader", "--Node", "--format=%N").split())))
+        place = [f"--nodes={nodes}", f"--ntasks-per-node={2 // nodes}", "--gpus-per-node=0", "--cpus-per-task=1"]
         arguments = [str(run), "--config", "shapes_R18", *TINY, "DATA.ROOT", str(images)]
-        self.number = self.call("sbatch", "--parsable", f"--output={run}.log", *place, str(SCRIPT), *arguments).strip()
+        options = ["--parsable", f"--job-name={run.parent.name}", "--time=20", f"--output={run}.log", *place]
+        self.number = self.call("sbatch", *options, str(SCRIPT), *arguments).strip()
 
     @staticmethod
     def call(*command: str) -> str:
         environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-        return subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT, env=environment).stdout
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
 
     def wait_for(self, condition: Callable[[str], bool]) -> None:
         """Until what SLURM says of the job is so. A requeued job, which SLURM lets wait two minutes, begins at once."""
@@ -202,6 +207,7 @@ def folder() -> Iterator[Path]:
     (ROOT / "output").mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=ROOT / "output") as name:
         yield Path(name)
+        subprocess.run(["scancel", f"--name={Path(name).name}"], check=True)
 
 
 @pytest.fixture(scope="module")
