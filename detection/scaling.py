@@ -76,6 +76,14 @@ def describe(config: CfgNode, processes: int, images: int) -> str:
     )
 
 
+def advise_on_memory(config: CfgNode, processes: int) -> str:
+    """What to do where the images that pass the model at once do not fit a GPU."""
+    passes = config.SOLVER.ACCUMULATION
+    if config.SOLVER.IMS_PER_BATCH // (processes * passes) > 1:
+        return f"raise SOLVER.ACCUMULATION (now {passes}), which keeps the batch of a step"
+    return "one image passes at a time; lower INPUT.MIN_SIZE_TRAIN and INPUT.MAX_SIZE_TRAIN"
+
+
 def _stretch_schedule(config: CfgNode, factor: float) -> None:
     """Multiply every length of the schedule, in place, so that it keeps its shape."""
     solver, test = config.SOLVER, config.TEST

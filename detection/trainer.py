@@ -20,6 +20,7 @@ from fvcore.nn.precise_bn import get_bn_modules
 import detection.compat
 import detection.roi_heads  # registers the head that the C4 recipes name
 import detection.semantic  # noqa: F401  and the one for labels of pixels
+from cli import gpu
 from cli.errors import UserError
 from detection import checkpoints, datasets, evaluation, loading, run_folder, scaling, training_data, weights
 from detection.accumulation import AccumulatingTrainer
@@ -203,7 +204,8 @@ def train(config: CfgNode, name: str, resume: bool) -> None:
     _prepare(config, (*config.DATASETS.TRAIN, *config.DATASETS.TEST))
     trainer = TransferTrainer(config)
     trainer.resume_or_load(resume=resume)
-    trainer.train()
+    with gpu.memory_named(scaling.advise_on_memory(config, trainer.share.processes)):
+        trainer.train()
     if comm.is_main_process():
         _finish(config, name, trainer.results, config.SOLVER.MAX_ITER, len(trainer.images.records))
 
