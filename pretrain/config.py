@@ -160,9 +160,10 @@ def _check_agreement(config: CfgNode) -> None:
 
 
 def build_streaming(config: CfgNode) -> Streaming:
-    """How tars that are elsewhere are kept."""
+    """How tars that are elsewhere are kept, in pretraining and in evaluation, which has no windows."""
     data = config.DATA
-    return Streaming(data.CACHE, data.CACHE_GB, data.WINDOW, patience=data.WORKER_TIMEOUT)
+    window, patience = data.get("WINDOW", 0), data.get("WORKER_TIMEOUT", Streaming.patience)
+    return Streaming(data.CACHE, data.CACHE_GB, window, patience)
 
 
 def build_recipes(config: CfgNode) -> tuple[ViewRecipe, ViewRecipe]:

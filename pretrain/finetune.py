@@ -20,7 +20,7 @@ from fvcore.common.config import CfgNode
 from cli.config import load_config
 from cli.errors import ArgumentParser, run
 from pretrain import checkpoint, distributed, supervised
-from pretrain.config import resolve_precision
+from pretrain.config import build_streaming, resolve_precision
 from pretrain.data import Source
 from pretrain.encoder import feature_dim
 from pretrain.evaluation import begin, describe, run_evaluation
@@ -61,7 +61,7 @@ def finetune(
     config: CfgNode, weights: EncoderWeights, output: Path, resume: bool, device: torch.device
 ) -> dict[str, Any]:
     """Train as the configuration says, in a run directory. Returns what was found."""
-    train, val = build_labelled_splits(config.DATA.NAME, config.DATA.ROOT)
+    train, val = build_labelled_splits(config.DATA.NAME, config.DATA.ROOT, build_streaming(config))
     train = Subset(train, choose(config, train))
     encoder, before, start = begin(config, weights, output, resume=resume, images=len(train))
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from cli.errors import UserError
 from pretrain.data import UNLABELED, FileSource, Source, build_source
+from pretrain.stream import Streaming
 
 LIST_CACHE = Path.home() / ".cache" / "corinfomax" / "lists"
 
@@ -40,21 +41,21 @@ class Subset:
         return self.source.name(int(self.indices[index]))
 
 
-def build_labelled_source(name: str, root: str, split: str) -> Source:
+def build_labelled_source(name: str, root: str, split: str, streaming: Streaming | None = None) -> Source:
     """The `train` or `val` images of a dataset. Raises UserError where they have no labels."""
-    source = build_source(name, root, split)
+    source = build_source(name, root, split, streaming=streaming)
     if UNLABELED in source.labels:
         raise UserError(f"{split} images of {name} {root} have no labels: one folder per class is expected")
     return source
 
 
-def build_labelled_splits(name: str, root: str) -> tuple[Source, Source]:
+def build_labelled_splits(name: str, root: str, streaming: Streaming | None = None) -> tuple[Source, Source]:
     """The `train` and `val` images of a dataset.
 
     Raises:
         UserError: as `build_source`; no labels; or the two splits differ in their classes.
     """
-    train, val = (build_labelled_source(name, root, split) for split in ("train", "val"))
+    train, val = (build_labelled_source(name, root, split, streaming) for split in ("train", "val"))
     if list(train.classes) != list(val.classes):
         odd = sorted(set(train.classes) ^ set(val.classes))
         raise UserError(

@@ -20,7 +20,7 @@ from torch import Tensor
 from cli.config import load_config
 from cli.errors import ArgumentParser, run
 from pretrain import checkpoint, distributed, supervised
-from pretrain.config import resolve_precision
+from pretrain.config import build_streaming, resolve_precision
 from pretrain.data import Source
 from pretrain.evaluation import begin, describe, run_evaluation
 from pretrain.features import accuracy, knn_accuracy, merge_neighbours, nearest
@@ -58,7 +58,7 @@ def build_parser() -> ArgumentParser:
 
 def judge(config: CfgNode, weights: EncoderWeights, output: Path, resume: bool, device: torch.device) -> dict[str, Any]:
     """Evaluate an encoder as the configuration says, in a run directory. Returns what was found."""
-    train, val = build_labelled_splits(config.DATA.NAME, config.DATA.ROOT)
+    train, val = build_labelled_splits(config.DATA.NAME, config.DATA.ROOT, build_streaming(config))
     encoder, before, start = begin(config, weights, output, resume=resume, images=len(train))
     encoder = encoder.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)  # type: ignore[call-overload]
     frozen = Frozen(encoder, build_pipeline(config, device), resolve_precision(config.TRAIN.PRECISION, device))

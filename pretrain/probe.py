@@ -5,7 +5,7 @@ import torch
 from fvcore.common.config import CfgNode
 from torch import nn
 
-from pretrain.config import resolve_precision
+from pretrain.config import build_streaming, resolve_precision
 from pretrain.features import Pipeline, extract, knn_accuracy, nearest
 from pretrain.labelled import build_labelled_splits
 
@@ -20,7 +20,7 @@ class OnlineProbe:
     """
 
     def __init__(self, config: CfgNode, device: torch.device) -> None:
-        self._train, self._val = build_labelled_splits(config.DATA.NAME, config.DATA.ROOT)
+        self._train, self._val = build_labelled_splits(config.DATA.NAME, config.DATA.ROOT, build_streaming(config))
         count = min(len(self._train), config.PROBE.MAX_TRAIN)
         self._chosen = np.sort(np.random.Generator(np.random.Philox(0)).permutation(len(self._train))[:count])
         self._k, self._device = config.PROBE.K, device

@@ -52,6 +52,8 @@ def _common() -> CfgNode:
     c.DATA = CfgNode()
     c.DATA.NAME = "shapes"  # one of pretrain.data.DATASETS
     c.DATA.ROOT = ""  # the dataset's folder; empty: the default place, for sets that have one
+    c.DATA.CACHE = ""  # folder for tars that are fetched; empty: ~/.cache/corinfomax/shards
+    c.DATA.CACHE_GB = 100.0  # what they may take there; shuffled images need room for all
     c.DATA.WORKERS = 2  # loader processes for each process; 0 reads in the process itself
     c.DATA.IMAGE_SIZE = 64  # pixels
     c.DATA.MEAN = []  # RGB, of values in [0, 1]; empty: those that the encoder was trained with, else ImageNet's
@@ -120,6 +122,7 @@ def _validate_common(config: CfgNode) -> None:
         in_range(config, key, 0)
     for key in ("DATA.MAX_UNREADABLE", "AUGMENT.FLIP", "TRAIN.FINAL"):
         in_range(config, key, 0, 1)
+    in_range(config, "DATA.CACHE_GB", 1e-6)
     in_range(config, "TRAIN.MOMENTUM", 0, 0.9999)
     each_in_range(config, "AUGMENT.CROP_SCALE", 2, 1e-6, 1)
     each_in_range(config, "TRAIN.MILESTONES", len(config.TRAIN.MILESTONES), 0)

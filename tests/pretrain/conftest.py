@@ -1,6 +1,7 @@
 """Fixtures for tars that are elsewhere: a web server on this machine, which can be told to misbehave."""
 
 import io
+import json
 import re
 import tarfile
 import threading
@@ -114,3 +115,37 @@ def tars(photos: Path) -> dict[str, bytes]:
                 files.append((f"{i}.cls", str(int(path.parent.name == "square")).encode()))
             shards[f"{split}-{number}.tar"] = tar_of(files)
     return shards
+
+
+@pytest.fixture
+def root(site, tars: dict[str, bytes]) -> str:
+    """The six tars of four images, on the server."""
+    site.files |= {f"/{name}": content for name, content in tars.items()}
+    return f"{site.url}/train-{{0..5}}.tar"
+
+
+@pytest.fixture
+def folder(tars: dict[str, bytes], tmp_path: Path) -> Path:
+    """The same, here."""
+    for name, content in tars.items():
+        (tmp_path / "local" / name.split("-")[0]).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "local" / name.split("-")[0] / name).write_bytes(content)
+    return tmp_path / "local"
+
+
+@pytest.fixture
+def gigabytes(tars: dict[str, bytes]) -> Callable[[float], float]:
+    """Room for so many of the tars."""
+    return lambda count: count * len(tars["train-0.tar"]) / 1e9
+
+
+@pytest.fixture
+def write_index(site: Site, tmp_path: Path) -> Callable[..., Path]:
+    """Writes an index of the six tars, with `facts` besides their number of images."""
+
+    def write(name: str = "train.json", **facts: object) -> Path:
+        lines = [{"url": f"{site.url}/train-{i}.tar", "nsamples": 4, **facts} for i in range(6)]
+        (tmp_path / name).write_text(json.dumps({"shardlist": lines}))
+        return tmp_path / name
+
+    return write
