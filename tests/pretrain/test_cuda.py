@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import types
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ import torch
 from fvcore.common.config import CfgNode
 
 from cli.errors import UserError
-from pretrain import build, checkpoint, distributed, features, supervised
+from pretrain import build, checkpoint, distributed, features, loop, supervised
 from pretrain.augment import augment
 from pretrain.config import get_defaults
+from pretrain.corinfomax import CorInfoMaxLoss, Terms
 from pretrain.data import ArraySource, FileSource
 from pretrain.engine import Trainer
 from pretrain.estimate import synthetic_batch
@@ -24,6 +26,8 @@ from pretrain.loader import SequentialBatches, ShuffledBatches, build_loader, re
 from pretrain.views import ViewDataset
 from tests.pretrain.fake_cuda import CUDA, fake_cuda, pinned_batch
 
+CPU = torch.device("cpu")
+
 
 def small(**training: Any) -> CfgNode:
     config = get_defaults()
@@ -32,8 +36,9 @@ def small(**training: Any) -> CfgNode:
     return config
 
 
-def build_trainer(config: CfgNode) -> Trainer:
-    return build.build_trainer(config, build.build_parts(config, CUDA), CUDA, total_steps=10, steps_per_epoch=5)
+def build_trainer(config: CfgNode, device: torch.device = CUDA) -> Trainer:
+    torch.manual_seed(0)
+    return build.build_trainer(config, build.build_parts(config, device), device, total_steps=10, steps_per_epoch=5)
 
 
 @pytest.mark.parametrize(("micro_batch", "precision"), [(0, "auto"), (4, "float32")])
@@ -202,6 +207,10 @@ def test_a_checkpoint_of_a_gpu_is_read_without_one(tmp_path: Path, monkeypatch: 
 @pytest.mark.parametrize("error", [None, UserError("the disk is full")])
 def test_processes_join_and_leave_with_their_gpu(error: Exception | None, monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[Any] = []
+
+    def join(backend: str, *, device_id: torch.device, **_: Any) -> None:
+        done.append((backend, device_id))
+
     for name, value in {"RANK": "5", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4", "WORLD_SIZE": "8"}.items():
         monkeypatch.setenv(name, value)
     store = torch.distributed.HashStore()
@@ -224,3 +233,150 @@ def test_processes_join_and_leave_with_their_gpu(error: Exception | None, monkey
             distributed.stop()
     # Before anything else, so that no memory is taken on the first GPU. After an error NCCL's end would wait for all.
     assert done == [("set", own), ("nccl", own), *([] if error else ["left"])]
+
+
+def test_parts_have_two_images_at_least() -> None:
+    # 9 images, at most 4 at a time: 3, 3 and 3, and not 4, 4 and one, which BatchNorm could not normalise.
+    config = small(BATCH_SIZE=9, MICRO_BATCH=4, PRECISION="float32")
+    trainer = build_trainer(config, CPU)
+    seen: list[int] = []
+    trainer.network.encoder.register_forward_hook(lambda module, views, features: seen.append(len(features)))
+    trainer.step(0, synthetic_batch(config, 9))
+    assert seen == [3] * 12  # two views, without gradient and with
+
+
+@pytest.mark.parametrize(("change", "key"), [({"MICRO_BATCH": 1}, "MICRO_BATCH"), ({"BATCH_SIZE": 1}, "BATCH_SIZE")])
+def test_single_images_are_refused(change: dict[str, int], key: str) -> None:
+    with pytest.raises(UserError, match=f"^TRAIN.{key}: one image at a time .* BatchNorm needs two"):
+        build_trainer(small(**change), CPU)
+
+
+def test_the_checkpoint_of_a_run_that_is_stopped_counts_its_last_bad_batches() -> None:
+    """On a GPU a verdict comes two steps late. Step 1 asks to stop, which step 3 sees; step 2 was bad."""
+    saved: list[tuple[int, ...]] = []
+    skipped = loop.Skipped(0, 10)
+    batches = ShuffledBatches(40, batch_size=4, seed=0, first_step=0, last_step=9)
+    loader = torch.utils.data.DataLoader(list(range(40)), batch_sampler=batches)  # type: ignore[arg-type]
+
+    class Late(Votes):
+        def __init__(self, device: torch.device) -> None:
+            super().__init__(device)
+            self.lag = 2
+
+    class Verdicts:
+        device = CPU
+
+        def step(self, step: int, batch: Any, stop: bool) -> Terms:
+            self.votes = torch.tensor([float(step == 2), float(step == 1)])
+            return Terms(*torch.zeros(3))
+
+    class Saver:
+        due_by_steps = due_by_time = lambda *_: False
+
+        def save(self, *position: int) -> None:
+            saved.append(position)
+
+    nothing = types.SimpleNamespace(unreadable=[], indices=[])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "Votes", Late)
+        patch.setattr(loop, "read_batches", lambda loader: (nothing for _ in range(9)))
+        complete = loop.train(
+            Verdicts(),  # type: ignore[arg-type]
+            loader,
+            first_step=0,
+            last_step=9,
+            steps_per_epoch=10,
+            log_period=100,
+            max_unreadable=0.0,
+            skipped=skipped,
+            recorder=None,
+            saver=Saver(),  # type: ignore[arg-type]
+            end_epoch=lambda *_: None,
+        )
+    assert not complete
+    assert saved == [(0, 4, 1)]  # epochs and steps complete, batches skipped
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+class TestOnAGpu:
+    """The results of a real one beside a CPU's."""
+
+    def test_augmentation(self) -> None:
+        batch = synthetic_batch(small(), 64)
+        statistics = torch.tensor([0.5, 0.4, 0.3]), torch.tensor([0.2, 0.2, 0.2])
+        for images, params in zip(batch.images, batch.params, strict=True):
+            expected = augment(images, params, *statistics)
+            found = augment(images.to(CUDA), params, *(part.to(CUDA) for part in statistics))
+            torch.testing.assert_close(found.cpu(), expected, rtol=0, atol=1e-4)
+
+    @pytest.mark.parametrize("rank", [8, 2])
+    def test_objective(self, rank: int) -> None:
+        # In float64 on both; of rank 2 the covariance of a few steps is nearly singular.
+        results = []
+        for device in (CPU, CUDA):
+            criterion = CorInfoMaxLoss(dim=8, attraction=100.0, forgetting=0.1, eps=1e-8).to(device)
+            generator = torch.Generator().manual_seed(0)
+            for _ in range(3):
+                basis = torch.randn(rank, 8, generator=generator)
+                z1, z2 = (torch.randn(16, rank, generator=generator) @ basis for _ in range(2))
+                views = [torch.nn.functional.normalize(z, dim=1).to(device).requires_grad_() for z in (z1, z2)]
+                terms = criterion(*views)
+                results.append([*terms, *torch.autograd.grad(terms.total, views), criterion.covariance.clone()])
+        for on_cpu, on_gpu in zip(results[:3], results[3:], strict=True):
+            for expected, found in zip(on_cpu, on_gpu, strict=True):
+                torch.testing.assert_close(found.cpu(), expected, rtol=1e-6, atol=1e-6)
+
+    @pytest.mark.parametrize("micro_batch", [0, 4])
+    def test_three_steps_and_what_is_resumed_from_them(self, micro_batch: int, tmp_path: Path) -> None:
+        config = small(PRECISION="float32", MICRO_BATCH=micro_batch)
+        config.ENCODER.NAME, config.ENCODER.STEM = "resnet18", "cifar"
+        batches = [synthetic_batch(config, 16) for _ in range(3)]
+        on_cpu, on_gpu = (build_trainer(config, device) for device in (CPU, CUDA))
+        losses = [
+            [trainer.step(i, batch).total.item() for i, batch in enumerate(batches)] for trainer in (on_cpu, on_gpu)
+        ]
+        assert losses[1] == pytest.approx(losses[0], rel=1e-2)
+        # A checkpoint goes from the GPU to the CPU, and on it goes.
+        state = {
+            "format": checkpoint.PRETRAIN,
+            "model": on_gpu.network.state_dict(),
+            "optimizer": on_gpu.optimizer.state_dict(),
+            "position": {"epoch": 0, "step": 3},
+        }
+        loaded = checkpoint.load(checkpoint.save(tmp_path, state))
+        for trainer in (on_cpu, on_gpu):
+            trainer.network.load_state_dict(loaded["model"])
+            trainer.optimizer.load_state_dict(loaded["optimizer"])
+            trainer.criterion.load_state_dict(on_gpu.criterion.state_dict())
+        after = [trainer.step(3, batches[0]).total.item() for trainer in (on_cpu, on_gpu)]
+        assert after[1] == pytest.approx(after[0], rel=1e-2)
+
+    def test_a_bad_batch_leaves_no_trace(self) -> None:
+        config = small()
+        config.ENCODER.NAME, config.ENCODER.STEM = "resnet18", "cifar"
+        trainer, batch = build_trainer(config), synthetic_batch(config, 8)
+        trainer.step(0, batch)
+        before = {name: tensor.clone() for name, tensor in trainer.network.state_dict().items()}
+        mean, trainer.mean = trainer.mean, trainer.mean * float("nan")
+        trainer.step(1, batch)
+        assert trainer.votes.tolist() == [1, 0]
+        assert all(torch.equal(tensor, before[name]) for name, tensor in trainer.network.state_dict().items())
+        trainer.mean = mean
+        assert trainer.step(2, batch).total.isfinite()
+
+    def test_neighbours(self) -> None:
+        train, labels, test = torch.randn(100, 16), torch.arange(100), torch.randn(9, 16)
+        expected, found = (features.nearest(train, labels, test, k=5, device=device) for device in (CPU, CUDA))
+        torch.testing.assert_close(found[0], expected[0], rtol=1e-5, atol=1e-5)
+        assert torch.equal(found[1], expected[1])
+
+    def test_the_host_does_not_wait(self) -> None:
+        config = small()
+        config.ENCODER.NAME, config.ENCODER.STEM = "resnet18", "cifar"
+        trainer, batch = build_trainer(config), synthetic_batch(config, 8).pin_memory()
+        trainer.step(0, batch)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            trainer.step(1, batch)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
