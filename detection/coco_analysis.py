@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from pycocotools import mask as masks
 
 from detection import error_kinds, precision_recall
 from detection.coco_scores import KEYPOINT_SUMMARY, SUMMARY
@@ -55,36 +54,15 @@ def describe_classes(evaluation: Any) -> list[dict[str, Any]]:
 def judge_images(evaluation: Any) -> Iterator[error_kinds.Judged]:
     """The kinds of detections and objects, image by image, with as many detections as the evaluation takes."""
     numbers = {category: number for number, category in enumerate(evaluation.params.catIds)}
-    shape = "segmentation" if evaluation.params.iouType == "segm" else "bbox"
-    limit = evaluation.params.maxDets[-1]
     for image in evaluation.params.imgIds:
-        truth = evaluation.cocoGt.imgToAnns[image]
-        found = evaluation.cocoDt.imgToAnns[image]
-        scores = np.array([entry["score"] for entry in found])
-        classes = np.array([numbers[entry["category_id"]] for entry in found], int)
-        order = surest(scores, classes, limit)
-        crowd = np.array([bool(entry.get("iscrowd", 0)) for entry in truth], bool)
-        regions = [entry[shape] for entry in truth]
-        overlaps = masks.iou([found[place][shape] for place in order], regions, crowd.tolist())
+        found, truth, overlaps = evaluation.compared[image]
         yield error_kinds.judge(
-            np.reshape(overlaps, (len(order), len(truth))),
-            scores[order],
-            classes[order],
+            overlaps,
+            np.array([entry["score"] for entry in found]),
+            np.array([numbers[entry["category_id"]] for entry in found], int),
             np.array([numbers[entry["category_id"]] for entry in truth], int),
-            crowd,
+            np.array([entry["iscrowd"] for entry in truth], bool),
         )
-
-
-def surest(scores: np.ndarray, classes: np.ndarray, limit: int) -> np.ndarray:
-    """Places of the detections of one image, the highest score first, at most `limit` of each class."""
-    order = np.argsort(-scores, kind="stable")
-    if len(order) <= limit:
-        return order
-    ranks = np.empty(len(order), int)
-    for index in np.unique(classes):
-        its = classes[order] == index
-        ranks[its] = np.arange(its.sum())
-    return order[ranks < limit]
 
 
 def _precision(evaluation: Any) -> np.ndarray:

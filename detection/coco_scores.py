@@ -3,8 +3,8 @@
 Both give the same numbers. Detections are dicts in COCO's results format, `dataset` is what the annotations' JSON
 file holds. Nothing that is passed in is changed.
 
-Overlaps of masks are pycocotools' in both cases. faster-coco-eval would decode each mask twice and encode it once
-before it compares any; pycocotools decodes only those of a class and an image in which there are objects too.
+Overlaps of boxes and masks are pycocotools' in both cases, computed once for all classes of an image, since the
+analysis of errors asks for them too. faster-coco-eval would decode each mask twice and encode it once to compare it.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ import importlib
 import importlib.util
 import io
 import logging
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -27,6 +27,14 @@ logger = logging.getLogger(__name__)
 SUMMARY = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 KEYPOINT_SUMMARY = ("AP", "AP50", "AP75", "APm", "APl", "AR", "AR50", "AR75", "ARm", "ARl")
 SHAPES = {"bbox": ("bbox",), "segm": ("segmentation",), "keypoints": ("bbox", "keypoints")}
+
+
+class Compared(NamedTuple):
+    """The detections of an image that count, the surest first, beside its objects."""
+
+    found: list[dict[str, Any]]
+    truth: list[dict[str, Any]]
+    overlaps: np.ndarray  # intersection over union, of a crowd over the detection; (detections, objects)
 
 
 class Libraries(NamedTuple):
@@ -59,6 +67,8 @@ def score(
 ) -> Any:
     """An evaluation in pycocotools' form, with `stats` and `eval`; without detections too.
 
+    Of boxes and masks it has `compared` besides: `Compared`, by image.
+
     Args:
         dataset: images, annotations and categories.
         results: detections, with the category ids of `dataset`.
@@ -85,10 +95,7 @@ def score(
             _set_sigmas(evaluation.params, sigmas, truth)
         else:
             evaluation.params.maxDets = list(limits)
-        if task == "segm" and hasattr(evaluation.params, "compute_rle"):  # faster-coco-eval's
-            overlaps = mask_overlaps(truth, found, max(limits))
-            evaluation.params.compute_rle = False
-            evaluation.computeIoU = lambda image, category: overlaps.get((image, category), [])
+            _compare(evaluation, SHAPES[task][0])
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
@@ -141,38 +148,42 @@ def encode_polygons(annotations: Iterable[dict[str, Any]], images: Iterable[Mapp
         entry["segmentation"] = mask
 
 
-def mask_overlaps(
-    truth: Iterable[Mapping[str, Any]], found: Iterable[Mapping[str, Any]], limit: int
-) -> dict[tuple[int, int], np.ndarray]:
-    """Intersection over union of the masks of each image and category that has both objects and detections.
-
-    Args:
-        truth: objects, with their masks as compressed run-length codes.
-        found: detections, likewise.
-        limit: the most detections of a category in an image that count, those with the highest scores.
-
-    Returns:
-        by image and category: of each detection, the highest score first, with each object, (D, G); of a crowd the
-        union is the detection alone.
-    """
-    of_objects, of_detections = (defaultdict(list), defaultdict(list))
-    for entry in truth:
-        of_objects[entry["image_id"], entry["category_id"]].append(entry)
-    for entry in found:
-        of_detections[entry["image_id"], entry["category_id"]].append(entry)
-    overlaps = {}
-    for place in of_objects.keys() & of_detections.keys():
-        ranked = sorted(of_detections[place], key=lambda entry: -entry["score"])[:limit]
-        regions = [[entry["segmentation"] for entry in entries] for entries in (ranked, of_objects[place])]
-        overlaps[place] = masks.iou(*regions, [entry["iscrowd"] for entry in of_objects[place]])
-    return overlaps
-
-
 def _index(library: Libraries, dataset: Mapping[str, Any], entries: list[dict[str, Any]]) -> Any:
     indexed = library.annotations()
     indexed.dataset = {**dataset, "annotations": entries}
     indexed.createIndex()
     return indexed
+
+
+def _compare(evaluation: Any, shape: str) -> None:
+    """Compute all overlaps, and have the evaluation take those of each image and category from them."""
+    evaluation.compared = {}
+    of_category = {}
+    for image in evaluation.params.imgIds:
+        truth = evaluation.cocoGt.imgToAnns[image]
+        found = surest(evaluation.cocoDt.imgToAnns[image], max(evaluation.params.maxDets))
+        regions = [[entry[shape] for entry in entries] for entries in (found, truth)]
+        overlaps = np.reshape(masks.iou(*regions, [entry["iscrowd"] for entry in truth]), (len(found), len(truth)))
+        evaluation.compared[image] = Compared(found, truth, overlaps)
+        theirs, ours = (np.array([entry["category_id"] for entry in entries]) for entries in (truth, found))
+        for category in np.intersect1d(theirs, ours).tolist():
+            of_category[image, category] = overlaps[np.ix_(ours == category, theirs == category)]
+    evaluation.params.compute_rle = False  # faster-coco-eval would, to compare them
+    evaluation.computeIoU = lambda image, category: of_category.get((image, category), [])
+
+
+def surest(found: Sequence[dict[str, Any]], limit: int) -> list[dict[str, Any]]:
+    """The detections of one image, the highest score first, at most `limit` of each category."""
+    ordered = sorted(found, key=lambda entry: -entry["score"])
+    if len(ordered) <= limit:
+        return ordered
+    seen: Counter[int] = Counter()
+    kept = []
+    for entry in ordered:
+        seen[entry["category_id"]] += 1
+        if seen[entry["category_id"]] <= limit:
+            kept.append(entry)
+    return kept
 
 
 def _set_sigmas(params: Any, sigmas: Sequence[float], truth: Sequence[Mapping[str, Any]]) -> None:
