@@ -123,6 +123,7 @@ def _encoder_metadata(pixels: Pixels, note: Mapping[str, Any]) -> dict[str, str]
     """What this project's `encoder.safetensors` says of its encoder; statistics for images in [0, 1]."""
     return {
         "format": "corinfomax-encoder",
+        "objective": note["trained_by"],
         "architecture": note["architecture"],
         "stem": note["stem"],
         "mean": ",".join(f"{value / 255:.6g}" for value in pixels.mean),

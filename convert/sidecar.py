@@ -5,7 +5,7 @@ It is `NAME.json` beside `NAME.pkl`, and `NAME.pth.json` beside `NAME.pth`. Its 
     source          name of the file that was converted
     sha256          its digest
     family          which project's format it was recognised as
-    trained_by      what trained it, in a word: the objective's name in this project's own files, else `family`
+    trained_by      what trained it, in a word: as this project's own files say it (`corinfomax`), else `family`
     branch          which encoder of it was taken
     architecture    torchvision's name, such as `resnet50`
     depth           18, 34, 50, 101 or 152 (MODEL.RESNETS.DEPTH)
@@ -46,7 +46,7 @@ def describe(source: Source, selection: Selection, pixels: Pixels) -> dict[str, 
         "source": source.path.name,
         "sha256": source.sha256,
         "family": selection.candidate.family.name,
-        "trained_by": _objective(source) or selection.candidate.family.name,
+        "trained_by": _trained_by(source) or selection.candidate.family.name,
         "branch": selection.candidate.branch,
         "architecture": architecture.name,
         "depth": resnets.pop("DEPTH"),
@@ -64,11 +64,15 @@ def describe(source: Source, selection: Selection, pixels: Pixels) -> dict[str, 
     }
 
 
-def _objective(source: Source) -> str:
-    """`corinfomax`, say, where the file says so: in a checkpoint's configuration or an encoder's metadata."""
+def _trained_by(source: Source) -> str:
+    """`corinfomax`, say, where the file says so: an encoder in its metadata, a checkpoint in itself or its config."""
     if source.metadata:
         return source.metadata.get("objective", "")
-    if not isinstance(source.content, dict) or source.content.get("format") != "corinfomax-pretrain":
+    if not isinstance(source.content, dict):
+        return ""
+    if source.content.get("format") == "corinfomax-finetune":
+        return str(source.content.get("trained_by") or "")
+    if source.content.get("format") != "corinfomax-pretrain":
         return ""
     return str(source.content.get("config", {}).get("OBJECTIVE", {}).get("NAME", ""))
 

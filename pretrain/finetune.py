@@ -74,13 +74,18 @@ def finetune(
         checkpoint.fill(model, start["model"], output)
         learner.optimizer.load_state_dict(start["optimizer"])
     logger.info("%s (%s), %d and %d images", weights.source, config.ENCODER.NAME, len(train), len(val))
-    record = {"format": checkpoint.FINETUNE, "config": plain(config), "encoder_sha256": before}
+    record = {
+        "format": checkpoint.FINETUNE,
+        "config": plain(config),
+        "encoder_sha256": before,
+        "trained_by": name_training(weights),
+    }
     found = fit(config, learner, model, train, val, start, record, output)
     if distributed.is_main():
         write_encoder(
             output,
             model.encoder,
-            objective="finetune",
+            objective=name_training(weights),
             name=config.ENCODER.NAME,
             stem=config.ENCODER.STEM,
             mean=config.DATA.MEAN,
@@ -88,6 +93,11 @@ def finetune(
         )
     about = describe(config, weights, before) | {"fraction": config.DATA.FRACTION, "images": len(train)}
     return {**about, **found}
+
+
+def name_training(weights: EncoderWeights) -> str:
+    """What has trained the encoder in the end, in a word, for tables and reports."""
+    return "supervised" if weights.init == RANDOM else f"{weights.init}, fine-tuned"
 
 
 def choose(config: CfgNode, train: Source) -> np.ndarray:

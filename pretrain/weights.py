@@ -17,6 +17,7 @@ from pretrain.encoder import build_encoder
 
 logger = logging.getLogger("pretrain")
 RANDOM = "random"
+UNKNOWN = "unknown"  # what trained it, where a file does not say
 IMAGENET_MEAN = [0.485, 0.456, 0.406]  # RGB, of values in [0, 1]
 IMAGENET_STD = [0.229, 0.224, 0.225]
 
@@ -26,7 +27,7 @@ class EncoderWeights:
     """An encoder's tensors in torchvision's naming, and what is known of it; empty where it is not."""
 
     source: str  # file, folder, or `random`
-    init: str  # the objective that trained it, `finetune`, `torchvision`, or `random`
+    init: str  # what trained it (`corinfomax`; `corinfomax, fine-tuned`; `supervised`; `torchvision`), or `random`
     tensors: dict[str, Tensor] = field(default_factory=dict)
     name: str = ""  # of `pretrain.encoder.ENCODERS`
     stem: str = ""
@@ -67,7 +68,7 @@ def _from_safetensors(path: Path) -> EncoderWeights:
     statistics = {key: [float(value) for value in about[key].split(",")] for key in ("mean", "std") if about.get(key)}
     return EncoderWeights(
         source=str(path),
-        init=about.get("objective", "corinfomax"),
+        init=about.get("objective", UNKNOWN),
         tensors=tensors,
         name=about.get("architecture", ""),
         stem=about.get("stem", ""),
@@ -84,7 +85,7 @@ def _from_checkpoint(path: Path) -> EncoderWeights:
     config = state["config"]
     return EncoderWeights(
         source=str(path),
-        init="finetune" if state["format"] == checkpoint.FINETUNE else config["OBJECTIVE"]["NAME"],
+        init=config["OBJECTIVE"]["NAME"] if "OBJECTIVE" in config else state.get("trained_by", UNKNOWN),
         tensors=tensors,
         name=config["ENCODER"]["NAME"],
         stem=config["ENCODER"]["STEM"],

@@ -55,6 +55,7 @@ def own_finetuned(q, k):
         "version": 1,
         "model": under("encoder.", encoder_of(q)) | under("head.", LINEAR),
         "config": {},
+        "trained_by": "supervised",
     }
 
 

@@ -17,7 +17,7 @@ import torchvision
 from cli.errors import UserError
 from convert import from_d2, to_d2
 from convert.writer import write_together
-from tests.convert.checkpoints import LINEAR, moco, own, under
+from tests.convert.checkpoints import LINEAR, moco, own, own_finetuned, under
 from tests.convert.conftest import assert_holds, encoder_of, load_pickle, tiny_resnet, values_of
 
 ROOT = Path(__file__).parents[2]
@@ -224,9 +224,21 @@ def test_encoder_file_of_this_project(query, convert):
     assert_holds(again, values_of(query))
     note = json.loads(again.with_suffix(".json").read_text())
     assert note["pixel_mean"] == [127.5, 102.0, 76.5]
-    assert note["family"] == note["trained_by"] == "CorInfoMax (this project), encoder"  # the objective is not noted
-    whole = convert(own(query, query), output="whole.pkl")
-    assert json.loads(whole.with_suffix(".json").read_text())["trained_by"] == "corinfomax"
+    assert (note["family"], note["trained_by"]) == ("CorInfoMax (this project), encoder", "corinfomax")
+
+
+@pytest.mark.parametrize(
+    ("content", "trained_by"),
+    [
+        (own, "corinfomax"),
+        (own_finetuned, "supervised"),
+        (lambda query, key: {**own_finetuned(query, key), "trained_by": None}, "CorInfoMax (this project), fine-tuned"),
+        (moco, "MoCo v1/v2, PCL"),
+    ],
+)
+def test_note_says_what_trained_the_encoder(query, convert, content, trained_by):
+    output = convert(content(query, query), output="whole.pkl")
+    assert json.loads(output.with_suffix(".json").read_text())["trained_by"] == trained_by
 
 
 def test_timm_loads_what_is_written_for_it(convert):

@@ -65,7 +65,7 @@ def test_a_run_leaves_what_others_need(finished: Path, weights: Path) -> None:
     assert state["model"]["head.weight"].shape == (2, 512)
     exported = read_weights(str(finished))
     assert all(torch.equal(exported.tensors[name], state["model"][f"encoder.{name}"]) for name in exported.tensors)
-    assert (exported.init, exported.name, exported.mean) == ("finetune", "resnet18", [0.5, 0.4, 0.3])
+    assert (exported.init, exported.name, exported.mean) == ("corinfomax, fine-tuned", "resnet18", [0.5, 0.4, 0.3])
     lines = [json.loads(line) for line in (finished / "metrics.json").read_text().splitlines()]
     assert [line["learning_rate"] for line in lines if "loss" in line] == pytest.approx([0.01] * 3 + [0.002] * 3)
     assert sum("top1" in line for line in lines) == 2
@@ -107,7 +107,9 @@ def test_from_scratch_and_probed_afterwards(photos: Path, tmp_path: Path) -> Non
     checkpoint_file = tmp_path / "a" / "checkpoints" / "last.pt"
     probe = ["--weights", str(checkpoint_file), "--output", str(tmp_path / "b"), *TINY[:10], "TRAIN.EPOCHS", "1"]
     linear.main([*probe, "LINEAR.CACHED_VIEWS", "1", "DATA.ROOT", str(photos)])
-    assert results(tmp_path / "b")["init"] == "finetune"
+    # Nothing but labels has trained it; the weights that a run ends with say so wherever they are read.
+    assert results(tmp_path / "b")["init"] == "supervised"
+    assert read_weights(str(tmp_path / "a")).init == "supervised"
 
 
 def test_images_by_list(photos: Path, weights: Path, tmp_path: Path, error_of: Callable[..., str]) -> None:
