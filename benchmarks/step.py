@@ -7,7 +7,7 @@ Three things are timed on the same images, in turns:
 
 - ours: the step as `pretrain/train.py` builds it, from a batch of uint8 crops in memory to the updated weights:
   augmentation, network, objective, optimizer, at the precision that suits the device;
-- conventional: float32, NCHW, PyTorch's default SGD, given float views that are already augmented;
+- conventional: float32, NCHW, PyTorch's default SGD, given float views that are already augmented (pinned, for a GPU);
 - encoder alone: its forward and backward pass on synthetic views, channels-last, at our precision. No step with this
   encoder can be faster; what is missing to 1 is what augmentation, projector, objective and optimizer cost.
 """
@@ -74,7 +74,7 @@ def build_sides(config: CfgNode, size: int, device: torch.device) -> list[Side]:
     plain = build_parts(config, device)
     network = plain["network"].to(memory_format=torch.contiguous_format)
     optimizer = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9, weight_decay=1e-4)
-    floats = [torch.randn(batch.images[0].shape) for _ in range(2)]
+    floats = [torch.randn(batch.images[0].shape, pin_memory=device.type == "cuda") for _ in range(2)]
     views = [view.to(device, memory_format=torch.channels_last) for view in floats]
     encoder = build_parts(config, device)["network"].encoder
     autocast = partial(torch.autocast, device.type, torch.bfloat16, enabled=trainer.precision == "bfloat16")
@@ -105,7 +105,7 @@ def conventional_step(
     device: torch.device,
 ) -> None:
     """A step as most repositories write it."""
-    z1, z2 = network(*(view.to(device) for view in views))
+    z1, z2 = network(*(view.to(device, non_blocking=True) for view in views))
     loss = criterion(z1, z2).total
     optimizer.zero_grad()
     loss.backward()

@@ -77,10 +77,7 @@ def fake_cuda() -> Iterator[Callable[[], Recorded]]:
 
     def build_network(config: Any) -> SiameseNetwork:
         with unset_fake_temporarily():  # fake parameters cannot be moved
-            encoder = nn.Sequential(
-                nn.Conv2d(3, 8, 5, stride=4), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
-            )
-            return SiameseNetwork(encoder, build_projector(8, list(config.PROJECTOR.DIMS)))
+            return small_network(config)
 
     replaced = {
         "torch.cuda.amp.common.amp_definitely_not_available": lambda: False,
@@ -98,6 +95,14 @@ def fake_cuda() -> Iterator[Callable[[], Recorded]]:
             stack.enter_context(mock.patch(name, stand_in))
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         yield lambda: Recorded(pinned)
+
+
+def small_network(config: Any) -> SiameseNetwork:
+    """One convolution with BatchNorm, and the projector."""
+    encoder = nn.Sequential(
+        nn.Conv2d(3, 8, 5, stride=4), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    )
+    return SiameseNetwork(encoder, build_projector(8, list(config.PROJECTOR.DIMS)))
 
 
 class Table:

@@ -24,7 +24,7 @@ from pretrain.frozen import _from_cache
 from pretrain.guard import Votes
 from pretrain.loader import SequentialBatches, ShuffledBatches, build_loader, read_batches
 from pretrain.views import ViewDataset
-from tests.pretrain.fake_cuda import CUDA, fake_cuda, pinned_batch
+from tests.pretrain.fake_cuda import CUDA, fake_cuda, pinned_batch, small_network
 
 CPU = torch.device("cpu")
 
@@ -235,9 +235,10 @@ def test_processes_join_and_leave_with_their_gpu(error: Exception | None, monkey
     assert done == [("set", own), ("nccl", own), *([] if error else ["left"])]
 
 
-def test_parts_have_two_images_at_least() -> None:
+def test_parts_have_two_images_at_least(monkeypatch: pytest.MonkeyPatch) -> None:
     # 9 images, at most 4 at a time: 3, 3 and 3, and not 4, 4 and one, which BatchNorm could not normalise.
     config = small(BATCH_SIZE=9, MICRO_BATCH=4, PRECISION="float32")
+    monkeypatch.setattr(build, "build_network", small_network)
     trainer = build_trainer(config, CPU)
     seen: list[int] = []
     trainer.network.encoder.register_forward_hook(lambda module, views, features: seen.append(len(features)))
@@ -301,6 +302,10 @@ def test_the_checkpoint_of_a_run_that_is_stopped_counts_its_last_bad_batches() -
 class TestOnAGpu:
     """The results of a real one beside a CPU's."""
 
+    @pytest.fixture(autouse=True)
+    def _small_network(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(build, "build_network", small_network)
+
     def test_augmentation(self) -> None:
         batch = synthetic_batch(small(), 64)
         statistics = torch.tensor([0.5, 0.4, 0.3]), torch.tensor([0.2, 0.2, 0.2])
@@ -329,7 +334,6 @@ class TestOnAGpu:
     @pytest.mark.parametrize("micro_batch", [0, 4])
     def test_three_steps_and_what_is_resumed_from_them(self, micro_batch: int, tmp_path: Path) -> None:
         config = small(PRECISION="float32", MICRO_BATCH=micro_batch)
-        config.ENCODER.NAME, config.ENCODER.STEM = "resnet18", "cifar"
         batches = [synthetic_batch(config, 16) for _ in range(3)]
         on_cpu, on_gpu = (build_trainer(config, device) for device in (CPU, CUDA))
         losses = [
@@ -353,7 +357,6 @@ class TestOnAGpu:
 
     def test_a_bad_batch_leaves_no_trace(self) -> None:
         config = small()
-        config.ENCODER.NAME, config.ENCODER.STEM = "resnet18", "cifar"
         trainer, batch = build_trainer(config), synthetic_batch(config, 8)
         trainer.step(0, batch)
         before = {name: tensor.clone() for name, tensor in trainer.network.state_dict().items()}
@@ -372,7 +375,6 @@ class TestOnAGpu:
 
     def test_the_host_does_not_wait(self) -> None:
         config = small()
-        config.ENCODER.NAME, config.ENCODER.STEM = "resnet18", "cifar"
         trainer, batch = build_trainer(config), synthetic_batch(config, 8).pin_memory()
         trainer.step(0, batch)
         torch.cuda.set_sync_debug_mode("error")
