@@ -101,7 +101,7 @@ def test_one_process_has_no_synchronised_norm_and_the_original_stays():
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["SOLVER.BASE_LEARNING_RATE", "1"], "did you mean 'SOLVER.BASE_LR'"),
+        (["SOLVER.BASELR", "1"], "did you mean 'SOLVER.BASE_LR'"),
         (["SOLVER.MAX_ITER", "many"], "SOLVER.MAX_ITER must be of type int"),
         (["SOLVER.MAX_ITER"], "has no value"),
         (["SOLVER.MAX_ITER", "0"], "SOLVER.MAX_ITER must be at least 1, not 0"),
