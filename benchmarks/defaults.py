@@ -25,7 +25,7 @@ from pretrain.data import Source
 from pretrain.engine import Trainer
 from pretrain.estimate import synthetic_batch
 from pretrain.loader import ShuffledBatches, build_loader, read_batches
-from pretrain.views import ViewDataset
+from pretrain.views import Batch, ViewDataset
 
 AHEAD = 2  # batches for each worker, PyTorch's default and ours
 
@@ -68,8 +68,18 @@ def compare_steps(config: CfgNode, size: int, rounds: int, device: torch.device,
         batch = batch.pin_memory()
     names = ["float32", "NCHW", "unfused SGD"] + ["compiled"] * compiled
     sides = [partial(build_variant(config, name, device).step, 0, batch) for name in ("default", *names)]
+    if device.type == "cuda":
+        names.append("cuDNN's own choice of convolutions")
+        sides.append(partial(step_without_search, build_variant(config, "default", device), batch))
     seconds = alternate(sides, rounds, device)
     return [[name, ratio(seconds, side=0, reference=place)] for place, name in enumerate(names, start=1)]
+
+
+def step_without_search(trainer: Trainer, batch: Batch) -> None:
+    """A step in which cuDNN does not try which of its convolutions is the fastest."""
+    torch.backends.cudnn.benchmark = False
+    trainer.step(0, batch)
+    torch.backends.cudnn.benchmark = True
 
 
 def compare_prefetching(config: CfgNode, size: int, rounds: int, device: torch.device) -> list[list[str]]:

@@ -31,6 +31,7 @@ def start(args: argparse.Namespace) -> torch.device:
         torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     device = torch.device(args.device)
+    torch.backends.cudnn.benchmark = device.type == "cuda"  # as in training
     print(describe_machine(device))
     return device
 
