@@ -23,6 +23,7 @@ new one has been read back.
 
 import contextlib
 import hashlib
+import json
 import logging
 import os
 import shutil
@@ -176,7 +177,14 @@ def fill(module: nn.Module, tensors: dict[str, Tensor], source: Path) -> None:
 def export_encoder(path: Path, encoder: nn.Module, metadata: dict[str, str]) -> None:
     """Write an encoder as safetensors in torchvision's naming. Metadata: `architecture`, `stem`, `mean`, `std`."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in encoder.state_dict().items()}
-    write_atomic(path, safetensors.torch.save(tensors, {"format": "corinfomax-encoder", **metadata}))
+    data = safetensors.torch.save(tensors, {"format": "corinfomax-encoder", **metadata})
+    # The library writes the metadata in another order in each process; sorted, the same run gives the same file.
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # tensors stay aligned
+    write_atomic(path, len(text).to_bytes(8, "little") + text + data[end:])
 
 
 def _link(path: Path) -> None:

@@ -34,6 +34,8 @@ MAY_CHANGE = {
     "PROBE.K",
     "PROBE.MAX_TRAIN",
 }
+# Keys that checkpoints of earlier versions do not have, with the value that does what was done then.
+BEFORE = {"DATA.WINDOW": 0, "TRAIN.OPTIMIZER": "sgd"}
 logger = logging.getLogger("pretrain")
 
 
@@ -82,8 +84,8 @@ def plain(config: CfgNode) -> dict[str, Any]:
 
 
 def _compare(config: CfgNode, saved: dict[str, Any], output: Path) -> None:
-    before = CfgNode(saved)
-    old, new = ({key: _get(c, key) for key in keys(c)} for c in (before, config))
+    old, new = ({key: _get(c, key) for key in keys(c)} for c in (CfgNode(saved), config))
+    old = BEFORE | old
     changed = [key for key in new if key not in MAY_CHANGE and old.get(key) != new[key]]
     if changed:
         listed = "; ".join(f"{key}: {old.get(key)!r} then, {new[key]!r} now" for key in changed)

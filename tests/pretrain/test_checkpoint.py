@@ -1,9 +1,11 @@
 """Checkpoints: their format, and what happens when a file is damaged or cannot be written."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors
 import torch
 from torch import nn
 
@@ -115,6 +117,20 @@ def test_exported_encoder_loads_into_torchvision_and_timm(tmp_path: Path) -> Non
         other.fc = nn.Identity()
         other.load_state_dict(tensors)
         torch.testing.assert_close(other.eval()(images), encoder(images), rtol=1e-5, atol=1e-5)
+
+
+def test_exported_encoder_is_the_same_file_in_every_process(tmp_path: Path) -> None:
+    path, tensors = tmp_path / "encoder.safetensors", {"weight": torch.arange(3.0), "steps": torch.tensor(7)}
+    module = nn.Module()
+    for name, tensor in tensors.items():
+        module.register_buffer(name, tensor)
+    about = {key: f'"{key}", Größe' for key in "hgfedcba"}
+    checkpoint.export_encoder(path, module, about)
+    header = json.loads(path.read_bytes()[8:].split(b"}}")[0] + b"}}")
+    assert list(header["__metadata__"]) == sorted([*about, "format"])
+    with safetensors.safe_open(path, framework="pt") as file:
+        assert file.metadata() == {"format": "corinfomax-encoder", **about}
+    assert all(torch.equal(tensor, checkpoint.load_encoder(path)[name]) for name, tensor in tensors.items())
 
 
 def test_another_architecture_is_refused_by_name(tmp_path: Path) -> None:

@@ -88,6 +88,17 @@ def test_resume_refuses_what_would_change_the_result(
     assert log_lines(finished)[-1]["iteration"] == 5
 
 
+def test_a_run_of_a_version_with_fewer_keys_goes_on(
+    finished: Path, photos: Path, error_of: Callable, tmp_path: Path
+) -> None:
+    state = checkpoint.load(finished / "checkpoints" / "last.pt")
+    del state["config"]["TRAIN"]["OPTIMIZER"], state["config"]["DATA"]["WINDOW"]
+    checkpoint.save(tmp_path, state)
+    train.main(arguments(photos, tmp_path, "--resume"))  # nothing is left to do
+    message = error_of(train.main, [*arguments(photos, tmp_path, "--resume"), "TRAIN.OPTIMIZER", "lars"])
+    assert "(TRAIN.OPTIMIZER: 'sgd' then, 'lars' now)" in message
+
+
 def test_two_processes_share_the_work(photos: Path, tmp_path: Path, free_port: int) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port}"]
     arguments_ = [str(SCRIPT), *arguments(photos, tmp_path), "TRAIN.MAX_STEPS", "2"]
