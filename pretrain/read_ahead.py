@@ -92,7 +92,7 @@ class ReadAhead:
 
     def _reaches(self, shards: np.ndarray) -> bool:
         """Whether there is room for the tars of a batch, besides those of the batches before it."""
-        if self._number > self._given + LOOK_AHEAD:
+        if self._number > self._given + LOOK_AHEAD or len(self._needs) == len(self._places):
             return False
         return self._bytes({*self._needs, *shards.tolist()}) <= self._cache.limit
 

@@ -13,7 +13,7 @@ import json
 import os
 import time
 from collections.abc import Collection, Iterator
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -58,9 +58,9 @@ class ShardCache:
 
     def has(self, shard: Shard) -> bool:
         """Whether it is there, complete."""
-        path = self.path(shard)
+        stem = f"{self.folder}/{key_of(shard)}"
         try:
-            return shard.size in (None, path.stat().st_size) and path.with_suffix(".json").exists()
+            return shard.size in (None, os.stat(f"{stem}.tar").st_size) and os.path.exists(f"{stem}.json")
         except FileNotFoundError:
             return False
 
@@ -73,7 +73,7 @@ class ShardCache:
         path = self.path(shard).with_suffix(".json")
         try:
             record = json.loads(path.read_text())
-            known = Known(record["size"], TarIndex.of(record["images"]))
+            known = Known(record["size"], TarIndex.of(**record["images"]))
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -129,7 +129,7 @@ class ShardCache:
         """Index a tar that has just come."""
         index = index_tar(part, shard.url)
         _check_count(shard, index)
-        record = {"url": shard.url, "size": part.stat().st_size, "images": index.rows()}
+        record = {"url": shard.url, "size": part.stat().st_size, "images": index.lists()}
         write_atomic(self.path(shard).with_suffix(".json"), json.dumps(record).encode())
 
     def _reserve(self, part: Path, keep: Collection[str], size: int) -> None:
@@ -195,6 +195,7 @@ class ShardCache:
             raise disk_error(self.folder, error) from error
 
 
+@cache  # asked for in each step
 def key_of(shard: Shard) -> str:
     """The name of its files: readable, and of one URL only."""
     name = shard.url.partition("?")[0].rpartition("/")[2].removesuffix(".tar")

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -30,11 +31,10 @@ class TarIndex:
     labels: np.ndarray  # (N,) int32, `UNLABELED` where there is none
 
     @classmethod
-    def of(cls, rows: Sequence[tuple[str, int, int, int]]) -> "TarIndex":
-        """Of (name, offset, size, label) for each image."""
-        names, offsets, sizes, labels = zip(*rows, strict=True) if rows else ((), (), (), ())
-        joined = "\0".join(names).encode("utf-8", "surrogateescape")
-        return cls(joined, np.array(offsets, np.int64), np.array(sizes, np.int64), np.array(labels, np.int32))
+    def of(cls, names: str, offsets: Sequence[int], sizes: Sequence[int], labels: Sequence[int]) -> "TarIndex":
+        """Of lists. `names`: with a zero character between them."""
+        columns = np.array(offsets, np.int64), np.array(sizes, np.int64), np.array(labels, np.int32)
+        return cls(names.encode("utf-8", "surrogateescape"), *columns)
 
     def __len__(self) -> int:
         return len(self.offsets)
@@ -43,10 +43,10 @@ class TarIndex:
         """Of a member."""
         return self.names.split(b"\0")[row].decode("utf-8", "replace")
 
-    def rows(self) -> list[tuple[str, int, int, int]]:
+    def lists(self) -> dict[str, Any]:
         """What `of` takes."""
-        names = self.names.decode("utf-8", "surrogateescape").split("\0")[: len(self)]
-        return list(zip(names, self.offsets.tolist(), self.sizes.tolist(), self.labels.tolist(), strict=True))
+        columns = {"offsets": self.offsets.tolist(), "sizes": self.sizes.tolist(), "labels": self.labels.tolist()}
+        return {"names": self.names.decode("utf-8", "surrogateescape"), **columns}
 
 
 class TarSource:
@@ -153,4 +153,5 @@ def index_tar(path: Path, name: str) -> TarIndex:
         raise UserError(f"{name} cannot be read as an uncompressed tar: {error}") from error
     except ValueError as error:
         raise UserError(f"{name}: {entry.name} is not the number of a class: {error}") from error
-    return TarIndex.of([(*image, labels.get(key, UNLABELED)) for key, image in images.items()])
+    names, offsets, sizes = zip(*images.values(), strict=True) if images else ((), (), ())
+    return TarIndex.of("\0".join(names), offsets, sizes, [labels.get(key, UNLABELED) for key in images])

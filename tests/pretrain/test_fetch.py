@@ -209,14 +209,14 @@ def test_the_longest_unused_goes_and_its_index_stays(
     for shard in shards[:3]:
         cache.ensure(shard)
     cache.touch(shards[0])
-    rows = cache.known(shards[2]).images.rows()
+    images = cache.known(shards[2]).images.lists()
     cache.ensure(shards[3], keep={key_of(shards[1])})  # 2 goes: 1 is older, but to be kept
     assert [cache.has(shard) for shard in shards] == [True, True, False, True, False, False]
     cache.ensure(shards[4], keep={key_of(shard) for shard in shards})  # then all are the same
     assert [cache.has(shard) for shard in shards] == [True, False, False, True, True, False]
     assert [cache.known(shard) is not None for shard in shards] == [True] * 5 + [False]
-    assert cache.known(shards[2]).images.rows() == rows
-    assert [row[0] for row in rows] == ["0.jpg", "1.jpg", "2.jpg", "3.jpg"]
+    assert cache.known(shards[2]).images.lists() == images
+    assert images["names"] == "0.jpg\0001.jpg\0002.jpg\0003.jpg"
     with pytest.raises(UserError, match=r"DATA.CACHE_GB allows 20,000; raise it"):
         cache_of(tmp_path / "small", limit=20_000).ensure(shards[0])
 

@@ -1,5 +1,8 @@
 """Tars that are elsewhere as a source of images: the same as those of a folder; what comes when, and what if not."""
 
+import io
+import json
+import multiprocessing
 import os
 import signal
 import time
@@ -9,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from cli.errors import UserError
@@ -115,6 +119,47 @@ def test_what_comes_next_is_fetched_while_the_present_is_read(
     assert not paths[0].exists()
     batches.close()
     assert [site.count(f"/train-{i}.tar") for i in range(4)] == [1] * 4
+
+
+@pytest.mark.slow
+def test_processes_that_share_the_folder_fetch_for_each_other(
+    site, tmp_path: Path, make_tar: Callable[..., bytes]
+) -> None:
+    """Two, in step as in training, with room for two windows; each of them is ten batches long."""
+    pixels = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(pixels, "PNG")
+    content = make_tar([(f"{i}.png", pixels.getvalue()) for i in range(40)])
+    site.files |= {f"/{i}.tar": content for i in range(5)}
+    lines = [{"url": f"{site.url}/{i}.tar", "nsamples": 40} for i in range(5)]
+    (tmp_path / "i.json").write_text(json.dumps({"shardlist": lines}))
+    streaming = Streaming(str(tmp_path / "cache"), 2 * len(content) / 1e9, window=1)
+    fork = multiprocessing.get_context("fork")
+    step = fork.Barrier(2)
+
+    def read(rank: int) -> None:
+        source = build_source("webdataset", str(tmp_path / "i.json"), "pretrain", streaming=streaming)
+        batches = ShuffledBatches(
+            200,
+            batch_size=4,
+            seed=0,
+            first_step=0,
+            last_step=100,
+            rank=rank,
+            world_size=2,
+            shards=source.shards,
+            window=1,
+        )
+        for _ in read_batches(build_loader(ViewDataset(source, 8, []), batches, rank, CPU)):
+            step.wait(60)
+
+    processes = [fork.Process(target=read, args=(rank,)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0]
+    # Two epochs of five tars; each by itself would fetch 20. Some come twice, where one process is ahead of the other.
+    assert 10 <= sum(site.count(f"/{i}.tar") for i in range(5)) <= 15
 
 
 def test_without_the_process_that_reads_ahead_all_is_the_same(
