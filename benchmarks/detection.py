@@ -267,7 +267,7 @@ def compare_evaluators(
 
 
 def as_a_model_gives(results: Sequence[Mapping[str, Any]]) -> Instances:
-    """Detections in one image, whose masks are as large as the image."""
+    """Detections in one image, whose masks are as large as the image, row by row in memory as pasting leaves them."""
     boxes = torch.tensor([entry["bbox"] for entry in results])
     regions = np.stack([masks.decode(entry["segmentation"]) for entry in results])
     return Instances(
@@ -275,7 +275,7 @@ def as_a_model_gives(results: Sequence[Mapping[str, Any]]) -> Instances:
         pred_boxes=Boxes(torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], dim=1)),
         pred_classes=torch.tensor([entry["category_id"] for entry in results]),
         scores=torch.tensor([entry["score"] for entry in results]),
-        pred_masks=torch.from_numpy(regions).bool(),
+        pred_masks=torch.from_numpy(np.ascontiguousarray(regions)).bool(),
     )
 
 
