@@ -30,7 +30,7 @@ from cli.config import load_config
 from cli.errors import ArgumentParser, UserError, run
 from pretrain import checkpoint, plots
 from pretrain.augment import augment
-from pretrain.config import build_recipes, get_defaults, resolve_precision
+from pretrain.config import build_recipes, build_streaming, get_defaults, resolve_precision
 from pretrain.data import build_source
 from pretrain.features import extract
 from pretrain.labelled import Subset, build_labelled_source
@@ -149,7 +149,7 @@ def eigenvalues(runs: dict[str, Path]) -> Figure | None:
 
 def validation_features(folder: Path, config: CfgNode, images: int) -> tuple[Tensor, Subset]:
     """Features (N, F) of randomly chosen validation images by the run's encoder, and these images."""
-    source = build_labelled_source(config.DATA.NAME, config.DATA.ROOT, "val")
+    source = build_labelled_source(config.DATA.NAME, config.DATA.ROOT, "val", build_streaming(config))
     chosen = np.random.Generator(np.random.Philox(config.SEED)).permutation(len(source))[:images]
     subset = Subset(source, np.sort(chosen))
     device = torch.device("cuda" if gpu.is_usable() else "cpu")
@@ -192,7 +192,7 @@ def thumbnail(images: Subset, index: int, size: int) -> np.ndarray:
 
 def view_pairs(config: CfgNode) -> Figure:
     """Pairs of views of a few training images, as the encoder gets them but for the normalisation."""
-    source = build_source(config.DATA.NAME, config.DATA.ROOT, "pretrain")
+    source = build_source(config.DATA.NAME, config.DATA.ROOT, "pretrain", streaming=build_streaming(config))
     dataset = ViewDataset(source, config.DATA.IMAGE_SIZE, build_recipes(config), config.SEED)
     batch = collate([dataset[(0, index)] for index in range(min(PAIRS, len(source)))])
     views = [augment(batch.images[v], batch.params[v], torch.zeros(3), torch.ones(3)) for v in range(2)]
