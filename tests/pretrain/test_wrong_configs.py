@@ -52,6 +52,7 @@ OUTSIDE: dict[str, list[str]] = {
     "TRAIN.WARMUP_LR": ["-0.1"],
     "TRAIN.MOMENTUM": ["-0.1", "1"],
     "TRAIN.WEIGHT_DECAY": ["-0.1"],
+    "TRAIN.OPTIMIZER": ["adam", "LARS"],
     "TRAIN.PRECISION": ["float16", "bf16", "''"],
     "TRAIN.MICRO_BATCH": ["-1"],
     "TRAIN.MAX_STEPS": ["-1"],
