@@ -1,7 +1,6 @@
 """What docs/reliability.md promises of faults: damaged checkpoints, disks that refuse, workers that die or hang."""
 
 import os
-import resource
 import signal
 import tempfile
 import time
@@ -101,20 +100,11 @@ def test_a_save_killed_before_its_link_is_the_last_one_after_a_restart(
     assert not list(path.parent.glob("*.tmp"))
 
 
-@pytest.fixture
-def small_files() -> Iterator[None]:
-    """No file may grow beyond 16 kB, as on a disk that is full."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (16384, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-def test_full_disk_says_so_and_keeps_the_checkpoints(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+def test_full_disk_says_so_and_keeps_the_checkpoints(tmp_path: Path, files_up_to: Callable) -> None:
     path = saved_twice(tmp_path)
-    request.getfixturevalue("small_files")
     state = {"format": checkpoint.PRETRAIN, "model": {"w": torch.zeros(5000)}, "position": {"step": 3}}
-    with pytest.raises(UserError, match=r"cannot save .*step_000000003.pt: .*File too large.* MB free"):
+    message = r"cannot save .*step_000000003.pt: .*File too large.* MB free"
+    with files_up_to(16384), pytest.raises(UserError, match=message):
         checkpoint.save(tmp_path, state)
     assert checkpoint.load_newest(tmp_path)["position"] == {"step": 2}  # type: ignore[index]
     assert not list(path.parent.glob("*3*"))

@@ -4,11 +4,10 @@ import contextlib
 import hashlib
 import multiprocessing
 import os
-import resource
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -144,18 +143,10 @@ def living_in_group(group: int) -> list[str]:
     return found
 
 
-@pytest.fixture
-def small_files() -> Iterator[None]:
-    """Have the system refuse files above 8 kB, as a full disk would."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
-def test_a_disk_that_refuses_is_named_at_once(shards: list[Shard], site, tmp_path: Path, small_files: None) -> None:
+def test_a_disk_that_refuses_is_named_at_once(shards: list[Shard], site, tmp_path: Path, files_up_to: Callable) -> None:
     cache = cache_of(tmp_path)
-    with pytest.raises(UserError, match=r"cannot write .*train-0.*: File too large; make room, lower DATA.CACHE_GB"):
+    message = r"cannot write .*train-0.*: File too large; make room, lower DATA.CACHE_GB"
+    with files_up_to(8192), pytest.raises(UserError, match=message):
         cache.ensure(shards[0])
     assert site.count("/train-0.tar") == 1
     assert not kept(cache) | kept(cache, ".part")
