@@ -1,4 +1,4 @@
-"""A web server on this machine for tars that are elsewhere, which can misbehave when told to, and a disk that is full."""
+"""A web server on this machine for tars that are elsewhere, which misbehaves when told to, and a disk that is full."""
 
 import contextlib
 import io
