@@ -232,10 +232,10 @@ def test_the_folder_never_outgrows_its_bound(tars: dict[str, bytes], shards: lis
                 cache.ensure(places[(first + i + turn) % 8])
 
     watcher = threading.Thread(target=watch)
-    watcher.start()
     processes = [fork.Process(target=work, args=(first,)) for first in (0, 2, 4, 6)]
     for process in processes:
         process.start()
+    watcher.start()  # not before: a process forked while this thread holds the lock would hold it to its end
     for process in processes:
         process.join()
     over.set()
