@@ -17,26 +17,18 @@ from typing import Any
 import pytest
 import torch
 from fvcore.common.config import CfgNode
-from torch import nn
 
 from cli.errors import UserError
 from pretrain import build, checkpoint, train
 from pretrain.rundir import open_run
 from pretrain.signals import STOPPED
+from tests.pretrain.tiny_encoder import use_tiny_encoder
 
 TORTURE = Path(__file__).with_name("torture.py")
 TINY = [
     *("DATA.NAME", "folder", "DATA.IMAGE_SIZE", "16", "DATA.WORKERS", "0", "PROJECTOR.DIMS", "[12, 8]"),
     *("TRAIN.BATCH_SIZE", "4", "TRAIN.EPOCHS", "2", "TRAIN.PRECISION", "float32", "LOG.PERIOD", "2"),
 ]
-
-
-def use_tiny_encoder(patch: pytest.MonkeyPatch) -> None:
-    def tiny(name: str, stem: str) -> nn.Module:
-        return nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.BatchNorm2d(8), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-
-    patch.setattr(build, "build_encoder", tiny)
-    patch.setattr(build, "feature_dim", lambda name: 8)
 
 
 @pytest.fixture(autouse=True)

@@ -10,25 +10,17 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 from cli.errors import UserError
-from pretrain import build, checkpoint, stream, train
+from pretrain import checkpoint, stream, train
 from pretrain.loader import ShuffledBatches
+from tests.pretrain.tiny_encoder import use_tiny_encoder
 
 TINY = [
     *("DATA.NAME", "webdataset", "DATA.IMAGE_SIZE", "16", "DATA.WORKERS", "0", "DATA.WORKER_TIMEOUT", "20"),
     *("PROJECTOR.DIMS", "[12, 8]", "TRAIN.BATCH_SIZE", "4", "TRAIN.EPOCHS", "2", "TRAIN.PRECISION", "float32"),
     *("LOG.PERIOD", "2", "TRAIN.WARMUP_EPOCHS", "1", "DATA.WINDOW", "1"),
 ]
-
-
-def use_tiny_encoder(patch: pytest.MonkeyPatch) -> None:
-    def tiny(name: str, stem: str) -> nn.Module:
-        return nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.BatchNorm2d(8), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-
-    patch.setattr(build, "build_encoder", tiny)
-    patch.setattr(build, "feature_dim", lambda name: 8)
 
 
 @pytest.fixture(autouse=True)
