@@ -1,7 +1,6 @@
 """What a configuration of pretraining is made of: network, objective, optimizer, batches, schedule, checkpoints."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,31 +22,12 @@ from pretrain.objectives import build_criterion, wants_unit_length
 from pretrain.recorder import Recorder
 from pretrain.rundir import plain
 from pretrain.saving import Saver
-from pretrain.schedule import warmup_cosine
+from pretrain.schedule import Span, warmup_cosine
 from pretrain.tars import TarSource
 from pretrain.views import ViewDataset
 from pretrain.wandb_mirror import open_wandb
 
 PLAIN_SHARE = 0.0048 / 0.2  # rate of biases and norms under LARS, of the weights' (Zbontar et al. 2021, section 2.2)
-
-
-@dataclass(frozen=True)
-class Span:
-    """The steps of this process's part of the run, counted over all epochs from 0."""
-
-    first: int
-    last: int  # one past the last
-    per_epoch: int
-    total: int  # of the whole schedule
-    warmup: int
-
-    @classmethod
-    def of(cls, config: CfgNode, images: int, first: int) -> "Span":
-        """The steps that are left, in a dataset of `images`."""
-        per_epoch = images // config.TRAIN.BATCH_SIZE
-        total = per_epoch * config.TRAIN.EPOCHS
-        last = min(total, config.TRAIN.MAX_STEPS or total)
-        return cls(first, last, per_epoch, total, per_epoch * config.TRAIN.WARMUP_EPOCHS)
 
 
 def build_network(config: CfgNode) -> SiameseNetwork:
@@ -115,7 +95,7 @@ def build_schedule(config: CfgNode, total_steps: int, steps_per_epoch: int) -> C
 def build_recorder(config: CfgNode, output: Path, criterion: CorInfoMaxLoss, span: Span) -> Recorder:
     """What writes the record of the run."""
     mirrors = [open_wandb(config.LOG.WANDB, output, plain(config))] if config.LOG.WANDB else []
-    return Recorder(output, span.first, criterion, span.warmup, mirrors)
+    return Recorder(output, span.first, criterion, span.per_epoch * config.TRAIN.WARMUP_EPOCHS, mirrors)
 
 
 def build_saver(

@@ -29,6 +29,7 @@ from pretrain.labelled import Subset, build_labelled_splits, class_balanced, lis
 from pretrain.probe import build_pipeline
 from pretrain.protocol import get_finetune_defaults, validate_finetune
 from pretrain.rundir import add_run_options, plain
+from pretrain.schedule import Span
 from pretrain.views import ViewRecipe
 from pretrain.weights import RANDOM, EncoderWeights, write_encoder
 
@@ -142,7 +143,7 @@ def fit(
         record: what a checkpoint says of the run.
     """
     pipeline = build_pipeline(config, next(model.parameters()).device)
-    span = supervised.build_span(len(train), config, start)
+    span = Span.of(config, len(train), start["position"]["step"] if start else 0)
     recipe = ViewRecipe(crop_scale=tuple(config.AUGMENT.CROP_SCALE), flip=config.AUGMENT.FLIP)
     batches = supervised.training_batches(len(train), span, config.TRAIN.BATCH_SIZE, config.SEED)
 

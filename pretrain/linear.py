@@ -29,6 +29,7 @@ from pretrain.labelled import build_labelled_splits
 from pretrain.probe import build_pipeline
 from pretrain.protocol import get_linear_defaults, validate_linear
 from pretrain.rundir import add_run_options, plain
+from pretrain.schedule import Span
 from pretrain.views import ViewRecipe
 from pretrain.weights import EncoderWeights, fingerprint
 
@@ -117,7 +118,7 @@ def judge_linear(
     if start:
         checkpoint.fill(heads, {name.removeprefix("head."): t for name, t in start["model"].items()}, output)
         learner.optimizer.load_state_dict(start["optimizer"])
-    span = supervised.build_span(len(train), config, start)
+    span = Span.of(config, len(train), start["position"]["step"] if start else 0)
     batches = supervised.training_batches(len(train), span, config.TRAIN.BATCH_SIZE, config.SEED)
     recipe = ViewRecipe(crop_scale=tuple(config.AUGMENT.CROP_SCALE), flip=config.AUGMENT.FLIP)
 

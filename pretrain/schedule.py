@@ -1,7 +1,27 @@
-"""Learning rates as pure functions of the step."""
+"""The steps of a run, and learning rates as pure functions of the step."""
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fvcore.common.config import CfgNode
+
+
+@dataclass(frozen=True)
+class Span:
+    """The steps that a process is to take, counted over all epochs from 0."""
+
+    first: int
+    last: int  # one past the last
+    per_epoch: int
+    total: int  # of the whole schedule, which `TRAIN.MAX_STEPS` does not shorten
+
+    @classmethod
+    def of(cls, config: CfgNode, images: int, first: int) -> "Span":
+        """From step `first` on, for a dataset of `images`, whose incomplete last batch is left out."""
+        per_epoch = images // config.TRAIN.BATCH_SIZE
+        total = per_epoch * config.TRAIN.EPOCHS
+        return cls(first, min(total, config.TRAIN.MAX_STEPS or total), per_epoch, total)
 
 
 def warmup_cosine(

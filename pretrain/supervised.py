@@ -26,7 +26,7 @@ from pretrain.features import Pipeline
 from pretrain.lars import LARS
 from pretrain.loader import ShuffledBatches, build_loader, read_batches, report_unreadable
 from pretrain.metrics import Meter, Metrics, Progress
-from pretrain.schedule import multi_step
+from pretrain.schedule import Span, multi_step
 from pretrain.views import ViewDataset, ViewRecipe
 
 SCHEDULES = ("cosine", "step")
@@ -102,22 +102,6 @@ def build_optimizer(
     kind = {"sgd": torch.optim.SGD, "lars": LARS}[name]
     parameters = [{"params": list(group)} for group in groups]
     return kind(parameters, lr=0.0, momentum=momentum, weight_decay=weight_decay)
-
-
-@dataclass(frozen=True)
-class Span:
-    """The steps that a process is to take, counted over all epochs from 0."""
-
-    first: int
-    last: int  # the one after the last
-    per_epoch: int
-
-
-def build_span(count: int, config: CfgNode, start: Mapping[str, Any] | None) -> Span:
-    """The steps of a configuration on `count` images, from a checkpoint on where there is one."""
-    per_epoch = count // config.TRAIN.BATCH_SIZE
-    total = per_epoch * config.TRAIN.EPOCHS
-    return Span(start["position"]["step"] if start else 0, min(total, config.TRAIN.MAX_STEPS or total), per_epoch)
 
 
 def build_schedule(config: CfgNode, base: float, gamma: float) -> Callable[[int], float]:

@@ -28,7 +28,6 @@ from cli.config import load_config
 from cli.errors import ArgumentParser, UserError, run
 from pretrain import checkpoint, distributed, runs
 from pretrain.build import (
-    Span,
     build_batches,
     build_network,
     build_parts,
@@ -48,6 +47,7 @@ from pretrain.probe import OnlineProbe
 from pretrain.recorder import Recorder
 from pretrain.rundir import add_run_options, open_run, plain
 from pretrain.scan import check_data
+from pretrain.schedule import Span
 from pretrain.signals import STOPPED
 from pretrain.weights import write_encoder
 

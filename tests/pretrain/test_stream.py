@@ -24,10 +24,11 @@ from pretrain.labelled import Subset, build_labelled_splits
 from pretrain.loader import SequentialBatches, ShuffledBatches, build_loader, read_batches
 from pretrain.prefetch import Prefetcher
 from pretrain.protocol import get_linear_defaults
+from pretrain.schedule import Span
 from pretrain.shard_cache import ShardCache
 from pretrain.shards import Shard
 from pretrain.stream import StreamedTars, Streaming
-from pretrain.supervised import Span, image_batches, training_batches
+from pretrain.supervised import image_batches, training_batches
 from pretrain.views import ViewDataset, ViewRecipe
 
 CPU = torch.device("cpu")
@@ -249,7 +250,7 @@ def test_features_and_labels_of_a_streamed_set(root: str, folder: Path, site, tm
     for place in (str(folder), f"{site.url}/{{split}}.json"):
         train_images, val_images = build_labelled_splits("webdataset", place, build_streaming(config))
         found.append([*extract(encoder, val_images, pipeline, precision="float32")])
-        batches = training_batches(24, Span(0, 3, 3), 8, seed=1)
+        batches = training_batches(24, Span(0, 3, 3, 3), 8, seed=1)
         for images, labels in image_batches(train_images, pipeline, batches, ViewRecipe()):
             found[-1] += [images, labels]
     assert len(found[0]) == 8
