@@ -66,6 +66,16 @@ def check(config: CfgNode, resume: bool, eval_only: bool) -> None:
         trainer.check_weights(config, whole=eval_only)
 
 
+def nothing_left(config: CfgNode) -> bool:
+    """Whether the folder holds the trained detector, intact, and its results by this very config.
+
+    Raises:
+        UserError: every checkpoint is damaged.
+    """
+    folder = Path(config.OUTPUT_DIR)
+    return run_folder.is_finished(config) and checkpoints.newest_intact(folder) == folder / checkpoints.FINAL
+
+
 def _check_choices(arguments: argparse.Namespace) -> None:
     by_key = "SOLVER.BASE_LR" in arguments.overrides[::2]
     if by_key + bool(arguments.lr_preset) + bool(arguments.sweep_lr) > 1:

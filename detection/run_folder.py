@@ -1,5 +1,6 @@
 """What a run leaves behind besides Detectron2's own files: the config, the log and `results.json`."""
 
+import hashlib
 import json
 import logging
 import math
@@ -17,11 +18,15 @@ from cli.files import write_atomic
 from detection import config as configs
 
 LOGGERS = ("detectron2", "fvcore", "detection")
-# What may differ when a run is continued: its length, its machine, and what does not touch the training.
+# The machine of a run and what it keeps: another one finds the same.
+WITHOUT_EFFECT = (
+    *("OUTPUT_DIR", "DATALOADER.NUM_WORKERS", "MODEL.DEVICE", "VIS_PERIOD", "CUDNN_BENCHMARK"),
+    *("SOLVER.CHECKPOINT_PERIOD", "SOLVER.KEEP_CHECKPOINTS", "SOLVER.ACCUMULATION"),
+)
+# What may differ when a run is continued: that, its length, and what does not touch the training.
 MAY_CHANGE = (
-    *("OUTPUT_DIR", "DATALOADER.NUM_WORKERS", "MODEL.DEVICE", "VIS_PERIOD", "CUDNN_BENCHMARK", "DATASETS.TEST"),
-    *("SOLVER.MAX_ITER", "SOLVER.STEPS", "SOLVER.CHECKPOINT_PERIOD", "SOLVER.KEEP_CHECKPOINTS", "SOLVER.ACCUMULATION"),
-    *("TEST.", "INPUT.MIN_SIZE_TEST", "INPUT.MAX_SIZE_TEST"),
+    *WITHOUT_EFFECT,
+    *("SOLVER.MAX_ITER", "SOLVER.STEPS", "DATASETS.TEST", "TEST.", "INPUT.MIN_SIZE_TEST", "INPUT.MAX_SIZE_TEST"),
 )
 
 
@@ -82,13 +87,34 @@ def check_same(folder: Path, config: CfgNode) -> None:
         )
 
 
-def replace_results(folder: Path, results: Mapping[str, Any]) -> None:
+def digest(config: CfgNode) -> str:
+    """SHA-256 of all that a run's results depend on."""
+    values = {key: _value(config, key) for key in keys(config) if not key.startswith(WITHOUT_EFFECT)}
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def is_finished(config: CfgNode) -> bool:
+    """Whether the folder has the results of this very config, so that there is nothing left to do.
+
+    Raises:
+        UserError: it has those of another run.
+    """
+    folder = Path(config.OUTPUT_DIR)
+    try:
+        found = json.loads((folder / "results.json").read_text())
+    except (OSError, ValueError):
+        return False
+    check_same(folder, config)
+    return bool(found["iterations"] == config.SOLVER.MAX_ITER and found.get("config_sha256") == digest(config))
+
+
+def replace_results(config: CfgNode, results: Mapping[str, Any]) -> None:
     """Put other metrics into the `results.json` of a finished run; of an unfinished one, which has none, do nothing.
 
     Raises:
         UserError: the file is damaged.
     """
-    path = folder / "results.json"
+    path = Path(config.OUTPUT_DIR) / "results.json"
     if not path.is_file():
         return
     try:
@@ -97,7 +123,7 @@ def replace_results(folder: Path, results: Mapping[str, Any]) -> None:
         raise UserError(
             f"{path} is damaged ({error}): train with --resume, which evaluates and writes it anew"
         ) from error
-    write_json(path, {**record, "results": results})
+    write_json(path, {**record, "config_sha256": digest(config), "results": results})
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

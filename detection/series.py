@@ -78,7 +78,7 @@ def run(folder: Path, members: Sequence[Member], train: Callable[[CfgNode], None
     found: dict[Member, Metrics] = {}
     failed: dict[Member, str] = {}
     for number, member in enumerate(members, 1):
-        if not is_finished(member):
+        if not run_folder.is_finished(member.config):
             print(f"run {number} of {len(members)}: {member.folder}", flush=True)
             try:
                 train(member.config)
@@ -92,20 +92,6 @@ def run(folder: Path, members: Sequence[Member], train: Callable[[CfgNode], None
     if failed:
         named = "; ".join(f"{member.folder}: {error}" for member, error in failed.items())
         raise UserError(f"{len(failed)} of {len(members)} runs failed: {named}")
-
-
-def is_finished(member: Member) -> bool:
-    """Whether a run's folder has its results.
-
-    Raises:
-        UserError: it has those of another config.
-    """
-    try:
-        results = json.loads((member.folder / "results.json").read_text())
-    except (OSError, ValueError):
-        return False
-    run_folder.check_same(member.folder, member.config)
-    return bool(results["iterations"] == member.config.SOLVER.MAX_ITER)
 
 
 def read_metrics(folder: Path) -> Metrics:

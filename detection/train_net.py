@@ -93,6 +93,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     def train(config: Any, resume: bool = True) -> None:
         preparation.check(config, resume, eval_only=False)
+        if resume and preparation.nothing_left(config):
+            print(f"{config.OUTPUT_DIR} is finished: its results are in results.json")
+            return
         if arguments.machine_rank == 0:
             hold(Path(config.OUTPUT_DIR))
         processes.run(arguments, trainer.train, config, name, resume)

@@ -227,7 +227,7 @@ def evaluate(config: CfgNode, name: str) -> None:
     if comm.is_main_process() and config.MODEL.WEIGHTS:
         _finish(config, name, results, iterations=0, train_images=0)
     elif comm.is_main_process():
-        run_folder.replace_results(Path(config.OUTPUT_DIR), results)
+        run_folder.replace_results(config, results)
 
 
 def _prepare(config: CfgNode, names: Sequence[str], evaluation_only: bool = False) -> None:
@@ -262,6 +262,7 @@ def _finish(config: CfgNode, name: str, results: dict[str, Any], iterations: int
             "seed": config.SEED,
             "iterations": iterations,
             "train_images": train_images,
+            "config_sha256": run_folder.digest(config),
             "dataset": {"name": config.DATASETS.TEST[0], **datasets.sources(config.DATASETS.TEST[0])},
             "results": results,
         },

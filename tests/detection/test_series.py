@@ -34,7 +34,12 @@ class Training:
         metrics = {"AP": 30 + config.SEED + 100 * config.SOLVER.BASE_LR, "AP50": 50.0, "APl": math.nan, "AP-cat": 1.0}
         run_folder.write_json(
             folder / "results.json",
-            {"kind": "detection", "iterations": config.SOLVER.MAX_ITER, "results": {"bbox": metrics}},
+            {
+                "kind": "detection",
+                "iterations": config.SOLVER.MAX_ITER,
+                "config_sha256": run_folder.digest(config),
+                "results": {"bbox": metrics},
+            },
         )
 
 
@@ -97,6 +102,10 @@ def test_finished_runs_of_other_settings_are_not_taken(config, tmp_path):
     longer = Training()
     series.run(tmp_path, series.plan(config, [], [1]), longer)
     assert longer.done == ["seed1"]
+    config.TEST.DETECTIONS_PER_IMAGE, config.DATALOADER.NUM_WORKERS = 7, 3  # evaluated by other rules, so once more
+    evaluated = Training()
+    series.run(tmp_path, series.plan(config, [], [1]), evaluated)
+    assert evaluated.done == ["seed1"]
     config.SOLVER.WEIGHT_DECAY = 0.5
     with pytest.raises(UserError, match=r"holds a run with another config: SOLVER.WEIGHT_DECAY \(0.0001 then, 0.5 now"):
         series.run(tmp_path, series.plan(config, [], [1]), Training())

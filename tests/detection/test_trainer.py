@@ -82,6 +82,21 @@ def test_resuming_goes_on_with_the_schedule_and_the_optimizer(train, monkeypatch
     assert json.loads((folder / "results.json").read_text())["iterations"] == 4
 
 
+def test_a_finished_run_is_left_alone_unless_it_is_evaluated_by_other_rules(train, capsys):
+    folder = train("SOLVER.MAX_ITER", 1)
+    written = (folder / "results.json").stat().st_mtime_ns
+    capsys.readouterr()
+    train("SOLVER.MAX_ITER", 1, "DATALOADER.NUM_WORKERS", 1, options=["--resume"])
+    assert f"{folder} is finished: its results are in results.json" in capsys.readouterr().out
+    assert (folder / "results.json").stat().st_mtime_ns == written
+    train("SOLVER.MAX_ITER", 1, "TEST.DETECTIONS_PER_IMAGE", 1, options=["--resume"])
+    assert "is finished" not in capsys.readouterr().out
+    predictions = json.loads((folder / "predictions" / "coco_instances_results.json").read_text())
+    images = [each["image_id"] for each in predictions]
+    assert len(images) == len(set(images)) > 0
+    assert len([line for line in lines(folder) if "total_loss" in line]) == 1  # nothing was trained
+
+
 def test_a_folder_with_a_run_is_not_overwritten(train, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "last_checkpoint").write_text("model_0000000.pth")
@@ -144,7 +159,8 @@ def test_a_finished_run_can_be_evaluated_and_its_detector_used(train, tmp_path, 
     train("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 1.0, options=["--eval-only"])  # the run itself, by other rules
     none = json.loads((folder / "results.json").read_text())
     assert none.pop("results")["bbox"]["AP"] == 0
-    assert none == {key: value for key, value in record.items() if key != "results"}
+    assert none.pop("config_sha256") != record["config_sha256"]  # training would evaluate by its own rules again
+    assert none == {key: value for key, value in record.items() if key not in ("results", "config_sha256")}
     assert (folder / "config.yaml").read_text() == config
     with pytest.raises(UserError, match="already holds a run: leave --weights out to evaluate it"):
         train(options=unsure)
