@@ -48,6 +48,16 @@ def barrier() -> None:
         dist.barrier()
 
 
+def announced() -> tuple[int, int]:
+    """Index of this process and number of processes as `torchrun` or `srun` has started them, without joining them.
+
+    Raises:
+        UserError: srun's variables have not all come through.
+    """
+    environment = {**os.environ, **slurm.torchrun_variables(os.environ)}
+    return int(environment.get("RANK", "0")), int(environment.get("WORLD_SIZE", "1"))
+
+
 def start(use_cuda: bool, timeout: timedelta = TIMEOUT) -> torch.device:
     """Join the processes that `torchrun` or `srun` has started with this one, if any, and pick this one's device.
 

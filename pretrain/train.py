@@ -11,7 +11,6 @@ a run saves and leaves with status 75 (docs/reliability.md).
 
 import contextlib
 import logging
-import os
 from collections.abc import Sequence
 from datetime import timedelta
 from functools import partial
@@ -63,7 +62,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = load_config(get_defaults(), args.config, "pretrain", args.overrides)
     validate(config)
     if args.dry_run or args.check_data:
-        look(config, check_images=args.check_data)
+        place, processes = distributed.announced()
+        if place == 0:  # one look is enough
+            look(config, processes, check_images=args.check_data)
         return
     device = distributed.start(gpu.is_usable(), timedelta(seconds=config.TRAIN.PEER_TIMEOUT))
     try:
@@ -95,14 +96,13 @@ def advise(config: CfgNode) -> str:
     return f"{change}; loss and gradient stay those of the whole batch"
 
 
-def look(config: CfgNode, check_images: bool) -> None:
-    """Check the configuration and the images without training, and print what they come to."""
+def look(config: CfgNode, processes: int, check_images: bool) -> None:
+    """Check the configuration and the images without training, and print what they come to in so many processes."""
     data = config.DATA
     source = build_source(data.NAME, data.ROOT, "pretrain", data.CLASSES, build_streaming(config))
     if check_images:
         check_data(source, config.DATA.WORKERS, config.DATA.WORKER_TIMEOUT)
         return
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
     check_batch(len(source), config.TRAIN.BATCH_SIZE, processes)
     span = Span.of(config, len(source), first=0)
     print(yaml.safe_dump(plain(config), sort_keys=False))

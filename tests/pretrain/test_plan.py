@@ -56,6 +56,19 @@ def test_dry_run_says_what_a_recipe_comes_to(
     assert not (tmp_path / "output").exists()
 
 
+@pytest.mark.parametrize("place", ["0", "2"])
+def test_one_of_the_processes_that_srun_has_started_says_what_it_comes_to_for_all(
+    place: str, photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    for name, value in {"NUM_TASKS": "4", "TASKS_PER_NODE": "4", "NODELIST": "node1"}.items():
+        monkeypatch.setenv(f"SLURM_STEP_{name}", value)
+    for name, value in {"PROCID": place, "LOCALID": place, "NODEID": "0"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    train.main(["--dry-run", *SETTINGS, "DATA.ROOT", str(photos), "TRAIN.BATCH_SIZE", "12", "DATA.WORKERS", "0"])
+    printed = capsys.readouterr().out
+    assert ("12 = 4 process(es) x 3" in printed) if place == "0" else not printed
+
+
 class TwoLayers(nn.Module):
     """Keeps, for each view, its input and what is between the layers; and nothing twice."""
 
