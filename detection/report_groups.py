@@ -8,10 +8,9 @@ import math
 import statistics
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
-from pathlib import Path
 
 from cli.errors import UserError
+from cli.names import short_names
 from detection.report_columns import Column, Task, measured_tasks
 from detection.report_runs import PRETRAIN, Run
 
@@ -232,22 +231,6 @@ def _groups(runs: Sequence[Run]) -> Iterator[Group]:
         names = short_names([part[0].path for part in ordered])
         for name, part in zip(names, ordered, strict=True):
             yield Group(init if len(parts) == 1 else f"{init} ({name})", part)
-
-
-def short_names(paths: Sequence[Path]) -> list[str]:
-    """The last part of each path, or if that does not tell them apart, the parts in which they differ."""
-    parts = [path.resolve().parts for path in paths]
-    names = [each[-1] for each in parts]
-    if len(set(names)) == len(names):
-        return names
-    start = _shared(parts)
-    end = _shared([each[:start:-1] for each in parts])  # at least one part of each stays
-    return ["/".join(each[start : len(each) - end]) for each in parts]
-
-
-def _shared(sequences: Sequence[Sequence[str]]) -> int:
-    """In how many parts, from the first, all agree."""
-    return sum(1 for _ in takewhile(lambda parts: len(set(parts)) == 1, zip(*sequences, strict=False)))
 
 
 def _variant(run: Run, keys: Collection[str]) -> object:

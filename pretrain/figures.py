@@ -28,6 +28,7 @@ from torch.nn import functional as F
 from cli import gpu
 from cli.config import load_config
 from cli.errors import ArgumentParser, UserError, run
+from cli.names import short_names
 from pretrain import checkpoint, plots
 from pretrain.augment import augment
 from pretrain.config import build_recipes, build_streaming, get_defaults, resolve_precision
@@ -89,7 +90,7 @@ def build_parser() -> ArgumentParser:
 
 def draw(runs: Sequence[Path], config: CfgNode, only: Sequence[str], images: int, output: Path) -> None:
     """Draw the figures that are asked for; one that the runs have no data for is passed over, with a word."""
-    named = dict(zip(unique_names(runs), runs, strict=True))
+    named = dict(zip(short_names(runs), runs, strict=True))
     lines = {name: read_metrics(folder / "metrics.json") for name, folder in named.items()}
     features: list[tuple[Tensor, Subset]] = []
 
@@ -114,15 +115,6 @@ def draw(runs: Sequence[Path], config: CfgNode, only: Sequence[str], images: int
         for suffix in ("png", "svg"):
             figure.savefig(output / f"{name}.{suffix}", dpi=150, bbox_inches="tight")
         logger.info("%s", output / f"{name}.png")
-
-
-def unique_names(runs: Sequence[Path]) -> list[str]:
-    """Names of runs for a legend: their folders', with the parent's where two are the same."""
-    short = [folder.resolve().name for folder in runs]
-    return [
-        name if short.count(name) == 1 else f"{folder.resolve().parent.name}/{name}"
-        for name, folder in zip(short, runs, strict=True)
-    ]
 
 
 def information(lines: Sequence[dict[str, float]]) -> Figure | None:

@@ -37,7 +37,7 @@ def training_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
             axes.set_yscale("log")
         _finish(axes)
     if len(runs) > 1:
-        figure.axes[0].legend(frameon=False)
+        figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     return figure
 
 
@@ -70,6 +70,9 @@ def eigenvalue_spectra(spectra: Mapping[str, np.ndarray]) -> Figure:
             np.arange(1, len(eigenvalues) + 1), np.maximum(eigenvalues, 1e-12), label=name, linewidth=LINE_WIDTH
         )
     axes.set(xlabel="index", ylabel="eigenvalue")
+    dims = [len(each) for each in spectra.values()]
+    if max(dims) > 4 * min(dims):  # else the short ones are a dash at the left edge
+        axes.set_xscale("log")
     axes.legend(frameon=False)
     _finish(axes)
     return figure

@@ -5,7 +5,6 @@ import json
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +16,7 @@ from cli.config import config_folder
 from cli.errors import UserError
 from detection import report, report_colours
 from detection.report_diagnosis import error_cost, label_curves, leading
-from detection.report_groups import KINDS, Statistic, difference, settings, short_names
+from detection.report_groups import KINDS, Statistic, difference, settings
 from detection.report_published import of_recipe
 from detection.report_runs import read_runs
 from detection.report_scenes import count_found, decode_mask, evenly_spaced
@@ -584,13 +583,6 @@ def test_a_folder_of_runs_stands_for_all_in_it(tmp_path, detection, pretraining)
     detection("random", 2, 12.0, name="all/seed2")
     runs = read_runs([tmp_path / "all", tmp_path / "all" / "seed2", pretraining])
     assert [run.path.name for run in runs] == ["seed1", "seed2", "pretraining"]
-
-
-def test_names_are_as_short_as_tells_apart():
-    assert short_names([Path("/a/b/low"), Path("/a/c/high")]) == ["low", "high"]
-    assert short_names([Path("/a/seed0/pretrain"), Path("/a/seed1/pretrain")]) == ["seed0", "seed1"]
-    assert short_names([Path("/a/x/1/run"), Path("/a/y/2/run"), Path("/a/y/1/run")]) == ["x/1", "y/2", "y/1"]
-    assert short_names([Path("/a/x/run"), Path("/a/x/y/run")]) == ["run", "y/run"]
 
 
 def test_bookkeeping_and_keys_of_another_version_do_not_tell_runs_apart(linear):

@@ -61,9 +61,21 @@ def test_eigenvalues_are_those_of_the_run(pretrained: Path) -> None:
     assert np.allclose(axes.lines[0].get_ydata(), expected.numpy(), rtol=1e-5, atol=1e-12)
 
 
-def test_runs_of_one_name_are_told_apart() -> None:
-    names = figures.unique_names([Path("/a/one/pretrain"), Path("/a/two/pretrain"), Path("/b/x")])
-    assert names == ["one/pretrain", "two/pretrain", "x"]
+@pytest.mark.parametrize(("dims", "scale"), [((32, 64), "linear"), ((32, 1024), "log")])
+def test_spectra_of_very_different_dimensions_are_all_seen(dims: tuple[int, int], scale: str) -> None:
+    (axes,) = figures.plots.eigenvalue_spectra({str(dim): np.ones(dim) for dim in dims}).axes
+    assert axes.get_xscale() == scale
+
+
+def test_runs_of_a_sweep_are_told_apart(pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = [tmp_path / name / "seed0" / "pretrain" for name in ("vicreg", "simclr")]
+    for folder in runs:
+        folder.parent.mkdir(parents=True)
+        folder.symlink_to(pretrained)
+    drawn = {}
+    monkeypatch.setattr(figures.plots, "eigenvalue_spectra", drawn.update)
+    figures.main([*map(str, runs), "--only", "eigenvalues", "--output", str(tmp_path / "figures")])
+    assert list(drawn) == ["vicreg", "simclr"]
 
 
 def test_bad_input_is_one_line(pretrained: Path, tmp_path: Path, error_of: Callable[..., str]) -> None:
