@@ -26,6 +26,7 @@ def get_defaults() -> CfgNode:
     c.ENCODER = CfgNode()
     c.ENCODER.NAME = "resnet50"  # one of pretrain.encoder.ENCODERS
     c.ENCODER.STEM = "imagenet"  # or cifar, for images of about 32 pixels
+    c.ENCODER.ZERO_INIT_RESIDUAL = False  # begin with residual branches at 0: short trainings of ResNet-50 need it
     c.PROJECTOR = CfgNode()
     c.PROJECTOR.DIMS = [8192, 8192, 512]  # the last is P, the dimension of the embedding
     c.OBJECTIVE = CfgNode()

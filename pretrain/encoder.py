@@ -8,15 +8,17 @@ ENCODERS = ("resnet18", "resnet34", "resnet50", "resnet101")
 STEMS = ("imagenet", "cifar")
 
 
-def build_encoder(name: str, stem: str) -> nn.Module:
+def build_encoder(name: str, stem: str, zero_init_residual: bool = False) -> nn.Module:
     """A torchvision ResNet without its classifier: images (N, 3, H, W) -> features (N, F), see `feature_dim`.
 
     Args:
         name: one of `ENCODERS`.
         stem: `imagenet`, torchvision's own (7x7 with stride 2, then max-pooling), or `cifar` for images of about
             32 pixels: a 3x3 convolution with stride 1 and no max-pooling (thesis B.2.1).
+        zero_init_residual: begin with each residual branch at 0, by its last norm's weight (Goyal et al. 2017, section
+            5.1), as the public code of SimSiam, Barlow Twins and VICReg does.
     """
-    encoder = getattr(torchvision.models, name)(weights=None)
+    encoder = getattr(torchvision.models, name)(weights=None, zero_init_residual=zero_init_residual)
     encoder.fc = nn.Identity()
     if stem == "cifar":
         encoder.conv1 = nn.Conv2d(3, 64, kernel_size=3, stride=1, padding=1, bias=False)

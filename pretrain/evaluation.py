@@ -66,7 +66,7 @@ def begin(config: CfgNode, weights: EncoderWeights, output: Path, *, resume: boo
     """
     check_batch(images, config.TRAIN.BATCH_SIZE, distributed.world_size())
     torch.manual_seed(config.SEED)
-    encoder = build_from(weights, config.ENCODER.NAME, config.ENCODER.STEM)
+    encoder = build_from(weights, config.ENCODER.NAME, config.ENCODER.STEM, config.ENCODER.ZERO_INIT_RESIDUAL)
     sha256 = fingerprint(encoder)
     checkpoint = open_run(output, config, resume)
     if checkpoint and checkpoint["encoder_sha256"] != sha256:

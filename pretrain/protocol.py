@@ -65,6 +65,7 @@ def _common() -> CfgNode:
     c.ENCODER = CfgNode()
     c.ENCODER.NAME = ""  # one of pretrain.encoder.ENCODERS; empty: what the weights say
     c.ENCODER.STEM = ""  # imagenet or cifar; empty: what the weights say, else imagenet
+    c.ENCODER.ZERO_INIT_RESIDUAL = False  # with --weights random: begin with residual branches at 0
     c.TRAIN = CfgNode()
     c.TRAIN.EPOCHS = 1
     c.TRAIN.BATCH_SIZE = 256  # over all processes (thesis B.2)

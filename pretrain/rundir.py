@@ -35,7 +35,7 @@ MAY_CHANGE = {
     "PROBE.MAX_TRAIN",
 }
 # Keys that checkpoints of earlier versions do not have, with the value that does what was done then.
-BEFORE = {"DATA.WINDOW": 0, "TRAIN.OPTIMIZER": "sgd"}
+BEFORE = {"DATA.WINDOW": 0, "ENCODER.ZERO_INIT_RESIDUAL": False, "TRAIN.OPTIMIZER": "sgd"}
 logger = logging.getLogger("pretrain")
 
 

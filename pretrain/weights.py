@@ -131,9 +131,9 @@ def settle(config: CfgNode, weights: EncoderWeights) -> CfgNode:
     return settled
 
 
-def build_from(weights: EncoderWeights, name: str, stem: str) -> nn.Module:
-    """The encoder with its weights, or as torch initialises it. Raises UserError where they do not fit."""
-    encoder = build_encoder(name, stem)
+def build_from(weights: EncoderWeights, name: str, stem: str, zero_init_residual: bool = False) -> nn.Module:
+    """The encoder with its weights, or as `build_encoder` initialises it. Raises UserError where they do not fit."""
+    encoder = build_encoder(name, stem, zero_init_residual)
     if weights.tensors:
         checkpoint.fill(encoder, weights.tensors, Path(weights.source))
     return encoder

@@ -99,11 +99,12 @@ def test_resumed_equals_uninterrupted_bit_for_bit(
 
 
 def test_from_scratch_and_probed_afterwards(photos: Path, tmp_path: Path) -> None:
-    finetune.main(arguments(photos, "random", tmp_path / "a", "TRAIN.MAX_STEPS", "2"))
+    zero = ["ENCODER.ZERO_INIT_RESIDUAL", "True"]
+    finetune.main(arguments(photos, "random", tmp_path / "a", "TRAIN.MAX_STEPS", "2", *zero))
     found = results(tmp_path / "a")
     assert (found["init"], found["images"], found["fraction"]) == ("random", 24, 1.0)
     torch.manual_seed(0)
-    assert found["encoder_sha256"] == fingerprint(build_encoder("resnet18", "imagenet"))
+    assert found["encoder_sha256"] == fingerprint(build_encoder("resnet18", "imagenet", zero_init_residual=True))
     checkpoint_file = tmp_path / "a" / "checkpoints" / "last.pt"
     probe = ["--weights", str(checkpoint_file), "--output", str(tmp_path / "b"), *TINY[:10], "TRAIN.EPOCHS", "1"]
     linear.main([*probe, "LINEAR.CACHED_VIEWS", "1", "DATA.ROOT", str(photos)])
