@@ -170,14 +170,18 @@ def call(module: str, arguments: Sequence[str]) -> str:
 
 
 def table(found: Sequence[Mapping[str, Any]]) -> str:
-    """A Markdown table: for each label the mean over the seeds and, for several, the sample standard deviation."""
+    """A Markdown table: for each label the mean over the seeds that did not fail and, of several, the sample standard
+    deviation.
+    """
     keys = [key for key in FIGURES if any(key in row for row in found)]
     lines = ["| run | seeds | " + " | ".join(f"{FIGURES[key]} (%)" for key in keys) + " |"]
     lines.append("|---|---|" + "---|" * len(keys))
     for label in dict.fromkeys(row["label"] for row in found):
         rows = [row for row in found if row["label"] == label]
         cells = [_cell([row[key] for row in rows if key in row]) for key in keys]
-        lines.append(f"| {label} | {len(rows)} | " + " | ".join(cells) + " |")
+        done = sum("error" not in row for row in rows)
+        count = f"{done}" if done == len(rows) else f"{done} of {len(rows)}"
+        lines.append(f"| {label} | {count} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 

@@ -14,7 +14,8 @@ TABLE = """| run | seeds | linear top-1 (%) | kNN top-1 (%) |
 |---|---|---|---|
 | untrained | 1 | 10.00 | 9.00 |
 | TRAIN.LR=0.1 | 2 | 42.00 ± 2.83 | 30.00 ± 0.00 |
-| TRAIN.LR=9.0 | 1 | failed | failed |
+| TRAIN.LR=0.5 | 1 of 2 | 46.00 | 33.00 |
+| TRAIN.LR=9.0 | 0 of 1 | failed | failed |
 """
 
 
@@ -42,6 +43,8 @@ def test_mean_and_spread_by_hand() -> None:
         {"label": "untrained", "linear_top1": 10.0, "knn_top1": 9.0},
         {"label": "TRAIN.LR=0.1", "linear_top1": 40.0, "knn_top1": 30.0},
         {"label": "TRAIN.LR=0.1", "linear_top1": 44.0, "knn_top1": 30.0},
+        {"label": "TRAIN.LR=0.5", "linear_top1": 46.0, "knn_top1": 33.0},
+        {"label": "TRAIN.LR=0.5", "error": "error: killed"},
         {"label": "TRAIN.LR=9.0", "error": "error: the loss is nan"},
     ]
     assert sweep.table(rows) == TABLE
