@@ -67,11 +67,7 @@ class Run:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command."""
-    parser = ArgumentParser(prog="pretrain/sweep.py", description="Pretrain and judge with several values of any keys.")
-    parser.add_argument("--config", required=True, help="a sweep in configs/sweep, or a yaml file")
-    parser.add_argument("--output", default="", help="folder for all runs; output/sweep_<config> by default")
-    parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="keys of the sweep to change")
-    args = parser.parse_args(argv)
+    args = build_parser().parse_args(argv)
     config = load_config(get_defaults(), args.config, "sweep", args.overrides)
     runs = plan(config)
     output = Path(args.output or f"output/sweep_{Path(args.config).stem}")
@@ -90,6 +86,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     failed = [f"{row['label']} (seed {row['seed']})" for row in found if "error" in row]
     if failed:
         raise UserError(f"{len(failed)} of {len(runs)} runs failed: {', '.join(failed)}; see {output / 'results.json'}")
+
+
+def build_parser() -> ArgumentParser:
+    """The command line."""
+    parser = ArgumentParser(prog="pretrain/sweep.py", description="Pretrain and judge with several values of any keys.")
+    parser.add_argument("--config", required=True, help="a sweep in configs/sweep, or a yaml file")
+    parser.add_argument("--output", default="", help="folder for all runs; output/sweep_<config> by default")
+    parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="keys of the sweep to change")
+    return parser
 
 
 def plan(config: CfgNode) -> list[Run]:

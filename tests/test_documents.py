@@ -35,22 +35,31 @@ def commands() -> list[str]:
 
 def pretraining_keys(command: str) -> Callable[[], CfgNode]:
     """The defaults of an entry point of `pretrain`."""
-    from pretrain import config, protocol
+    from pretrain import config, protocol, sweep
 
-    names = {"train": config.get_defaults, "linear": protocol.get_linear_defaults}
-    return names.get(command, protocol.get_finetune_defaults)
+    names = {
+        "train": config.get_defaults,
+        "linear": protocol.get_linear_defaults,
+        "finetune": protocol.get_finetune_defaults,
+        "sweep": sweep.get_defaults,
+    }
+    return names[command]
 
 
 def check(arguments: argparse.Namespace, package: str, command: str) -> None:
     """See that the recipe exists and takes the overrides."""
     overrides = [*getattr(arguments, "rest", ()), *arguments.overrides]
     if package == "detection":
-        from detection import config
+        from detection import config as recipes
 
-        config.load(arguments.config, overrides)
+        recipes.load(arguments.config, overrides)
     else:
         folder = "pretrain" if command == "train" else command
-        load_config(pretraining_keys(command)(), arguments.config, folder, overrides)
+        config = load_config(pretraining_keys(command)(), arguments.config, folder, overrides)
+        if command == "sweep":
+            from pretrain import sweep
+
+            sweep.plan(config)  # which takes the keys of its runs
 
 
 @pytest.mark.parametrize("command", commands())
