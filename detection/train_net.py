@@ -93,7 +93,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     def train(config: Any, resume: bool = True) -> None:
         preparation.check(config, resume, eval_only=False)
-        if resume and preparation.nothing_left(config):
+        # One of several machines could see another folder than the rest, who would wait for it.
+        if resume and arguments.num_machines == 1 and preparation.nothing_left(config):
             print(f"{config.OUTPUT_DIR} is finished: its results are in results.json")
             return
         if arguments.machine_rank == 0:
