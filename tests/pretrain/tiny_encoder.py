@@ -9,7 +9,7 @@ from pretrain import build
 def use_tiny_encoder(patch: pytest.MonkeyPatch) -> None:
     """Have `pretrain` build a network with 8 features, whatever encoder is asked for."""
 
-    def tiny(name: str, stem: str) -> nn.Module:
+    def tiny(name: str, stem: str, zero_init_residual: bool) -> nn.Module:
         return nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.BatchNorm2d(8), nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
     patch.setattr(build, "build_encoder", tiny)

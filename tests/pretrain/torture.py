@@ -50,7 +50,7 @@ SETTINGS = [
 LIMIT = 240.0  # seconds for a run of a second, on a busy machine
 
 
-def tiny_encoder(name: str, stem: str) -> nn.Module:
+def tiny_encoder(name: str, stem: str, zero_init_residual: bool) -> nn.Module:
     return nn.Sequential(
         nn.Conv2d(3, 8, 3, stride=2), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
     )
