@@ -18,7 +18,7 @@ from cli.files import write_atomic
 from detection import config as configs
 
 LOGGERS = ("detectron2", "fvcore", "detection")
-# The machine of a run and what it keeps: another one finds the same.
+# The machine of a run and what it keeps: what a finished run has found does not change with them.
 WITHOUT_EFFECT = (
     *("OUTPUT_DIR", "DATALOADER.NUM_WORKERS", "MODEL.DEVICE", "VIS_PERIOD", "CUDNN_BENCHMARK"),
     *("SOLVER.CHECKPOINT_PERIOD", "SOLVER.KEEP_CHECKPOINTS", "SOLVER.ACCUMULATION"),
@@ -104,8 +104,10 @@ def is_finished(config: CfgNode) -> bool:
         found = json.loads((folder / "results.json").read_text())
     except (OSError, ValueError):
         return False
+    if not isinstance(found, dict):
+        return False
     check_same(folder, config)
-    return bool(found["iterations"] == config.SOLVER.MAX_ITER and found.get("config_sha256") == digest(config))
+    return found.get("iterations") == config.SOLVER.MAX_ITER and found.get("config_sha256") == digest(config)
 
 
 def replace_results(config: CfgNode, results: Mapping[str, Any]) -> None:

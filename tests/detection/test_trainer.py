@@ -89,6 +89,10 @@ def test_a_finished_run_is_left_alone_unless_it_is_evaluated_by_other_rules(trai
     train("SOLVER.MAX_ITER", 1, "DATALOADER.NUM_WORKERS", 1, options=["--resume"])
     assert f"{folder} is finished: its results are in results.json" in capsys.readouterr().out
     assert (folder / "results.json").stat().st_mtime_ns == written
+    for damaged in ("{", "[]", "{}"):  # written anew, by one more evaluation
+        (folder / "results.json").write_text(damaged)
+        train("SOLVER.MAX_ITER", 1, options=["--resume"])
+        assert json.loads((folder / "results.json").read_text())["iterations"] == 1
     train("SOLVER.MAX_ITER", 1, "TEST.DETECTIONS_PER_IMAGE", 1, options=["--resume"])
     assert "is finished" not in capsys.readouterr().out
     predictions = json.loads((folder / "predictions" / "coco_instances_results.json").read_text())
