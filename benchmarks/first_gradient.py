@@ -1,0 +1,83 @@
+"""The first gradient of CorInfoMax on embedded pictures: residual branches as torchvision begins them, and at 0.
+
+    python benchmarks/first_gradient.py
+
+Its length at the first and the last convolution that it reaches, and what bfloat16 leaves of it: the cosine between the
+two precisions' gradients at the first convolution.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from fvcore.common.config import CfgNode
+from timing import build_parser, print_table, start
+from torch import Tensor
+from torch.nn import functional as F
+
+from cli.config import load_config
+from pretrain.augment import augment
+from pretrain.build import build_parts
+from pretrain.config import build_recipes, get_defaults
+from pretrain.data import build_source
+from pretrain.estimate import synthetic_batch
+from pretrain.views import Batch, ViewDataset, collate
+
+
+class Case(NamedTuple):
+    """A recipe, and what to change in it."""
+
+    recipe: str
+    encoder: str
+    batch: int
+    changes: tuple[object, ...] = ()
+
+
+CASES = [
+    Case("shapes_R18", "resnet18", 256),
+    Case("shapes_R18", "resnet50", 256),
+    Case("imagenet1k_R50", "resnet50", 24),
+]
+QUICK = [Case("shapes_R18", "resnet18", 4, ("DATA.IMAGE_SIZE", 32, "PROJECTOR.DIMS", [16, 8]))]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure and print."""
+    args = build_parser("The first gradient in float32 and bfloat16.", threads=1, rounds=1).parse_args(argv)
+    device = start(args)
+    rows = []
+    for case in QUICK if args.quick else CASES:
+        for zero in (False, True):
+            changes = ("ENCODER.NAME", case.encoder, "ENCODER.ZERO_INIT_RESIDUAL", zero, *case.changes)
+            config = load_config(get_defaults(), case.recipe, "pretrain", [str(change) for change in changes])
+            batch = synthetic_batch(config, case.batch) if args.quick else pictures(config, case.batch)
+            exact, rounded = (gradients(config, batch, device, bfloat16) for bfloat16 in (False, True))
+            reached = [each for each in exact if each.any()]  # branches at 0 get none
+            cosine = float(F.cosine_similarity(exact[0].flatten(), rounded[0].flatten(), dim=0))
+            lengths = (f"{float(each.norm()):.3g}" for each in (reached[0], reached[-1]))
+            begins = "at 0" if zero else "as torchvision begins them"
+            size = f"{config.DATA.IMAGE_SIZE}, {case.batch}"
+            rows.append([f"{case.encoder}, {case.recipe}", size, begins, *lengths, f"{cosine:.3f}"])
+    print_table(["encoder", "pixels, batch", "residual branches", "first", "last", "cosine"], rows)
+
+
+def pictures(config: CfgNode, count: int) -> Batch:
+    """Views of the first pictures of the embedded set, as the recipe draws them."""
+    dataset = ViewDataset(build_source("shapes", "", "pretrain"), config.DATA.IMAGE_SIZE, build_recipes(config), 0)
+    return collate([dataset[(0, index)] for index in range(count)])
+
+
+def gradients(config: CfgNode, batch: Batch, device: torch.device, bfloat16: bool) -> list[Tensor]:
+    """Of all convolutions, in the order of the forward pass."""
+    mean, std = (torch.tensor(values, device=device) for values in (config.DATA.MEAN, config.DATA.STD))
+    views = [augment(batch.images[v].to(device), batch.params[v], mean, std) for v in range(2)]
+    torch.manual_seed(0)
+    parts = build_parts(config, device)
+    with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+        embeddings = parts["network"](*views)
+    parts["criterion"](*embeddings).total.backward()
+    return [each.grad for each in parts["network"].encoder.parameters() if each.ndim == 4]
+
+
+if __name__ == "__main__":
+    main()
