@@ -23,7 +23,17 @@ setup(
     description="Self-supervised pretraining with CorInfoMax, and its transfer to detection and segmentation",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=["cli", "configs", "convert", "detection", "pretrain", "shapes"],
+    packages=[
+        "configs",
+        "convert",
+        "detection",
+        *(f"detection.{room}" for room in ("checks", "data", "evaluation", "training")),
+        "foundation",
+        "pretrain",
+        *(f"pretrain.{room}" for room in ("batches", "distributed", "evaluation", "images", "runs", "training")),
+        "reporting",
+        "shapes",
+    ],
     package_data={"configs": ["*/*.yaml", "*/*.txt"]},
     install_requires=[
         "torch>=2.6",

@@ -21,10 +21,10 @@ from timing import alternate, build_parser, print_table, ratio, start
 from torch import Tensor
 from torchvision import transforms
 
-from pretrain.augment import augment
+from pretrain.batches.augment import augment
+from pretrain.batches.views import Batch, ViewDataset, ViewRecipe, collate
 from pretrain.config import build_recipes, get_defaults
-from pretrain.data import FileSource
-from pretrain.views import Batch, ViewDataset, ViewRecipe, collate
+from pretrain.images.sources import FileSource
 from shapes.scene import compose, random_names
 
 WIDTH, HEIGHT, QUALITY = 500, 375, 90

@@ -18,14 +18,14 @@ from step import CASES, QUICK, build_trainer
 from timing import alternate, build_parser, print_table, ratio, start
 from torch import Tensor, nn
 
-from cli.config import load_config
-from pretrain.build import build_parts
+from foundation.config import load_config
+from pretrain.batches.loader import ShuffledBatches, build_loader, read_batches
+from pretrain.batches.views import Batch, ViewDataset
 from pretrain.config import build_recipes, get_defaults, resolve_precision
-from pretrain.data import Source
-from pretrain.engine import Trainer
-from pretrain.estimate import synthetic_batch
-from pretrain.loader import ShuffledBatches, build_loader, read_batches
-from pretrain.views import Batch, ViewDataset
+from pretrain.images.sources import Source
+from pretrain.training.build import build_parts
+from pretrain.training.estimate import synthetic_batch
+from pretrain.training.step import Trainer
 
 AHEAD = 2  # batches for each worker, PyTorch's default and ours
 

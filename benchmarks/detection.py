@@ -44,10 +44,10 @@ from pycocotools import mask as masks
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from detection import coco_analysis, coco_scores
-from detection.coco_evaluation import FastCOCOEvaluator
 from detection.config import computes_in_bfloat16, for_one_process, load
-from detection.trainer import TransferTrainer
+from detection.evaluation import coco_analysis, scores
+from detection.evaluation.coco import FastCOCOEvaluator
+from detection.training.trainer import TransferTrainer
 from shapes import CLASSES, Recipe, ensure_rendered
 
 # isort: split
@@ -211,8 +211,8 @@ def medians(seconds: np.ndarray) -> list[str]:
 def compare_scores(task: str, dataset: dict[str, Any], results: list[dict[str, Any]], rounds: int) -> list[str]:
     """A row: ours without and with the analysis that a report draws, and pycocotools."""
     sides: list[Side] = [
-        lambda: coco_scores.score(dataset, results, task),
-        lambda: coco_analysis.analyse(coco_scores.score(dataset, results, task)),
+        lambda: scores.score(dataset, results, task),
+        lambda: coco_analysis.analyse(scores.score(dataset, results, task)),
         lambda: score_conventionally(dataset, results, task),
     ]
     seconds = alternate_cleanly(sides, rounds)

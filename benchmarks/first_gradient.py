@@ -15,13 +15,13 @@ from timing import build_parser, print_table, start
 from torch import Tensor
 from torch.nn import functional as F
 
-from cli.config import load_config
-from pretrain.augment import augment
-from pretrain.build import build_parts
+from foundation.config import load_config
+from pretrain.batches.augment import augment
+from pretrain.batches.views import Batch, ViewDataset, collate
 from pretrain.config import build_recipes, get_defaults
-from pretrain.data import build_source
-from pretrain.estimate import synthetic_batch
-from pretrain.views import Batch, ViewDataset, collate
+from pretrain.images.sources import build_source
+from pretrain.training.build import build_parts
+from pretrain.training.estimate import synthetic_batch
 
 
 class Case(NamedTuple):

@@ -18,10 +18,10 @@ from timing import alternate, build_parser, print_table, ratio, start
 from torch import Tensor
 from torch.nn import functional as F
 
-from cli.config import load_config
-from pretrain.build import build_parts
+from foundation.config import load_config
 from pretrain.config import get_defaults, resolve_precision
 from pretrain.corinfomax import CorInfoMaxLoss
+from pretrain.training.build import build_parts
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 DIMS = [64, 128, 256, 512, 1024]

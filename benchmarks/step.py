@@ -22,12 +22,12 @@ from fvcore.common.config import CfgNode
 from timing import Side, alternate, build_parser, print_table, ratio, start
 from torch import Tensor, nn
 
-from cli.config import load_config
-from pretrain.build import build_parts
+from foundation.config import load_config
 from pretrain.config import get_defaults, resolve_precision
 from pretrain.corinfomax import CorInfoMaxLoss
-from pretrain.engine import Trainer
-from pretrain.estimate import synthetic_batch
+from pretrain.training.build import build_parts
+from pretrain.training.estimate import synthetic_batch
+from pretrain.training.step import Trainer
 
 
 class Case(NamedTuple):

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from cli.errors import UserError
 from convert.pickles import RestrictedUnpickler, Storage, StorageType, UnreadableTensor, item_size
+from foundation.errors import UserError
 
 # The older format begins with a pickled magic number.
 STREAM_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."

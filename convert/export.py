@@ -7,15 +7,15 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from cli.errors import UserError
 from convert.architecture import TORCHVISION_NAMES
 from convert.naming import to_detectron2
-from convert.normalisation import Pixels
+from convert.pixels import Pixels
 from convert.reader import Source, read_values
 from convert.selection import Selection
 from convert.sidecar import encode, note_path
 from convert.tensors import StoredTensor
 from convert.writer import write_detectron2, write_safetensors, write_together
+from foundation.errors import UserError
 
 SUFFIXES = {
     "d2": (".pkl",),  # Detectron2 goes by the suffix

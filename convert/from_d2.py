@@ -11,14 +11,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from cli.errors import ArgumentParser, UserError, run
 from convert.export import SUFFIXES, export
 from convert.naming import DETECTRON2
-from convert.normalisation import find_pixels
+from convert.pixels import find_pixels
 from convert.reader import read_checkpoint
 from convert.selection import select
 from convert.sidecar import describe
 from convert.to_d2 import check_output, summarise
+from foundation.errors import ArgumentParser, UserError, run
 
 
 def main(argv: Sequence[str] | None = None) -> None:

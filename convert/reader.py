@@ -23,10 +23,10 @@ from typing import Any
 
 import numpy as np
 
-from cli.errors import UserError
 from convert.archives import STREAM_MAGIC, read_stream, read_zip
 from convert.pickles import ForbiddenGlobal, RestrictedUnpickler
 from convert.tensors import StoredTensor
+from foundation.errors import UserError
 
 _SIGNATURES = (
     (b"\xff\xd8\xff", "a JPEG image"),

@@ -7,13 +7,13 @@ from functools import cached_property
 
 import numpy as np
 
-from cli.errors import UserError
 from convert.architecture import Architecture, Shape, UnsupportedArchitecture, infer_architecture, mismatches
 from convert.containers import Container, find_containers
-from convert.formats import DROPPABLE, Family, find_family, name_other_network, preference
+from convert.families import DROPPABLE, Family, find_family, name_other_network, preference
 from convert.naming import CAFFE2, SCHEMES, Scheme
 from convert.reader import Source, read_values
 from convert.tensors import StoredTensor
+from foundation.errors import UserError
 
 _COUNTER = "num_batches_tracked"
 _NORM_EPS = 1e-5  # of BatchNorm, in torchvision and in Detectron2

@@ -28,7 +28,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from convert.normalisation import Pixels
+from convert.pixels import Pixels
 from convert.reader import Source
 from convert.selection import Selection
 

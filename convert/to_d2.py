@@ -13,13 +13,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from cli.errors import ArgumentParser, UserError, run
 from convert.export import SUFFIXES, export
 from convert.listing import list_contents
-from convert.normalisation import find_pixels
+from convert.pixels import find_pixels
 from convert.reader import read_checkpoint
 from convert.selection import select
 from convert.sidecar import describe, note_path
+from foundation.errors import ArgumentParser, UserError, run
 
 
 def build_parser() -> ArgumentParser:

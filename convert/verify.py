@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
-from cli.errors import UserError
 from convert.architecture import Architecture
 from convert.naming import to_detectron2
-from convert.normalisation import Pixels
+from convert.pixels import Pixels
+from foundation.errors import UserError
 
 TOLERANCE = 1e-4  # float32; relative to features larger than 1
 STAGES = ("res2", "res3", "res4", "res5")
@@ -89,7 +89,7 @@ def _widen(network: ResNet, architecture: Architecture) -> None:
 
 def _load_detector(target: str, path: Path, architecture: Architecture, pixels: Pixels) -> Any:
     """A detector with random heads and the backbone of `path`, by Detectron2's own loader."""
-    importlib.import_module("detection.compat")  # makes Detectron2 importable on today's libraries
+    importlib.import_module("foundation.detectron2_compat")  # makes Detectron2 importable on today's libraries
     from detectron2.checkpoint import DetectionCheckpointer
     from detectron2.config import get_cfg
     from detectron2.modeling import build_model

@@ -16,8 +16,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from cli.errors import UserError
-from cli.files import sync_folder
+from foundation.errors import UserError
+from foundation.files import sync_folder
 
 _ARRAY = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85C\x01b\x87R"
 _FLOAT32 = (

@@ -9,10 +9,10 @@ from collections.abc import Iterator, Sequence
 import torch
 from fvcore.common.config import CfgNode
 
-import detection.compat  # noqa: F401
-from cli.config import find_config, load_config
-from cli.errors import UserError
+import foundation.detectron2_compat  # noqa: F401
 from detection import newer_keys
+from foundation.config import find_config, load_config
+from foundation.errors import UserError
 
 # isort: split
 from detectron2.config import get_cfg
@@ -43,7 +43,7 @@ def add_own_keys(config: CfgNode) -> None:
     # device multiplies in it. Detectron2's SOLVER.AMP is float16, and for CUDA only.
     config.SOLVER.PRECISION = "float32"
     # Passes of the model for each step of the optimizer, with IMS_PER_BATCH / (processes * ACCUMULATION) images each:
-    # 8 keep the protocol's batch of 16 on one GPU that holds 2 images (detection/accumulation.py has the one
+    # 8 keep the protocol's batch of 16 on one GPU that holds 2 images (detection/training/accumulation.py has the one
     # difference, batch norm). REFERENCE_WORLD_SIZE, Detectron2's, is the other way: the number of processes that batch,
     # rate and schedule are meant for, to be scaled to what is there (0: do not).
     config.SOLVER.ACCUMULATION = 1

@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from cli.errors import ArgumentParser, UserError, run
+from foundation.errors import ArgumentParser, UserError, run
 
 if TYPE_CHECKING:
     import torch
@@ -70,7 +70,7 @@ def trace(model: "torch.nn.Module", example: "torch.Tensor") -> "tuple[torch.jit
 
 def import_flatten() -> types.ModuleType:
     """`detectron2.export.flatten`, past the package's head, which in v0.6 imports the long gone caffe2."""
-    from detection import compat  # noqa: F401
+    from foundation import detectron2_compat  # noqa: F401
 
     # isort: split
     import detectron2

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cli import gpu
-from cli.errors import UserError
-from detection import report_colours
-from detection.report_canvas import Point, Shape
+from foundation import devices
+from foundation.errors import UserError
+from reporting import colours as report_colours
+from reporting.canvas import Point, Shape
 
 if TYPE_CHECKING:
     import torch
@@ -51,10 +51,10 @@ def build_detector(name: str, weights_file: str, exact: bool = False) -> "tuple[
         UserError: no such recipe or file, or the checkpoint does not fill the model.
     """
     from detection import config as configs
-    from detection import trainer, weights
+    from detection.training import trainer, weights
 
     config, _ = configs.for_one_process(configs.load(name, ["SOLVER.PRECISION", "float32"] if exact else []))
-    config.MODEL.DEVICE = "cuda" if not exact and gpu.is_usable() else "cpu"
+    config.MODEL.DEVICE = "cuda" if not exact and devices.is_usable() else "cpu"
     model = trainer.TransferTrainer.build_model(config)
     weights.load_detector(model, Path(weights_file))
     return config, model.eval()
@@ -91,7 +91,7 @@ def to_tensor(picture: "Image.Image", config: "CfgNode") -> "torch.Tensor":
     import numpy
     import torch
 
-    from detection import compat  # noqa: F401
+    from foundation import detectron2_compat  # noqa: F401
 
     # isort: split
     from detectron2.data.transforms import ResizeShortestEdge
@@ -156,7 +156,7 @@ def to_records(output: Mapping[str, Any], image_id: Any, classes: Classes) -> li
     """
     import numpy
 
-    from detection import compat  # noqa: F401
+    from foundation import detectron2_compat  # noqa: F401
 
     # isort: split
     from detectron2.evaluation.coco_evaluation import instances_to_coco_json
@@ -186,8 +186,8 @@ def classes_of(config: "CfgNode", categories: Sequence[Mapping[str, Any]] | None
     Raises:
         UserError: there are more or fewer categories than the model has classes.
     """
-    from detection import datasets
-    from detection.needs import needs_of
+    from detection.data import datasets
+    from detection.data.requirements import needs_of
 
     # isort: split
     from detectron2.data import MetadataCatalog

@@ -9,7 +9,7 @@ from typing import Any
 
 from fvcore.common.config import CfgNode
 
-from cli.errors import UserError
+from foundation.errors import UserError
 
 # Source: detectron2/config/defaults.py of both.
 DEFAULTS: dict[str, Any] = {

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, NoReturn
 
 from tqdm import tqdm
 
-from cli.errors import ArgumentParser, UserError, run
-from detection.predict_json import Results
+from detection.coco_results import Results
+from foundation.errors import ArgumentParser, UserError, run
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -156,7 +156,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise UserError(f"{folder}: nothing can be written there: {error.strerror or error}") from error
 
     from detection import inference
-    from detection.report_canvas import draw_shapes
+    from reporting.canvas import draw_shapes
 
     config, model = inference.build_detector(arguments.config, arguments.weights)
     classes = inference.classes_of(config, results.categories)

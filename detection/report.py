@@ -10,16 +10,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from cli.errors import ArgumentParser, UserError, run
-from detection import report_colours
-from detection.report_diagnosis import draw_errors, draw_label_curves, draw_precision, label_curves, leading
-from detection.report_figures import SMOOTHED_SHARE, draw_curves, draw_transfer
-from detection.report_groups import Setting, settings
-from detection.report_page import Block, Heading, Paragraph, Picture, to_html, to_markdown
-from detection.report_runs import PRETRAIN, read_runs
-from detection.report_scenes import draw_predictions, obstacle
-from detection.report_tables import class_table, error_tables, label_tables, published_table
-from detection.report_text import config_table, evaluation_tables, pretraining_tables, run_table, summary
+from foundation.errors import ArgumentParser, UserError, run
+from reporting import colours as report_colours
+from reporting.diagnosis import draw_errors, draw_label_curves, draw_precision, label_curves, leading
+from reporting.figures import SMOOTHED_SHARE, draw_curves, draw_transfer
+from reporting.groups import Setting, settings
+from reporting.page import Block, Heading, Paragraph, Picture, to_html, to_markdown
+from reporting.runs import PRETRAIN, read_runs
+from reporting.scenes import draw_predictions, obstacle
+from reporting.tables import class_table, error_tables, label_tables, published_table
+from reporting.text import config_table, evaluation_tables, pretraining_tables, run_table, summary
 
 
 def build_parser() -> ArgumentParser:

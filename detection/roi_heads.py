@@ -4,7 +4,7 @@ from typing import Any
 
 from fvcore.common.config import CfgNode
 
-import detection.compat  # noqa: F401
+import foundation.detectron2_compat  # noqa: F401
 
 # isort: split
 from detectron2.layers import get_norm

@@ -25,13 +25,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-import detection.compat
 import detection.roi_heads  # registers the head of the C4 recipes
-import detection.semantic  # noqa: F401  and that for labels of pixels
-from cli.config import find_config, load_config
-from cli.errors import ArgumentParser, UserError, run
+import detection.training.semantic  # noqa: F401  and that for labels of pixels
 from detection import config as configs
-from detection import datasets, voc_segmentation
+from detection.data import datasets, voc_segmentation
+from foundation.config import find_config, load_config
+from foundation.errors import ArgumentParser, UserError, run
 
 # isort: split
 from detectron2.config import defaults, get_cfg

@@ -5,9 +5,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from cli.errors import ArgumentParser, run
-from cli.lock import hold
-from detection.scaling import PRESETS
+from detection.training.scaling import PRESETS
+from foundation.errors import ArgumentParser, run
+from foundation.locks import hold
 
 
 class Numbers(argparse.Action):
@@ -78,28 +78,28 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Configure, check, then train once or several times, or evaluate, in as many processes as there are GPUs."""
     arguments = parse(argv)
 
-    from detection import preparation, processes, series, trainer
+    from detection.training import launch, prepare, series, trainer
 
-    config = preparation.configure(arguments)
+    config = prepare.configure(arguments)
     name = Path(arguments.config).stem
     if arguments.check_data:
-        from detection import check_data
+        from detection.checks import audit
 
-        raise SystemExit(check_data.run(config))
+        raise SystemExit(audit.run(config))
     if arguments.eval_only:
-        preparation.check(config, resume=False, eval_only=True)
-        processes.run(arguments, trainer.evaluate, config, name)
+        prepare.check(config, resume=False, eval_only=True)
+        launch.run(arguments, trainer.evaluate, config, name)
         return
 
     def train(config: Any, resume: bool = True) -> None:
-        preparation.check(config, resume, eval_only=False)
+        prepare.check(config, resume, eval_only=False)
         # One of several machines could see another folder than the rest, who would wait for it.
-        if resume and arguments.num_machines == 1 and preparation.nothing_left(config):
+        if resume and arguments.num_machines == 1 and prepare.nothing_left(config):
             print(f"{config.OUTPUT_DIR} is finished: its results are in results.json")
             return
         if arguments.machine_rank == 0:
             hold(Path(config.OUTPUT_DIR))
-        processes.run(arguments, trainer.train, config, name, resume)
+        launch.run(arguments, trainer.train, config, name, resume)
 
     if arguments.seeds or arguments.sweep_lr:
         members = series.plan(config, arguments.sweep_lr, arguments.seeds)

@@ -6,14 +6,14 @@ Recipes are the files in `configs/pretrain/`; they state only what differs from 
 import torch
 from fvcore.common.config import CfgNode
 
-from cli.errors import UserError
-from pretrain.checks import each_in_range, in_range, one_of
-from pretrain.data import DATASETS, FOLDERS
+from foundation.config_checks import each_in_range, in_range, one_of
+from foundation.errors import UserError
+from pretrain.batches.views import ViewRecipe
 from pretrain.encoder import ENCODERS, STEMS
-from pretrain.lars import OPTIMIZERS
+from pretrain.images.sources import DATASETS, FOLDERS
+from pretrain.images.stream import Streaming
 from pretrain.objectives import OBJECTIVES
-from pretrain.stream import Streaming
-from pretrain.views import ViewRecipe
+from pretrain.training.lars import OPTIMIZERS
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 

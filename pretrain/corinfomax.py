@@ -31,7 +31,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pretrain.distributed import all_reduce_sum
+from pretrain.distributed.group import all_reduce_sum
 
 
 class Terms(NamedTuple):

@@ -25,20 +25,21 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn import functional as F
 
-from cli import gpu
-from cli.config import load_config
-from cli.errors import ArgumentParser, UserError, run
-from cli.names import short_names
-from pretrain import checkpoint, plots
-from pretrain.augment import augment
+from foundation import devices
+from foundation.config import load_config
+from foundation.errors import ArgumentParser, UserError, run
+from foundation.names import short_names
+from pretrain.batches.augment import augment
+from pretrain.batches.views import ViewDataset, collate, resize
 from pretrain.config import build_recipes, build_streaming, get_defaults, resolve_precision
-from pretrain.data import build_source
-from pretrain.features import extract
-from pretrain.labelled import Subset, build_labelled_source
-from pretrain.metrics import read_metrics, start_logging
-from pretrain.probe import build_pipeline
-from pretrain.views import ViewDataset, collate, resize
-from pretrain.weights import build_from, read_weights
+from pretrain.evaluation import plots
+from pretrain.evaluation.features import extract
+from pretrain.evaluation.probe import build_pipeline
+from pretrain.images.labelled import Subset, build_labelled_source
+from pretrain.images.sources import build_source
+from pretrain.runs import checkpoint
+from pretrain.runs.metrics import read_metrics, start_logging
+from pretrain.runs.weights import build_from, read_weights
 
 NAMES = ("training", "information", "eigenvalues", "tsne", "neighbours", "views")
 QUERIES, NEIGHBOURS, PAIRS = 8, 8, 8
@@ -144,7 +145,7 @@ def validation_features(folder: Path, config: CfgNode, images: int) -> tuple[Ten
     source = build_labelled_source(config.DATA.NAME, config.DATA.ROOT, "val", build_streaming(config))
     chosen = np.random.Generator(np.random.Philox(config.SEED)).permutation(len(source))[:images]
     subset = Subset(source, np.sort(chosen))
-    device = torch.device("cuda" if gpu.is_usable() else "cpu")
+    device = torch.device("cuda" if devices.is_usable() else "cpu")
     weights = read_weights(str(folder))
     encoder = build_from(weights, config.ENCODER.NAME, config.ENCODER.STEM).to(device)
     precision = resolve_precision(config.TRAIN.PRECISION, device)

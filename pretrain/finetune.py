@@ -17,21 +17,23 @@ import numpy as np
 import torch
 from fvcore.common.config import CfgNode
 
-from cli.config import load_config
-from cli.errors import ArgumentParser, run
-from pretrain import checkpoint, distributed, supervised
+from foundation.config import load_config
+from foundation.errors import ArgumentParser, run
+from pretrain.batches.views import ViewRecipe
 from pretrain.config import build_streaming, resolve_precision
-from pretrain.data import Source
+from pretrain.distributed import group
 from pretrain.encoder import feature_dim
-from pretrain.evaluation import begin, describe, run_evaluation
-from pretrain.features import accuracy, extract, gather, own_share
-from pretrain.labelled import Subset, build_labelled_splits, class_balanced, listed, read_list
-from pretrain.probe import build_pipeline
-from pretrain.protocol import get_finetune_defaults, validate_finetune
-from pretrain.rundir import add_run_options, plain
-from pretrain.schedule import Span
-from pretrain.views import ViewRecipe
-from pretrain.weights import RANDOM, EncoderWeights, write_encoder
+from pretrain.evaluation import supervised
+from pretrain.evaluation.command import begin, describe, run_evaluation
+from pretrain.evaluation.config import get_finetune_defaults, validate_finetune
+from pretrain.evaluation.features import accuracy, extract, gather, own_share
+from pretrain.evaluation.probe import build_pipeline
+from pretrain.images.labelled import Subset, build_labelled_splits, class_balanced, listed, read_list
+from pretrain.images.sources import Source
+from pretrain.runs import checkpoint
+from pretrain.runs.run_folder import add_run_options, plain
+from pretrain.runs.weights import RANDOM, EncoderWeights, write_encoder
+from pretrain.training.schedule import Span
 
 logger = logging.getLogger("pretrain")
 
@@ -82,7 +84,7 @@ def finetune(
         "trained_by": name_training(weights),
     }
     found = fit(config, learner, model, train, val, start, record, output)
-    if distributed.is_main():
+    if group.is_main():
         write_encoder(
             output,
             model.encoder,
@@ -124,7 +126,7 @@ def build_learner(config: CfgNode, model: supervised.Classifier, device: torch.d
         supervised.build_schedule(config, base, gamma)
         for base, gamma in ((c.ENCODER_LR, c.ENCODER_GAMMA), (c.HEAD_LR, c.HEAD_GAMMA))
     ]
-    return supervised.Learner(distributed.wrap(model, device), optimizer, schedules)
+    return supervised.Learner(group.wrap(model, device), optimizer, schedules)
 
 
 def fit(

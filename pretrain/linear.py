@@ -17,21 +17,23 @@ import torch
 from fvcore.common.config import CfgNode
 from torch import Tensor
 
-from cli.config import load_config
-from cli.errors import ArgumentParser, run
-from pretrain import checkpoint, distributed, supervised
+from foundation.config import load_config
+from foundation.errors import ArgumentParser, run
+from pretrain.batches.views import ViewRecipe
 from pretrain.config import build_streaming, resolve_precision
-from pretrain.data import Source
-from pretrain.evaluation import begin, describe, run_evaluation
-from pretrain.features import accuracy, knn_accuracy, merge_neighbours, nearest
-from pretrain.frozen import Frozen
-from pretrain.labelled import build_labelled_splits
-from pretrain.probe import build_pipeline
-from pretrain.protocol import get_linear_defaults, validate_linear
-from pretrain.rundir import add_run_options, plain
-from pretrain.schedule import Span
-from pretrain.views import ViewRecipe
-from pretrain.weights import EncoderWeights, fingerprint
+from pretrain.distributed import group
+from pretrain.evaluation import supervised
+from pretrain.evaluation.command import begin, describe, run_evaluation
+from pretrain.evaluation.config import get_linear_defaults, validate_linear
+from pretrain.evaluation.features import accuracy, knn_accuracy, merge_neighbours, nearest
+from pretrain.evaluation.frozen import Frozen
+from pretrain.evaluation.probe import build_pipeline
+from pretrain.images.labelled import build_labelled_splits
+from pretrain.images.sources import Source
+from pretrain.runs import checkpoint
+from pretrain.runs.run_folder import add_run_options, plain
+from pretrain.runs.weights import EncoderWeights, fingerprint
+from pretrain.training.schedule import Span
 
 logger = logging.getLogger("pretrain")
 
@@ -150,7 +152,7 @@ def build_learner(config: CfgNode, heads: supervised.LinearHeads, device: torch.
         weight_decay=config.TRAIN.WEIGHT_DECAY,
     )
     schedules = [supervised.build_schedule(config, base, config.LINEAR.GAMMA) for base in config.LINEAR.LR]
-    return supervised.Learner(distributed.wrap(heads, device), optimizer, schedules)
+    return supervised.Learner(group.wrap(heads, device), optimizer, schedules)
 
 
 def summarise(rates: Sequence[float], accuracies: Sequence[Mapping[str, float]]) -> dict[str, Any]:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cli.errors import UserError
-from pretrain import distributed
+from foundation.errors import UserError
 from pretrain.corinfomax import CorInfoMaxLoss, Terms
+from pretrain.distributed import group
 
 CORINFOMAX = "corinfomax"
 # Class in lightly.loss and its arguments, those of the articles.
@@ -70,7 +70,7 @@ def build_criterion(name: str, *, dim: int, attraction: float, forgetting: float
     """
     if name == CORINFOMAX:
         return CorInfoMaxLoss(dim=dim, attraction=attraction, forgetting=forgetting, eps=eps)
-    several = distributed.world_size() > 1
+    several = group.world_size() > 1
     if several and name in ONE_PROCESS:
         raise UserError(
             f"OBJECTIVE.NAME {name}: lightly's loss does not gather the batches of several processes; train it with one"

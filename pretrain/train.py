@@ -22,11 +22,21 @@ import yaml
 from fvcore.common.config import CfgNode
 from torch import nn
 
-from cli import gpu
-from cli.config import load_config
-from cli.errors import ArgumentParser, UserError, run
-from pretrain import checkpoint, distributed, runs
-from pretrain.build import (
+from foundation import devices
+from foundation.config import load_config
+from foundation.errors import ArgumentParser, UserError, run
+from pretrain.batches.loader import check_batch, dead_workers_named
+from pretrain.batches.scan import check_data
+from pretrain.config import build_streaming, get_defaults, validate
+from pretrain.distributed import group
+from pretrain.distributed.signals import STOPPED
+from pretrain.encoder import SiameseNetwork
+from pretrain.evaluation.probe import OnlineProbe
+from pretrain.images.sources import build_source
+from pretrain.runs import checkpoint, listing
+from pretrain.runs.run_folder import add_run_options, open_run, plain
+from pretrain.runs.weights import write_encoder
+from pretrain.training.build import (
     build_batches,
     build_network,
     build_parts,
@@ -35,20 +45,11 @@ from pretrain.build import (
     build_schedule,
     build_trainer,
 )
-from pretrain.config import build_streaming, get_defaults, validate
-from pretrain.data import build_source
-from pretrain.encoder import SiameseNetwork
-from pretrain.estimate import describe_cost
-from pretrain.loader import check_batch, dead_workers_named
-from pretrain.loop import Skipped, train
-from pretrain.plan import build_without_memory, describe_plan
-from pretrain.probe import OnlineProbe
-from pretrain.recorder import Recorder
-from pretrain.rundir import add_run_options, open_run, plain
-from pretrain.scan import check_data
-from pretrain.schedule import Span
-from pretrain.signals import STOPPED
-from pretrain.weights import write_encoder
+from pretrain.training.estimate import describe_cost
+from pretrain.training.loop import Skipped, train
+from pretrain.training.plan import build_without_memory, describe_plan
+from pretrain.training.recorder import Recorder
+from pretrain.training.schedule import Span
 
 logger = logging.getLogger("pretrain")
 
@@ -57,21 +58,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command."""
     args = build_parser().parse_args(argv)
     if args.list_runs:
-        print(runs.table(runs.find_runs(Path(args.list_runs))))
+        print(listing.table(listing.find_runs(Path(args.list_runs))))
         return
     config = load_config(get_defaults(), args.config, "pretrain", args.overrides)
     validate(config)
     if args.dry_run or args.check_data:
-        place, processes = distributed.announced()
+        place, processes = group.announced()
         if place == 0:  # one look is enough
             look(config, processes, check_images=args.check_data)
         return
-    device = distributed.start(gpu.is_usable(), timedelta(seconds=config.TRAIN.PEER_TIMEOUT))
+    device = group.start(devices.is_usable(), timedelta(seconds=config.TRAIN.PEER_TIMEOUT))
     try:
-        with distributed.losses_named(), gpu.memory_named(advise(config)):
+        with group.losses_named(), devices.memory_named(advise(config)):
             complete = pretrain(config, Path(args.output or f"output/{Path(args.config).stem}"), args.resume, device)
     finally:
-        distributed.stop()
+        group.stop()
     if not complete:
         raise SystemExit(STOPPED)
 
@@ -91,7 +92,7 @@ def build_parser() -> ArgumentParser:
 
 def advise(config: CfgNode) -> str:
     """What to do where the batch does not fit a GPU."""
-    part, share = config.TRAIN.MICRO_BATCH, config.TRAIN.BATCH_SIZE // distributed.world_size()
+    part, share = config.TRAIN.MICRO_BATCH, config.TRAIN.BATCH_SIZE // group.world_size()
     change = f"lower TRAIN.MICRO_BATCH (now {part})" if 0 < part < share else f"set TRAIN.MICRO_BATCH below {share}"
     return f"{change}; loss and gradient stay those of the whole batch"
 
@@ -119,7 +120,7 @@ def look(config: CfgNode, processes: int, check_images: bool) -> None:
         dim=config.PROJECTOR.DIMS[-1],
     )
     print("\n".join(lines))
-    device = torch.device("cuda" if gpu.is_usable() else "cpu")
+    device = torch.device("cuda" if devices.is_usable() else "cpu")
     print("\n".join(describe_cost(config, processes=processes, steps=span.last, device=device)))
 
 
@@ -127,21 +128,21 @@ def pretrain(config: CfgNode, output: Path, resume: bool, device: torch.device) 
     """Pretrain as the configuration says, into a run directory. Returns False where a signal has stopped it."""
     data = config.DATA
     source = build_source(data.NAME, data.ROOT, "pretrain", data.CLASSES, build_streaming(config))
-    check_batch(len(source), config.TRAIN.BATCH_SIZE, distributed.world_size())
-    probe = OnlineProbe(config, device) if config.PROBE.EVERY and distributed.is_main() else None
+    check_batch(len(source), config.TRAIN.BATCH_SIZE, group.world_size())
+    probe = OnlineProbe(config, device) if config.PROBE.EVERY and group.is_main() else None
     start = open_run(output, config, resume)
 
     torch.manual_seed(config.SEED)
     parts = build_parts(config, device)
     position = restore(start, parts, output, len(source)) if start else {"step": 0}
-    distributed.check_same(position["step"], "the step to go on from", device)
+    group.check_same(position["step"], "the step to go on from", device)
     span = Span.of(config, len(source), position["step"])
     trainer = build_trainer(config, parts, device, span.total, span.per_epoch)
     loader = build_batches(config, source, span, device)
-    recorder = build_recorder(config, output, parts["criterion"], span) if distributed.is_main() else None
+    recorder = build_recorder(config, output, parts["criterion"], span) if group.is_main() else None
     logger.info("%d images, steps %d to %d, %d an epoch", len(source), span.first, span.last, span.per_epoch)
-    logger.info("%s on %d %s process(es)", trainer.precision, distributed.world_size(), device.type)
-    if distributed.world_size() == 1 and torch.cuda.device_count() > 1:
+    logger.info("%s on %d %s process(es)", trainer.precision, group.world_size(), device.type)
+    if group.world_size() == 1 and torch.cuda.device_count() > 1:
         logger.info("one of %d GPUs is used; torchrun --nproc_per_node takes more", torch.cuda.device_count())
     with dead_workers_named(loader), contextlib.closing(recorder) if recorder else contextlib.nullcontext():
         complete = train(
@@ -159,7 +160,7 @@ def pretrain(config: CfgNode, output: Path, resume: bool, device: torch.device) 
         )
     if not complete:
         logger.info("stopped as asked to; the same command with --resume goes on")
-    elif distributed.is_main():
+    elif group.is_main():
         export(config, output, parts["network"])
     return complete
 

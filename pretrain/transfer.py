@@ -16,17 +16,18 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 
-from cli import gpu
-from cli.errors import ArgumentParser, UserError, run
-from pretrain import classifiers, distributed
+from foundation import devices
+from foundation.errors import ArgumentParser, UserError, run
+from pretrain import classifiers
 from pretrain.config import resolve_precision
+from pretrain.distributed import group
 from pretrain.encoder import ENCODERS, STEMS
-from pretrain.features import Pipeline, extract
-from pretrain.labelled import build_labelled_splits
-from pretrain.metrics import start_logging
-from pretrain.results import write_results
-from pretrain.voc07 import read_voc07
-from pretrain.weights import IMAGENET_MEAN, IMAGENET_STD, EncoderWeights, build_from, read_weights
+from pretrain.evaluation.features import Pipeline, extract
+from pretrain.images.labelled import build_labelled_splits
+from pretrain.images.voc07 import read_voc07
+from pretrain.runs.metrics import start_logging
+from pretrain.runs.results import write_results
+from pretrain.runs.weights import IMAGENET_MEAN, IMAGENET_STD, EncoderWeights, build_from, read_weights
 
 logger = logging.getLogger("pretrain")
 Features = Callable[[Any], tuple[np.ndarray, np.ndarray]]
@@ -76,7 +77,7 @@ def build_parser() -> ArgumentParser:
 
 def build_features(weights: EncoderWeights, name: str, stem: str, size: int, workers: int) -> Features:
     """Source -> features (N, F) of central crops and labels (N,)."""
-    device = distributed.start(gpu.is_usable())
+    device = group.start(devices.is_usable())
     encoder = build_from(weights, name, stem).to(device)
     mean = torch.tensor(weights.mean or IMAGENET_MEAN, device=device)
     std = torch.tensor(weights.std or IMAGENET_STD, device=device)

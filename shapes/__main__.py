@@ -6,7 +6,7 @@ python -m shapes [--root DIR] [--seed N] [--sheet FILE.png]
 from collections.abc import Sequence
 from pathlib import Path
 
-from cli.errors import ArgumentParser, UserError, run
+from foundation.errors import ArgumentParser, UserError, run
 from shapes.cache import ensure_rendered
 from shapes.sheet import draw_sheet
 

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from cli.errors import UserError
+from foundation.errors import UserError
 from shapes.outlines import CLASSES
 from shapes.recipe import DEFAULT_RECIPE, VERSION, Recipe
 from shapes.render import counts, render

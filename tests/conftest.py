@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cli.errors import UserError
+from foundation.errors import UserError
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(1)  # tiny tensors: threads would only wait for each other

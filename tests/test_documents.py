@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from fvcore.common.config import CfgNode
 
-from cli.config import load_config
+from foundation.config import load_config
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -35,7 +35,8 @@ def commands() -> list[str]:
 
 def pretraining_keys(command: str) -> Callable[[], CfgNode]:
     """The defaults of an entry point of `pretrain`."""
-    from pretrain import config, protocol, sweep
+    from pretrain import config, sweep
+    from pretrain.evaluation import config as protocol
 
     names = {
         "train": config.get_defaults,

@@ -41,11 +41,11 @@ def test_quick_run_prints_all_tables(benchmark, capsys):
 
 
 def test_both_sides_score_the_same_detections(benchmark):
-    from detection import coco_scores
+    from detection.evaluation import scores
 
     dataset, results = benchmark["synthetic_results"](4, 100)
     assert len(results) == 400
     for task in ("bbox", "segm"):
         theirs = benchmark["score_conventionally"](dataset, results, task).stats
-        assert np.allclose(coco_scores.score(dataset, results, task).stats, theirs, rtol=0, atol=1e-12)
+        assert np.allclose(scores.score(dataset, results, task).stats, theirs, rtol=0, atol=1e-12)
         assert 0.05 < theirs[0] < 0.95

@@ -5,8 +5,8 @@ import timm
 import torch
 import torchvision
 
-from cli.errors import UserError
 from convert.architecture import TORCHVISION_NAMES, infer_architecture, mismatches
+from foundation.errors import UserError
 from tests.convert.conftest import encoder_of, tiny_resnet
 
 COUNTS = {"resnet18": 100, "resnet34": 180, "resnet50": 265, "resnet101": 520, "resnet152": 775}

@@ -14,9 +14,9 @@ import safetensors.torch
 import torch
 import torchvision
 
-from cli.errors import UserError
 from convert import from_d2, to_d2
 from convert.writer import write_together
+from foundation.errors import UserError
 from tests.convert.checkpoints import LINEAR, moco, own, own_finetuned, under
 from tests.convert.conftest import assert_holds, encoder_of, load_pickle, tiny_resnet, values_of
 

@@ -9,7 +9,7 @@ import torch
 import torchvision
 
 from convert import from_d2, to_d2
-from convert.formats import FAMILIES
+from convert.families import FAMILIES
 from tests.convert.checkpoints import moco, own, under
 from tests.convert.conftest import load_pickle
 
@@ -25,7 +25,7 @@ def test_commands(tmp_path, monkeypatch):
     commands = [shlex.split(line) for line in re.findall(r"^python (convert/.*)$", TEXT, re.MULTILINE)]
     assert len(commands) == 7
     try:
-        import detection.compat  # noqa: F401
+        import foundation.detectron2_compat  # noqa: F401
     except Exception:
         commands = [[word for word in command if word != "--verify"] for command in commands]
     for script, *arguments in commands:

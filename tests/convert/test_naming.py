@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from cli.errors import UserError
+from foundation.errors import UserError
 from tests.convert.checkpoints import LINEAR, mlp, under
 from tests.convert.conftest import assert_holds, detectron2_name, note_of, tiny_resnet, values_of
 from tests.convert.foreign_names import caffe2, haiku, hugging_face, simclr_v2

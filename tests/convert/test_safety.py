@@ -13,10 +13,10 @@ import pytest
 import safetensors.torch
 import torch
 
-from cli.errors import UserError
 from convert.archives import STREAM_MAGIC
 from convert.reader import read_checkpoint
 from convert.to_d2 import main
+from foundation.errors import UserError
 from tests.convert.conftest import assert_holds, encoder_of, load_pickle, values_of
 
 

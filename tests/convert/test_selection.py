@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from cli.errors import UserError
+from foundation.errors import UserError
 from tests.convert.checkpoints import dino_full, moco, own, slotcon, under
 from tests.convert.conftest import assert_holds, encoder_of, note_of, values_of
 

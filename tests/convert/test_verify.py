@@ -8,19 +8,19 @@ import pytest
 import torch
 import torchvision
 
-from cli.errors import UserError
 from convert.export import Float32Arrays
-from convert.normalisation import find_pixels
+from convert.pixels import find_pixels
 from convert.reader import read_checkpoint
 from convert.selection import select
 from convert.verify import verify
 from convert.writer import write_detectron2
+from foundation.errors import UserError
 from tests.convert.conftest import load_pickle, tiny_resnet
 from tests.convert.foreign_names import caffe2, hugging_face, simclr_v2
 from tests.convert.test_families import FAMILIES
 
 try:
-    importlib.import_module("detection.compat")
+    importlib.import_module("foundation.detectron2_compat")
 except UserError:
     pytest.skip("Detectron2 is not installed", allow_module_level=True)
 pytest.importorskip("detectron2")

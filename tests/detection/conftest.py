@@ -48,7 +48,7 @@ def coco_root(tmp_path):
 def tiny(coco_root):
     """Names of a registered training and validation set."""
     pytest.importorskip("detectron2")
-    import detection.compat  # noqa: F401
+    import foundation.detectron2_compat  # noqa: F401
 
     # isort: split
     from detectron2.data import DatasetCatalog, MetadataCatalog

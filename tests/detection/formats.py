@@ -176,7 +176,7 @@ def write_list(path, names):
 @contextlib.contextmanager
 def datasets_below(root, monkeypatch):
     """Detectron2's built-in datasets as they would be registered with `DETECTRON2_DATASETS` set to `root`."""
-    import detection.compat  # noqa: F401
+    import foundation.detectron2_compat  # noqa: F401
 
     # isort: split
     from detectron2.data import DatasetCatalog, MetadataCatalog

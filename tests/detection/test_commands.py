@@ -11,9 +11,11 @@ import torch
 
 pytest.importorskip("detectron2")
 
-from cli.errors import UserError
 from detection import config as configs
-from detection import datasets, predict, preparation, train_net
+from detection import predict, train_net
+from detection.data import datasets
+from detection.training import prepare
+from foundation.errors import UserError
 
 ROOT = Path(train_net.__file__).parent
 
@@ -76,9 +78,9 @@ def own_data(root):
 
 @pytest.mark.parametrize(("recipe", "key"), [("shapes_R18_FPN", "ROI_HEADS"), ("coco_R50_RetinaNet_1x", "RETINANET")])
 def test_data_of_ones_own_brings_its_classes_and_stands_in_the_config(recipe, key, coco_root, tmp_path):
-    config = preparation.configure(train_net.parse(["--config", recipe, "--num-gpus", "0", *own_data(coco_root)]))
+    config = prepare.configure(train_net.parse(["--config", recipe, "--num-gpus", "0", *own_data(coco_root)]))
     assert config.MODEL[key].NUM_CLASSES == 2
-    preparation.check(config, resume=False, eval_only=False)
+    prepare.check(config, resume=False, eval_only=False)
     (tmp_path / "config.yaml").write_text(config.dump())
     again = configs.load(str(tmp_path / "config.yaml"))
     assert json.dumps(again) == json.dumps(config)

@@ -4,10 +4,10 @@ import pytest
 
 pytest.importorskip("detectron2")
 
-from cli.config import config_folder, load_config
-from cli.errors import UserError
 from detection import config as configs
-from detection import trainer
+from detection.training import trainer
+from foundation.config import config_folder, load_config
+from foundation.errors import UserError
 
 RECIPES = sorted(path.stem for path in config_folder("detection").glob("[!B]*.yaml"))
 

@@ -9,10 +9,10 @@ import torch
 
 pytest.importorskip("detectron2")
 
-from cli.errors import UserError
 from detection import config as configs
 from detection import export
-from detection.trainer import TransferTrainer
+from detection.training.trainer import TransferTrainer
+from foundation.errors import UserError
 
 SMALL = [
     *("DATASETS.TEST", "('unknown',)", "INPUT.MIN_SIZE_TEST", "64", "INPUT.MAX_SIZE_TEST", "96"),

@@ -5,14 +5,15 @@ import torch
 
 pytest.importorskip("detectron2")
 
-from cli.errors import UserError
-from detection import checkpoints, config, preparation, train_net, trainer
+from detection import config, train_net
+from detection.training import checkpoints, prepare, trainer
+from foundation.errors import UserError
 
 
 def test_a_device_is_not_chosen_by_its_number():
     # It would silently have been the CPU.
     with pytest.raises(UserError, match=r"MODEL\.DEVICE must be cuda or cpu, not 'cuda:1'; CUDA_VISIBLE_DEVICES"):
-        preparation.configure(train_net.parse(["--config", "coco_R50_C4", "MODEL.DEVICE", "cuda:1"]))
+        prepare.configure(train_net.parse(["--config", "coco_R50_C4", "MODEL.DEVICE", "cuda:1"]))
 
 
 @pytest.mark.parametrize(

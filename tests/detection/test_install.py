@@ -9,8 +9,8 @@ import zipfile
 
 import pytest
 
-from cli.errors import UserError
 from detection import install
+from foundation.errors import UserError
 
 TREE = {
     "setup.py": "from setuptools import setup\nsetup(name='pb1-detectron2', version='0.6', packages=[])\n",

@@ -6,8 +6,8 @@ from torch import nn
 
 pytest.importorskip("detectron2")
 
-from detection.accumulation import AccumulatingTrainer
-from detection.loading import Share
+from detection.data.loading import Share
+from detection.training.accumulation import AccumulatingTrainer
 
 # isort: split
 from detectron2.engine import TrainerBase

@@ -6,9 +6,9 @@ import pytest
 
 pytest.importorskip("detectron2")
 
-from cli.errors import UserError
 from detection import config as configs
 from detection import newer_keys
+from foundation.errors import UserError
 
 
 @pytest.fixture

@@ -10,13 +10,13 @@ from pycocotools import mask as coco_mask
 
 pytest.importorskip("detectron2")
 
-from cli.errors import UserError
 from detection import config as configs
 from detection import inference, predict
+from detection.coco_results import image_ids
 from detection.inference import Classes
-from detection.predict_json import image_ids
-from detection.report_canvas import Shape, deepest, draw_shapes
-from detection.trainer import TransferTrainer
+from detection.training.trainer import TransferTrainer
+from foundation.errors import UserError
+from reporting.canvas import Shape, deepest, draw_shapes
 
 # isort: split
 from detectron2.structures import Boxes, Instances

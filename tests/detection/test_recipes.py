@@ -11,9 +11,10 @@ import torch
 
 pytest.importorskip("detectron2")
 
-from cli.config import config_folder
-from detection import checkpoints, train_net, trainer, weights
 from detection import config as configs
+from detection import train_net
+from detection.training import checkpoints, trainer, weights
+from foundation.config import config_folder
 from tests.detection import formats
 
 WRITERS = {

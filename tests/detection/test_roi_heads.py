@@ -4,7 +4,7 @@ import torch
 pytest.importorskip("detectron2")
 
 from detection import config as configs
-from detection import trainer
+from detection.training import trainer
 
 # isort: split
 from detectron2.modeling import ROI_HEADS_REGISTRY

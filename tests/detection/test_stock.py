@@ -12,8 +12,9 @@ from PIL import Image
 
 pytest.importorskip("detectron2")
 
-from cli.config import config_folder
-from detection import datasets, inference
+from detection import inference
+from detection.data import datasets
+from foundation.config import config_folder
 
 ROOT = Path(__file__).parents[2]
 # Nothing in it is of this project.

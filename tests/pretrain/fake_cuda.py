@@ -19,8 +19,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from pretrain.batches.views import Batch
 from pretrain.encoder import SiameseNetwork, build_projector
-from pretrain.views import Batch
 
 CUDA = torch.device("cuda", 0)
 
@@ -88,7 +88,7 @@ def fake_cuda() -> Iterator[Callable[[], Recorded]]:
         "torch.autograd.backward": backward,
         "torch.autograd.grad": gradients,
         "torch._fused_sgd_": fused_sgd,
-        "pretrain.build.build_network": build_network,
+        "pretrain.training.build.build_network": build_network,
     }
     with contextlib.ExitStack() as stack:
         for name, stand_in in replaced.items():

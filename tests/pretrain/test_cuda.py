@@ -12,18 +12,21 @@ import pytest
 import torch
 from fvcore.common.config import CfgNode
 
-from cli.errors import UserError
-from pretrain import build, checkpoint, distributed, features, loop, supervised
-from pretrain.augment import augment
+from foundation.errors import UserError
+from pretrain.batches.augment import augment
+from pretrain.batches.loader import SequentialBatches, ShuffledBatches, build_loader, read_batches
+from pretrain.batches.views import ViewDataset
 from pretrain.config import get_defaults
 from pretrain.corinfomax import CorInfoMaxLoss, Terms
-from pretrain.data import ArraySource, FileSource
-from pretrain.engine import Trainer
-from pretrain.estimate import synthetic_batch
-from pretrain.frozen import _from_cache
-from pretrain.guard import Votes
-from pretrain.loader import SequentialBatches, ShuffledBatches, build_loader, read_batches
-from pretrain.views import ViewDataset
+from pretrain.distributed import group
+from pretrain.evaluation import features, supervised
+from pretrain.evaluation.frozen import _from_cache
+from pretrain.images.sources import ArraySource, FileSource
+from pretrain.runs import checkpoint
+from pretrain.training import build, loop
+from pretrain.training.estimate import synthetic_batch
+from pretrain.training.guard import Votes
+from pretrain.training.step import Trainer
 from tests.pretrain.fake_cuda import CUDA, fake_cuda, pinned_batch, small_network
 
 CPU = torch.device("cpu")
@@ -66,7 +69,7 @@ def test_augmentation_takes_parts_of_a_large_batch(monkeypatch: pytest.MonkeyPat
     # What comes between is then of the size of a part. 8 images of 16 pixels are three parts of at most three.
     config = small()
     batch = synthetic_batch(config, 8)
-    monkeypatch.setattr("pretrain.augment.GPU_BYTES", 3 * 4 * 3 * 16 * 16)
+    monkeypatch.setattr("pretrain.batches.augment.GPU_BYTES", 3 * 4 * 3 * 16 * 16)
     with fake_cuda() as record:
         pinned = pinned_batch(batch)
         images, mean = pinned.images[0].to(CUDA), torch.zeros(3, device=CUDA)
@@ -225,12 +228,12 @@ def test_processes_join_and_leave_with_their_gpu(error: Exception | None, monkey
     monkeypatch.setattr("torch.distributed.destroy_process_group", lambda: done.append("left"))
     own = torch.device("cuda", 1)
     with contextlib.suppress(UserError):
-        assert distributed.start(use_cuda=True) == own
+        assert group.start(use_cuda=True) == own
         try:
             if error:
                 raise error
         finally:
-            distributed.stop()
+            group.stop()
     # Before anything else, so that no memory is taken on the first GPU. After an error NCCL's end would wait for all.
     assert done == [("set", own), ("nccl", own), *([] if error else ["left"])]
 

@@ -6,11 +6,11 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from pretrain.build import build_network
 from pretrain.config import get_defaults
 from pretrain.encoder import build_encoder
-from pretrain.protocol import get_finetune_defaults, get_linear_defaults
-from pretrain.weights import build_from, read_weights
+from pretrain.evaluation.config import get_finetune_defaults, get_linear_defaults
+from pretrain.runs.weights import build_from, read_weights
+from pretrain.training.build import build_network
 
 
 def begins_as_shortcuts(encoder: nn.Module) -> set[bool]:

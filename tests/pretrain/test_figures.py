@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from pretrain import figures, plots, train
+from pretrain import figures, train
+from pretrain.evaluation import plots
 
 
 @pytest.fixture(scope="module")

@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from cli.config import config_folder, load_config
-from pretrain import checkpoint, finetune, linear
+from foundation.config import config_folder, load_config
+from pretrain import finetune, linear
 from pretrain.encoder import build_encoder
-from pretrain.protocol import get_finetune_defaults, get_linear_defaults, validate_finetune, validate_linear
-from pretrain.weights import fingerprint, read_weights, write_encoder
+from pretrain.evaluation.config import get_finetune_defaults, get_linear_defaults, validate_finetune, validate_linear
+from pretrain.runs import checkpoint
+from pretrain.runs.weights import fingerprint, read_weights, write_encoder
 
 TINY = [
     *("DATA.NAME", "folder", "DATA.IMAGE_SIZE", "32", "DATA.WORKERS", "0", "TRAIN.PRECISION", "float32"),

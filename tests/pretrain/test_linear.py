@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 import torch
 
-from pretrain import checkpoint, linear
-from pretrain.data import FileSource
+from foundation.images import UnreadableImage
+from pretrain import linear
 from pretrain.encoder import build_encoder
-from pretrain.frozen import Frozen
-from pretrain.images import UnreadableImage
-from pretrain.weights import fingerprint, write_encoder
+from pretrain.evaluation.frozen import Frozen
+from pretrain.images.sources import FileSource
+from pretrain.runs import checkpoint
+from pretrain.runs.weights import fingerprint, write_encoder
 
 TINY = [
     *("DATA.NAME", "folder", "DATA.IMAGE_SIZE", "32", "DATA.WORKERS", "0", "TRAIN.PRECISION", "float32"),

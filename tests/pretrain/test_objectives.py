@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cli.errors import UserError
-from pretrain import checkpoint, train
+from foundation.errors import UserError
+from pretrain import train
 from pretrain.corinfomax import CorInfoMaxLoss
 from pretrain.objectives import OBJECTIVES, ONE_PROCESS, build_criterion, wants_unit_length
+from pretrain.runs import checkpoint
 
 STATE = {"dim": 6, "attraction": 3.0, "forgetting": 0.1, "eps": 1e-8}
 
@@ -101,7 +102,7 @@ def test_corinfomax_itself_is_not_wrapped() -> None:
 
 @pytest.mark.parametrize("name", ONE_PROCESS)
 def test_an_objective_of_one_process_refuses_several(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pretrain.distributed.world_size", lambda: 2)
+    monkeypatch.setattr("pretrain.distributed.group.world_size", lambda: 2)
     with pytest.raises(UserError, match="train it with one"):
         build_criterion(name, **STATE)
 

@@ -18,10 +18,12 @@ import pytest
 import torch
 from fvcore.common.config import CfgNode
 
-from cli.errors import UserError
-from pretrain import build, checkpoint, train
-from pretrain.rundir import open_run
-from pretrain.signals import STOPPED
+from foundation.errors import UserError
+from pretrain import train
+from pretrain.distributed.signals import STOPPED
+from pretrain.runs import checkpoint
+from pretrain.runs.run_folder import open_run
+from pretrain.training import build
 from tests.pretrain.tiny_encoder import use_tiny_encoder
 
 TORTURE = Path(__file__).with_name("torture.py")

@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-from cli.errors import UserError
-from pretrain import checkpoint, stream, train
-from pretrain.loader import ShuffledBatches
+from foundation.errors import UserError
+from pretrain import train
+from pretrain.batches.loader import ShuffledBatches
+from pretrain.images import stream
+from pretrain.runs import checkpoint
 from tests.pretrain.tiny_encoder import use_tiny_encoder
 
 TINY = [

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from cli.config import config_folder, load_config
+from foundation.config import config_folder, load_config
 from pretrain import sweep
 
 TABLE = """| run | seeds | linear top-1 (%) | kNN top-1 (%) |

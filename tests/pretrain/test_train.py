@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pretrain import checkpoint, train
+from pretrain import train
+from pretrain.runs import checkpoint
 
 TINY = [
     *("DATA.NAME", "folder", "DATA.IMAGE_SIZE", "32", "DATA.WORKERS", "0", "PROJECTOR.DIMS", "[16, 8]"),

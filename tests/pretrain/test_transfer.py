@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cli.errors import UserError
+from foundation.errors import UserError
 from pretrain import classifiers, transfer
 from pretrain.classifiers import IGNORED, logistic_regression, voc07_svm
-from pretrain.voc07 import read_voc07
+from pretrain.images.voc07 import read_voc07
 
 
 def test_map_by_hand() -> None:

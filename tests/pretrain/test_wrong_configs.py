@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from cli.config import keys
-from cli.errors import UserError
+from foundation.config import keys
+from foundation.errors import UserError
 from pretrain import train
 from pretrain.config import get_defaults
 

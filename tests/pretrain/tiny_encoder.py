@@ -3,7 +3,7 @@
 import pytest
 from torch import nn
 
-from pretrain import build
+from pretrain.training import build
 
 
 def use_tiny_encoder(patch: pytest.MonkeyPatch) -> None:

@@ -38,8 +38,10 @@ from PIL import Image
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
-from cli.errors import run as run_command
-from pretrain import build, checkpoint, train
+from foundation.errors import run as run_command
+from pretrain import train
+from pretrain.runs import checkpoint
+from pretrain.training import build
 
 KINDS = ("all", "worker", "save", "one", "term", "hang")
 SETTINGS = [

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import pytest
 
-from cli.errors import UserError
+from foundation.errors import UserError
 from shapes import Recipe, ensure_rendered
 from shapes.cache import default_root
 from shapes.recipe import VERSION

@@ -3,7 +3,7 @@
 import pytest
 from PIL import Image
 
-from cli.errors import UserError
+from foundation.errors import UserError
 from shapes import __main__ as command
 
 

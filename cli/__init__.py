@@ -1,1 +1,0 @@
-"""What every entry point shares: errors as one line, and configuration files that refuse a wrong key."""

@@ -1,0 +1,159 @@
+"""What an encoder expects of its input: channel order, mean and standard deviation, and where blocks take
+their stride.
+
+Known from the file where it says so, else from its family, else measured. The measurement: BatchNorm's
+running mean after the first convolution is that convolution applied to the mean of the training images, up to
+the padded border. So the three channel means that explain the 64 running means best tell whether the images
+were normalised.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from convert.families import NO_NORMALISATION
+from convert.reader import Source, read_values
+from convert.selection import Selection
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+_LEVELS = 255.0
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """The input of an encoder, in Detectron2's terms.
+
+    Attributes:
+        mean: of each channel in the order of `format`, in levels 0..255.
+        std: likewise.
+        format: `RGB` or `BGR`.
+        stride_in_1x1: blocks that halve the resolution do so in their first 1x1 convolution, not in the 3x3
+            one.
+        origin: how this is known.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    format: str = "RGB"
+    stride_in_1x1: bool = False
+    origin: str = "the family's statistics"
+
+
+def _from_unit(mean: Any, std: Any, origin: str) -> Pixels:
+    """From statistics of RGB images in [0, 1]."""
+    return Pixels(
+        tuple(round(float(value) * _LEVELS, 4) for value in mean),
+        tuple(round(float(value) * _LEVELS, 4) for value in std),
+        origin=origin,
+    )
+
+
+IMAGENET = _from_unit(IMAGENET_MEAN, IMAGENET_STD, "ImageNet's statistics, as the family uses them")
+UNIT = _from_unit((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), NO_NORMALISATION)
+CAFFE2 = Pixels((103.53, 116.28, 123.675), (1.0, 1.0, 1.0), "BGR", True, "the statistics of Caffe2's models")
+DETECTRON2 = replace(CAFFE2, origin="Detectron2's defaults, as the file does not say")
+
+
+def find_pixels(source: Source, selection: Selection) -> Pixels:
+    """What the chosen encoder expects of its input."""
+    kind = selection.candidate.family.pixels
+    if kind == "own":
+        return _own(source)
+    if kind == "detectron2":
+        return _beside(source) or _detectron2(source)
+    if kind == "caffe2":
+        return CAFFE2
+    if kind == "unit":
+        return UNIT
+    names = ("conv1.weight", "bn1.running_mean")
+    means = estimate_input_means(*(read_values(source, selection.tensors[name]) for name in names))
+    # Photographs in [0, 1] have means near 0.45, normalised ones near 0.
+    if means is None or not all(0.2 < mean < 0.8 for mean in means):
+        return IMAGENET
+    measured = f"its first layer has seen input means of {', '.join(f'{mean:.2f}' for mean in means)}"
+    if kind == "measured":
+        return replace(UNIT, origin=f"{NO_NORMALISATION}: {measured}")
+    # The family normalises; brighter images than ImageNet's explain such means as well.
+    return replace(IMAGENET, origin=f"{IMAGENET.origin}; but {measured}: check whether they were normalised")
+
+
+def estimate_input_means(kernel: np.ndarray, running: np.ndarray) -> tuple[float, float, float] | None:
+    """The mean of each input channel in training, from the first convolution and the BatchNorm after it.
+
+    Args:
+        kernel: weights of the convolution, (channels, 3, height, width).
+        running: running means of the BatchNorm, (channels,).
+
+    Returns:
+        None where no three means explain the running means, as in a network whose statistics are not from images.
+    """
+    response = kernel.astype(np.float64).sum(axis=(2, 3))  # (channels, 3): what an evenly coloured image gives
+    target = running.astype(np.float64)
+    scale = float(np.square(target).sum())
+    if scale == 0.0 or not np.isfinite(scale) or not np.isfinite(response).all():
+        return None
+    means = np.linalg.lstsq(response, target, rcond=None)[0]
+    unexplained = float(np.square(response @ means - target).sum()) / scale
+    return (float(means[0]), float(means[1]), float(means[2])) if unexplained < 0.2 else None
+
+
+def _own(source: Source) -> Pixels:
+    """What this project's files say what they were trained with."""
+    data = source.content.get("config", {}).get("DATA", {}) if "config" in source.content else {}
+    mean, std = data.get("MEAN", ()), data.get("STD", ())
+    if source.metadata:
+        mean, std = source.metadata.get("mean", "").split(","), source.metadata.get("std", "").split(",")
+    try:
+        if len(mean) == len(std) == 3:
+            return _from_unit(mean, std, "the checkpoint's own statistics")
+    except (TypeError, ValueError):
+        pass  # an older file without them
+    return IMAGENET
+
+
+def _beside(source: Source) -> Pixels | None:
+    """What the converter's sidecar, or the configuration of a detector's run, says beside a Detectron2
+    file.
+    """
+    try:
+        note = json.loads(source.path.with_suffix(".json").read_text())
+        return Pixels(
+            tuple(note["pixel_mean"]),
+            tuple(note["pixel_std"]),
+            note["format"],
+            note["stride_in_1x1"],
+            f"{source.path.with_suffix('.json').name} beside it",
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    for folder in (source.path.parent, source.path.parent.parent):
+        path = Path(folder, "config.yaml")
+        try:
+            config = yaml.safe_load(path.read_text())
+            model = config["MODEL"]
+            return Pixels(
+                tuple(model["PIXEL_MEAN"]),
+                tuple(model["PIXEL_STD"]),
+                config["INPUT"]["FORMAT"],
+                model["RESNETS"]["STRIDE_IN_1X1"],
+                f"{path.name} beside it",
+            )
+        except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+            continue
+    return None
+
+
+def _detectron2(source: Source) -> Pixels:
+    """Converters for self-supervised weights ask Detectron2 to match names by their endings; its own files
+    do not.
+    """
+    content = source.content
+    if isinstance(content, Mapping) and content.get("matching_heuristics"):
+        return replace(IMAGENET, origin="ImageNet's statistics, as converters to Detectron2 assume")
+    return DETECTRON2

@@ -1,0 +1,107 @@
+"""COCO results of pictures: whose ids they carry, and the file that they go to."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from foundation.errors import UserError
+
+if TYPE_CHECKING:
+    from detection.inference import Classes
+
+
+class Results:
+    """The records of some pictures, which may come in any order.
+
+    Args:
+        files: the pictures.
+        annotations: a COCO file that lists them, or None to number them from 1.
+
+    Attributes:
+        ids: of the pictures, in their order.
+        categories: as the COCO file lists them, if there is one.
+
+    Raises:
+        UserError: it is not a COCO file, or a picture is not in it.
+    """
+
+    def __init__(self, files: Sequence[Path], annotations: Path | None) -> None:
+        images: Mapping[str, Any] | None = None
+        self.categories: list[dict[str, Any]] | None = None
+        if annotations:
+            images, self.categories = read_annotations(annotations)
+        self.ids = image_ids(files, images)
+        self._files, self._numbered = files, images is None
+        self._records: dict[int, list[dict[str, Any]]] = {}
+        self._images: dict[int, dict[str, Any]] = {}
+
+    def add(self, index: int, size: tuple[int, int], records: list[dict[str, Any]]) -> None:
+        """Keep the records of the picture with this place among the files; `size` is its width and height."""
+        self._records[index] = records
+        self._images[index] = {
+            **{"id": self.ids[index], "file_name": str(self._files[index])},
+            **{"width": size[0], "height": size[1]},
+        }
+
+    def write(self, path: Path, classes: "Classes") -> str:
+        """Write the records in the order of the files, and which image is which if the ids are numbers of ours.
+
+        Returns:
+            What was written, in words.
+
+        Raises:
+            UserError: there is no writing to the file.
+        """
+        records = [record for index in sorted(self._records) for record in self._records[index]]
+        said = f"{path}: {len(records)} results on {len(self._records)} images"
+        try:
+            path.write_text(json.dumps(records))
+            if self._numbered:
+                pairs = zip(classes.ids, classes.names, strict=True)
+                listing = {
+                    "images": [self._images[index] for index in sorted(self._images)],
+                    "categories": [{"id": identity, "name": name} for identity, name in pairs],
+                }
+                names = path.with_suffix(".images.json")
+                names.write_text(json.dumps(listing))
+                said += f"; their names are in {names}"
+        except OSError as error:
+            raise UserError(f"{path}: the results cannot be written: {error.strerror or error}") from error
+        return said
+
+
+def read_annotations(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The image ids of a COCO file by file name, and its categories.
+
+    Raises:
+        UserError: it is not a COCO file.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+        images = {str(record["file_name"]): record["id"] for record in content["images"]}
+        categories = [{"id": int(each["id"]), "name": str(each["name"])} for each in content["categories"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: cannot be read as COCO annotations: {error!r}") from error
+    return images, categories
+
+
+def image_ids(files: Sequence[Path], known: Mapping[str, Any] | None) -> list[Any]:
+    """An id for each file: that of the listed name which the file's path ends in, or a running number from 1.
+
+    Raises:
+        UserError: a file is not listed, or two files are the same image.
+    """
+    if known is None:
+        return list(range(1, len(files) + 1))
+    ids = []
+    for file in files:
+        parts = file.resolve().parts
+        ends = ("/".join(parts[start:]) for start in range(len(parts)))
+        name = next((end for end in ends if end in known), None)
+        if name is None:
+            raise UserError(f"{file}: --annotations lists no image of that name")
+        ids.append(known[name])
+    if len(set(ids)) < len(ids):
+        raise UserError("--annotations: two of the pictures are the same image of its list; give each once")
+    return ids

@@ -1,0 +1,155 @@
+"""Batches of training images, in an order and with augmentations that are a function of the seed and the position.
+
+The images of all processes are one endless stream, epoch after epoch, each shuffled. It is cut into groups of as many
+images as one process puts through the model at once: where asked for, wide images with wide ones and tall with tall,
+so that less of a batch is padding. The groups are dealt out in turn to the passes of an iteration and the processes.
+
+So 8 processes with one pass see in each iteration what one process with 8 passes sees, any number of workers reads the
+same, and a resumed run goes on with the images that the interrupted one would have seen next: the order is recomputed
+from its beginning, which costs no reading.
+"""
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy
+import torch
+from detectron2.data.detection_utils import SizeMismatchError
+from PIL import Image
+
+from detection.data.seeding import Use, generator, seed_libraries
+from foundation.errors import UserError
+
+Record = dict[str, Any]
+Key = tuple[int, int]  # position in the stream, index of the record
+UNREADABLE = (OSError, SyntaxError, SizeMismatchError, Image.DecompressionBombError)  # Pillow's and Detectron2's
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one of several processes gets of the groups.
+
+    Attributes:
+        passes: groups that it puts through the model in an iteration.
+        processes: how many there are.
+        rank: which of them it is.
+    """
+
+    passes: int = 1
+    processes: int = 1
+    rank: int = 0
+
+    def of(self, groups: Iterable[list[Key]], iteration: int) -> Iterator[list[Key]]:
+        """Its groups, from the first one of an iteration on."""
+        return itertools.islice(groups, iteration * self.passes * self.processes + self.rank, None, self.processes)
+
+
+class TrainingBatches:
+    """Endless batches of mapped records, from any iteration on.
+
+    Args:
+        records: of the images, as Detectron2 describes them; one that is taken out may be changed.
+        mapper: makes of a record what the model takes.
+        groups: begins the sequence of groups of all processes.
+        share: what this process gets of it.
+        seed: of the augmentations.
+        workers: processes that read ahead; 0 reads in this one.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[Record],
+        mapper: Callable[[Record], Record],
+        groups: Callable[[], Iterator[list[Key]]],
+        share: Share,
+        *,
+        seed: int,
+        workers: int,
+    ) -> None:
+        self._images = _MappedImages(records, mapper, seed)
+        self._groups, self._share, self._workers = groups, share, workers
+
+    def starting(self, iteration: int) -> Iterator[list[Record]]:
+        """The batches of this process from an iteration on, `share.passes` of them for each.
+
+        Raises:
+            UserError: while iterating: an image cannot be read, or a worker has died.
+        """
+        loader = torch.utils.data.DataLoader(
+            self._images,
+            batch_sampler=self._share.of(self._groups(), iteration),
+            num_workers=self._workers,
+            collate_fn=list,
+        )
+        try:
+            for batch in loader:
+                for image in batch:
+                    if isinstance(image, UserError):
+                        raise image
+                yield batch
+        except RuntimeError as error:
+            if "DataLoader worker (pid" not in str(error):
+                raise
+            raise UserError(
+                f"a process that reads images has died ({error}); if memory ran out, lower DATALOADER.NUM_WORKERS"
+                f" (now {self._workers}), then go on with --resume"
+            ) from error
+
+    def __iter__(self) -> Iterator[list[Record]]:
+        """From the first iteration. Nothing is read before the first batch is asked for."""
+        yield from self.starting(0)
+
+
+def shuffled(size: int, seed: int) -> Iterator[int]:
+    """Indices of `size` images without end: each once an epoch, in an order of that epoch's own."""
+    for epoch in itertools.count():
+        yield from generator(seed, Use.ORDER, epoch).permutation(size).tolist()
+
+
+def repeated(factors: Sequence[float], seed: int) -> Iterator[int]:
+    """The same, where an image comes `factors[index]` times an epoch in expectation (LVIS, appendix B.2)."""
+    wanted = numpy.asarray(factors)
+    for epoch in itertools.count():
+        draws = generator(seed, Use.ORDER, epoch)
+        times = numpy.floor(wanted + draws.random(len(wanted))).astype(int)
+        yield from draws.permutation(numpy.repeat(numpy.arange(len(wanted)), times)).tolist()
+
+
+def group(order: Iterable[int], size: int, kinds: Sequence[bool] | None = None) -> Iterator[list[Key]]:
+    """Cut a stream of indices into groups of `size` images, all of one kind if `kinds` gives each image's."""
+    waiting: tuple[list[Key], list[Key]] = ([], [])
+    for position, index in enumerate(order):
+        fitting = waiting[kinds[index] if kinds else 0]
+        fitting.append((position, index))
+        if len(fitting) == size:
+            yield fitting[:]
+            fitting.clear()
+
+
+def are_wide(records: Iterable[Record]) -> list[bool]:
+    """Whether each image is wider than high; False where its record has no size."""
+    return [record.get("width", 0) > record.get("height", 0) for record in records]
+
+
+class _MappedImages(torch.utils.data.Dataset[Record | UserError]):
+    """Mapped records by (position, index). An image that cannot be read comes as the error: a worker that raised it
+    would put its traceback into the message.
+    """
+
+    def __init__(self, records: Sequence[Record], mapper: Callable[[Record], Record], seed: int) -> None:
+        self._records, self._mapper, self._seed = records, mapper, seed
+
+    def __getitem__(self, key: Key) -> Record | UserError:
+        position, index = key
+        record = self._records[index]
+        seed_libraries(self._seed, Use.IMAGE, position)
+        try:
+            return self._mapper(record)
+        except UserError as error:
+            return error
+        except UNREADABLE as error:
+            return UserError(
+                f"{record['file_name']} cannot be trained on: {error}; mend it or take it out of the annotations"
+            )

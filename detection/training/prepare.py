@@ -1,0 +1,128 @@
+"""From a command line to a config that can run: what it means on this machine, and what can be known to fail before
+the first step.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+from fvcore.common.config import CfgNode
+
+from detection import config as configs
+from detection.data import datasets, requirements
+from detection.training import checkpoints, run_folder, scaling, trainer
+from foundation import devices
+from foundation.errors import UserError
+
+
+def configure(arguments: argparse.Namespace) -> CfgNode:
+    """The config that the run uses: the recipe with the command's choices, scaled to its number of processes.
+
+    Raises:
+        UserError: a wrong key or value, choices that exclude each other, or more GPUs than there are.
+    """
+    _check_choices(arguments)
+    config = configs.load(arguments.config, arguments.overrides)
+    if arguments.output:
+        config.OUTPUT_DIR = arguments.output
+    elif config.OUTPUT_DIR == configs.default_config().OUTPUT_DIR:
+        config.OUTPUT_DIR = str(Path(config.OUTPUT_DIR) / Path(arguments.config).stem)
+    if arguments.weights is not None:
+        config.MODEL.WEIGHTS = arguments.weights
+    config = _with_own_data(config, arguments)
+    if arguments.lr_preset:
+        config = scaling.apply_preset(config, arguments.lr_preset)
+    arguments.num_gpus = _gpus(arguments, config.MODEL.DEVICE)
+    config.MODEL.DEVICE = "cuda" if arguments.num_gpus else "cpu"
+    processes = arguments.num_machines * max(arguments.num_gpus, 1)
+    config = scaling.scale(config, processes)
+    if processes == 1:
+        config, changed = configs.for_one_process(config)
+        if changed:
+            batch = config.SOLVER.IMS_PER_BATCH // config.SOLVER.ACCUMULATION
+            print(f"warning: one process: BN over {batch} images at a time instead of SyncBN in {', '.join(changed)}")
+    return config
+
+
+def check(config: CfgNode, resume: bool, eval_only: bool) -> None:
+    """Everything that can be known to fail before the first step.
+
+    Raises:
+        UserError: a dataset is not all there, weights do not fit, or the folder holds another run.
+    """
+    folder = Path(config.OUTPUT_DIR)
+    begun = checkpoints.exists(folder)
+    if begun and eval_only and config.MODEL.WEIGHTS:
+        raise UserError(f"{folder} already holds a run: leave --weights out to evaluate it, or choose another --output")
+    if begun and not eval_only:
+        if not resume:
+            raise UserError(f"{folder} already holds a run: continue it with --resume, or choose another --output")
+        run_folder.check_same(folder, config)
+    names = config.DATASETS.TEST if eval_only else (*config.DATASETS.TRAIN, *config.DATASETS.TEST)
+    datasets.register(names)
+    for name in names:
+        datasets.check_dataset(name, config)
+    datasets.check_same_classes(names)
+    if config.MODEL.WEIGHTS and not (begun and resume):
+        trainer.check_weights(config, whole=eval_only)
+
+
+def nothing_left(config: CfgNode) -> bool:
+    """Whether the folder holds the trained detector, intact, and its results by this very config.
+
+    Raises:
+        UserError: every checkpoint is damaged.
+    """
+    folder = Path(config.OUTPUT_DIR)
+    return run_folder.is_finished(config) and checkpoints.newest_intact(folder) == folder / checkpoints.FINAL
+
+
+def _check_choices(arguments: argparse.Namespace) -> None:
+    by_key = "SOLVER.BASE_LR" in arguments.overrides[::2]
+    if by_key + bool(arguments.lr_preset) + bool(arguments.sweep_lr) > 1:
+        raise UserError("SOLVER.BASE_LR, --lr-preset and --sweep-lr all set the learning rate: give one of them")
+    if arguments.seeds and "SEED" in arguments.overrides[::2]:
+        raise UserError("SEED and --seeds both set the seed: give one of them")
+    if arguments.seeds or arguments.sweep_lr:
+        if arguments.eval_only:
+            raise UserError("--seeds and --sweep-lr train: they do not go with --eval-only")
+        if arguments.num_machines > 1:
+            raise UserError("--seeds and --sweep-lr work on one machine: start the runs one by one, each with its SEED")
+
+
+def _with_own_data(config: CfgNode, arguments: argparse.Namespace) -> CfgNode:
+    """The user's own datasets in place of the recipe's, with their number of classes."""
+    train = (arguments.train_json, arguments.train_images)
+    test = (arguments.test_json, arguments.test_images)
+    if not any((*train, *test)):
+        return config
+    parts = {"TEST": test} if arguments.eval_only and not any(train) else {"TRAIN": train, "TEST": test}
+    for part, (annotations, images) in parts.items():
+        if not annotations or not images:
+            raise UserError(
+                "a dataset of your own needs --train-json FILE, --train-images DIR, --test-json FILE and --test-images"
+                " DIR; with --eval-only, the latter two"
+            )
+        config.DATASETS[part] = (datasets.custom_name(Path(annotations), Path(images)),)
+    datasets.register(config.DATASETS.TEST)
+    requirements.set_classes(config, datasets.count_classes(config.DATASETS.TEST[0]))
+    return config
+
+
+def _gpus(arguments: argparse.Namespace, device: str) -> int:
+    """GPUs to use on this machine; 0 is the CPU."""
+    if device not in ("cuda", "cpu"):
+        raise UserError(f"MODEL.DEVICE must be cuda or cpu, not {device!r}; CUDA_VISIBLE_DEVICES chooses among GPUs")
+    there = torch.cuda.device_count()
+    if device == "cuda" and not there:
+        devices.is_usable()  # warns where it should be
+    gpus = arguments.num_gpus
+    if gpus is None:
+        gpus = min(there, 1) if device == "cuda" else 0
+    if not 0 <= gpus <= there:
+        raise UserError(f"--num-gpus {gpus}: this machine has {there} GPUs that PyTorch can use")
+    if arguments.num_machines > 1 and not gpus:
+        raise UserError(f"--num-machines {arguments.num_machines}: several machines need GPUs, and this has none")
+    if arguments.num_machines > 1 and arguments.dist_url == "auto":
+        raise UserError("several machines need --dist-url tcp://HOST:PORT of the first one")
+    return int(gpus)

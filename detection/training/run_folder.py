@@ -1,0 +1,150 @@
+"""What a run leaves behind besides Detectron2's own files: the config, the log and `results.json`."""
+
+import hashlib
+import json
+import logging
+import math
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from fvcore.common.config import CfgNode
+
+from detection import config as configs
+from foundation.config import keys
+from foundation.errors import UserError
+from foundation.files import write_atomic
+
+LOGGERS = ("detectron2", "fvcore", "detection")
+# The machine of a run and what it keeps: what a finished run has found does not change with them.
+WITHOUT_EFFECT = (
+    *("OUTPUT_DIR", "DATALOADER.NUM_WORKERS", "MODEL.DEVICE", "VIS_PERIOD", "CUDNN_BENCHMARK"),
+    *("SOLVER.CHECKPOINT_PERIOD", "SOLVER.KEEP_CHECKPOINTS", "SOLVER.ACCUMULATION"),
+)
+# What may differ when a run is continued: that, its length, and what does not touch the training.
+MAY_CHANGE = (
+    *WITHOUT_EFFECT,
+    *("SOLVER.MAX_ITER", "SOLVER.STEPS", "DATASETS.TEST", "TEST.", "INPUT.MIN_SIZE_TEST", "INPUT.MAX_SIZE_TEST"),
+)
+
+
+def start_logging(folder: Path, rank: int) -> None:
+    """Send the log to `log.txt` in full, and from the first process to the terminal without the long tables.
+
+    A second call replaces the destinations of the first, so that runs in one process do not write twice.
+
+    Raises:
+        UserError: the folder cannot be made or written to.
+    """
+    name = "log.txt" if rank == 0 else f"log.txt.rank{rank}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handlers: list[logging.Handler] = [logging.FileHandler(folder / name)]
+    except OSError as error:
+        raise UserError(f"the run cannot be kept in {folder}: {error.strerror or error}") from error
+    if rank == 0:
+        handlers.append(logging.StreamHandler(sys.stdout))
+        handlers[1].setLevel(logging.INFO)
+    for handler in handlers:
+        handler.setFormatter(logging.Formatter("[%(asctime)s] %(message)s", datefmt="%m/%d %H:%M:%S"))
+    for logger in map(logging.getLogger, LOGGERS):
+        for old in list(logger.handlers):
+            logger.removeHandler(old)
+            old.close()
+        logger.setLevel(logging.DEBUG)
+        logger.propagate = False
+        for handler in handlers:
+            logger.addHandler(handler)
+
+
+def write_config(folder: Path, config: CfgNode) -> None:
+    """Write every key and value to `config.yaml`, from which the same run can be started again."""
+    write_atomic(folder / "config.yaml", config.dump().encode())
+
+
+def check_same(folder: Path, config: CfgNode) -> None:
+    """See that a run that is to be continued in a folder has the config that it was begun with.
+
+    Raises:
+        UserError: something differs that would make another run of it.
+    """
+    path = folder / "config.yaml"
+    if not path.is_file():
+        return
+    # By way of YAML, where tuples are lists.
+    before, now = (CfgNode(yaml.safe_load(each.dump())) for each in (configs.load(str(path)), config))
+    changed = [
+        f"{key} ({_value(before, key)!r} then, {_value(now, key)!r} now)"
+        for key in keys(now)
+        if not key.startswith(MAY_CHANGE) and _value(before, key) != _value(now, key)
+    ]
+    if changed:
+        raise UserError(
+            f"{folder} holds a run with another config: {', '.join(changed)}; give the values that it was begun with,"
+            " or choose another --output"
+        )
+
+
+def digest(config: CfgNode) -> str:
+    """SHA-256 of all that a run's results depend on."""
+    values = {key: _value(config, key) for key in keys(config) if not key.startswith(WITHOUT_EFFECT)}
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def is_finished(config: CfgNode) -> bool:
+    """Whether the folder has the results of this very config, so that there is nothing left to do.
+
+    Raises:
+        UserError: it has those of another run.
+    """
+    folder = Path(config.OUTPUT_DIR)
+    try:
+        found = json.loads((folder / "results.json").read_text())
+    except (OSError, ValueError):
+        return False
+    if not isinstance(found, dict):
+        return False
+    check_same(folder, config)
+    return found.get("iterations") == config.SOLVER.MAX_ITER and found.get("config_sha256") == digest(config)
+
+
+def replace_results(config: CfgNode, results: Mapping[str, Any]) -> None:
+    """Put other metrics into the `results.json` of a finished run; of an unfinished one, which has none, do nothing.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    path = Path(config.OUTPUT_DIR) / "results.json"
+    if not path.is_file():
+        return
+    try:
+        record = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(
+            f"{path} is damaged ({error}): train with --resume, which evaluates and writes it anew"
+        ) from error
+    write_json(path, {**record, "config_sha256": digest(config), "results": results})
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a whole file of JSON. Numbers that are not finite become null, which JSON knows."""
+    write_atomic(path, (json.dumps(_plain(content), indent=2) + "\n").encode())
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _value(config: CfgNode, key: str) -> Any:
+    for part in key.split("."):
+        config = config[part]
+    # With one process the two are the same, and a run may go on with another number of processes.
+    return "BN" if key.endswith("NORM") and config in configs.SYNCHRONISED else config

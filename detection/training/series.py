@@ -1,0 +1,147 @@
+"""Several runs of one recipe, one after the other: seeds, to know how far chance carries, and learning rates.
+
+Each run has a folder of its own below OUTPUT_DIR. The same command again goes on where it was: finished runs are kept,
+an interrupted one is resumed. The metrics of all, their means and sample standard deviations are in `seeds.json`, or
+`sweep.json` where rates are compared.
+"""
+
+import json
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fvcore.common.config import CfgNode
+from tabulate import tabulate
+
+from detection.training import run_folder
+from foundation.errors import UserError
+
+HEADLINES = ("AP", "AP50", "AP75", "mIoU")  # of each task, for the table; the file has all
+Metrics = dict[str, float]  # "bbox/AP" and so on
+
+
+@dataclass(frozen=True, eq=False)
+class Member:
+    """One run of a series.
+
+    Attributes:
+        rate: SOLVER.BASE_LR, the row of the table that it belongs to.
+        config: its own, with its folder as OUTPUT_DIR.
+    """
+
+    rate: float
+    seed: int
+    config: CfgNode
+
+    @property
+    def folder(self) -> Path:
+        """Where it is."""
+        return Path(self.config.OUTPUT_DIR)
+
+
+def plan(config: CfgNode, rates: Sequence[float], seeds: Sequence[int]) -> list[Member]:
+    """The runs, by rate and then by seed. Without `rates` or without `seeds`, the config's own, and no folder for it.
+
+    Raises:
+        UserError: two runs are the same.
+    """
+    members = []
+    for rate in rates or [config.SOLVER.BASE_LR]:
+        for seed in seeds or [config.SEED]:
+            own = config.clone()
+            own.SOLVER.BASE_LR, own.SEED = rate, seed
+            parts = [f"lr{rate:g}"] * bool(rates) + [f"seed{seed}"] * bool(seeds)
+            own.OUTPUT_DIR = str(Path(config.OUTPUT_DIR, *parts))
+            members.append(Member(rate, seed, own))
+    folders = [member.folder for member in members]
+    if len(set(folders)) < len(folders):
+        raise UserError("--seeds or --sweep-lr names a run twice")
+    if not all(rates):
+        raise UserError("--sweep-lr needs rates above 0")
+    return members
+
+
+def run(folder: Path, members: Sequence[Member], train: Callable[[CfgNode], None]) -> None:
+    """Train the runs that are not finished, then print the table. A run that fails does not end the series.
+
+    Args:
+        folder: for the file, which is written after each run.
+        members: of the series.
+        train: does one run, in the folder that its config names, from where it was.
+
+    Raises:
+        UserError: runs failed; the table has the others.
+    """
+    name = "sweep.json" if len({member.rate for member in members}) > 1 else "seeds.json"
+    found: dict[Member, Metrics] = {}
+    failed: dict[Member, str] = {}
+    for number, member in enumerate(members, 1):
+        if not run_folder.is_finished(member.config):
+            print(f"run {number} of {len(members)}: {member.folder}", flush=True)
+            try:
+                train(member.config)
+            except UserError as error:
+                failed[member] = str(error)
+                print(f"{member.folder} failed: {error}", flush=True)
+                continue
+        found[member] = read_metrics(member.folder)
+        run_folder.write_json(folder / name, {"kind": "series", "runs": _rows(found), "means": summarise(found)})
+    print(f"\n{table(summarise(found))}\n\nAll metrics are in {folder / name}")
+    if failed:
+        named = "; ".join(f"{member.folder}: {error}" for member, error in failed.items())
+        raise UserError(f"{len(failed)} of {len(members)} runs failed: {named}")
+
+
+def read_metrics(folder: Path) -> Metrics:
+    """The metrics of a finished run, by names like `bbox/AP`; without those that are averages over nothing."""
+    results = json.loads((folder / "results.json").read_text())["results"]
+    return {
+        f"{task}/{name}": value
+        for task, metrics in results.items()
+        for name, value in metrics.items()
+        if value is not None
+    }
+
+
+def summarise(found: Mapping[Member, Metrics]) -> list[dict[str, Any]]:
+    """For each rate the mean of each metric over its runs, and the sample standard deviation (None of one run)."""
+    summary = []
+    for rate in dict.fromkeys(member.rate for member in found):
+        runs = [metrics for member, metrics in found.items() if member.rate == rate]
+        names = [name for name in runs[0] if all(name in metrics for metrics in runs)]
+        values = {name: [metrics[name] for metrics in runs] for name in names}
+        summary.append({
+            "rate": rate,
+            "count": len(runs),
+            "metrics": {
+                name: {"mean": statistics.fmean(each), "spread": statistics.stdev(each) if len(each) > 1 else None}
+                for name, each in values.items()
+            },
+        })  # fmt: skip
+    return summary
+
+
+def table(summary: Sequence[Mapping[str, Any]]) -> str:
+    """A Markdown table: a row for each rate, a column for each headline."""
+    names = [
+        name
+        for name in dict.fromkeys(name for row in summary for name in row["metrics"])
+        if name.partition("/")[2] in HEADLINES
+    ]
+    rows = [[f"{row['rate']:g}", row["count"], *(_cell(row["metrics"].get(name)) for name in names)] for row in summary]
+    return tabulate(rows, ["learning rate", "runs", *names], "pipe", disable_numparse=True)
+
+
+def _cell(metric: Mapping[str, Any] | None) -> str:
+    if metric is None:
+        return "-"
+    return f"{metric['mean']:.2f}" + (f" ± {metric['spread']:.2f}" if metric["spread"] is not None else "")
+
+
+def _rows(found: Mapping[Member, Metrics]) -> list[dict[str, Any]]:
+    return [
+        {"rate": member.rate, "seed": member.seed, "folder": str(member.folder), "metrics": metrics}
+        for member, metrics in found.items()
+    ]

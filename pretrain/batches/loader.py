@@ -1,0 +1,285 @@
+"""Batches: which images, in which order, for which process; and the loader that fetches them."""
+
+import contextlib
+import logging
+import multiprocessing
+import os
+import time
+import traceback
+from collections.abc import Callable, Generator, Iterator, Sequence
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
+
+from foundation.errors import UserError
+from foundation.images import UnreadableImage
+from pretrain.batches.order import epoch_order
+from pretrain.batches.read_ahead import ReadAhead, follow, stream_of
+from pretrain.batches.views import Batch, collate
+from pretrain.distributed.signals import leave_to_parent
+from pretrain.images.sources import Source
+
+WORKER_TIMEOUT = 300  # seconds without a batch after which a hanging worker is reported
+logger = logging.getLogger("pretrain")
+
+
+class ShuffledBatches(Sampler):
+    """The batches of all epochs from a given step on, each a list of (epoch, index).
+
+    The order is `epoch_order`'s. A batch is a run of it, and each process takes its part of the batch, so that the
+    images of a step are the same for any number of processes. An incomplete last batch is dropped.
+
+    Args:
+        count: images in the dataset.
+        batch_size: over all processes.
+        epochs: in all.
+        seed: of the order.
+        first_step: where to begin, counted over all epochs.
+        last_step: where to end; the end of the last epoch, or before.
+        rank: this process.
+        world_size: number of processes; divides `batch_size`.
+        shards, window: as in `epoch_order`.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        *,
+        batch_size: int,
+        seed: int,
+        first_step: int,
+        last_step: int,
+        rank: int = 0,
+        world_size: int = 1,
+        shards: Sequence[int] = (),
+        window: int = 0,
+    ) -> None:
+        self.count, self.batch_size, self.seed = count, batch_size, seed
+        self.shards, self.window = shards, window
+        self.first_step, self.last_step = first_step, last_step
+        self.rank, self.share = rank, batch_size // world_size
+        self.steps_per_epoch = count // batch_size
+
+    def __len__(self) -> int:
+        return self.last_step - self.first_step
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        order, order_epoch = np.empty(0, np.int64), -1
+        for step in range(self.first_step, self.last_step):
+            epoch, place = divmod(step, self.steps_per_epoch)
+            if epoch != order_epoch:
+                order, order_epoch = self._order(epoch), epoch
+            start = place * self.batch_size + self.rank * self.share
+            yield [(epoch, int(index)) for index in order[start : start + self.share]]
+
+    def images_of(self, step: int) -> np.ndarray:
+        """The images of a step over all processes, as indices of the dataset."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        return self._order(epoch)[place * self.batch_size : (place + 1) * self.batch_size]
+
+    def _order(self, epoch: int) -> np.ndarray:
+        return epoch_order(self.count, self.seed, epoch, self.shards, self.window)
+
+
+def check_batch(count: int, batch_size: int, world_size: int) -> None:
+    """Refuse a batch that cannot be formed. Raises UserError naming the numbers."""
+    if batch_size % world_size:
+        raise UserError(
+            f"TRAIN.BATCH_SIZE {batch_size} is not divisible by the {world_size} processes; "
+            f"the nearest that is: {max(batch_size // world_size, 1) * world_size}"
+        )
+    if batch_size > count:
+        raise UserError(f"TRAIN.BATCH_SIZE is {batch_size}, but the dataset has {count} images; lower the batch size")
+
+
+class ImageDataset(Protocol):
+    """Something for each image of a source, by (epoch, index)."""
+
+    source: Source
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, key: tuple[int, int]) -> Any: ...
+
+
+def build_loader(
+    dataset: ImageDataset,
+    batches: Sampler,
+    workers: int,
+    device: torch.device,
+    timeout: float = WORKER_TIMEOUT,
+    join: Callable[[Sequence[Any]], Any] = collate,
+) -> DataLoader:
+    """A loader of `Batch`es.
+
+    Args:
+        dataset: the images.
+        batches: lists of (epoch, index).
+        workers: processes that read; 0: this one does.
+        device: where the batches go.
+        timeout: seconds without a batch after which a hanging worker is reported.
+        join: what makes a batch of the dataset's items.
+
+    Raises:
+        UserError: the images are streamed, and those that the order needs at a time do not fit the folder for them.
+    """
+    stream = stream_of(dataset.source)
+    if stream and isinstance(batches, ShuffledBatches):
+        stream.check_room(batches.window)
+    return DataLoader(
+        WatchedDataset(dataset, workers) if workers else dataset,  # type: ignore[arg-type]
+        batch_sampler=batches,
+        num_workers=workers,
+        collate_fn=join,
+        pin_memory=device.type == "cuda",
+        timeout=timeout if workers else 0,
+        worker_init_fn=leave_to_parent,
+    )
+
+
+class WatchedDataset(Dataset):
+    """A dataset that knows what each worker is reading, and since when: in memory shared with the workers."""
+
+    def __init__(self, dataset: ImageDataset, workers: int) -> None:
+        self.dataset = dataset
+        self._board = torch.zeros(workers, 3, dtype=torch.float64).share_memory_()  # process, index, since
+
+    @property
+    def source(self) -> Source:
+        """The images."""
+        return self.dataset.source
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, key: tuple[int, int]) -> Any:
+        worker = get_worker_info()
+        assert worker is not None
+        row = self._board[worker.id]
+        row[:] = torch.tensor([os.getpid(), key[1], time.monotonic()], dtype=torch.float64)
+        sample = self.dataset[key]
+        row[2] = 0
+        return sample
+
+    def describe(self, process: int | None = None) -> str:
+        """The worker of that process, or the one that has been reading the longest, and its image."""
+        busy = [
+            (worker, row) for worker, row in enumerate(self._board.tolist()) if row[2] and process in (None, row[0])
+        ]
+        if not busy:
+            return "a loader worker" if process is None else f"a loader worker (process {process})"
+        worker, (own, index, since) = min(busy, key=lambda entry: entry[1][2])
+        name, seconds = self.dataset.source.name(int(index)), time.monotonic() - since
+        return f"loader worker {worker} (process {own:.0f}), at {name} for {seconds:.0f} s,"
+
+
+def read_batches(loader: DataLoader) -> Generator[Any, None, None]:
+    """The loader's batches.
+
+    Raises:
+        UserError: no image in reach can be read, a tar cannot be fetched, or a worker has died or hangs; it is named,
+            and ended.
+    """
+    with contextlib.ExitStack() as stack:
+        ahead = follow(loader)
+        if ahead:
+            stack.callback(ahead.close)
+            ahead.advance()
+        yield from _read(loader, ahead)
+
+
+def _read(loader: DataLoader, ahead: ReadAhead | None) -> Generator[Any, None, None]:
+    others = set(multiprocessing.active_children())
+    batches = iter(loader)
+    workers = [process for process in multiprocessing.active_children() if process not in others]
+    failure = ""
+    try:
+        try:
+            while (batch := next(batches, None)) is not None:
+                yield batch
+                if ahead:
+                    ahead.advance()
+        except (UnreadableImage, UserError) as error:
+            # A worker's exception comes with its traceback as text, and the message in the last line.
+            last = (
+                str(error).strip().splitlines()[-1].removeprefix(f"{type(error).__module__}.{type(error).__name__}: ")
+            )
+            traceback.clear_frames(error.__traceback__)  # they hold the loader, which must end before its workers do
+            failure = f"{last}; check the dataset" if isinstance(error, UnreadableImage) else last
+        except (RuntimeError, OSError, EOFError) as error:
+            # Of torch's own messages one may be late: a death that it missed ends in its timeout. Any other error may
+            # come from the connection to a worker that dies, before its death is seen.
+            gone = find_dead(workers, patience=0 if str(error).startswith("DataLoader") else 5)
+            failure = worker_failure(loader, f"DataLoader worker {gone}" if gone else str(error))
+            if not failure:
+                workers = []
+                raise
+        finally:
+            del batches  # ends the workers that listen
+    finally:  # while torch watches them it would report these kills as failures
+        for worker in workers:
+            if worker.is_alive():
+                worker.kill()
+    if failure:
+        raise UserError(failure)
+
+
+def find_dead(workers: Sequence[BaseProcess], patience: float) -> int | None:
+    """The id of a process that has ended or does so within `patience` seconds: its sockets close before it is gone."""
+    with contextlib.suppress(RuntimeError):  # torch's signal handler, which says no more than this does
+        wait([process.sentinel for process in workers], patience)
+    return next((process.pid for process in workers if not process.is_alive()), None)
+
+
+@contextlib.contextmanager
+def dead_workers_named(loader: DataLoader) -> Iterator[None]:
+    """Have the death of a worker reported as a UserError. torch raises from a signal handler: anywhere."""
+    try:
+        yield
+    except RuntimeError as error:
+        failure = worker_failure(loader, str(error))
+        if not failure:
+            raise
+        raise UserError(failure) from error
+
+
+def worker_failure(loader: DataLoader, message: str) -> str:
+    """What to say of a RuntimeError with this message, or nothing if it was not about a worker."""
+    if not message.startswith("DataLoader"):
+        return ""
+    dataset = loader.dataset
+    assert isinstance(dataset, WatchedDataset)
+    if "timed out" in message:
+        return f"{dataset.describe()} hangs: no batch came for {loader.timeout:g} s; check the disk that holds it"
+    dead = [int(word) for word in message.replace(")", " ").replace(",", " ").split() if word.isdigit()]
+    who = dataset.describe(dead[0] if dead else None)
+    return f"{who} has died; memory that ran out is the usual reason: lower DATA.WORKERS"
+
+
+def report_unreadable(batch: Batch, known: set[str], allowed: float) -> None:
+    """Warn once of each damaged image. Raises UserError where there are more than `allowed` (a number of images)."""
+    for message in batch.unreadable:
+        if message not in known:
+            known.add(message)
+            logger.warning("unreadable, replaced by the next image: %s", message)
+    if len(known) > max(allowed, 1):
+        listed = "; ".join(sorted(known)[:20])
+        raise UserError(f"{len(known)} images cannot be read, more than DATA.MAX_UNREADABLE allows: {listed}")
+
+
+class SequentialBatches(Sampler):
+    """All images once in order, in one epoch; the last batch may be smaller."""
+
+    def __init__(self, indices: np.ndarray, batch_size: int, epoch: int = 0) -> None:
+        self.indices, self.batch_size, self.epoch = indices, batch_size, epoch
+
+    def __len__(self) -> int:
+        return -(-len(self.indices) // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for start in range(0, len(self.indices), self.batch_size):
+            yield [(self.epoch, int(index)) for index in self.indices[start : start + self.batch_size]]

@@ -1,0 +1,64 @@
+"""`--check-data`: read every image of a dataset, as training would, and list those that cannot be read."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from foundation.errors import UserError
+from foundation.images import UnreadableImage
+from pretrain.batches.loader import SequentialBatches, build_loader, read_batches
+from pretrain.images.sources import Source
+from pretrain.runs.metrics import Progress
+
+BATCH = 64  # images between two looks at the progress
+
+
+class Readings(Dataset):
+    """What is wrong with each image of a source, asked for by (epoch, index): a message, empty for a good one."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, key: tuple[int, int]) -> str:
+        try:
+            self.source.read(key[1])
+        except UnreadableImage as error:
+            return str(error)
+        return ""
+
+
+def find_unreadable(source: Source, workers: int, timeout: float) -> Sequence[str]:
+    """A message for each image that cannot be read, in the order of the dataset.
+
+    Args:
+        source: the images.
+        workers: processes that read.
+        timeout: seconds without a batch after which a hanging worker is reported.
+
+    Raises:
+        UserError: a worker has died or hangs.
+    """
+    batches = SequentialBatches(np.arange(len(source)), BATCH)
+    loader = build_loader(Readings(source), batches, workers, torch.device("cpu"), timeout, join=list)
+    progress = Progress(len(batches), unit="batch")
+    found: list[str] = []
+    for messages in read_batches(loader):
+        found += filter(None, messages)
+        progress.advance(f"{len(found)} unreadable")
+    progress.close()
+    return found
+
+
+def check_data(source: Source, workers: int, timeout: float) -> None:
+    """Print every image that cannot be read. Raises UserError where there is one."""
+    found = find_unreadable(source, workers, timeout)
+    for message in found:
+        print(message)
+    if found:
+        raise UserError(f"{len(found)} of {len(source)} images cannot be read; they are listed above")
+    print(f"all {len(source)} images can be read")

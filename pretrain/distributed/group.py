@@ -1,0 +1,201 @@
+"""Processes that train together: who am I, sums with gradient, start and stop.
+
+Every function also works, and does nothing more than it must, when there is one process and no process group.
+"""
+
+import contextlib
+import inspect
+import os
+import sys
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from foundation.errors import UserError
+from pretrain.distributed import slurm
+
+TIMEOUT = timedelta(minutes=10)
+GLOO_SIGNS = ("gloo", "Connection closed by peer", "Timed out waiting", "Connection reset by peer")
+MISTAKES = {  # in how the processes were started, by what the communication library says
+    "Duplicate GPU detected": "two processes have the same GPU; start at most as many on a machine as it has GPUs",
+    "EADDRINUSE": "the port at which the processes are to meet, {}, is in use; set MASTER_PORT to another one",
+}
+
+
+def rank() -> int:
+    """Index of this process, 0 where there is only one."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """Number of processes."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    """Whether this process is the one that writes files and logs."""
+    return rank() == 0
+
+
+def barrier() -> None:
+    """Wait until every process has come here."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def announced() -> tuple[int, int]:
+    """Index of this process and number of processes as `torchrun` or `srun` has started them, without joining them.
+
+    Raises:
+        UserError: srun's variables have not all come through.
+    """
+    environment = {**os.environ, **slurm.torchrun_variables(os.environ)}
+    return int(environment.get("RANK", "0")), int(environment.get("WORLD_SIZE", "1"))
+
+
+def start(use_cuda: bool, timeout: timedelta = TIMEOUT) -> torch.device:
+    """Join the processes that `torchrun` or `srun` has started with this one, if any, and pick this one's device.
+
+    Args:
+        use_cuda: whether there are GPUs.
+        timeout: how long a process waits for the others before it gives up.
+
+    Raises:
+        UserError: fewer GPUs than processes on this machine, or the others cannot be reached.
+    """
+    by_srun = slurm.torchrun_variables(os.environ)
+    os.environ.update(by_srun)
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    count = torch.cuda.device_count()
+    if by_srun and count == 1:  # with --gpus-per-task or --gpu-bind each process sees its own
+        local_rank = 0
+    elif use_cuda and local_size > count:
+        raise UserError(
+            f"{local_size} processes were asked for on this machine, but it has {count} GPUs; start torchrun with "
+            "--nproc_per_node, or srun with --ntasks-per-node, at most that"
+        )
+    device = torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
+    if use_cuda:
+        torch.cuda.set_device(device)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        with losses_named():
+            _join(device, timeout)
+    return device
+
+
+def _join(device: torch.device, timeout: timedelta) -> None:
+    """Join the process group of the environment.
+
+    After a restart torchrun may hand out the store that it has had before (with --master_port it does), where the
+    addresses of processes that are gone would be taken for the others': each start has names of its own.
+    """
+    store, own, count = next(dist.rendezvous("env://", timeout=timeout))
+    store = dist.PrefixStore(f"restart_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    backend, own_device = ("nccl", device) if device.type == "cuda" else ("gloo", None)
+    # Without the device NCCL would guess it at a barrier, by the rank, and could hang where that is another one.
+    dist.init_process_group(backend, store=store, rank=own, world_size=count, timeout=timeout, device_id=own_device)
+
+
+@contextlib.contextmanager
+def losses_named() -> Iterator[None]:
+    """Have the loss of another process, dead or silent for longer than the timeout, reported as such.
+
+    Raises:
+        UserError: in place of what the communication library raises.
+    """
+    try:
+        yield
+    except (dist.DistError, RuntimeError) as error:
+        text = str(error)
+        for sign, meaning in MISTAKES.items():
+            if sign in text:
+                raise UserError(meaning.format(os.environ.get("MASTER_PORT"))) from error
+        if not isinstance(error, dist.DistError) and not any(sign in text for sign in GLOO_SIGNS):
+            raise
+        own = os.environ.get("RANK", "0")
+        raise UserError(
+            f"process {own} has lost another one, which has died or hangs ({text.splitlines()[0]}); see what the "
+            "others say; --resume goes on from the last checkpoint"
+        ) from error
+
+
+def stop() -> None:
+    """Leave the process group. To be called in a `finally`.
+
+    Where an error is on its way the others do not come here, and NCCL's orderly end would wait for them: there the end
+    of the process, which aborts its communication, has to do.
+    """
+    if dist.is_initialized() and (sys.exc_info()[0] is None or dist.get_backend() != "nccl"):
+        dist.destroy_process_group()
+
+
+def wrap(model: nn.Module, device: torch.device) -> nn.Module:
+    """The model for several processes, where there are several: gradients averaged, BatchNorm over all of them.
+
+    Buffers are not sent around in each step: with BatchNorm over all processes they are the same on each.
+    """
+    if world_size() == 1:
+        return model
+    if device.type == "cuda":  # torch has no SyncBatchNorm for the CPU: there each process has its own statistics
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    known = inspect.signature(DistributedDataParallel).parameters
+    name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # until torch 2.12
+    option: dict[str, Any] = {name: False}
+    return DistributedDataParallel(model, **option)
+
+
+class _AllReduceSum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, values: Tensor) -> Tensor:
+        total = values.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> Tensor:
+        # Each process's loss depends on the sum, so each sends a gradient to every process's summand.
+        return all_reduce_sum(gradient)
+
+
+def all_reduce_sum(values: Tensor) -> Tensor:
+    """Sum over processes, with gradient: d(sum of all processes' losses) / d(values of this one).
+
+    DistributedDataParallel then averages the parameters' gradients over the W processes. A loss that is the same
+    number on each process, made of such sums, thus gets its exact gradient: W losses summed, divided by W.
+    """
+    return _AllReduceSum.apply(values) if world_size() > 1 else values
+
+
+def reduce_mean(values: Tensor) -> Tensor:
+    """Mean over processes, without gradient."""
+    values = values.detach().clone()
+    if world_size() > 1:
+        dist.all_reduce(values)
+        values /= world_size()
+    return values
+
+
+def check_same(value: int, name: str, device: torch.device) -> None:
+    """Raises UserError, on every process, where the processes differ in a value; `name` says what it is."""
+    if world_size() == 1:
+        return
+    bounds = torch.tensor([value, -value], device=device)
+    dist.all_reduce(bounds, op=dist.ReduceOp.MAX)
+    high, low = bounds[0].item(), -bounds[1].item()
+    if high != low:
+        raise UserError(f"the processes differ in {name} ({low} to {high}); do all of them see the same run directory?")
+
+
+def any_process(flag: bool, device: torch.device) -> bool:
+    """Whether `flag` is true on at least one process. Every process gets the same answer."""
+    if world_size() == 1:
+        return flag
+    votes = torch.tensor(float(flag), device=device)
+    dist.all_reduce(votes, op=dist.ReduceOp.MAX)
+    return bool(votes.item())

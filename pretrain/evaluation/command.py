@@ -1,0 +1,86 @@
+"""What the linear probe and fine-tuning share as commands: from weights and a recipe, in a run directory, to results.
+
+Both can be resumed, run on one process or several, and end with results.json.
+"""
+
+import argparse
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from fvcore.common.config import CfgNode
+from torch import nn
+
+from foundation import devices
+from foundation.errors import UserError
+from pretrain.batches.loader import check_batch
+from pretrain.distributed import group
+from pretrain.runs.results import write_results
+from pretrain.runs.run_folder import open_run
+from pretrain.runs.weights import EncoderWeights, build_from, fingerprint, read_weights, settle
+
+Evaluate = Callable[[CfgNode, EncoderWeights, Path, bool, torch.device], Mapping[str, Any]]
+
+
+def run_evaluation(kind: str, evaluate: Evaluate, config: CfgNode, args: argparse.Namespace) -> None:
+    """Evaluate the weights that the command line names, and write results.json.
+
+    Args:
+        kind: what it is called, in results.json and in the default run directory.
+        evaluate: (config, weights, run directory, resume, device) -> what was found; called on every process.
+        config: in which the weights settle what is open.
+        args: `config`, `weights`, `output` and `resume`.
+    """
+    weights = read_weights(args.weights)
+    config = settle(config, weights)
+    name = Path(args.config).stem
+    output = Path(args.output or f"output/{kind}_{name}")
+    device = group.start(devices.is_usable())
+    try:
+        with group.losses_named(), devices.memory_named("lower TRAIN.BATCH_SIZE, or share it among more processes"):
+            results = evaluate(config, weights, output, args.resume, device)
+        if group.is_main():
+            write_results(output, {"kind": kind, "config": name, **results})
+    finally:
+        group.stop()
+
+
+class Beginning(NamedTuple):
+    """What an evaluation begins with."""
+
+    encoder: nn.Module  # on the CPU
+    encoder_sha256: str  # of all its tensors
+    checkpoint: dict[str, Any] | None  # to go on from
+
+
+def begin(config: CfgNode, weights: EncoderWeights, output: Path, *, resume: bool, images: int) -> Beginning:
+    """Build the encoder and open the run directory.
+
+    Args:
+        images: to train on.
+
+    Raises:
+        UserError: the batch does not suit the images or processes, the weights do not fit, the run directory cannot be
+            used, or it is that of another encoder.
+    """
+    check_batch(images, config.TRAIN.BATCH_SIZE, group.world_size())
+    torch.manual_seed(config.SEED)
+    encoder = build_from(weights, config.ENCODER.NAME, config.ENCODER.STEM, config.ENCODER.ZERO_INIT_RESIDUAL)
+    sha256 = fingerprint(encoder)
+    checkpoint = open_run(output, config, resume)
+    if checkpoint and checkpoint["encoder_sha256"] != sha256:
+        raise UserError(f"{output} began with another encoder; choose another --output")
+    return Beginning(encoder, sha256, checkpoint)
+
+
+def describe(config: CfgNode, weights: EncoderWeights, encoder_sha256: str) -> dict[str, Any]:
+    """What results.json says of the evaluation, beside what was found."""
+    return {
+        "weights": weights.source,
+        "init": weights.init,
+        "dataset": config.DATA.NAME,
+        "encoder": config.ENCODER.NAME,
+        "encoder_sha256": encoder_sha256,
+        "seed": config.SEED,
+    }

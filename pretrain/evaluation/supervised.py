@@ -1,0 +1,270 @@
+"""Training with labels: what the linear probe (frozen encoder) and fine-tuning (trained encoder) share.
+
+Learning rates change from epoch to epoch, as in the protocols that are followed here.
+"""
+
+import copy
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from fvcore.common.config import CfgNode
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from foundation.errors import UserError
+from pretrain.batches.augment import augment
+from pretrain.batches.loader import ShuffledBatches, build_loader, read_batches, report_unreadable
+from pretrain.batches.views import ViewDataset, ViewRecipe
+from pretrain.distributed import group as distributed
+from pretrain.evaluation.features import Pipeline
+from pretrain.images.sources import Source
+from pretrain.runs import checkpoint
+from pretrain.runs.metrics import Meter, Metrics, Progress
+from pretrain.training.lars import LARS
+from pretrain.training.schedule import Span, multi_step
+
+SCHEDULES = ("cosine", "step")
+logger = logging.getLogger("pretrain")
+
+
+def rate_at(
+    epoch: int,
+    *,
+    base: float,
+    schedule: str,
+    epochs: int,
+    final: float,
+    milestones: Sequence[int],
+    gamma: float,
+) -> float:
+    """The learning rate of an epoch, counted from 0.
+
+    Args:
+        base: of the first epoch.
+        schedule: `cosine`, which would reach `final` x base after the last of `epochs`; or `step`: times `gamma` from
+            each of `milestones` (epochs) on.
+    """
+    if schedule == "step":
+        return multi_step(epoch, base=base, milestones=milestones, gamma=gamma)
+    return base * (final + (1 - final) * 0.5 * (1 + math.cos(math.pi * epoch / epochs)))
+
+
+def build_head(features: int, classes: int) -> nn.Linear:
+    """A linear classifier; weights from N(0, 0.01²), biases 0, as in MoCo's and VICReg's evaluation."""
+    head = nn.Linear(features, classes)
+    nn.init.normal_(head.weight, std=0.01)
+    nn.init.zeros_(head.bias)
+    return head
+
+
+class LinearHeads(nn.ModuleList):
+    """Linear classifiers side by side on the same features, equal in the beginning: (N, F) -> (H, N, C)."""
+
+    def __init__(self, count: int, features: int, classes: int) -> None:
+        head = build_head(features, classes)
+        super().__init__([copy.deepcopy(head) for _ in range(count)])
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Logits of each head."""
+        return torch.stack([head(features) for head in self])
+
+
+class Classifier(nn.Module):
+    """Encoder and head, images (N, 3, H, W) -> logits (N, C), float32.
+
+    Args:
+        precision: of the encoder, `float32` or `bfloat16`; the head is in float32.
+    """
+
+    def __init__(self, encoder: nn.Module, head: nn.Module, precision: str) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.head = head
+        self.precision = precision
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits."""
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+            features = self.encoder(images)
+        return self.head(features.float())
+
+
+def build_optimizer(
+    name: str, groups: Sequence[Sequence[nn.Parameter]], *, momentum: float, weight_decay: float
+) -> torch.optim.Optimizer:
+    """SGD, or LARS on it. One parameter group for each learning rate, which the training sets."""
+    kind = {"sgd": torch.optim.SGD, "lars": LARS}[name]
+    parameters = [{"params": list(group)} for group in groups]
+    return kind(parameters, lr=0.0, momentum=momentum, weight_decay=weight_decay)
+
+
+def build_schedule(config: CfgNode, base: float, gamma: float) -> Callable[[int], float]:
+    """Epoch -> learning rate, for parameters that begin with `base` and decay by `gamma` where it is by steps."""
+    return partial(
+        rate_at,
+        base=base,
+        schedule=config.TRAIN.SCHEDULE,
+        epochs=config.TRAIN.EPOCHS,
+        final=config.TRAIN.FINAL,
+        milestones=config.TRAIN.MILESTONES,
+        gamma=gamma,
+    )
+
+
+def training_batches(count: int, span: Span, batch_size: int, seed: int) -> ShuffledBatches:
+    """The share of this process in the batches of `count` images, as lists of (epoch, index)."""
+    return ShuffledBatches(
+        count,
+        batch_size=batch_size,
+        seed=seed,
+        first_step=span.first,
+        last_step=span.last,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+    )
+
+
+def image_batches(
+    source: Source, pipeline: Pipeline, batches: ShuffledBatches, recipe: ViewRecipe
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Random views (N, 3, S, S) of the images with their labels (N,), on the device."""
+    dataset = ViewDataset(source, pipeline.size, [recipe], batches.seed)
+    unreadable: set[str] = set()
+    for batch in read_batches(build_loader(dataset, batches, pipeline.workers, pipeline.device)):
+        report_unreadable(batch, unreadable, pipeline.max_unreadable * len(source))
+        images = batch.images[0].to(pipeline.device, non_blocking=True)
+        labels = batch.labels.to(pipeline.device, non_blocking=True)
+        yield augment(images, batch.params[0], pipeline.mean, pipeline.std), labels
+
+
+def head_losses(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross-entropy of each head. logits (H, N, C), or (N, C) of one head; labels (N,); -> (H,)."""
+    logits = logits.view(-1, *logits.shape[-2:])
+    return torch.stack([F.cross_entropy(of_head, labels) for of_head in logits])
+
+
+@dataclass
+class Learner:
+    """A model and how it learns.
+
+    Args:
+        model: inputs -> logits, of one head or several.
+        optimizer: with a parameter group for each of `rates`.
+        rates: epoch -> learning rate.
+    """
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    rates: Sequence[Callable[[int], float]]
+
+    def step(self, epoch: int, inputs: Tensor, labels: Tensor) -> Tensor:
+        """One update of the weights. Returns the loss of each head before it, (H,).
+
+        The gradient of the sum of the losses is, for each head, that of its own: a grid costs one pass.
+        """
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate(epoch)
+        losses = head_losses(self.model(inputs), labels)
+        self.optimizer.zero_grad(set_to_none=True)
+        losses.sum().backward()
+        self.optimizer.step()
+        return losses.detach()
+
+
+def train(
+    learner: Learner,
+    batches: Iterator[tuple[Tensor, Tensor]],
+    span: Span,
+    *,
+    log_period: int,
+    names: Sequence[str],
+    metrics: Metrics | None,
+    end_epoch: Callable[[int, int], None],
+) -> None:
+    """Take the steps of a span.
+
+    Args:
+        batches: inputs and labels, from the first step on.
+        names: of the heads' losses, in metrics.json.
+        metrics: where to record; None on all processes but the main one.
+        end_epoch: called with (epochs complete, steps complete) after each epoch, and at the end.
+
+    Raises:
+        UserError: no head's loss is a number any more.
+    """
+    progress = Progress(span.last, span.first, shown=metrics is not None)
+    meter, waited_from = Meter(), time.monotonic()
+    shown = ""
+    for step, (inputs, labels) in zip(range(span.first, span.last), batches, strict=True):
+        epoch = step // span.per_epoch
+        meter.waiting += time.monotonic() - waited_from
+        meter.images += len(labels)
+        losses = learner.step(epoch, inputs, labels)
+        complete = (step + 1) % span.per_epoch == 0 or step + 1 == span.last
+        if (step + 1) % log_period == 0 or complete:
+            values = dict(zip(names, check_finite(losses, step).tolist(), strict=True))
+            values |= {"learning_rate": learner.rates[0](epoch), "epoch": (step + 1) / span.per_epoch}
+            values |= meter.read()
+            meter = Meter()
+            if metrics:
+                metrics.write(step, values)
+            shown = f"loss {values[names[0]]:.3f}  lr {values['learning_rate']:.4g}  "
+            shown += f"{values['images_per_second']:.0f} img/s  data {values['data_share']:.0%}"
+        progress.advance(f"epoch {epoch + 1}  {shown}")
+        if complete:
+            end_epoch((step + 1) // span.per_epoch, step + 1)
+        waited_from = time.monotonic()
+    progress.close()
+
+
+def fit(
+    learner: Learner,
+    batches: Iterator[tuple[Tensor, Tensor]],
+    span: Span,
+    *,
+    output: Path,
+    log_period: int,
+    names: Sequence[str],
+    measure: Callable[[], Mapping[str, float]],
+    state: Callable[[], Mapping[str, Any]],
+) -> Mapping[str, float]:
+    """Train as `train` does; after each epoch measure and save a checkpoint. Returns what was measured last.
+
+    Args:
+        output: the run directory.
+        measure: figures for metrics.json; called by every process.
+        state: what the checkpoint holds besides optimizer and position.
+    """
+    metrics = Metrics(output, span.first) if distributed.is_main() else None
+    values: Mapping[str, float] = {}
+
+    def end_epoch(epoch: int, step: int) -> None:
+        nonlocal values
+        values = measure()
+        if metrics:
+            metrics.write(step - 1, values)
+            position = {"epoch": epoch, "step": step}
+            checkpoint.save(output, {**state(), "optimizer": learner.optimizer.state_dict(), "position": position})
+
+    train(learner, batches, span, log_period=log_period, names=names, metrics=metrics, end_epoch=end_epoch)
+    if metrics:
+        metrics.close()
+    return values or measure()  # a run that was complete before has taken no step
+
+
+def check_finite(losses: Tensor, step: int) -> Tensor:
+    """The losses, averaged over the processes. Raises UserError, on all of them, where none is a number."""
+    losses = distributed.reduce_mean(losses)
+    if not losses.isfinite().any():
+        raise UserError(
+            f"the loss is {losses[0].item()} at step {step}: lower the learning rate; the checkpoint of the epoch "
+            "before is intact"
+        )
+    return losses

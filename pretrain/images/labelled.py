@@ -1,0 +1,136 @@
+"""Images with labels: the labelled part of a dataset, and fractions of it."""
+
+import hashlib
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from foundation.errors import UserError
+from pretrain.images.sources import UNLABELED, FileSource, Source, build_source
+from pretrain.images.stream import Streaming
+
+LIST_CACHE = Path.home() / ".cache" / "corinfomax" / "lists"
+
+
+@dataclass(frozen=True)
+class Subset:
+    """Some images of a source. `indices` are places in it; labels and numbering of the classes stay."""
+
+    source: Source
+    indices: np.ndarray
+    labels: Sequence[int] = field(init=False)
+    classes: Sequence[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "labels", [self.source.labels[i] for i in self.indices])
+        object.__setattr__(self, "classes", self.source.classes)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def read(self, index: int) -> np.ndarray:
+        """The image as (H, W, 3) uint8 RGB. Raises `UnreadableImage`."""
+        return self.source.read(int(self.indices[index]))
+
+    def name(self, index: int) -> str:
+        """What the source calls this image."""
+        return self.source.name(int(self.indices[index]))
+
+
+def build_labelled_source(name: str, root: str, split: str, streaming: Streaming | None = None) -> Source:
+    """The `train` or `val` images of a dataset. Raises UserError where they have no labels."""
+    source = build_source(name, root, split, streaming=streaming)
+    if UNLABELED in source.labels:
+        raise UserError(f"{split} images of {name} {root} have no labels: one folder per class is expected")
+    return source
+
+
+def build_labelled_splits(name: str, root: str, streaming: Streaming | None = None) -> tuple[Source, Source]:
+    """The `train` and `val` images of a dataset.
+
+    Raises:
+        UserError: as `build_source`; no labels; or the two splits differ in their classes.
+    """
+    train, val = (build_labelled_source(name, root, split, streaming) for split in ("train", "val"))
+    if list(train.classes) != list(val.classes):
+        odd = sorted(set(train.classes) ^ set(val.classes))
+        raise UserError(
+            f"train ({len(train.classes)} classes) and val ({len(val.classes)} classes) of {name} {root} differ: "
+            f"{', '.join(map(repr, odd[:3]))} {'is' if len(odd) == 1 else 'are'} in one of them only; check DATA.ROOT"
+        )
+    if len(train.classes) < 2:
+        raise UserError(f"{name} {root} has one class only, {train.classes[0]!r}; a classifier needs two or more")
+    return train, val
+
+
+def class_balanced(labels: Sequence[int], fraction: float, seed: int) -> np.ndarray:
+    """Places of a random fraction of each class, sorted: round(fraction x size), but at least one.
+
+    A smaller fraction by the same seed is a part of a larger one.
+    """
+    every = np.asarray(labels)
+    chosen = []
+    for label in np.unique(every):
+        (places,) = np.nonzero(every == label)
+        rng = np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, 0, int(label)]))
+        count = max(1, int(fraction * len(places) + 0.5))
+        chosen.append(rng.permutation(places)[:count])
+    return np.sort(np.concatenate(chosen))
+
+
+def listed(source: Source, names: Sequence[str], origin: str) -> np.ndarray:
+    """Places in a source of the files that a list names, in the order of the source.
+
+    Args:
+        source: of files.
+        names: file names without folders, such as `n01440764_10074.JPEG`.
+        origin: of the list, named in errors.
+
+    Raises:
+        UserError: the source has no files, or not all of those.
+    """
+    if not isinstance(source, FileSource):
+        raise UserError(f"{origin} names files, but this dataset has none; use --fraction")
+    place = {path.name: i for i, path in enumerate(source.paths)}
+    absent = [name for name in names if name not in place]
+    if absent:
+        raise UserError(
+            f"{origin} names {len(absent)} files, of {len(names)}, that are not among the {len(source)} training "
+            f"images, {absent[0]} first; check DATA.ROOT"
+        )
+    return np.sort([place[name] for name in names])
+
+
+def read_list(path: str, url: str, sha256: str) -> list[str]:
+    """The lines of a text file, from a path, or fetched from a URL once and kept.
+
+    Args:
+        path: of the file; empty: fetch it.
+        url: where it is published.
+        sha256: what its content must have; empty: anything.
+
+    Raises:
+        UserError: not there, cannot be fetched, or of another content.
+    """
+    file = Path(path) if path else LIST_CACHE / f"{sha256[:16]}.txt"
+    if path and not file.is_file():
+        raise UserError(f"DATA.LIST {file} does not exist" + (f"; it is published at {url}" if url else ""))
+    content = file.read_bytes() if file.is_file() else _fetch(url)
+    if sha256 and hashlib.sha256(content).hexdigest() != sha256:
+        raise UserError(f"{path or url} is not the file expected: its sha256 is not {sha256}")
+    if not path and not file.is_file():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content)
+    return [line.strip() for line in content.decode("utf-8", "replace").splitlines() if line.strip()]
+
+
+def _fetch(url: str) -> bytes:
+    try:
+        with urllib.request.urlopen(url, timeout=30) as answer:
+            return answer.read()
+    except (urllib.error.URLError, OSError, ValueError) as error:
+        raise UserError(f"cannot fetch {url} ({error}); download it, and name the file with DATA.LIST") from error

@@ -1,0 +1,147 @@
+"""Tars that are elsewhere, as a source of images: fetched into a bounded folder, and read there as local ones are."""
+
+import logging
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from foundation.errors import UserError
+from pretrain.distributed import group
+from pretrain.images.cache import ShardCache
+from pretrain.images.fetch import measure, stall_of
+from pretrain.images.prefetch import Prefetcher
+from pretrain.images.shards import PIPE, Shard
+from pretrain.images.tars import TarIndex, TarSource
+from pretrain.runs.metrics import Progress, start_logging
+
+CACHE = Path.home() / ".cache" / "corinfomax" / "shards"
+MEASURED_AT_ONCE = 16  # questions for sizes
+REREADS = 10  # of a tar that others remove before it is opened
+logger = logging.getLogger("pretrain")
+
+
+@dataclass(frozen=True)
+class Streaming:
+    """How tars from elsewhere are kept.
+
+    Args:
+        folder: where to; empty: `CACHE`.
+        gigabytes: what they may take there.
+        window: tars among which the images of pretraining are shuffled, 0 for all; see `loader.epoch_order`.
+        patience: seconds in which a fetch that gets nothing is given up.
+    """
+
+    folder: str = ""
+    gigabytes: float = 100.0
+    window: int = 0
+    patience: float = 300.0
+
+
+class StreamedTars(TarSource):
+    """The images of tars behind URLs.
+
+    What must be known before the first step is the number of images in each tar and its size, and for training with
+    labels those. What neither an index nor an earlier run has told is found out here, by fetching each tar once.
+
+    Args:
+        shards: the tars.
+        streaming: how to keep them.
+        root: what names them, for messages.
+        labelled: whether the labels are wanted; else they are `UNLABELED` where the images are known without them.
+
+    Raises:
+        UserError: as `TarSource`; a tar is not there or is damaged, or the folder is too small.
+    """
+
+    def __init__(self, shards: Sequence[Shard], streaming: Streaming, root: str, labelled: bool) -> None:
+        limit = round(streaming.gigabytes * 1e9)
+        self.cache = ShardCache(Path(streaming.folder or CACHE), limit, streaming.patience)
+        self.places, found = list(shards), [self.cache.known(shard) for shard in shards]
+        self._measure([i for i, known in enumerate(found) if known is None])
+        if not labelled:
+            self.check_room(streaming.window)
+        needed = [None if labelled else shard.samples and shard.size for shard in self.places]
+        wanted = [i for i, known in enumerate(found) if known is None and needed[i] is None]
+        if wanted:
+            self._fetch_indexes(wanted)
+            for i in wanted:
+                found[i] = self.cache.known(self.places[i])
+        for i, known in enumerate(found):
+            if known:
+                self.places[i] = replace(self.places[i], size=known.size, samples=len(known.images))
+        if not labelled:
+            self.check_room(streaming.window)
+        indexes = [known and known.images for known in found]
+        super().__init__([shard.url for shard in shards], indexes, [shard.samples or 0 for shard in self.places], root)
+
+    def check_room(self, window: int) -> None:
+        """Refuse a folder that does not hold the tars of two windows: those that are read, and those that come next.
+
+        Raises:
+            UserError: naming what to change. Of tars whose size is not known yet nothing is said.
+        """
+        sizes = sorted((shard.size or 0 for shard in self.places), reverse=True)
+        needed, limit = sum(sizes[: 2 * window] if 0 < window < len(sizes) else sizes), self.cache.limit
+        if needed <= limit:
+            return
+        fitting = next((n for n in range(len(sizes) // 2, 0, -1) if sum(sizes[: 2 * n]) <= limit), 0)
+        advice = (
+            f"or shuffle among fewer tars at a time: DATA.WINDOW {fitting}" if fitting else "no DATA.WINDOW fits it"
+        )
+        raise UserError(
+            f"DATA.CACHE_GB is {limit / 1e9:g}, and the tars that an epoch needs at a time have {needed / 1e9:.3g} GB "
+            f"(DATA.WINDOW {window} of {len(sizes)} tars); raise it, {advice}"
+        )
+
+    def _measure(self, numbers: Sequence[int]) -> None:
+        """Ask the servers for the sizes of tars that are not here, where nothing else has told them."""
+        asked = [i for i in numbers if self.places[i].size is None and not self.places[i].url.startswith(PIPE)]
+        stall = stall_of(self.cache.patience)
+        pool = ThreadPoolExecutor(MEASURED_AT_ONCE)
+        try:
+            for i, size in zip(asked, pool.map(lambda i: measure(self.places[i].url, stall), asked), strict=True):
+                self.places[i] = replace(self.places[i], size=size)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _fetch_indexes(self, wanted: Sequence[int]) -> None:
+        """Fetch tars to know what is in them."""
+        if not logger.handlers and group.is_main():
+            start_logging(None)  # no run is open yet
+            logger.setLevel(logging.INFO)
+        logger.info("fetching %d of %d tars to index them; this is done once", len(wanted), len(self.places))
+        progress = Progress(len(wanted), unit="tar", shown=group.is_main())
+        ahead = Prefetcher(self.cache, self.places)
+        try:
+            ahead.want(wanted)
+            for i in wanted:
+                if self.cache.known(self.places[i]) is None:
+                    self.cache.ensure(self.places[i])
+                progress.advance(self.places[i].url)
+        finally:
+            ahead.close()
+            progress.close()
+
+    def _index(self, shard: int) -> TarIndex:
+        known = self._indexes[shard]
+        if known is None:
+            self.cache.ensure(self.places[shard])
+            record = self.cache.known(self.places[shard])
+            assert record is not None
+            known = self._indexes[shard] = record.images
+        return known
+
+    def _read_bytes(self, shard: int, offset: int, size: int) -> bytes:
+        for _ in range(REREADS):
+            path = self.cache.ensure(self.places[shard])
+            try:
+                file = os.open(path, os.O_RDONLY)  # for each image, so that no tar that was removed is kept by it
+            except FileNotFoundError:
+                continue
+            try:
+                return os.pread(file, size, offset)
+            finally:
+                os.close(file)
+        raise UserError(f"{path} is removed as soon as it is there; do others use {path.parent}? Raise DATA.CACHE_GB")

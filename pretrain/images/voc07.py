@@ -1,0 +1,63 @@
+"""PASCAL VOC 2007 for classification: images with the classes that are present, from the layout of its archives."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from foundation.errors import UserError
+from pretrain.classifiers import IGNORED
+from pretrain.images.sources import FileSource
+from pretrain.images.tars import UNLABELED
+
+CLASSES = (
+    *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog"),
+    *("horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
+)
+
+
+@dataclass(frozen=True)
+class MultiLabelSource(FileSource):
+    """Image files in which several of the classes may be present, and so none has a label of its own."""
+
+    present: np.ndarray  # (N, C) of 1, 0 and IGNORED
+
+
+def read_voc07(root: Path, classes: Sequence[str] = CLASSES) -> tuple[MultiLabelSource, MultiLabelSource]:
+    """The images of `trainval` and of `test`.
+
+    Args:
+        root: the folder `VOC2007`, with `JPEGImages` and `ImageSets/Main/<class>_<split>.txt`. These have lines of an
+            image's name and 1, -1, or 0 where the class is present but hard to see.
+
+    Raises:
+        UserError: a file is missing, or a line is not of that form, or the lists name other images.
+    """
+    trainval, test = (_read_split(root, split, classes) for split in ("trainval", "test"))
+    return trainval, test
+
+
+def _read_split(root: Path, split: str, classes: Sequence[str]) -> MultiLabelSource:
+    columns, names = [], None
+    for name in classes:
+        path = root / "ImageSets" / "Main" / f"{name}_{split}.txt"
+        if not path.is_file():
+            raise UserError(
+                f"{path} does not exist; --voc07 is the folder VOC2007 of the unpacked trainval and test sets"
+            )
+        try:
+            rows = [(words[0], int(words[1])) for line in path.read_text().splitlines() if (words := line.split())]
+        except (IndexError, ValueError) as error:
+            raise UserError(f"{path}: lines are an image's name and 1, 0 or -1, but {error}") from error
+        if names is not None and [row[0] for row in rows] != names:
+            raise UserError(f"{path} names other images than the list of {classes[0]}")
+        names = [row[0] for row in rows]
+        columns.append([{1: 1, 0: IGNORED, -1: 0}[value] for _, value in rows])
+    images = [root / "JPEGImages" / f"{name}.jpg" for name in names or []]
+    absent = [path for path in images if not path.is_file()]
+    if absent or not images:
+        raise UserError(
+            f"{root}: {len(absent)} of {len(images)} images of {split} are missing, {absent[0] if absent else 'all'}"
+        )
+    return MultiLabelSource(images, [UNLABELED] * len(images), classes, np.array(columns).T)

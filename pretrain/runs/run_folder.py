@@ -1,0 +1,99 @@
+"""A run directory: one run at a time, its configuration on record, and no mixing of two runs."""
+
+import argparse
+import logging
+from pathlib import Path
+from typing import Any
+
+import yaml
+from fvcore.common.config import CfgNode
+
+from foundation import locks
+from foundation.config import keys
+from foundation.errors import UserError
+from foundation.files import write_atomic
+from pretrain.distributed import group
+from pretrain.runs import checkpoint
+from pretrain.runs.metrics import start_logging
+
+# Keys that may differ from the interrupted run's, since they do not change what is computed.
+MAY_CHANGE = {
+    "DATA.ROOT",
+    "DATA.CACHE",
+    "DATA.CACHE_GB",
+    "DATA.WORKERS",
+    "DATA.MAX_UNREADABLE",
+    "DATA.WORKER_TIMEOUT",
+    "TRAIN.MAX_SKIPPED",
+    "TRAIN.PEER_TIMEOUT",
+    "CHECKPOINT.MINUTES",
+    "CHECKPOINT.STEPS",
+    "LOG.PERIOD",
+    "LOG.WANDB",
+    "TRAIN.MAX_STEPS",
+    "PROBE.EVERY",
+    "PROBE.K",
+    "PROBE.MAX_TRAIN",
+}
+# Keys that checkpoints of earlier versions do not have, with the value that does what was done then.
+BEFORE = {"DATA.WINDOW": 0, "ENCODER.ZERO_INIT_RESIDUAL": False, "TRAIN.OPTIMIZER": "sgd"}
+logger = logging.getLogger("pretrain")
+
+
+def add_run_options(parser: argparse.ArgumentParser, default: str) -> None:
+    """The options of every command that works in a run directory; `default` says where that is."""
+    parser.add_argument("--output", default="", help=f"the run directory; {default} by default")
+    parser.add_argument("--resume", action="store_true", help="go on where the run directory's last checkpoint is")
+    parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="config keys to change")
+
+
+def open_run(output: Path, config: CfgNode, resume: bool) -> dict[str, Any] | None:
+    """Make or re-enter a run directory: lock it, start its log, write config.yaml.
+
+    Returns:
+        The checkpoint to go on from, or None to begin.
+
+    Raises:
+        UserError: another process uses it; it holds checkpoints and `resume` is off; it cannot be written; or the
+            configuration differs from that of the checkpoint in something that changes the result.
+    """
+    if checkpoint.exists(output) and not resume:
+        raise UserError(
+            f"{output} holds the checkpoints of a run; add --resume to go on with it, or choose another --output"
+        )
+    if group.is_main():
+        locks.hold(output)
+        try:
+            checkpoint.finish_save(output)
+        except OSError as error:
+            raise UserError(f"cannot write the run directory {output}: {error}") from error
+    start_logging(output if group.is_main() else None)
+    state = checkpoint.load_newest(output) if resume else None
+    if state:
+        _compare(config, state["config"], output)
+        logger.info("resuming after epoch %d, step %d", state["position"]["epoch"], state["position"]["step"])
+    elif resume:
+        logger.info("nothing to resume in %s: beginning", output)
+    if group.is_main():
+        write_atomic(output / "config.yaml", yaml.safe_dump(plain(config), sort_keys=False).encode())
+    return state
+
+
+def plain(config: CfgNode) -> dict[str, Any]:
+    """A configuration as nested dictionaries."""
+    return {key: plain(value) if isinstance(value, CfgNode) else value for key, value in config.items()}
+
+
+def _compare(config: CfgNode, saved: dict[str, Any], output: Path) -> None:
+    old, new = ({key: _get(c, key) for key in keys(c)} for c in (CfgNode(saved), config))
+    old = BEFORE | old
+    changed = [key for key in new if key not in MAY_CHANGE and old.get(key) != new[key]]
+    if changed:
+        listed = "; ".join(f"{key}: {old.get(key)!r} then, {new[key]!r} now" for key in changed)
+        raise UserError(f"cannot resume {output} with another configuration ({listed}); choose another --output")
+
+
+def _get(config: CfgNode, key: str) -> object:
+    for part in key.split("."):
+        config = config[part]
+    return config

@@ -1,0 +1,157 @@
+"""What a configuration of pretraining is made of: network, objective, optimizer, batches, schedule, checkpoints."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from fvcore.common.config import CfgNode
+from torch.utils.data import DataLoader
+
+from foundation.errors import UserError
+from pretrain.batches.loader import ShuffledBatches, build_loader
+from pretrain.batches.views import ViewDataset
+from pretrain.config import build_recipes, resolve_precision
+from pretrain.corinfomax import CorInfoMaxLoss
+from pretrain.distributed import group
+from pretrain.encoder import SiameseNetwork, build_encoder, build_projector, feature_dim
+from pretrain.images.sources import Source
+from pretrain.images.tars import TarSource
+from pretrain.objectives import build_criterion, wants_unit_length
+from pretrain.runs import checkpoint
+from pretrain.runs.run_folder import plain
+from pretrain.runs.wandb_mirror import open_wandb
+from pretrain.training.lars import LARS
+from pretrain.training.recorder import Recorder
+from pretrain.training.saving import Saver
+from pretrain.training.schedule import Span, warmup_cosine
+from pretrain.training.step import Trainer
+
+PLAIN_SHARE = 0.0048 / 0.2  # rate of biases and norms under LARS, of the weights' (Zbontar et al. 2021, section 2.2)
+
+
+def build_network(config: CfgNode) -> SiameseNetwork:
+    """Encoder and projector."""
+    encoder = build_encoder(config.ENCODER.NAME, config.ENCODER.STEM, config.ENCODER.ZERO_INIT_RESIDUAL)
+    projector = build_projector(feature_dim(config.ENCODER.NAME), list(config.PROJECTOR.DIMS))
+    return SiameseNetwork(encoder, projector, wants_unit_length(config.OBJECTIVE.NAME))
+
+
+def build_parts(config: CfgNode, device: torch.device) -> dict[str, Any]:
+    """What a checkpoint holds the state of: `network`, `criterion` and `optimizer`."""
+    network = build_network(config).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    criterion = build_criterion(
+        config.OBJECTIVE.NAME,
+        dim=config.PROJECTOR.DIMS[-1],
+        attraction=config.OBJECTIVE.ATTRACTION,
+        forgetting=config.OBJECTIVE.FORGETTING,
+        eps=config.OBJECTIVE.EPS,
+    )
+    optimizer = build_optimizer(config, network)
+    return {"network": network, "criterion": criterion.to(device), "optimizer": optimizer}
+
+
+def build_optimizer(config: CfgNode, network: SiameseNetwork) -> torch.optim.Optimizer:
+    """SGD, or LARS as Barlow Twins and VICReg are trained with: biases and norms are neither adapted nor decayed."""
+    decay = config.TRAIN.WEIGHT_DECAY
+    options = {"lr": config.TRAIN.LR, "momentum": config.TRAIN.MOMENTUM, "fused": True}
+    if config.TRAIN.OPTIMIZER == "sgd":
+        return torch.optim.SGD(network.parameters(), weight_decay=decay, **options)
+    weights = [parameter for parameter in network.parameters() if parameter.ndim > 1]
+    others = [parameter for parameter in network.parameters() if parameter.ndim == 1]
+    groups = [{"params": weights, "weight_decay": decay}, {"params": others, "weight_decay": 0.0, "adapt": False}]
+    return LARS(groups, plain_share=PLAIN_SHARE, **options)
+
+
+def build_batches(config: CfgNode, source: Source, span: Span, device: torch.device) -> DataLoader:
+    """The batches: the share of this process, from the first step on."""
+    batches = ShuffledBatches(
+        len(source),
+        batch_size=config.TRAIN.BATCH_SIZE,
+        seed=config.SEED,
+        first_step=span.first,
+        last_step=span.last,
+        rank=group.rank(),
+        world_size=group.world_size(),
+        shards=source.shards if isinstance(source, TarSource) else (),
+        window=config.DATA.WINDOW,
+    )
+    dataset = ViewDataset(source, config.DATA.IMAGE_SIZE, build_recipes(config), config.SEED)
+    return build_loader(dataset, batches, config.DATA.WORKERS, device, config.DATA.WORKER_TIMEOUT)
+
+
+def build_schedule(config: CfgNode, total_steps: int, steps_per_epoch: int) -> Callable[[int], float]:
+    """Step -> learning rate."""
+    return partial(
+        warmup_cosine,
+        total_steps=total_steps,
+        warmup_steps=config.TRAIN.WARMUP_EPOCHS * steps_per_epoch,
+        peak=config.TRAIN.LR,
+        warmup_start=config.TRAIN.WARMUP_LR,
+        final=config.TRAIN.MIN_LR,
+    )
+
+
+def build_recorder(config: CfgNode, output: Path, criterion: CorInfoMaxLoss, span: Span) -> Recorder:
+    """What writes the record of the run."""
+    mirrors = [open_wandb(config.LOG.WANDB, output, plain(config))] if config.LOG.WANDB else []
+    return Recorder(output, span.first, criterion, span.per_epoch * config.TRAIN.WARMUP_EPOCHS, mirrors)
+
+
+def build_saver(
+    config: CfgNode, output: Path, parts: dict[str, Any], recorder: Recorder | None, first: int, images: int
+) -> Saver:
+    """What saves checkpoints, and when. `images`: in the dataset."""
+
+    def state() -> dict[str, Any]:
+        return {
+            "format": checkpoint.PRETRAIN,
+            "model": parts["network"].state_dict(),
+            "objective": parts["criterion"].state_dict(),
+            "optimizer": parts["optimizer"].state_dict(),
+            "config": plain(config),
+            "images": images,
+        }
+
+    minutes, steps = config.CHECKPOINT.MINUTES, config.CHECKPOINT.STEPS
+    return Saver(output, state, recorder, every_steps=steps, every_minutes=minutes, first_step=first)
+
+
+def build_trainer(
+    config: CfgNode, parts: dict[str, Any], device: torch.device, total_steps: int, steps_per_epoch: int
+) -> Trainer:
+    """The training step, with the network wrapped for several processes and compiled where asked for.
+
+    Raises:
+        UserError: images would pass one by one, and BatchNorm cannot normalise those.
+    """
+    _check_parts(config.TRAIN.BATCH_SIZE // group.world_size(), config.TRAIN.MICRO_BATCH, device)
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = (
+            True  # all batches have one shape: the fastest convolutions are looked for once
+        )
+    network = parts["network"]
+    if config.TRAIN.COMPILE:
+        network.compile()
+    return Trainer(
+        network=group.wrap(network, device),
+        criterion=parts["criterion"],
+        optimizer=parts["optimizer"],
+        learning_rate=build_schedule(config, total_steps, steps_per_epoch),
+        mean=torch.tensor(config.DATA.MEAN, device=device),
+        std=torch.tensor(config.DATA.STD, device=device),
+        device=device,
+        precision=resolve_precision(config.TRAIN.PRECISION, device),
+        micro_batch=config.TRAIN.MICRO_BATCH,
+    )
+
+
+def _check_parts(share: int, micro_batch: int, device: torch.device) -> None:
+    over_all = device.type == "cuda" and group.world_size() > 1  # BatchNorm takes the images of all processes
+    parts = -(-share // micro_batch) if micro_batch else 1
+    if share // parts < 2 and not over_all:
+        key = "TRAIN.BATCH_SIZE" if share < 2 else "TRAIN.MICRO_BATCH"
+        raise UserError(
+            f"{key}: one image at a time would pass the network in each process, and BatchNorm needs two; raise it"
+        )

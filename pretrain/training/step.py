@@ -1,0 +1,135 @@
+"""The training step of pretraining: the gradient of the whole batch's loss, and the update that may not happen."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
+
+from pretrain.batches.augment import augment
+from pretrain.batches.views import Batch
+from pretrain.corinfomax import Terms
+from pretrain.training.guard import Statistics, vote
+
+
+@dataclass
+class Trainer:
+    """What a training step needs.
+
+    Args:
+        network: `SiameseNetwork`, perhaps wrapped for several processes.
+        criterion: embeddings of both views -> `Terms`.
+        optimizer: of the network's parameters. A fused one skips a bad batch without the host waiting for it.
+        learning_rate: step -> learning rate.
+        mean, std: (3,) of the images, on the device.
+        device: where the training happens.
+        precision: `float32` or `bfloat16`.
+        micro_batch: images at a time at most, 0 for all.
+
+    Attributes:
+        votes: (2,) on the device, of the last step: was it skipped, does a process want to stop (`guard.vote`).
+    """
+
+    network: nn.Module
+    criterion: nn.Module
+    optimizer: torch.optim.Optimizer
+    learning_rate: Callable[[int], float]
+    mean: Tensor
+    std: Tensor
+    device: torch.device
+    precision: str
+    micro_batch: int = 0
+    votes: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._statistics = Statistics([self.network, self.criterion])
+        self._fused = bool(self.optimizer.defaults.get("fused"))
+        for group in self.optimizer.param_groups if self._fused else ():
+            for parameter in group["params"] if group["momentum"] else ():
+                # The fused update leaves a new buffer uninitialised where the first step of all is skipped.
+                self.optimizer.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter))
+
+    def step(self, step: int, batch: Batch, stop: bool = False) -> Terms:
+        """One update of the weights. Returns the loss before it.
+
+        Where loss or gradient is not finite on any process, weights, momentum, BatchNorm's statistics and the running
+        covariance of all of them stay as they were, and `votes` says so.
+
+        Args:
+            step: counted over all epochs from 0.
+            batch: this process's share.
+            stop: whether this process wants all of them to stop.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate(step)
+        views = [self._augment(batch, view) for view in range(2)]
+        self.optimizer.zero_grad(set_to_none=True)
+        before = self._statistics.copy()
+        share = len(batch.indices)
+        backward = self._backward_in_parts if 0 < self.micro_batch < share else self._backward
+        terms = backward(views[0], views[1])
+        gradients = (parameter.grad for group in self.optimizer.param_groups for parameter in group["params"])
+        self.votes = vote(terms.total.detach(), gradients, stop)
+        self._statistics.put_back(before, bad=self.votes[0])
+        self._update(bad=self.votes[0])
+        return Terms(*(term.detach() for term in terms))
+
+    def _update(self, bad: Tensor) -> None:
+        if self._fused:
+            self.optimizer.found_inf = bad  # type: ignore[attr-defined]  # as torch's own gradient scaler does
+            self.optimizer.step()
+        elif not bad.item():
+            self.optimizer.step()
+
+    def _augment(self, batch: Batch, view: int) -> Tensor:
+        return augment(batch.images[view].to(self.device, non_blocking=True), batch.params[view], self.mean, self.std)
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
+
+    def _backward(self, view1: Tensor, view2: Tensor) -> Terms:
+        with self._autocast():
+            z1, z2 = self.network(view1, view2)
+        terms = self.criterion(z1, z2)
+        terms.total.backward()
+        return terms
+
+    def _backward_in_parts(self, view1: Tensor, view2: Tensor) -> Terms:
+        """The exact gradient of the whole batch's loss, with the activations of a micro-batch in memory.
+
+        First the embeddings of all without gradient, then the loss and its gradient with respect to them, then each
+        micro-batch once more, with its part of that gradient fed in. BatchNorm sees micro-batches, which are of equal
+        size, or nearly, so that it has no small rest to normalise.
+        """
+        count = -(-len(view1) // self.micro_batch)
+        parts = list(zip(view1.tensor_split(count), view2.tensor_split(count), strict=True))
+        with torch.no_grad(), running_statistics_kept(self.network), self._autocast():
+            embedded = [self.network(*part) for part in parts]
+        z = [torch.cat(side).requires_grad_() for side in zip(*embedded, strict=True)]
+        terms = self.criterion(*z)
+        gradients = [g.tensor_split(count) for g in torch.autograd.grad(terms.total, z)]
+        for i, part in enumerate(parts):
+            # Gradients are averaged over the processes once, with the last part.
+            last = i == len(parts) - 1 or not isinstance(self.network, DistributedDataParallel)
+            with contextlib.nullcontext() if last else self.network.no_sync():  # type: ignore[operator]
+                with self._autocast():
+                    z1, z2 = self.network(*part)
+                torch.autograd.backward([z1, z2], [gradients[0][i], gradients[1][i]])
+        return terms
+
+
+@contextlib.contextmanager
+def running_statistics_kept(network: nn.Module) -> Iterator[None]:
+    """BatchNorm normalises by the batch as in training, but leaves its running statistics as they are."""
+    norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum

@@ -1,0 +1,194 @@
+"""Each format's own evaluation, on predictions whose score is known."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy
+import pytest
+import torch
+from PIL import Image
+
+pytest.importorskip("detectron2")
+
+from detection import config as configs
+from detection.data import datasets
+from detection.evaluation import evaluators
+from detection.evaluation.coco import FastCOCOEvaluator
+from foundation.errors import UserError
+from tests.detection import formats
+
+# isort: split
+from detectron2.data import DatasetCatalog
+from detectron2.structures import Boxes, BoxMode, Instances, polygons_to_bitmask
+
+
+def evaluator_of(recipe, name, folder):
+    datasets.register([name])
+    evaluator = evaluators.build_evaluator(configs.load(recipe), name, folder / "predictions")
+    evaluator.reset()
+    return evaluator
+
+
+def objects(record, keep=None, masks=True):
+    """The annotated objects of a record as a sure model would give them; only the first `keep`."""
+    annotations = record["annotations"][:keep]
+    size = (record["height"], record["width"])
+    found = Instances(size)
+    boxes = [BoxMode.convert(list(one["bbox"]), one["bbox_mode"], BoxMode.XYXY_ABS) for one in annotations]
+    found.pred_boxes = Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4))
+    found.scores = torch.ones(len(annotations))
+    found.pred_classes = torch.tensor([one["category_id"] for one in annotations], dtype=torch.int64)
+    if masks:
+        bits = [polygons_to_bitmask([numpy.asarray(p) for p in one["segmentation"]], *size) for one in annotations]
+        found.pred_masks = torch.from_numpy(numpy.stack(bits)) if bits else torch.zeros((0, *size), dtype=torch.bool)
+    return {"instances": found}
+
+
+def labelled_instances(record):
+    """The objects of a record of Cityscapes, pixel for pixel as in the labels that it is evaluated by."""
+    path = record["file_name"].replace("leftImg8bit/", "gtFine/").replace("leftImg8bit.png", "gtFine_instanceIds.png")
+    values = numpy.asarray(Image.open(path))
+    numbers = [number for number in numpy.unique(values) if number >= 1000]
+    things = [24, 25, 26, 27, 28, 31, 32, 33]  # the labels that are objects
+    found = Instances(values.shape)
+    found.pred_masks = torch.from_numpy(numpy.stack([values == number for number in numbers]))
+    found.pred_classes = torch.tensor([things.index(number // 1000) for number in numbers])
+    found.scores = torch.ones(len(numbers))
+    return {"instances": found}
+
+
+def labels_as_scores(path, classes):
+    """(classes, H, W) with 1 where a pixel has the class; ignored pixels have the first."""
+    labels = numpy.asarray(Image.open(path)).astype(numpy.int64)
+    labels[labels == 255] = 0
+    return {"sem_seg": torch.nn.functional.one_hot(torch.from_numpy(labels), classes).permute(2, 0, 1).float()}
+
+
+def test_voc_averages_over_its_twenty_classes(scenes, dataset_root, tmp_path):
+    formats.write_voc(scenes, dataset_root)
+    records = DatasetCatalog.get("voc_2007_test")
+    present = {one["category_id"] for record in records for one in record["annotations"]}
+    evaluator = evaluator_of("voc_R50_C4_24k", "voc_2007_test", tmp_path)
+    evaluator.process(records, [objects(record, masks=False) for record in records])
+    whole = evaluator.evaluate()["bbox"]
+    assert whole == pytest.approx(dict.fromkeys(("AP", "AP50", "AP75"), 100 * len(present) / 20))
+    evaluator.reset()
+    evaluator.process(records, [objects(record, keep=0, masks=False) for record in records])
+    assert evaluator.evaluate()["bbox"] == {"AP": 0, "AP50": 0, "AP75": 0}
+
+
+def test_voc_2007_has_eleven_points(scenes, dataset_root, tmp_path):
+    formats.write_voc(scenes, dataset_root)
+    records = DatasetCatalog.get("voc_2007_test")
+    for record in records:  # as if there were one class
+        text = (dataset_root / "VOC2007" / "Annotations" / f"{record['image_id']}.xml").read_text()
+        for name in ("bicycle", "bird", "boat", "bottle", "bus", "car", "cat"):
+            text = text.replace(f"<name>{name}<", "<name>aeroplane<")
+        (dataset_root / "VOC2007" / "Annotations" / f"{record['image_id']}.xml").write_text(text)
+        for one in record["annotations"]:
+            one["category_id"] = 0
+    total, first = (len([one for record in some for one in record["annotations"]]) for some in (records, records[:1]))
+    evaluator = evaluator_of("voc_R50_C4_24k", "voc_2007_test", tmp_path)
+    evaluator.process(records[:1], [objects(records[0], masks=False)])
+    points = sum(first / total >= i / 10 for i in range(11))  # recalls 0, 0.1 .. that are reached, at precision 1
+    assert 1 < points < 11
+    assert evaluator.evaluate()["bbox"]["AP50"] == pytest.approx(100 * points / 11 / 20)
+
+
+def test_lvis_counts_all_objects_and_only_them(scenes, dataset_root, tmp_path):
+    pytest.importorskip("lvis")
+    formats.write_lvis(scenes, dataset_root)
+    evaluator = evaluator_of("lvis_v1_R50_FPN", "lvis_v1_val", tmp_path)
+    records = DatasetCatalog.get("lvis_v1_val")
+    evaluator.process(records, [objects(record) for record in records])
+    whole = evaluator.evaluate()
+    assert whole.keys() == {"bbox", "segm"}
+    for metrics in whole.values():
+        assert (metrics["AP"], metrics["AP50"], metrics["AP75"]) == pytest.approx((100, 100, 100))
+    results = json.loads((tmp_path / "predictions" / "lvis_instances_results.json").read_text())
+    assert {one["category_id"] for one in results} <= set(range(1, 9))  # as in the file: from 1 on
+    for record in records:
+        record["annotations"][0]["category_id"] = 40  # nothing is known of this class: no error
+    evaluator.reset()
+    evaluator.process(records, [objects(record) for record in records])
+    assert evaluator.evaluate()["segm"]["AP"] < 100
+
+
+def test_semantic_segmentation_is_intersection_over_union(scenes, dataset_root, tmp_path):
+    formats.write_voc_segmentation(scenes, dataset_root)
+    evaluator = evaluator_of("voc_semseg_R50_FCN", "voc_2012_sem_seg_val", tmp_path)
+    records = DatasetCatalog.get("voc_2012_sem_seg_val")
+    right = [labels_as_scores(record["sem_seg_file_name"], 21) for record in records]
+    evaluator.process(records, right)
+    assert evaluator.evaluate()["sem_seg"]["mIoU"] == pytest.approx(100)
+    evaluator.reset()
+    background = torch.zeros(21, 1, 1)
+    background[0] = 1
+    evaluator.process(records, [{"sem_seg": background.expand_as(one["sem_seg"])} for one in right])
+    metrics = evaluator.evaluate()["sem_seg"]
+    labels = [numpy.asarray(Image.open(record["sem_seg_file_name"])) for record in records]
+    counted = numpy.concatenate([one[one != 255] for one in labels])
+    share = (counted == 0).mean()
+    assert metrics["pACC"] == pytest.approx(100 * share)
+    assert metrics["IoU-background"] == pytest.approx(100 * share)
+    assert metrics["mIoU"] == pytest.approx(100 * share / len(numpy.unique(counted)))
+
+
+def test_cityscapes_instances_by_its_own_scripts(scenes, dataset_root, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for package in ("cityscapesscripts", "shapely"):
+        pytest.importorskip(package)
+    formats.write_cityscapes(scenes, dataset_root)
+    evaluator = evaluator_of("cityscapes_R50_FPN", "cityscapes_fine_instance_seg_val", tmp_path)
+    records = DatasetCatalog.get("cityscapes_fine_instance_seg_val")
+    evaluator.process(records, [labelled_instances(record) for record in records])
+    assert evaluator.evaluate()["segm"] == pytest.approx({"AP": 100, "AP50": 100})
+    assert not Path("matches.json").exists()
+    evaluator.reset()
+    evaluator.process(records, [objects(record, keep=0) for record in records])
+    assert evaluator.evaluate()["segm"]["AP"] == 0
+
+
+def test_cityscapes_pixels_by_its_own_scripts(scenes, dataset_root, tmp_path):
+    for package in ("cityscapesscripts", "shapely"):
+        pytest.importorskip(package)
+    formats.write_cityscapes(scenes, dataset_root)
+    evaluator = evaluator_of("cityscapes_semseg_R50_FCN", "cityscapes_fine_sem_seg_val", tmp_path)
+    records = DatasetCatalog.get("cityscapes_fine_sem_seg_val")
+    evaluator.process(records, [labels_as_scores(record["sem_seg_file_name"], 19) for record in records])
+    assert evaluator.evaluate()["sem_seg"]["IoU"] == pytest.approx(100)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "name", "tasks"),
+    [
+        ("coco_R50_C4", "coco_2017_val", ("bbox", "segm")),
+        ("coco_R50_RetinaNet_1x", "coco_2017_val", ("bbox",)),
+        ("coco_keypoints_R50_FPN", "keypoints_coco_2017_val", ("bbox", "keypoints")),
+    ],
+)
+def test_coco_gets_the_fast_evaluator_for_what_the_model_predicts(recipe, name, tasks, scenes, dataset_root, tmp_path):
+    formats.write_coco(scenes, dataset_root)
+    evaluator = evaluator_of(recipe, name, tmp_path)
+    assert isinstance(evaluator, FastCOCOEvaluator)
+    assert evaluator._tasks == evaluators.predicted_tasks(configs.load(recipe)) == tasks
+
+
+def test_what_has_no_evaluation_is_named(dataset_root, tmp_path):
+    with pytest.raises(UserError, match="has evaluator_type 'coco_panoptic_seg'; there is an evaluation for coco, pas"):
+        evaluator_of("coco_R50_C4", "coco_2017_val_panoptic", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "name", "module"),
+    [
+        ("lvis_v1_R50_FPN", "lvis_v1_val", "lvis"),
+        ("cityscapes_R50_FPN", "cityscapes_fine_instance_seg_val", "cityscapesscripts.helpers.csHelpers"),
+        ("cityscapes_semseg_R50_FPN", "cityscapes_fine_sem_seg_val", "cityscapesscripts.helpers.csHelpers"),
+    ],
+)
+def test_a_missing_package_is_an_error_with_the_command(recipe, name, module, dataset_root, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(UserError, match=rf"dataset {name} needs `pip install {module.partition('.')[0]}"):
+        evaluator_of(recipe, name, tmp_path)

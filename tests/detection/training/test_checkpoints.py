@@ -1,0 +1,168 @@
+"""Saving and finding checkpoints, whatever happens to the process and to the files."""
+
+import errno
+import logging
+import os
+
+import pytest
+import torch
+
+pytest.importorskip("detectron2")
+
+from detection.training import checkpoints
+from detection.training.checkpoints import SafeCheckpointer
+from foundation import files
+from foundation.errors import UserError
+
+
+class Killed(BaseException):
+    """What ends a process at that very line, with nothing cleaned up."""
+
+
+@pytest.fixture
+def saver(tmp_path):
+    """Gives a function that saves a model with a certain weight."""
+    model = torch.nn.Linear(1, 1)
+    checkpointer = SafeCheckpointer(model, str(tmp_path), keep=2)
+
+    def save(name, weight):
+        torch.nn.init.constant_(model.weight, weight)
+        checkpointer.save(name, iteration=int(weight))
+
+    return save
+
+
+def weight_of(path):
+    return torch.load(path, weights_only=True)["model"]["weight"].item()
+
+
+def newest(folder):
+    return checkpoints.newest_intact(folder).name
+
+
+def test_the_newest_two_stay_and_the_final_one(saver, tmp_path):
+    for number in range(4):
+        saver(f"model_{number:07}", number)
+    saver("model_final", 3)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *("model_0000002.pth", "model_0000002.sha256", "model_0000003.pth", "model_0000003.sha256"),
+        *("model_final.pth", "model_final.sha256", "last_checkpoint"),
+    }
+    assert newest(tmp_path) == "model_final.pth"
+    assert weight_of(tmp_path / "model_0000002.pth") == 2
+
+
+def test_no_number_to_keep_keeps_all(tmp_path):
+    checkpointer = SafeCheckpointer(torch.nn.Linear(1, 1), str(tmp_path), keep=0)
+    for number in range(5):
+        checkpointer.save(f"model_{number:07}")
+    assert len(list(tmp_path.glob("*.pth"))) == 5
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+@pytest.mark.parametrize("damage", [flip, cut, empty, lambda path: path.unlink()])
+def test_a_damaged_checkpoint_is_passed_over(damage, saver, tmp_path, caplog):
+    saver("model_0000000", 0)
+    saver("model_0000001", 1)
+    damage(tmp_path / "model_0000001.pth")
+    logging.getLogger("detection").propagate = True
+    assert newest(tmp_path) == "model_0000000.pth"
+    if (tmp_path / "model_0000001.pth").exists():
+        assert "model_0000001.pth is damaged (its content does not match its sha256)" in caplog.text
+
+
+@pytest.mark.parametrize("damage", [cut, empty])
+def test_without_a_digest_a_checkpoint_counts_if_it_can_be_read(damage, saver, tmp_path):
+    saver("model_0000000", 0)
+    saver("model_0000001", 1)
+    (tmp_path / "model_0000001.sha256").unlink()
+    assert newest(tmp_path) == "model_0000001.pth"
+    damage(tmp_path / "model_0000001.pth")
+    assert newest(tmp_path) == "model_0000000.pth"
+
+
+def test_if_all_are_damaged_training_does_not_begin_anew(saver, tmp_path):
+    assert checkpoints.newest_intact(tmp_path) is None
+    saver("model_0000000", 0)
+    saver("model_0000001", 1)
+    for path in tmp_path.glob("*.pth"):
+        flip(path)
+    with pytest.raises(UserError, match="holds no checkpoint that is intact: move the folder away to begin anew"):
+        checkpoints.newest_intact(tmp_path)
+
+
+def test_an_empty_tag_is_no_loss(saver, tmp_path):
+    saver("model_0000000", 0)
+    saver("model_0000001", 1)
+    empty(tmp_path / "last_checkpoint")
+    assert newest(tmp_path) == "model_0000001.pth"
+    (tmp_path / "last_checkpoint").unlink()
+    assert newest(tmp_path) == "model_0000001.pth"
+
+
+@pytest.mark.parametrize("name", ["model_0000001", "model_0000000"], ids=["a new file", "the same file again"])
+def test_killed_at_any_moment_of_a_save(name, saver, tmp_path, monkeypatch):
+    """A process is killed at the first, second, ... call to the system of a save; then the run is continued."""
+    calls = {"left": 0}
+
+    def counted(call):
+        def wrapped(*arguments, **options):
+            if calls["left"] == 0:
+                raise Killed
+            calls["left"] -= 1
+            return call(*arguments, **options)
+
+        return wrapped
+
+    saver("model_0000000", 7)
+    for owner, call in ((os, "replace"), (os, "fsync"), (type(tmp_path), "open"), (type(tmp_path), "unlink")):
+        monkeypatch.setattr(owner, call, counted(getattr(owner, call)))
+    kills = 0
+    while True:
+        calls["left"] = kills
+        try:
+            saver(name, 8)
+            break
+        except Killed:
+            kills += 1
+        calls["left"] = -1
+        found = checkpoints.newest_intact(tmp_path)
+        assert weight_of(found) in (7, 8)
+        assert checkpoints.damage(found) is None
+    assert kills > 8
+    calls["left"] = -1
+    assert weight_of(checkpoints.newest_intact(tmp_path)) == 8
+
+
+def test_a_full_disk_is_an_error_and_the_earlier_checkpoint_stays(saver, tmp_path, monkeypatch):
+    saver("model_0000000", 0)
+
+    def full(path, content):
+        path.write_bytes(bytes(content[:100]))
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(files, "write_synced", full)
+    with pytest.raises(UserError, match=r"model_0000001.pth cannot be saved: No space left on device \(it needs"):
+        saver("model_0000001", 1)
+    assert newest(tmp_path) == "model_0000000.pth"
+    assert not list(tmp_path.glob("*.new"))
+
+
+def test_what_was_not_written_as_meant_is_an_error(saver, tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "write_synced", lambda path, content: path.write_bytes(bytes(content[:-1])))
+    with pytest.raises(UserError, match="what was read back is not what was written"):
+        saver("model_0000000", 0)
+    assert not checkpoints.exists(tmp_path)

@@ -1,0 +1,172 @@
+"""A run that is killed and resumed ends as one that is not: the same weights, bit for bit."""
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import time
+
+import pytest
+import torch
+from PIL import Image
+
+pytest.importorskip("detectron2")
+
+from detection import train_net
+from detection.training.accumulation import AccumulatingTrainer
+from foundation.errors import UserError
+from tests.detection.conftest import write_split
+
+# Evaluations and checkpoints in between, images of two shapes, sizes and flips by chance.
+SMALL = [
+    *("INPUT.MIN_SIZE_TRAIN", "(48, 56, 64)", "INPUT.MIN_SIZE_TEST", "64", "SOLVER.IMS_PER_BATCH", "4"),
+    *("SOLVER.ACCUMULATION", "2", "SOLVER.MAX_ITER", "6", "SOLVER.STEPS", "(4,)", "SOLVER.WARMUP_ITERS", "2"),
+    *("SOLVER.CHECKPOINT_PERIOD", "2", "TEST.EVAL_PERIOD", "3", "TEST.PRECISE_BN.NUM_ITER", "2"),
+    *("SOLVER.PRECISION", "float32", "SEED", "3"),
+]
+
+
+class Killed(BaseException):
+    """What nothing catches."""
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """Scenes in COCO's format, every second one of them wide."""
+    folder = tmp_path_factory.mktemp("scenes")
+    write_split(folder, "train", 10)
+    write_split(folder, "val", 2)
+    path = folder / "coco" / "annotations" / "instances_train2017.json"
+    content = json.loads(path.read_text())
+    for record in content["images"][::2]:
+        picture = folder / "coco" / "train2017" / record["file_name"]
+        Image.open(picture).crop((0, 0, 64, 40)).save(picture)
+        record["height"] = 40
+    path.write_text(json.dumps(content))
+    return folder / "coco"
+
+
+def arguments(root, folder, *pairs, options=()):
+    data = []
+    for part, split in (("train", "train2017"), ("test", "val2017")):
+        data += [f"--{part}-json", f"{root}/annotations/instances_{split}.json", f"--{part}-images", f"{root}/{split}"]
+    fixed = ["--config", "shapes_R18_FPN", "--num-gpus", "0", "--output", str(folder), *data, *options]
+    return [*fixed, *SMALL, *map(str, pairs)]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(root, tmp_path_factory):
+    """The folder of a run that nothing interrupted."""
+    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+    train_net.main(arguments(root, folder, "DATALOADER.NUM_WORKERS", 0))
+    return folder
+
+
+def leaves(value, name=""):
+    if isinstance(value, dict):
+        return {key: leaf for part in value for key, leaf in leaves(value[part], f"{name}/{part}").items()}
+    return {name: value}
+
+
+def assert_same_end(folder, other):
+    """Weights, statistics of the batch norms, momentum, schedule, and the evaluation."""
+    one, two = (leaves(torch.load(path / "model_final.pth", weights_only=True)) for path in (folder, other))
+    assert one.keys() == two.keys()
+    assert len([name for name in one if "momentum_buffer" in name]) > 100
+    for name, value in one.items():
+        same = torch.equal(value, two[name]) if isinstance(value, torch.Tensor) else value == two[name]
+        assert same, name
+    scores = [json.loads((path / "results.json").read_text())["results"] for path in (folder, other)]
+    assert scores[0] == scores[1]
+
+
+@pytest.mark.parametrize(("moment", "workers"), [(3, 0), (5, 1)])
+def test_a_run_that_is_interrupted_and_resumed(moment, workers, root, undisturbed, tmp_path, monkeypatch):
+    """With checkpoints after iterations 2, 4 and 6, the one in the middle of iteration 4 (or 6) is lost."""
+    step = AccumulatingTrainer.run_step
+
+    def dying(self):
+        step(self)
+        if self.iter == moment:
+            raise Killed
+
+    monkeypatch.setattr(AccumulatingTrainer, "run_step", dying)
+    with pytest.raises(Killed):
+        train_net.main(arguments(root, tmp_path / "run", "DATALOADER.NUM_WORKERS", workers))
+    monkeypatch.undo()
+    torch.rand(1000)  # what the process has drawn before must not matter
+    train_net.main(arguments(root, tmp_path / "run", "DATALOADER.NUM_WORKERS", 1 - workers, options=["--resume"]))
+    assert "at iteration" in (tmp_path / "run" / "log.txt").read_text()
+    assert_same_end(tmp_path / "run", undisturbed)
+
+
+def test_a_damaged_checkpoint_costs_its_own_iterations_only(root, undisturbed, tmp_path, capsys):
+    run = tmp_path / "run"
+    run.mkdir()
+    for path in undisturbed.iterdir():  # as it was after 6 iterations, before the end was saved
+        if path.name.startswith("model_0") or path.name == "config.yaml":
+            (run / path.name).write_bytes(path.read_bytes())
+    newest = run / "model_0000005.pth"
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 1
+    newest.write_bytes(content)
+    train_net.main(arguments(root, run, options=["--resume"]))
+    log = (run / "log.txt").read_text()
+    assert "model_0000005.pth is damaged (its content does not match its sha256)" in log
+    assert "model_0000003.pth at iteration 4" in log
+    assert_same_end(run, undisturbed)
+    # All of them damaged: an error, and the folder stays as it is.
+    for path in run.glob("*.pth"):
+        path.write_bytes(b"")
+    with pytest.raises(UserError, match="holds no checkpoint that is intact"):
+        train_net.main(arguments(root, run, options=["--resume"]))
+
+
+def test_a_run_is_not_resumed_with_another_config(root, undisturbed):
+    pairs = ["SOLVER.WEIGHT_DECAY", 0.5]
+    with pytest.raises(UserError, match=r"another config: SOLVER\.WEIGHT_DECAY \(0\.0001 then, 0\.5 now\)"):
+        train_net.main(arguments(root, undisturbed, *pairs, options=["--resume"]))
+
+
+def start(root, folder, *pairs):
+    child = multiprocessing.get_context("fork").Process(
+        target=train_net.main, args=(arguments(root, folder, *pairs, options=["--resume"]),)
+    )
+    child.start()
+    return child
+
+
+def kill(child):
+    os.kill(child.pid, signal.SIGKILL)
+    child.join()
+
+
+def test_a_process_that_is_killed(root, undisturbed, tmp_path):
+    child = start(root, tmp_path / "run")
+    while not list((tmp_path / "run").glob("model_0000001.pth*")):  # killed in its first save, or just after it
+        assert child.is_alive()
+        time.sleep(0.01)
+    with pytest.raises(UserError, match="another process is running in"):
+        train_net.main(arguments(root, tmp_path / "run", options=["--resume"]))
+    kill(child)
+    child = start(root, tmp_path / "run")
+    child.join()
+    assert child.exitcode == 0
+    assert_same_end(tmp_path / "run", undisturbed)
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_again_and_again(root, undisturbed, tmp_path):
+    draws = random.Random(0)
+    for number in range(20):
+        pairs = ["SOLVER.CHECKPOINT_PERIOD", 1, "DATALOADER.NUM_WORKERS", number % 3]
+        child = start(root, tmp_path / "run", *pairs)
+        child.join(draws.uniform(0.5, 6))
+        if child.exitcode is not None:
+            break
+        kill(child)
+    child = start(root, tmp_path / "run", "SOLVER.CHECKPOINT_PERIOD", 1)
+    child.join()
+    assert child.exitcode == 0
+    assert_same_end(tmp_path / "run", undisturbed)

@@ -1,0 +1,209 @@
+"""Real training and evaluation, small."""
+
+import json
+import logging
+import pickle
+
+import numpy
+import pytest
+import torch
+from PIL import Image
+
+pytest.importorskip("detectron2")
+
+from detection import config as configs
+from detection import predict, train_net
+from detection.data import training_data
+from detection.training import trainer
+from detection.training.accumulation import AccumulatingTrainer
+from foundation.errors import UserError
+
+
+@pytest.fixture
+def train(tiny_overrides, tmp_path):
+    """Runs the training command on the tiny dataset. Gives the run's folder."""
+
+    def call(*pairs, options=(), folder="run"):
+        output = tmp_path / folder
+        fixed = ["--config", "shapes_R18_FPN", "--num-gpus", "0", "--output", str(output)]
+        train_net.main([*fixed, *options, *tiny_overrides, *map(str, pairs)])
+        return output
+
+    return call
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
+
+
+def test_a_run_leaves_what_a_report_needs(train, coco_root):
+    folder = train("SEED", 3)
+    results = json.loads((folder / "results.json").read_text())
+    assert {key: results[key] for key in ("kind", "config", "weights", "init", "seed", "iterations")} == {
+        "kind": "detection", "config": "shapes_R18_FPN", "weights": "", "init": "random", "seed": 3, "iterations": 2,
+    }  # fmt: skip
+    assert results["train_images"] == 4
+    assert results["dataset"] == {
+        "name": "tiny_val",
+        "image_root": str(coco_root / "coco" / "val2017"),
+        "annotations": str(coco_root / "coco" / "annotations" / "instances_val2017.json"),
+    }
+    for task in ("bbox", "segm"):
+        assert {"AP", "AP50", "AP75"} <= results["results"][task].keys()
+    predictions = json.loads((folder / "predictions" / "coco_instances_results.json").read_text())
+    assert {entry["image_id"] for entry in predictions} <= {1, 2}
+    (last,) = [line for line in lines(folder) if "total_loss" in line]
+    assert last["iteration"] == 1
+    assert numpy.isfinite(last["total_loss"])
+    assert "SEED: 3" in (folder / "config.yaml").read_text()
+    assert "random weights" in (folder / "log.txt").read_text()
+    assert list(folder.glob("events.out.tfevents.*"))
+
+
+def test_resuming_goes_on_with_the_schedule_and_the_optimizer(train, monkeypatch):
+    folder = train("SOLVER.STEPS", "(1,)", "SOLVER.CHECKPOINT_PERIOD", 1, "SOLVER.KEEP_CHECKPOINTS", 0)
+    seen = {}
+    begin = trainer.TransferTrainer.before_train
+
+    def watch(self):
+        seen["iteration"] = self.start_iter
+        seen["momentum"] = [state["momentum_buffer"] for state in self.optimizer.state.values()]
+        seen["lr"] = self.optimizer.param_groups[0]["lr"]
+        return begin(self)
+
+    monkeypatch.setattr(trainer.TransferTrainer, "before_train", watch)
+    train("SOLVER.STEPS", "(1,)", "SOLVER.MAX_ITER", 4, "SOLVER.KEEP_CHECKPOINTS", 0, options=["--resume"])
+    assert seen["iteration"] == 2
+    assert seen["lr"] == pytest.approx(0.002)
+    saved = torch.load(folder / "model_final.pth", weights_only=True)
+    assert saved["iteration"] == 3
+    first = torch.load(folder / "model_0000000.pth", weights_only=True)["trainer"]["_trainer"]["optimizer"]["state"]
+    assert len(seen["momentum"]) == len(first) > 100
+    assert all(buffer.abs().sum() > 0 for buffer in seen["momentum"][:3])
+    assert [line["iteration"] for line in lines(folder) if "total_loss" in line] == [1, 3]
+    assert json.loads((folder / "results.json").read_text())["iterations"] == 4
+
+
+def test_a_finished_run_is_left_alone_unless_it_is_evaluated_by_other_rules(train, capsys):
+    folder = train("SOLVER.MAX_ITER", 1)
+    written = (folder / "results.json").stat().st_mtime_ns
+    capsys.readouterr()
+    train("SOLVER.MAX_ITER", 1, "DATALOADER.NUM_WORKERS", 1, options=["--resume"])
+    assert f"{folder} is finished: its results are in results.json" in capsys.readouterr().out
+    assert (folder / "results.json").stat().st_mtime_ns == written
+    for damaged in ("{", "[]", "{}"):  # written anew, by one more evaluation
+        (folder / "results.json").write_text(damaged)
+        train("SOLVER.MAX_ITER", 1, options=["--resume"])
+        assert json.loads((folder / "results.json").read_text())["iterations"] == 1
+    train("SOLVER.MAX_ITER", 1, "TEST.DETECTIONS_PER_IMAGE", 1, options=["--resume"])
+    assert "is finished" not in capsys.readouterr().out
+    predictions = json.loads((folder / "predictions" / "coco_instances_results.json").read_text())
+    images = [each["image_id"] for each in predictions]
+    assert len(images) == len(set(images)) > 0
+    assert len([line for line in lines(folder) if "total_loss" in line]) == 1  # nothing was trained
+
+
+def test_a_folder_with_a_run_is_not_overwritten(train, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "last_checkpoint").write_text("model_0000000.pth")
+    with pytest.raises(UserError, match="already holds a run: continue it with --resume"):
+        train()
+
+
+def test_the_same_seed_gives_the_same_run_in_its_own_folder(train):
+    one, two = train("SOLVER.MAX_ITER", 1, folder="one"), train("SOLVER.MAX_ITER", 1, folder="two")
+    assert lines(one)[0]["total_loss"] == lines(two)[0]["total_loss"]
+    assert "one/results.json" in (one / "log.txt").read_text()
+    assert "two/results.json" not in (one / "log.txt").read_text()
+    assert len(logging.getLogger("detectron2").handlers) == 2
+
+
+def test_weights_land_and_are_named_in_the_results(train, tmp_path):
+    random = torch.load(train("SOLVER.BASE_LR", 1e-12) / "model_final.pth", weights_only=True)["model"]
+    place = "backbone.bottom_up."
+    short = {key.removeprefix(place): value.numpy() for key, value in random.items() if key.startswith(place)}
+    tensors = {key: value * 0.5 for key, value in short.items() if "num_batches" not in key}
+    path = tmp_path / "w.pkl"
+    path.write_bytes(pickle.dumps({"model": tensors, "__author__": "x", "matching_heuristics": True}))
+    path.with_suffix(".json").write_text(json.dumps({"trained_by": "corinfomax", "depth": 18, "format": "RGB"}))
+    folder = train("SOLVER.BASE_LR", 1e-12, options=["--weights", str(path)], folder="warm")
+    results = json.loads((folder / "results.json").read_text())
+    assert (results["init"], results["weights"]) == ("corinfomax", str(path))
+    state = torch.load(folder / "model_final.pth", weights_only=True)["model"]
+    key = "backbone.bottom_up.res3.0.conv1.weight"
+    assert torch.allclose(state[key], torch.from_numpy(tensors["res3.0.conv1.weight"]), atol=1e-6)
+    with pytest.raises(UserError, match=r"needs MODEL\.RESNETS\.DEPTH 18, but the config has 34"):
+        train("MODEL.RESNETS.DEPTH", 34, options=["--weights", str(path)], folder="conflict")
+
+
+def test_a_loss_that_diverges_is_an_error_and_saves_nothing(train, tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer.TransferTrainer, "build_optimizer", classmethod(diverging))
+    with pytest.raises(UserError, match=r"not finite at iteration 1: lower SOLVER\.BASE_LR"):
+        train()
+    assert not (tmp_path / "run" / "model_final.pth").exists()
+
+
+def diverging(cls, cfg, model):
+    return torch.optim.SGD(model.parameters(), lr=1e30)
+
+
+def test_a_share_of_the_images(tiny):
+    pairs = ["DATASETS.TRAIN", f"{tiny[:1]}", "DATASETS.FRACTION", "0.5"]
+    assert len(training_data.training_images(configs.load("shapes_R18_FPN", pairs))) == 2
+
+
+def test_a_finished_run_can_be_evaluated_and_its_detector_used(train, tmp_path, coco_root, capsys):
+    folder = train()
+    before = json.loads((folder / "results.json").read_text())["results"]
+    weights = folder / "model_final.pth"
+    again = train(options=["--eval-only", "--weights", str(weights)], folder="again")
+    assert json.loads((again / "results.json").read_text())["results"] == before
+    unsure = ["--eval-only", "--weights", str(weights)]
+    none = train("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 1.0, options=unsure, folder="none")
+    assert json.loads((none / "results.json").read_text())["results"]["segm"]["AP"] == 0
+    record, config = json.loads((folder / "results.json").read_text()), (folder / "config.yaml").read_text()
+    train("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 1.0, options=["--eval-only"])  # the run itself, by other rules
+    none = json.loads((folder / "results.json").read_text())
+    assert none.pop("results")["bbox"]["AP"] == 0
+    assert none.pop("config_sha256") != record["config_sha256"]  # training would evaluate by its own rules again
+    assert none == {key: value for key, value in record.items() if key not in ("results", "config_sha256")}
+    assert (folder / "config.yaml").read_text() == config
+    with pytest.raises(UserError, match="already holds a run: leave --weights out to evaluate it"):
+        train(options=unsure)
+    pictures = coco_root / "coco" / "val2017"
+    arguments = ["--config", str(folder / "config.yaml"), "--weights", str(weights), "--score-threshold", "0"]
+    predict.main([*arguments, "--output", str(tmp_path / "drawn"), str(pictures), str(pictures / "000.jpg")])
+    drawn = sorted((tmp_path / "drawn").iterdir())
+    assert [path.name for path in drawn] == ["0000_000.png", "0001_001.png", "0002_000.png"]
+    assert all(Image.open(path).size == (64, 64) for path in drawn)
+    assert "objects" in capsys.readouterr().out
+
+
+def test_training_in_bfloat16_keeps_weights_and_gradients_in_float32(train, monkeypatch):
+    seen = []
+    step = AccumulatingTrainer.run_step
+
+    def watch(self):
+        step(self)
+        seen.extend(parameter.grad.dtype for parameter in self.model.parameters())
+
+    monkeypatch.setattr(AccumulatingTrainer, "run_step", watch)
+    folder = train("SOLVER.PRECISION", "bfloat16", "SOLVER.ACCUMULATION", 2)
+    assert set(seen) == {torch.float32}
+    state = torch.load(folder / "model_final.pth", weights_only=True)["model"]
+    assert all(torch.isfinite(value).all() for value in state.values())
+    assert "The model computes in bfloat16" in (folder / "log.txt").read_text()
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("float32", torch.float32), ("bfloat16", torch.bfloat16)])
+def test_the_model_computes_in_the_precision_asked_for(precision, dtype):
+    pairs = ["SOLVER.PRECISION", precision, "MODEL.DEVICE", "cpu"]
+    config, _ = configs.for_one_process(configs.load("shapes_R18_FPN", pairs))
+    model = trainer.TransferTrainer.build_model(config).eval()
+    seen = []
+    model.backbone.bottom_up.stem.conv1.register_forward_hook(lambda *call: seen.append(call[2].dtype))
+    with torch.no_grad():
+        found = model([{"image": torch.zeros(3, 64, 64, dtype=torch.uint8), "height": 64, "width": 64}])
+    assert seen == [dtype]
+    assert found[0]["instances"].pred_boxes.tensor.dtype == torch.float32
+    assert all(value.dtype != torch.bfloat16 for value in model.state_dict().values())

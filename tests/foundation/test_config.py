@@ -1,0 +1,96 @@
+"""Configuration files: unknown keys and wrong types are errors that help."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from fvcore.common.config import CfgNode
+
+from foundation.config import config_folder, load_config
+from foundation.errors import UserError
+from pretrain.config import get_defaults, validate
+
+
+def load(*overrides: str, name: str = "shapes_R18") -> CfgNode:
+    config = load_config(get_defaults(), name, "pretrain", overrides)
+    validate(config)
+    return config
+
+
+@pytest.mark.parametrize("path", sorted(config_folder("pretrain").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_loads_and_is_valid(path: Path) -> None:
+    load(name=path.stem)
+
+
+def test_overrides_and_conveniences() -> None:
+    config = load("TRAIN.LR", "1", "OBJECTIVE.EPS", "1e-6", "DATA.ROOT", "/a b", "PROJECTOR.DIMS", "[8, 4]")
+    assert (config.TRAIN.LR, type(config.TRAIN.LR)) == (1.0, float)
+    assert config.OBJECTIVE.EPS == 1e-6
+    assert config.DATA.ROOT == "/a b"
+    assert config.PROJECTOR.DIMS == [8, 4]
+
+
+def test_base_chain_and_strings_that_are_numbers(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text("TRAIN:\n  EPOCHS: 30\n  LR: 1e-3\n")
+    (tmp_path / "leaf.yaml").write_text("_BASE_: base.yaml\nTRAIN:\n  EPOCHS: 40\n")
+    config = load(name=str(tmp_path / "leaf.yaml"))
+    assert (config.TRAIN.EPOCHS, config.TRAIN.LR) == (40, 0.001)  # YAML 1.1 reads 1e-3 as a string
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["TRAIN.EPOCH", "3"], "no config key 'TRAIN.EPOCH'; did you mean 'TRAIN.EPOCHS'"),
+        (["EPOCHS", "3"], "did you mean 'TRAIN.EPOCHS'"),
+        (["TRAIN.EPOCHS.X", "3"], "TRAIN.EPOCHS must be of type int"),
+        (["TRAIN", "3"], "TRAIN is a group of keys"),
+        (["TRAIN.EPOCHS", "many"], "TRAIN.EPOCHS must be of type int like 10, not str 'many'"),
+        (["TRAIN.EPOCHS", "1.5"], "TRAIN.EPOCHS must be of type int"),
+        (["TRAIN.EPOCHS", "True"], "TRAIN.EPOCHS must be of type int"),
+        (["TRAIN.LR", "True"], "TRAIN.LR must be of type float"),
+        (["TRAIN.LR", "fast"], "TRAIN.LR must be of type float"),
+        (["TRAIN.LR", "nan"], "TRAIN.LR must be at least"),
+        (["TRAIN.LR", "-1"], "TRAIN.LR must be at least"),
+        (["TRAIN.LR", "inf"], "TRAIN.LR must be at least"),
+        (["TRAIN.BATCH_SIZE", "0"], "TRAIN.BATCH_SIZE must be at least 2"),
+        (["TRAIN.WARMUP_EPOCHS", "99"], "must be below TRAIN.EPOCHS"),
+        (["DATA.NAME", "imagenet"], "is not one of shapes, folder"),
+        (["ENCODER.NAME", "vit"], "ENCODER.NAME is 'vit', which is not one of resnet18"),
+        (["PROJECTOR.DIMS", "[8, 'x']"], "PROJECTOR.DIMS[1] must be of type int"),
+        (["PROJECTOR.DIMS", "[8, 0]"], "PROJECTOR.DIMS[1] must be at least 1"),
+        (["PROJECTOR.DIMS", "[]"], "PROJECTOR.DIMS must be a list"),
+        (["AUGMENT.BLUR", "[1.0]"], "AUGMENT.BLUR must be a list of 2"),
+        (["AUGMENT.FLIP", "1.1"], "AUGMENT.FLIP must be between 0 and 1"),
+        (["OBJECTIVE.FORGETTING", "1"], "OBJECTIVE.FORGETTING must be between"),
+        (["TRAIN.EPOCHS"], "'TRAIN.EPOCHS' has no value"),
+    ],
+)
+def test_wrong_overrides(overrides: list[str], message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load(*overrides)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("TRAIN: [", "not valid YAML at line"),
+        ("TRAIN:\n  EPOHCS: 3\n", "did you mean 'TRAIN.EPOCHS'"),
+        ("_BASE_: nowhere.yaml\n", "nowhere.yaml does not exist"),
+        ("just words\n", "cannot be read as a config"),
+        ("", "cannot be read as a config"),
+        ("TRAIN: 3\n", "TRAIN is a group of keys"),
+    ],
+)
+def test_wrong_files(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError) as caught:
+        load(name=str(path))
+    assert message in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+def test_unknown_recipe_names_the_nearest(error_of: Callable) -> None:
+    with pytest.raises(UserError, match=r"no config 'imagenet1k_R5'.*imagenet1k_R50"):
+        load(name="imagenet1k_R5")

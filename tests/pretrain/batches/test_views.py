@@ -1,0 +1,87 @@
+"""Crops and randomness: what a view is made of, and what it does not depend on."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms import v2
+
+from foundation.images import UnreadableImage
+from pretrain.batches.loader import SequentialBatches, build_loader
+from pretrain.batches.views import ViewDataset, ViewRecipe, center_crop, draw_crop, random_stream, resize
+from pretrain.images.sources import ArraySource, build_source
+
+RECIPES = [ViewRecipe(flip=0.5, jitter=0.8, brightness=0.4, blur=1.0), ViewRecipe(flip=0.5, solarize=0.2)]
+
+
+def batches(root: Path, workers: int) -> list[torch.Tensor]:
+    dataset = ViewDataset(build_source("folder", str(root), "train"), 24, RECIPES, seed=3)
+    loader = build_loader(dataset, SequentialBatches(np.arange(24), 8, epoch=2), workers, torch.device("cpu"))
+    return [part for batch in loader for part in (batch.images, batch.params, batch.labels, batch.indices)]
+
+
+def test_views_do_not_depend_on_the_workers(photos: Path) -> None:
+    alone, two = batches(photos, 0), batches(photos, 2)
+    assert len(alone) == 12
+    assert all(torch.equal(a, b) for a, b in zip(alone, two, strict=True))
+
+
+def test_views_differ_by_seed_epoch_index_and_view() -> None:
+    draws = {
+        random_stream(*key).random() for key in [(0, 0, 0, 0), (1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1)]
+    }
+    assert len(draws) == 5
+    assert random_stream(5, 6, 7, 1).random() == random_stream(5, 6, 7, 1).random()
+
+
+def test_crops_are_distributed_as_torchvisions() -> None:
+    recipe = ViewRecipe(crop_scale=(0.08, 1.0))
+    ours = np.array([draw_crop(recipe, random_stream(0, 0, i, 0), 90, 120) for i in range(4000)])
+    torch.manual_seed(0)
+    reference = v2.RandomResizedCrop(32, scale=(0.08, 1.0))
+    params = [reference.make_params([torch.empty(3, 90, 120)]) for _ in range(4000)]
+    theirs = np.array([[p["top"], p["left"], p["height"], p["width"]] for p in params])
+    assert (ours[:, 0] + ours[:, 2]).max() <= 90
+    assert (ours[:, 1] + ours[:, 3]).max() <= 120
+    np.testing.assert_allclose(ours.mean(0), theirs.mean(0), atol=1.5)
+    np.testing.assert_allclose(ours.std(0), theirs.std(0), atol=1.5)
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 500), (500, 1), (2, 3)])
+def test_any_image_has_a_crop(height: int, width: int) -> None:
+    for i in range(50):
+        top, left, h, w = draw_crop(ViewRecipe(crop_scale=(0.08, 0.1)), random_stream(0, 0, i, 0), height, width)
+        assert h >= 1
+        assert w >= 1
+        assert 0 <= top <= height - h
+        assert 0 <= left <= width - w
+    assert center_crop(torch.zeros(3, height, width, dtype=torch.uint8), 8, 1.0).shape == (3, 8, 8)
+
+
+def test_resize_equals_pillow_to_two_levels() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    theirs = np.asarray(Image.fromarray(pixels).resize((24, 20), Image.Resampling.BICUBIC)).astype(int)
+    ours = resize(torch.from_numpy(pixels).permute(2, 0, 1), 20, 24).permute(1, 2, 0).numpy().astype(int)
+    assert np.abs(ours - theirs).max() <= 2
+
+
+def test_center_crop_is_the_middle_of_the_resized_image() -> None:
+    ramp = torch.arange(64, dtype=torch.uint8).expand(3, 64, 64)
+    assert center_crop(ramp, 32, 1.0).float().mean().item() == pytest.approx(31.5, abs=0.6)
+    assert torch.equal(center_crop(ramp, 64, 1.0), ramp)
+
+
+def test_unreadable_images_are_replaced_by_the_next_and_named() -> None:
+    class Damaged(ArraySource):
+        def read(self, index: int) -> np.ndarray:
+            if index in (1, 2):
+                raise UnreadableImage(f"image {index}: broken")
+            return super().read(index)
+
+    images = np.arange(4, dtype=np.uint8)[:, None, None].repeat(8, 1).repeat(8, 2)
+    dataset = ViewDataset(Damaged(images, [0, 1, 2, 3], list("abcd")), 8, [])
+    sample = dataset[0, 1]
+    assert (sample.label, sample.index, int(sample.images.float().mean())) == (3, 1, 3)
+    assert sample.unreadable == ["image 1: broken", "image 2: broken"]

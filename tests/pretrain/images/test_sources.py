@@ -1,0 +1,125 @@
+"""Where images come from: layouts on disk, labels, and what is said when they are not as expected."""
+
+import gzip
+import re
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from foundation.errors import UserError
+from pretrain.images.sources import UNLABELED, build_source, read_class_list
+
+
+def test_folder_with_classes(photos: Path) -> None:
+    source = build_source("folder", str(photos), "train")
+    assert source.classes == ["circle", "square"]
+    assert list(source.labels) == [0] * 12 + [1] * 12
+    assert len(build_source("imagenet1k", str(photos), "val")) == 8
+    assert len(build_source("folder", str(photos), "pretrain")) == 24  # train/ where there is one
+
+
+def test_flat_folder_is_unlabeled(photos: Path) -> None:
+    source = build_source("folder", str(photos / "train" / "circle"), "pretrain")
+    assert len(source) == 12
+    assert set(source.labels) == {UNLABELED}
+    assert source.read(0).shape[2] == 3
+
+
+def test_links_other_files_and_odd_names(tmp_path: Path, photos: Path) -> None:
+    (tmp_path / "a" / "b c").mkdir(parents=True)
+    Image.new("RGB", (4, 4)).save(tmp_path / "a" / "b c" / "ü.PNG")
+    (tmp_path / "a" / "notes.txt").write_text("x")
+    (tmp_path / "linked").symlink_to(photos / "train" / "circle")
+    assert len(build_source("folder", str(tmp_path), "pretrain")) == 13
+
+
+def test_tiny_imagenet_as_downloaded(tmp_path: Path) -> None:
+    for name in ("n01", "n02"):
+        (tmp_path / "train" / name / "images").mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "train" / name / "images" / f"{name}_0.JPEG")
+    (tmp_path / "val" / "images").mkdir(parents=True)
+    for i in range(2):
+        Image.new("RGB", (8, 8)).save(tmp_path / "val" / "images" / f"val_{i}.JPEG")
+    annotations = tmp_path / "val" / "val_annotations.txt"
+    annotations.write_text("val_0.JPEG\tn02\t0\t0\t7\t7\nval_1.JPEG\tn01\t0\t0\t7\t7\n")
+    assert list(build_source("tiny_imagenet", str(tmp_path), "train").labels) == [0, 1]
+    assert list(build_source("tiny_imagenet", str(tmp_path), "val").labels) == [1, 0]
+    annotations.write_text("val_0.JPEG\tn99\n")
+    with pytest.raises(UserError, match=r"val_annotations.txt: 'n99'"):
+        build_source("tiny_imagenet", str(tmp_path), "val")
+
+
+def test_fashion_mnist_as_published(tmp_path: Path) -> None:
+    pixels = np.arange(2 * 28 * 28, dtype=np.uint8)
+    for stem in ("train", "t10k"):
+        header = struct.pack(">4i", 2051, 2, 28, 28)
+        (tmp_path / f"{stem}-images-idx3-ubyte.gz").write_bytes(gzip.compress(header + pixels.tobytes()))
+        (tmp_path / f"{stem}-labels-idx1-ubyte.gz").write_bytes(
+            gzip.compress(struct.pack(">2i", 2049, 2) + b"\x09\x03")
+        )
+    source = build_source("fashion_mnist", str(tmp_path), "val")
+    assert list(source.labels) == [9, 3]
+    assert np.array_equal(source.read(1), pixels[784:].reshape(28, 28, 1).repeat(3, 2))
+    (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(b"\x1f\x8b\x08")
+    with pytest.raises(UserError, match=r"train-images-idx3-ubyte.gz"):
+        build_source("fashion_mnist", str(tmp_path), "train")
+
+
+def test_errors_name_the_folder(tmp_path: Path) -> None:
+    for name, root, message in [
+        ("folder", "", "DATA.ROOT is empty"),
+        ("folder", str(tmp_path / "gone"), "gone does not exist"),
+        ("folder", str(tmp_path), "there is no image below"),
+        ("imagenet1k", str(tmp_path), "train does not exist"),
+        ("imagenet", str(tmp_path), "is not one of"),
+    ]:
+        with pytest.raises(UserError) as caught:
+            build_source(name, root, "pretrain")
+        assert message in str(caught.value)
+
+
+def class_folders(root: Path, names: list[str]) -> Path:
+    for name in names:
+        for split in ("train", "val"):
+            (root / split / name).mkdir(parents=True)
+            Image.new("RGB", (4, 4)).save(root / split / name / "a.jpg")
+    return root
+
+
+def test_classes_by_a_list(tmp_path: Path) -> None:
+    root = class_folders(tmp_path / "data", ["n1", "n2", "n3"])
+    listed = tmp_path / "mine.txt"
+    listed.write_text("# two of them\nn3\nn1  # with a remark\n\n")
+    source = build_source("folder", str(root), "train", str(listed))
+    assert source.classes == ["n1", "n3"]  # by name, as always: the same labels whatever the order of the list
+    assert list(source.labels) == [0, 1]
+    assert len(build_source("imagenet1k", str(root), "pretrain", str(listed))) == 2
+    for text, message in [
+        ("n1\nn4\nn5\n", "2 of the 3 classes of DATA.CLASSES are not below"),
+        ("n1\nn1\n", "names 'n1' twice"),
+        ("# none\n", "names no class"),
+    ]:
+        listed.write_text(text)
+        with pytest.raises(UserError, match=message):
+            build_source("folder", str(root), "train", str(listed))
+    with pytest.raises(UserError, match=r"neither a file nor a list that comes with this project \(imagenet100\)"):
+        build_source("folder", str(root), "train", "imagenet10")
+    with pytest.raises(UserError, match="shapes has none"):
+        build_source("shapes", "", "train", str(listed))
+
+
+def test_imagenet100_is_chosen_from_a_full_imagenet(tmp_path: Path) -> None:
+    names = list(read_class_list("imagenet100"))
+    assert len(set(names)) == 100
+    assert all(re.fullmatch(r"n\d{8}", name) for name in names)
+    assert (names[0], names[-1]) == ("n02869837", "n02090622")
+    root = str(class_folders(tmp_path, [*names, "n99999998", "n99999999"]))
+    for source in (build_source("imagenet100", root, "train"), build_source("folder", root, "val", "imagenet100")):
+        assert source.classes == sorted(names)
+    assert len(build_source("imagenet1k", root, "pretrain").classes) == 102
+    (tmp_path / "train" / names[7]).rename(tmp_path / "gone")
+    with pytest.raises(UserError, match=f"1 of the 100 classes .* {names[7]}"):
+        build_source("imagenet100", root, "pretrain", "imagenet100")
