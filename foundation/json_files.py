@@ -1,0 +1,106 @@
+"""JSON files of any origin, read with bounds on size and depth: a damaged file is an error that names it."""
+
+import json
+import logging
+import re
+import stat
+from collections.abc import Iterator
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+from foundation.errors import UserError
+
+MAX_BYTES = 64 * 1024**2  # of a file that is read at once, unless the caller allows more
+MAX_LINES_BYTES = 1024**3  # of a file that is read line by line
+MAX_LINE_BYTES = 1024**2
+MAX_DEPTH = 100  # of arrays and objects within one another; readers may recurse over what they get
+
+logger = logging.getLogger(__name__)
+
+# For `bytes.translate`: an opening bracket becomes +1, a closing bracket -1 (as signed bytes), the rest is deleted.
+_STEPS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[{]}"))
+_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+(?:"|\Z)', re.DOTALL)
+
+
+def read_json(path: Path, max_bytes: int = MAX_BYTES) -> Any:
+    """The content of a JSON file; a byte order mark is accepted.
+
+    Raises:
+        UserError: the file is missing, unreadable, not a regular file, larger than `max_bytes`, not JSON, or nested
+            more than `MAX_DEPTH` deep. The message begins with the path.
+    """
+    try:
+        _check_file(path, max_bytes)
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
+    return parse_json(data, str(path))
+
+
+def parse_json(data: bytes, name: str) -> Any:
+    """The value that JSON text holds. `name` begins the message of an error.
+
+    Raises:
+        UserError: the text is not JSON, or nested more than `MAX_DEPTH` deep.
+    """
+    # Brackets within strings count only if there are enough of them to matter, because removing strings takes longer.
+    if _depth(data) > MAX_DEPTH and _depth(_STRING.sub(b"", data)) > MAX_DEPTH:
+        raise UserError(f"{name} is not usable JSON: it is nested more than {MAX_DEPTH} deep")
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError) as error:  # a wrong encoding and integers of 5,000 digits are ValueErrors too
+        raise UserError(f"{name} is damaged: not valid JSON ({error})") from error
+
+
+def read_json_lines(path: Path, max_bytes: int = MAX_LINES_BYTES) -> list[dict[str, Any]]:
+    """The objects of a file with one JSON object a line, such as metrics.json.
+
+    Lines that hold anything else are skipped, and one warning tells how many. A last line without its end, which a
+    killed process leaves, is skipped without a word unless it is complete.
+
+    Raises:
+        UserError: the file is missing, unreadable, not a regular file, or larger than `max_bytes`.
+    """
+    records, skipped = [], []
+    for number, line in enumerate(_lines(path, max_bytes), start=1):
+        try:
+            value = parse_json(line, str(path)) if len(line) <= MAX_LINE_BYTES else None
+        except UserError:
+            value = None
+        if isinstance(value, dict):
+            records.append(value)
+        elif line.strip() and line.endswith(b"\n"):
+            skipped.append(number)
+    if skipped:
+        count = f"line {skipped[0]}" if len(skipped) == 1 else f"{len(skipped)} lines, the first of them {skipped[0]}"
+        logger.warning("%s: skipped %s, because a line must be one JSON object", path, count)
+    return records
+
+
+def _check_file(path: Path, max_bytes: int) -> None:
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):  # opening a named pipe would block
+        raise UserError(f"{path} is not a file")
+    if status.st_size > max_bytes:
+        raise UserError(f"{path} is too large: {status.st_size:,} bytes, where {max_bytes:,} are allowed")
+
+
+def _lines(path: Path, max_bytes: int) -> Iterator[bytes]:
+    """The lines of a file, without a byte order mark. A line longer than `MAX_LINE_BYTES` is cut behind its bound."""
+    try:
+        _check_file(path, max_bytes)
+        with path.open("rb") as file:
+            if file.read(3) != b"\xef\xbb\xbf":
+                file.seek(0)
+            while line := file.readline(MAX_LINE_BYTES + 1):
+                while not line.endswith(b"\n") and (rest := file.readline(MAX_LINE_BYTES)):
+                    line = line[: MAX_LINE_BYTES + 1] + rest[-1:]
+                yield line
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def _depth(data: bytes) -> int:
+    return max(accumulate(memoryview(data.translate(_STEPS, _NO_BRACKETS)).cast("b")), default=0)
