@@ -39,7 +39,7 @@ def find_config(name: str, command: str) -> Path:
 
 
 def load_config(defaults: CfgNode, name: str, command: str, overrides: Sequence[str] = ()) -> CfgNode:
-    """The defaults, changed by a recipe's file (and its `_BASE_` chain), then by `KEY VALUE` pairs.
+    """The defaults, changed by a recipe's file (and its `_BASE_` chain), then by `KEY VALUE` or `KEY=VALUE`.
 
     Raises:
         UserError: file not found or not YAML, unknown key, wrong type, or a KEY without VALUE.
@@ -47,14 +47,31 @@ def load_config(defaults: CfgNode, name: str, command: str, overrides: Sequence[
     config = defaults.clone()
     path = find_config(name, command)
     merge(config, _read(path), source=str(path))
-    if len(overrides) % 2:
-        raise UserError(f"overrides come as KEY VALUE pairs, but {overrides[-1]!r} has no value")
-    for key, text in zip(overrides[0::2], overrides[1::2], strict=True):
+    for key, text in override_pairs(overrides):
         nested: Any = _literal(text)
         for part in reversed(key.split(".")):
             nested = {part: nested}
         merge(config, nested, source="the command line")
     return config
+
+
+def override_pairs(tokens: Sequence[str]) -> list[tuple[str, str]]:
+    """Command-line tokens `KEY VALUE` and `KEY=VALUE`, in any mixture, as (key, value) pairs.
+
+    Raises:
+        UserError: the last KEY has no value.
+    """
+    pairs = []
+    rest = iter(tokens)
+    for token in rest:
+        key, separator, value = token.partition("=")
+        if not separator:
+            following = next(rest, None)
+            if following is None:
+                raise UserError(f"overrides are KEY VALUE or KEY=VALUE, but {token!r} has no value")
+            value = following
+        pairs.append((key, value))
+    return pairs
 
 
 def merge(config: CfgNode, values: Mapping[str, Any], source: str, prefix: str = "") -> None:

@@ -12,6 +12,7 @@ from detection import config as configs
 from detection.data import datasets, requirements
 from detection.training import checkpoints, run_folder, scaling, trainer
 from foundation import devices
+from foundation.config import override_pairs
 from foundation.errors import UserError
 
 
@@ -78,10 +79,10 @@ def nothing_left(config: CfgNode) -> bool:
 
 
 def _check_choices(arguments: argparse.Namespace) -> None:
-    by_key = "SOLVER.BASE_LR" in arguments.overrides[::2]
+    by_key = "SOLVER.BASE_LR" in dict(override_pairs(arguments.overrides))
     if by_key + bool(arguments.lr_preset) + bool(arguments.sweep_lr) > 1:
         raise UserError("SOLVER.BASE_LR, --lr-preset and --sweep-lr all set the learning rate: give one of them")
-    if arguments.seeds and "SEED" in arguments.overrides[::2]:
+    if arguments.seeds and "SEED" in dict(override_pairs(arguments.overrides)):
         raise UserError("SEED and --seeds both set the seed: give one of them")
     if arguments.seeds or arguments.sweep_lr:
         if arguments.eval_only:

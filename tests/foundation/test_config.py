@@ -30,6 +30,11 @@ def test_overrides_and_conveniences() -> None:
     assert config.PROJECTOR.DIMS == [8, 4]
 
 
+def test_key_value_pairs_and_assignments_mix() -> None:
+    config = load("TRAIN.LR=0.5", "DATA.ROOT", "/a=b", "TRAIN.EPOCHS=30", "DATA.CLASSES=")
+    assert (config.TRAIN.LR, config.DATA.ROOT, config.TRAIN.EPOCHS, config.DATA.CLASSES) == (0.5, "/a=b", 30, "")
+
+
 def test_base_chain_and_strings_that_are_numbers(tmp_path: Path) -> None:
     (tmp_path / "base.yaml").write_text("TRAIN:\n  EPOCHS: 30\n  LR: 1e-3\n")
     (tmp_path / "leaf.yaml").write_text("_BASE_: base.yaml\nTRAIN:\n  EPOCHS: 40\n")
