@@ -4,10 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from foundation import images
-from foundation.images import UnreadableImage, read_rgb
+from foundation.images import UnreadableImage, read_rgb, read_size
 
 RAMP = np.linspace(0, 255, 48).astype(np.uint8)[None, :].repeat(32, 0)  # dark left, bright right
 COLOUR = np.stack([RAMP, RAMP[:, ::-1], np.full_like(RAMP, 60)], axis=2)
@@ -37,18 +37,59 @@ def test_other_colour_modes_become_rgb(mode: str, tmp_path: Path) -> None:
     assert pixels[:, :8].mean() < 60 < 190 < pixels[:, -8:].mean()
 
 
-def test_sixteen_bits_are_scaled_and_not_clipped_to_white(tmp_path: Path) -> None:
-    deep = (RAMP.astype(np.uint16) * 257).astype(np.uint16)
-    assert np.array_equal(read_rgb(saved(tmp_path / "deep.png", Image.fromarray(deep)))[..., 0], RAMP)
+@pytest.mark.parametrize("name", ["deep.png", "deep.tiff", "deep.pgm"])
+@pytest.mark.parametrize("brightest", [65535, 2570])
+def test_16_bits_are_scaled_by_their_type_and_not_by_their_values(name: str, brightest: int, tmp_path: Path) -> None:
+    deep = np.linspace(0, brightest, 48).astype(np.uint16)[None, :].repeat(32, 0)
+    path = tmp_path / name
+    if name.endswith("pgm"):
+        path.write_bytes(b"P5 48 32 65535\n" + deep.astype(">u2").tobytes())
+    else:
+        saved(path, Image.fromarray(deep))
+    assert np.array_equal(read_rgb(path)[..., 0], np.rint(deep / 257).astype(np.uint8))
 
 
-@pytest.mark.parametrize(("orientation", "bright"), [(1, "right"), (3, "left"), (6, "bottom"), (8, "top")])
-def test_exif_orientation_is_applied(orientation: int, bright: str, tmp_path: Path) -> None:
+def test_floats_are_scaled_from_0_to_1_and_clipped(tmp_path: Path) -> None:
+    values = np.array([[0, 0.5, 1, 2, -1, np.nan]], np.float32)
+    assert read_rgb(saved(tmp_path / "f.tiff", Image.fromarray(values)))[0, :, 1].tolist() == [0, 128, 255, 255, 0, 0]
+
+
+def test_pixel_types_without_a_range_are_refused(tmp_path: Path) -> None:
+    path = saved(tmp_path / "i.tiff", Image.fromarray(np.array([[0, 70000]], np.int32)))
+    with pytest.raises(UnreadableImage, match=r"i\.tiff: pixels of 32-bit or signed integers"):
+        read_rgb(path)
+
+
+def turned(folder: Path, orientation: object, image: Image.Image, order: str = "<") -> Path:
     exif = Image.Exif()
+    exif.endian = order
     exif[0x0112] = orientation
-    pixels = read_rgb(saved(tmp_path / "turned.jpg", Image.fromarray(RAMP).convert("RGB"), exif=exif)).mean(2)
-    halves = {"top": pixels[:8], "bottom": pixels[-8:], "left": pixels[:, :8], "right": pixels[:, -8:]}
-    assert max(halves, key=lambda side: halves[side].mean()) == bright
+    return saved(folder / "turned.jpg", image, exif=exif, quality=95)
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("orientation", [0, 1, 2, 3, 4, 5, 6, 7, 8, 9])
+def test_pixels_of_a_camera_jpeg_equal_those_of_pillow(orientation: int, order: str, tmp_path: Path) -> None:
+    path = turned(tmp_path, orientation, Image.fromarray(COLOUR), order)
+    with Image.open(path) as image:
+        upright = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    assert np.array_equal(read_rgb(path), upright)
+    assert read_size(path) == upright.shape[1::-1]
+
+
+def test_camera_jpegs_take_the_fast_decoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "_decode_with_pillow", None)
+    assert read_rgb(turned(tmp_path, 6, Image.fromarray(COLOUR))).shape == (48, 32, 3)
+
+
+@pytest.mark.parametrize("length", [6, 10, 14, 18, 25])
+def test_damaged_exif_is_no_orientation(length: int, tmp_path: Path) -> None:
+    data = turned(tmp_path, 6, Image.fromarray(COLOUR)).read_bytes()
+    start = data.index(b"Exif\0\0")
+    size = int.from_bytes(data[start - 2 : start], "big")
+    cut = data[: start - 2] + (length + 2).to_bytes(2, "big") + data[start : start + length] + data[start + size - 2 :]
+    (tmp_path / "cut.jpg").write_bytes(cut)
+    assert read_rgb(tmp_path / "cut.jpg").shape == (32, 48, 3)
 
 
 def test_damaged_files_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
