@@ -1,7 +1,12 @@
-"""Files that are whole or not there: written aside, synced, renamed."""
+"""Files that are complete or absent: written under a temporary name, synced, renamed; and files with a digest."""
 
+import contextlib
+import hashlib
 import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 
 def write_atomic(path: Path, content: bytes) -> None:
@@ -30,3 +35,90 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def write_with_digest(path: Path, save: Callable[[IO[bytes]], None]) -> str:
+    """Write a large file as a stream, with its SHA-256 in `digest_file(path)`; returns the digest.
+
+    The file is written as `NAME.tmp`, synced, read back and renamed. Whenever the process is killed, `path` holds its
+    old or its new content. A new file never appears without its digest; while an existing file is replaced, it has no
+    digest for a moment, instead of the digest of other content.
+
+    Args:
+        path: of the file.
+        save: writes the content to the stream it is given, which has `write` and `flush`. `torch.save` does.
+
+    Raises:
+        OSError: the disk is full or cannot be written, or the file read back is not what was written. `path` is
+            unchanged, and the temporary file is removed.
+    """
+    draft = path.with_name(f"{path.name}.tmp")
+    try:
+        with draft.open("wb") as file:
+            stream = _DigestingStream(file)
+            try:
+                save(stream)  # type: ignore[arg-type]
+            except RuntimeError as error:  # what torch.save makes of a full disk
+                if stream.error is None:
+                    raise
+                raise stream.error from error
+            file.flush()
+            os.fsync(file.fileno())
+        digest = stream.digest()
+        if sha256_of(draft) != digest:
+            raise OSError("the file read back is not what was written")
+        replacing = path.exists()
+        if replacing:
+            digest_file(path).unlink(missing_ok=True)
+        else:
+            write_atomic(digest_file(path), f"{digest}\n".encode())
+        draft.replace(path)
+        if replacing:
+            write_atomic(digest_file(path), f"{digest}\n".encode())
+        sync_folder(path.parent)
+    except OSError:
+        with contextlib.suppress(OSError):
+            draft.unlink(missing_ok=True)
+        raise
+    return digest
+
+
+def digest_file(path: Path) -> Path:
+    """Where the SHA-256 of a file is kept: `NAME.sha256` beside `NAME.pth`."""
+    return path.with_suffix(".sha256")
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal. Raises OSError where it cannot be read."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def free_space(path: Path) -> str:
+    """The space left on the disk of an existing path, in words, for an error message."""
+    try:
+        return f"{shutil.disk_usage(path).free / 1e6:.0f} MB free"
+    except OSError:
+        return "the disk does not answer"
+
+
+class _DigestingStream:
+    """Computes the SHA-256 of what is written through it, and keeps the error that torch.save would hide."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file, self._hash = file, hashlib.sha256()
+        self.error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        self._hash.update(data)
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def digest(self) -> str:
+        return self._hash.hexdigest()

@@ -1,0 +1,73 @@
+"""Files with a digest: complete or absent, whatever happens to the process and the disk."""
+
+import hashlib
+import os
+
+import pytest
+import torch
+
+from foundation import files
+
+
+class Killed(BaseException):
+    """Ends a process at that very line: nothing is cleaned up."""
+
+
+def test_a_file_is_written_with_its_digest(tmp_path):
+    path = tmp_path / "a.bin"
+    digest = files.write_with_digest(path, lambda file: [file.write(b"ab"), file.write(b"c")])
+    assert path.read_bytes() == b"abc"
+    assert digest == hashlib.sha256(b"abc").hexdigest()
+    assert files.digest_file(path).read_text() == f"{digest}\n"
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["a.bin", "a.sha256"]
+
+
+@pytest.mark.parametrize("replacing", [False, True])
+def test_a_process_is_killed_at_any_moment_of_writing(replacing, tmp_path, monkeypatch):
+    """A process is killed at its first, second, ... call to the system."""
+    path = tmp_path / "a.bin"
+    if replacing:
+        files.write_with_digest(path, lambda file: file.write(b"old"))
+    left = {"calls": -1}
+
+    def counted(call):
+        def wrapped(*arguments, **options):
+            if left["calls"] == 0:
+                raise Killed
+            left["calls"] -= 1
+            return call(*arguments, **options)
+
+        return wrapped
+
+    kind = type(tmp_path)
+    for owner, name in ((os, "fsync"), (kind, "open"), (kind, "unlink"), (kind, "replace")):
+        monkeypatch.setattr(owner, name, counted(getattr(owner, name)))
+    kills = 0
+    while True:
+        left["calls"] = kills
+        try:
+            files.write_with_digest(path, lambda file: file.write(b"new"))
+            break
+        except Killed:
+            kills += 1
+            left["calls"] = -1
+        digest = files.digest_file(path)
+        assert path.exists() or not replacing
+        if path.exists():
+            assert path.read_bytes() in (b"old", b"new")
+            assert digest.exists() or replacing
+        if path.exists() and digest.exists():
+            assert digest.read_text().strip() == files.sha256_of(path)
+    assert kills > 5
+
+
+@pytest.mark.parametrize("size", [1, 100_000], ids=["found at the end", "found by torch.save"])
+def test_a_full_disk_leaves_the_old_file(size, tmp_path):
+    path = tmp_path / "a.bin"
+    files.write_with_digest(path, lambda file: file.write(b"old"))
+    path.with_name("a.bin.tmp").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left"):
+        files.write_with_digest(path, lambda file: torch.save(torch.zeros(size), file))
+    assert path.read_bytes() == b"old"
+    assert files.digest_file(path).read_text().strip() == files.sha256_of(path)
+    assert not list(tmp_path.glob("*.tmp"))
