@@ -20,6 +20,7 @@ from torch.utils.data import Dataset
 from foundation.images import UnreadableImage
 from pretrain.images.sources import Source
 
+INTERPOLATIONS = ("bicubic", "bilinear")
 JITTER_ORDERS = 24  # permutations of brightness, contrast, saturation, hue
 MAX_REPLACEMENTS = 20
 
@@ -100,19 +101,35 @@ def draw_photometric(recipe: ViewRecipe, rng: np.random.Generator) -> np.ndarray
     return params
 
 
-def resize(image: Tensor, height: int, width: int) -> Tensor:
-    """Bicubic with antialiasing, uint8 (3, H, W) -> (3, height, width)."""
+def resize(image: Tensor, height: int, width: int, interpolation: str = "bicubic") -> Tensor:
+    """Resize with antialiasing, uint8 (3, H, W) -> (3, height, width).
+
+    Args:
+        interpolation: one of `INTERPOLATIONS`; bicubic in the article (thesis B.1.3).
+    """
     if image.shape[1:] == (height, width):
         return image
-    return F.interpolate(image[None], (height, width), mode="bicubic", antialias=True)[0]
+    return F.interpolate(image[None], (height, width), mode=interpolation, antialias=True)[0]
 
 
-def center_crop(image: Tensor, size: int, ratio: float) -> Tensor:
-    """The test-time view (thesis B.1.2): the shorter side resized to size x ratio, then the central square."""
-    _, height, width = image.shape
-    scale = round(size * ratio) / min(height, width)
-    image = resize(image, max(round(height * scale), size), max(round(width * scale), size))
-    top, left = (image.shape[1] - size) // 2, (image.shape[2] - size) // 2
+def resized_side(size: int) -> int:
+    """Length of an image's shorter side before the central crop of `size` pixels: 256 for 224, 73 for 64, 36 for 32.
+
+    Thesis B.1.2 keeps the ratio 256 / 224 for all datasets, as HaoChen et al. 2021, whose code truncates.
+    """
+    return size * 8 // 7
+
+
+def center_crop(image: Tensor, size: int, interpolation: str = "bicubic") -> Tensor:
+    """The test-time view (thesis B.1.2): uint8 (3, H, W) -> (3, size, size).
+
+    The shorter side is resized to `resized_side(size)`, then the central square is cut out. Sizes and offsets are
+    rounded as torchvision's `Resize` and `CenterCrop` do.
+    """
+    short, side = min(image.shape[1:]), resized_side(size)
+    height, width = (max(side * length // short, size) for length in image.shape[1:])
+    image = resize(image, height, width, interpolation)
+    top, left = round((height - size) / 2), round((width - size) / 2)
     return image[:, top : top + size, left : left + size]
 
 
@@ -135,7 +152,7 @@ class ViewDataset(Dataset):
         size: pixels of the square views.
         recipes: one per view; none: a single central crop, the same in every epoch.
         seed: of all randomness.
-        crop_ratio: resize ratio of the central crop.
+        interpolation: of every resize, one of `INTERPOLATIONS`.
     """
 
     def __init__(
@@ -144,13 +161,13 @@ class ViewDataset(Dataset):
         size: int,
         recipes: Sequence[ViewRecipe],
         seed: int = 0,
-        crop_ratio: float = 256 / 224,
+        interpolation: str = "bicubic",
     ) -> None:
         self.source = source
         self.size = size
         self.recipes = recipes
         self.seed = seed
-        self.crop_ratio = crop_ratio
+        self.interpolation = interpolation
 
     def __len__(self) -> int:
         return len(self.source)
@@ -159,7 +176,7 @@ class ViewDataset(Dataset):
         epoch, index = key
         image, used, unreadable = self._read(index)
         if not self.recipes:
-            views = [center_crop(image, self.size, self.crop_ratio)]
+            views = [center_crop(image, self.size, self.interpolation)]
             params = np.zeros((1, len(Param)), np.float32)
             params[:, Param.JITTER_ORDER] = -1
         else:
@@ -171,7 +188,7 @@ class ViewDataset(Dataset):
 
     def _crop(self, image: Tensor, recipe: ViewRecipe, rng: np.random.Generator) -> Tensor:
         top, left, height, width = draw_crop(recipe, rng, image.shape[1], image.shape[2])
-        return resize(image[:, top : top + height, left : left + width], self.size, self.size)
+        return resize(image[:, top : top + height, left : left + width], self.size, self.size, self.interpolation)
 
     def _read(self, index: int) -> tuple[Tensor, int, list[str]]:
         """The image, or the next readable one in its place: the same replacement whenever and wherever it is read.

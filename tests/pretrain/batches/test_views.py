@@ -10,7 +10,15 @@ from torchvision.transforms import v2
 
 from foundation.images import UnreadableImage
 from pretrain.batches.loader import SequentialBatches, build_loader
-from pretrain.batches.views import ViewDataset, ViewRecipe, center_crop, draw_crop, random_stream, resize
+from pretrain.batches.views import (
+    INTERPOLATIONS,
+    ViewDataset,
+    ViewRecipe,
+    center_crop,
+    draw_crop,
+    random_stream,
+    resize,
+)
 from pretrain.images.sources import ArraySource, build_source
 
 RECIPES = [ViewRecipe(flip=0.5, jitter=0.8, brightness=0.4, blur=1.0), ViewRecipe(flip=0.5, solarize=0.2)]
@@ -57,7 +65,7 @@ def test_any_image_has_a_crop(height: int, width: int) -> None:
         assert w >= 1
         assert 0 <= top <= height - h
         assert 0 <= left <= width - w
-    assert center_crop(torch.zeros(3, height, width, dtype=torch.uint8), 8, 1.0).shape == (3, 8, 8)
+    assert center_crop(torch.zeros(3, height, width, dtype=torch.uint8), 8).shape == (3, 8, 8)
 
 
 def test_resize_equals_pillow_to_two_levels() -> None:
@@ -67,10 +75,15 @@ def test_resize_equals_pillow_to_two_levels() -> None:
     assert np.abs(ours - theirs).max() <= 2
 
 
-def test_center_crop_is_the_middle_of_the_resized_image() -> None:
-    ramp = torch.arange(64, dtype=torch.uint8).expand(3, 64, 64)
-    assert center_crop(ramp, 32, 1.0).float().mean().item() == pytest.approx(31.5, abs=0.6)
-    assert torch.equal(center_crop(ramp, 64, 1.0), ramp)
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (64, 64), (37, 90), (91, 38), (500, 375)])
+@pytest.mark.parametrize("size", [32, 64, 224])
+def test_center_crop_is_torchvisions(size: int, height: int, width: int, interpolation: str) -> None:
+    """Resize and CenterCrop with the sizes of thesis B.1.2; of 32 pixels, int(32 x 8 / 7) = 36 (HaoChen et al.)."""
+    image = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, height, width), dtype=np.uint8))
+    resized = {32: 36, 64: 73, 224: 256}[size]
+    theirs = v2.Compose([v2.Resize(resized, v2.InterpolationMode(interpolation)), v2.CenterCrop(size)])(image)
+    assert torch.equal(center_crop(image, size, interpolation), theirs)
 
 
 def test_unreadable_images_are_replaced_by_the_next_and_named() -> None:
