@@ -26,9 +26,11 @@ def get_defaults() -> CfgNode:
     c.ENCODER = CfgNode()
     c.ENCODER.NAME = "resnet50"  # one of pretrain.encoder.ENCODERS
     c.ENCODER.STEM = "imagenet"  # or cifar, for images of about 32 pixels
-    c.ENCODER.ZERO_INIT_RESIDUAL = False  # begin with residual branches at 0: short trainings of ResNet-50 need it
+    c.ENCODER.ZERO_INIT_RESIDUAL = False  # initialise residual branches with 0; short trainings of ResNet-50 need it
     c.PROJECTOR = CfgNode()
     c.PROJECTOR.DIMS = [8192, 8192, 512]  # the last is P, the dimension of the embedding
+    c.PROJECTOR.NORM = True  # BatchNorm in the hidden layers
+    c.PROJECTOR.LAST_BIAS = True  # bias of the last layer
     c.OBJECTIVE = CfgNode()
     c.OBJECTIVE.NAME = "corinfomax"  # or one to compare with: pretrain.objectives.OBJECTIVES
     c.OBJECTIVE.ATTRACTION = 2000.0  # alpha

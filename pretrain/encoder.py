@@ -1,5 +1,7 @@
 """The networks: torchvision's ResNets as encoders, the projector, and both together on two views."""
 
+from collections.abc import Sequence
+
 import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -15,8 +17,8 @@ def build_encoder(name: str, stem: str, zero_init_residual: bool = False) -> nn.
         name: one of `ENCODERS`.
         stem: `imagenet`, torchvision's own (7x7 with stride 2, then max-pooling), or `cifar` for images of about
             32 pixels: a 3x3 convolution with stride 1 and no max-pooling (thesis B.2.1).
-        zero_init_residual: begin with each residual branch at 0, by its last norm's weight (Goyal et al. 2017, section
-            5.1), as the public code of SimSiam, Barlow Twins and VICReg does.
+        zero_init_residual: initialise the last BatchNorm weight of each residual branch with 0 (Goyal et al. 2017,
+            section 5.1), as the authors' code does, and that of SimSiam, Barlow Twins and VICReg.
     """
     encoder = getattr(torchvision.models, name)(weights=None, zero_init_residual=zero_init_residual)
     encoder.fc = nn.Identity()
@@ -32,14 +34,23 @@ def feature_dim(name: str) -> int:
     return 512 if name in ("resnet18", "resnet34") else 2048
 
 
-def build_projector(in_dim: int, dims: list[int]) -> nn.Sequential:
-    """An MLP with layers of `dims`: BatchNorm and ReLU after the hidden ones, the last is linear (article 5.1.2)."""
+def build_projector(in_dim: int, dims: Sequence[int], norm: bool = True, last_bias: bool = True) -> nn.Sequential:
+    """An MLP with layers of `dims`: ReLU after the hidden ones, the last one is linear (article 5.1.2).
+
+    Args:
+        in_dim: F, dimension of the features.
+        dims: of the layers; the last is P, the dimension of the embedding.
+        norm: put BatchNorm between each hidden layer and its ReLU (thesis B.2.5, for ImageNet-1K only).
+        last_bias: give the last layer a bias. The authors' code gives it none.
+    """
     layers: list[nn.Module] = []
     for hidden in dims[:-1]:
         # BatchNorm subtracts the mean, so a bias before it would do nothing.
-        layers += [nn.Linear(in_dim, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(inplace=True)]
+        layers.append(nn.Linear(in_dim, hidden, bias=not norm))
+        layers += [nn.BatchNorm1d(hidden)] if norm else []
+        layers.append(nn.ReLU(inplace=True))
         in_dim = hidden
-    return nn.Sequential(*layers, nn.Linear(in_dim, dims[-1]))
+    return nn.Sequential(*layers, nn.Linear(in_dim, dims[-1], bias=last_bias))
 
 
 class SiameseNetwork(nn.Module):

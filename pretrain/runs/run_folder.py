@@ -36,7 +36,13 @@ MAY_CHANGE = {
     "PROBE.MAX_TRAIN",
 }
 # Keys that checkpoints of earlier versions do not have, with the value that does what was done then.
-BEFORE = {"DATA.WINDOW": 0, "ENCODER.ZERO_INIT_RESIDUAL": False, "TRAIN.OPTIMIZER": "sgd"}
+BEFORE = {
+    "DATA.WINDOW": 0,
+    "ENCODER.ZERO_INIT_RESIDUAL": False,
+    "PROJECTOR.NORM": True,
+    "PROJECTOR.LAST_BIAS": True,
+    "TRAIN.OPTIMIZER": "sgd",
+}
 logger = logging.getLogger("pretrain")
 
 
@@ -90,7 +96,10 @@ def _compare(config: CfgNode, saved: dict[str, Any], output: Path) -> None:
     changed = [key for key in new if key not in MAY_CHANGE and old.get(key) != new[key]]
     if changed:
         listed = "; ".join(f"{key}: {old.get(key)!r} then, {new[key]!r} now" for key in changed)
-        raise UserError(f"cannot resume {output} with another configuration ({listed}); choose another --output")
+        raise UserError(
+            f"cannot resume {output} with another configuration ({listed}); --config {output}/config.yaml keeps that "
+            "run's own, or choose another --output"
+        )
 
 
 def _get(config: CfgNode, key: str) -> object:

@@ -34,7 +34,12 @@ PLAIN_SHARE = 0.0048 / 0.2  # rate of biases and norms under LARS, of the weight
 def build_network(config: CfgNode) -> SiameseNetwork:
     """Encoder and projector."""
     encoder = build_encoder(config.ENCODER.NAME, config.ENCODER.STEM, config.ENCODER.ZERO_INIT_RESIDUAL)
-    projector = build_projector(feature_dim(config.ENCODER.NAME), list(config.PROJECTOR.DIMS))
+    projector = build_projector(
+        feature_dim(config.ENCODER.NAME),
+        config.PROJECTOR.DIMS,
+        norm=config.PROJECTOR.NORM,
+        last_bias=config.PROJECTOR.LAST_BIAS,
+    )
     return SiameseNetwork(encoder, projector, wants_unit_length(config.OBJECTIVE.NAME))
 
 

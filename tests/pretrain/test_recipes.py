@@ -1,0 +1,105 @@
+"""The article's six recipes: layers, biases, first values and views, as thesis Appendix B and the authors' code say."""
+
+import dataclasses
+from functools import cache
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import nn
+from torchvision.models.resnet import BasicBlock, Bottleneck
+
+from foundation.config import load_config
+from pretrain.batches.views import resized_side
+from pretrain.config import build_recipes, get_defaults, validate
+from pretrain.encoder import build_encoder
+from pretrain.evaluation.config import get_linear_defaults, validate_linear
+from pretrain.training.build import build_network
+
+
+class Expected(NamedTuple):
+    """One row of article 5.1.2 and thesis B.1 and B.2."""
+
+    encoder: str
+    stem: str
+    dims: list[int]
+    norm: bool
+    size: int  # pixels of the views
+    resized: int  # shorter side before the central crop
+
+
+RECIPES = {
+    "cifar10_R18": Expected("resnet18", "cifar", [2048, 2048, 64], False, 32, 36),
+    "cifar100_R18": Expected("resnet18", "cifar", [4096, 4096, 128], False, 32, 36),
+    "tiny_imagenet_R50": Expected("resnet50", "imagenet", [4096, 4096, 128], False, 64, 73),
+    "imagenet100_R18": Expected("resnet18", "imagenet", [4096, 4096, 128], False, 224, 256),
+    "imagenet100_R50": Expected("resnet50", "imagenet", [4096, 4096, 128], False, 224, 256),
+    "imagenet1k_R50": Expected("resnet50", "imagenet", [8192, 8192, 512], True, 224, 256),
+}
+recipes = pytest.mark.parametrize(("name", "expected"), RECIPES.items())
+
+
+def read(name: str):
+    config = load_config(get_defaults(), name, "pretrain", [])
+    validate(config)
+    return config
+
+
+@recipes
+def test_projector_has_the_layers_of_the_article(name: str, expected: Expected) -> None:
+    with torch.device("meta"):
+        projector = build_network(read(name)).projector
+    features = {"resnet18": 512, "resnet50": 2048}[expected.encoder]
+    layers = []
+    for in_dim, out_dim in zip([features, *expected.dims[:-2]], expected.dims[:-1], strict=True):
+        layers += [(nn.Linear, in_dim, out_dim, not expected.norm)]
+        layers += [(nn.BatchNorm1d, out_dim)] if expected.norm else []
+        layers += [(nn.ReLU,)]
+    layers += [(nn.Linear, expected.dims[-2], expected.dims[-1], False)]
+    assert [describe(layer) for layer in projector] == layers
+
+
+def describe(layer: nn.Module) -> tuple:
+    if isinstance(layer, nn.Linear):
+        return nn.Linear, layer.in_features, layer.out_features, layer.bias is not None
+    return (type(layer), layer.num_features) if isinstance(layer, nn.BatchNorm1d) else (type(layer),)
+
+
+@recipes
+def test_encoder_begins_with_residual_branches_at_zero(name: str, expected: Expected) -> None:
+    config = read(name)
+    assert (expected.encoder, expected.stem) == (config.ENCODER.NAME, config.ENCODER.STEM)
+    encoder = encoder_of(config.ENCODER.NAME, config.ENCODER.STEM, config.ENCODER.ZERO_INIT_RESIDUAL)
+    blocks = [block for block in encoder.modules() if isinstance(block, (BasicBlock, Bottleneck))]
+    last_norms = [block.bn3 if isinstance(block, Bottleneck) else block.bn2 for block in blocks]
+    assert len(last_norms) == {"resnet18": 8, "resnet50": 16}[expected.encoder]
+    assert all(float(norm.weight.detach().abs().max()) == 0 for norm in last_norms)
+    others = [m for m in encoder.modules() if isinstance(m, nn.BatchNorm2d) and all(m is not n for n in last_norms)]
+    assert all(set(norm.weight.tolist()) == {1.0} for norm in others)
+    kernel, stride, pool = {"cifar": (3, 1, nn.Identity), "imagenet": (7, 2, nn.MaxPool2d)}[expected.stem]
+    assert (encoder.conv1.kernel_size, encoder.conv1.stride) == ((kernel, kernel), (stride, stride))
+    assert type(encoder.maxpool) is pool
+
+
+encoder_of = cache(build_encoder)  # a ResNet-50 takes half a second
+
+
+@recipes
+def test_views_have_the_sizes_of_the_article(name: str, expected: Expected) -> None:
+    config = read(name)
+    linear = load_config(get_linear_defaults(), name, "linear", [])
+    validate_linear(linear)
+    assert config.DATA.IMAGE_SIZE == linear.DATA.IMAGE_SIZE == expected.size
+    assert resized_side(linear.DATA.IMAGE_SIZE) == expected.resized
+    assert (config.DATA.MEAN, config.DATA.STD) == (linear.DATA.MEAN, linear.DATA.STD)
+
+
+@recipes
+def test_augmentations_are_those_of_table_b1(name: str, expected: Expected) -> None:
+    first, second = build_recipes(read(name))
+    table = {"crop_scale": (0.08, 1.0), "flip": 0.5, "jitter": 0.8, "brightness": 0.4, "contrast": 0.4}
+    table |= {"saturation": 0.2, "hue": 0.1, "gray": 0.2}
+    for view, blur, solarize in ((first, 1.0, 0.0), (second, 0.1, 0.2)):
+        values = dataclasses.asdict(view)
+        assert {key: values[key] for key in table} == table
+        assert (view.blur, view.solarize) == (blur, solarize)
