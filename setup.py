@@ -57,7 +57,17 @@ setup(
         "cityscapes": ["cityscapesscripts", "shapely"],
         "baselines": ["lightly>=1.5"],
         "wandb": ["wandb"],
-        "dev": [*DETECTION, "pytest", "pytest-timeout", "ruff", "mypy", "types-PyYAML", "types-tqdm", "timm"],
+        "dev": [
+            *DETECTION,
+            "pytest",
+            "pytest-timeout",
+            "ruff",
+            "mypy",
+            "import-linter",
+            "types-PyYAML",
+            "types-tqdm",
+            "timm",
+        ],
     },
     entry_points={
         "console_scripts": [
