@@ -1,4 +1,4 @@
-"""Pictures through a model, and what comes out of it as shapes to draw and as COCO results.
+"""Pictures through a model, and what comes out of it as overlays to draw and as COCO results.
 
 Heavy libraries are imported where they are used, so that the command's help and errors are quick.
 """
@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from foundation import devices
+from foundation.canvas import Overlay, Point, class_colours
 from foundation.errors import UserError
-from reporting import colours as report_colours
-from reporting.canvas import Point, Shape
 
 if TYPE_CHECKING:
     import torch
@@ -116,27 +115,27 @@ def _through(
         yield number, picture, {key: value.to("cpu") for key, value in output.items() if hasattr(value, "to")}
 
 
-def to_shapes(output: Mapping[str, Any], classes: Classes, threshold: float) -> list[Shape]:
+def to_overlays(output: Mapping[str, Any], classes: Classes, threshold: float) -> list[Overlay]:
     """What to draw: the detections with a score of at least `threshold`, the surest last and so on top."""
-    colours = report_colours.of_classes(range(len(classes.names)))
+    colours = class_colours(range(len(classes.names)))
     if "instances" not in output:
         return _regions(output["sem_seg"], classes, colours)
     found = output["instances"]
     found = found[found.scores >= threshold]
     masks = found.pred_masks.numpy().astype("uint8") if found.has("pred_masks") else [None] * len(found)
     joints = found.pred_keypoints.tolist() if found.has("pred_keypoints") else [[]] * len(found)
-    shapes = []
+    overlays = []
     for box, mask, kind, score, spots in zip(
         found.pred_boxes.tensor.tolist(), masks, found.pred_classes.tolist(), found.scores.tolist(), joints, strict=True
     ):
         seen: dict[int, Point] = {i: (x, y) for i, (x, y, sure) in enumerate(spots) if sure > LEAST_KEYPOINT_SCORE}
         limbs = [(seen[a], seen[b]) for a, b in classes.limbs if a in seen and b in seen]
         text = f"{classes.names[kind]} {score:.2f}"
-        shapes.append(Shape(tuple(box), mask, text, colours[kind], tuple(seen.values()), tuple(limbs)))
-    return shapes[::-1]
+        overlays.append(Overlay(tuple(box), mask, text, colours[kind], tuple(seen.values()), tuple(limbs)))
+    return overlays[::-1]
 
 
-def _regions(scores: "torch.Tensor", classes: Classes, colours: Mapping[int, str]) -> list[Shape]:
+def _regions(scores: "torch.Tensor", classes: Classes, colours: Mapping[int, str]) -> list[Overlay]:
     """Of semantic segmentation: each class that is the likeliest somewhere, the largest region first; not VOC's
     background.
     """
@@ -145,7 +144,7 @@ def _regions(scores: "torch.Tensor", classes: Classes, colours: Mapping[int, str
     things = {kind: mask for kind, mask in masks.items() if classes.names[kind] != BACKGROUND}
     large = {kind: mask for kind, mask in things.items() if mask.mean() >= LEAST_REGION}
     order = sorted(large, key=lambda kind: -int(large[kind].sum()))
-    return [Shape(None, large[kind], classes.names[kind], colours[kind]) for kind in order]
+    return [Overlay(None, large[kind], classes.names[kind], colours[kind]) for kind in order]
 
 
 def to_records(output: Mapping[str, Any], image_id: Any, classes: Classes) -> list[dict[str, Any]]:

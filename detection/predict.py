@@ -156,7 +156,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise UserError(f"{folder}: nothing can be written there: {error.strerror or error}") from error
 
     from detection import inference
-    from reporting.canvas import draw_shapes
+    from foundation.canvas import draw_overlays
 
     config, model = inference.build_detector(arguments.config, arguments.weights)
     classes = inference.classes_of(config, results.categories)
@@ -164,12 +164,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     progress = Progress(len(files))
     pictures = _read(files, broken, progress)
     for index, image, output in inference.in_batches(model, config, pictures, arguments.batch_size):
-        shapes = inference.to_shapes(output, classes, arguments.score_threshold)
+        overlays = inference.to_overlays(output, classes, arguments.score_threshold)
         if drawn:
-            draw_shapes(image, shapes, arguments.scale).save(drawn[index])
+            draw_overlays(image, overlays, arguments.scale).save(drawn[index])
         if arguments.json:
             results.add(index, image.size, inference.to_records(output, results.ids[index], classes))
-        progress.advance(f"{drawn[index] if drawn else files[index]}: {len(shapes)} objects")
+        progress.advance(f"{drawn[index] if drawn else files[index]}: {len(overlays)} objects")
     progress.close()
     if arguments.json:
         print(results.write(arguments.json, classes))

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from foundation.errors import ArgumentParser, UserError, run
-from reporting import colours as report_colours
 from reporting.diagnosis import draw_errors, draw_label_curves, draw_precision, label_curves, leading
-from reporting.figures import SMOOTHED_SHARE, draw_curves, draw_transfer
+from reporting.figures import SMOOTHED_SHARE, draw_curves, draw_transfer, label_colours
 from reporting.groups import Setting, settings
 from reporting.page import Block, Heading, Paragraph, Picture, to_html, to_markdown
 from reporting.runs import PRETRAIN, read_runs
@@ -49,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _body(found: Sequence[Setting], folder: Path) -> list[Block]:
     """The page from the findings to the curves; draws its pictures into `folder`."""
-    colours = report_colours.of_labels(group.label for setting in found for group in setting.groups)
+    colours = label_colours(group.label for setting in found for group in setting.groups)
     blocks = [block for setting in found for block in summary(setting)]
     shown = leading(found)
     if draw_transfer(shown, colours, folder / "transfer.png"):

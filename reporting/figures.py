@@ -1,6 +1,6 @@
 """The plots of a report: AP of each initialisation, and the curves of training."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,7 @@ from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 from reporting.columns import Column
-from reporting.groups import Group, Setting
+from reporting.groups import BASELINE, Group, Setting
 from reporting.runs import PRETRAIN
 
 STYLE = {
@@ -36,12 +36,21 @@ STYLE = {
     "legend.frameon": False,
     "text.parse_math": False,  # names may hold a dollar sign
 }
+# Okabe and Ito's palette, which readers with any colour vision tell apart. Two names have the same in every report.
+FIXED_COLOURS = {BASELINE: "#767676", "corinfomax": "#0072b2"}
+OTHER_COLOURS = ("#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 DPI = 200
 BARS = 3  # of a task
 MOST_IN_LINE = 5  # entries of a legend
 SMOOTHED_SHARE = 0.1  # of the run that a point of the smoothed loss averages over
 Colours = Mapping[str, str]
 Points = NDArray[np.float64]
+
+
+def label_colours(labels: Iterable[str]) -> dict[str, str]:
+    """A colour for each initialisation, in the order of their first appearance."""
+    others = [label for label in dict.fromkeys(labels) if label not in FIXED_COLOURS]
+    return FIXED_COLOURS | {label: OTHER_COLOURS[i % len(OTHER_COLOURS)] for i, label in enumerate(others)}
 
 
 def draw_transfer(settings: Sequence[Setting], colours: Colours, path: Path) -> bool:

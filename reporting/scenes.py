@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from foundation.canvas import Overlay, class_colours, compose_sheet, draw_cell
 from foundation.errors import UserError
-from reporting import colours as report_colours
-from reporting.canvas import Canvas, Shape, compose_sheet, draw_scene
 from reporting.groups import Group, Setting
 
 PREDICTIONS = "coco_instances_results.json"
@@ -58,7 +57,7 @@ def draw_predictions(setting: Setting, colours: Mapping[str, str], path: Path) -
     shown = _shown(setting)
     truth = _read_truth(*_dataset(setting))
     chosen = evenly_spaced(sorted(truth.images), ROWS)
-    fills = report_colours.of_classes(truth.names)
+    fills = class_colours(truth.names)
     rows = [[_truth_cell(truth, identity, fills)] for identity in chosen]
     for _, file in shown:
         found = _read_predictions(file, chosen)
@@ -140,27 +139,27 @@ def _read_json(path: Path) -> Any:
         raise UserError(f"{path} is damaged ({error})") from error
 
 
-def _truth_cell(truth: Truth, identity: int, fills: Mapping[int, str]) -> Canvas:
+def _truth_cell(truth: Truth, identity: int, fills: Mapping[int, str]) -> Image.Image:
     objects = truth.annotations.get(identity, [])
-    shapes = [_shape(truth, identity, each, truth.names[each["category_id"]], fills) for each in objects]
-    count = f"{len(shapes)} object{'' if len(shapes) == 1 else 's'}"
-    return draw_scene(_open(truth, identity), shapes, count)
+    overlays = [_overlay(truth, identity, each, truth.names[each["category_id"]], fills) for each in objects]
+    count = f"{len(overlays)} object{'' if len(overlays) == 1 else 's'}"
+    return draw_cell(_open(truth, identity), overlays, count)
 
 
 def _prediction_cell(
     truth: Truth, identity: int, found: Sequence[Mapping[str, Any]], source: Path, fills: Mapping[int, str]
-) -> Canvas:
+) -> Image.Image:
     unknown = {each["category_id"] for each in found} - truth.names.keys()
     if unknown:
         raise UserError(f"{source}: the dataset has no category {min(unknown)}; these are another dataset's results")
-    shapes = [
-        _shape(truth, identity, each, f"{truth.names[each['category_id']]} {each['score']:.2f}", fills)
+    overlays = [
+        _overlay(truth, identity, each, f"{truth.names[each['category_id']]} {each['score']:.2f}", fills)
         for each in found
     ]
     objects = truth.annotations.get(identity, [])
     matched = count_found(objects, found)
     note = f"{matched} of {len(objects)} found, {len(found) - matched} false"
-    return draw_scene(_open(truth, identity), shapes, note)
+    return draw_cell(_open(truth, identity), overlays, note)
 
 
 def count_found(objects: Sequence[Mapping[str, Any]], found: Sequence[Mapping[str, Any]]) -> int:
@@ -185,7 +184,9 @@ def _open(truth: Truth, identity: int) -> Image.Image:
         raise UserError(f"{path}, an image of the evaluation set, cannot be read: {error}") from error
 
 
-def _shape(truth: Truth, identity: int, annotation: Mapping[str, Any], text: str, fills: Mapping[int, str]) -> Shape:
+def _overlay(
+    truth: Truth, identity: int, annotation: Mapping[str, Any], text: str, fills: Mapping[int, str]
+) -> Overlay:
     image = truth.images[identity]
     mask = decode_mask(annotation.get("segmentation"), int(image["height"]), int(image["width"]))
     x, y, width, height = annotation["bbox"]
@@ -198,7 +199,7 @@ def _shape(truth: Truth, identity: int, annotation: Mapping[str, Any], text: str
         if points[3 * place + 2] > LEAST_VISIBLE
     }
     limbs = [(seen[a], seen[b]) for a, b in truth.skeletons[kind] if a in seen and b in seen]
-    return Shape((x, y, x + width, y + height), mask, text, fills[kind], tuple(seen.values()), limbs)
+    return Overlay((x, y, x + width, y + height), mask, text, fills[kind], tuple(seen.values()), limbs)
 
 
 def decode_mask(segmentation: Any, height: int, width: int) -> NDArray[np.uint8] | None:

@@ -15,8 +15,8 @@ from detection import inference, predict
 from detection.coco_results import image_ids
 from detection.inference import Classes
 from detection.training.trainer import TransferTrainer
+from foundation.canvas import Overlay, draw_overlays, innermost_point
 from foundation.errors import UserError
-from reporting.canvas import Shape, deepest, draw_shapes
 
 # isort: split
 from detectron2.structures import Boxes, Instances
@@ -209,7 +209,7 @@ CLASSES = Classes(["one", "two"], [10, 20], [(0, 1), (1, 2)])
 
 def test_boxes_without_masks():
     """As RetinaNet and VOC's detectors give them."""
-    (shape,) = inference.to_shapes(instances(), CLASSES, 0.5)
+    (shape,) = inference.to_overlays(instances(), CLASSES, 0.5)
     assert shape.box == (2, 3, 12, 23)
     assert shape.mask is None
     assert shape.text == "two 0.90"
@@ -223,7 +223,7 @@ def test_keypoints_are_joined_where_they_are_seen():
     spots = torch.tensor([[[3.0, 4, 0.9], [5, 6, 0.8], [7, 8, 0.01]]] * 2)
     output = instances(pred_keypoints=spots)
     records = inference.to_records(output, 7, CLASSES)
-    (shape,) = inference.to_shapes(output, CLASSES, 0.5)
+    (shape,) = inference.to_overlays(output, CLASSES, 0.5)
     assert shape.points == ((3, 4), (5, 6))
     assert shape.limbs == (((3, 4), (5, 6)),)
     assert records[0]["keypoints"][:3] == pytest.approx([2.5, 3.5, 0.9])  # COCO counts pixels by their centres
@@ -233,8 +233,8 @@ def test_keypoints_are_joined_where_they_are_seen():
 def test_regions_of_semantic_segmentation():
     scores = torch.zeros(2, 30, 40)
     scores[1, :, 25:] = 1
-    shapes = inference.to_shapes({"sem_seg": scores}, CLASSES, 0.5)
-    assert [(shape.text, shape.box, int(shape.mask.sum())) for shape in shapes] == [
+    overlays = inference.to_overlays({"sem_seg": scores}, CLASSES, 0.5)
+    assert [(overlay.text, overlay.box, int(overlay.mask.sum())) for overlay in overlays] == [
         ("one", None, 750),
         ("two", None, 450),
     ]
@@ -245,31 +245,31 @@ def test_regions_of_semantic_segmentation():
 
 
 def test_the_background_is_no_region():
-    shapes = inference.to_shapes({"sem_seg": torch.ones(2, 30, 40)}, Classes(["background", "two"], [1, 2]), 0.5)
-    assert shapes == []
+    overlays = inference.to_overlays({"sem_seg": torch.ones(2, 30, 40)}, Classes(["background", "two"], [1, 2]), 0.5)
+    assert overlays == []
 
 
 def test_a_region_is_labelled_in_its_depth():
     mask = numpy.zeros((60, 80), dtype=numpy.uint8)
     mask[10:31, 40:61] = 1  # a square, and a thin line to its left
     mask[20, :40] = 1
-    assert deepest(mask) == (50, 20)
+    assert innermost_point(mask) == (50, 20)
     thin = numpy.zeros((500, 500), dtype=numpy.uint8)
     thin[333, 17] = 1
-    assert deepest(thin) == (17, 333)
+    assert innermost_point(thin) == (17, 333)
 
 
 def test_each_part_of_a_shape_is_drawn():
     photograph = Image.new("RGB", (100, 80), "#404040")
     mask = numpy.zeros((80, 100), dtype=numpy.uint8)
     mask[20:60, 60:90] = 1
-    shapes = [
-        Shape((10, 30, 50, 70), None, "", "#ff0000"),
-        Shape(None, mask, "", "#00ff00"),
-        Shape(None, None, "", "#0000ff", points=[(20, 10), (60, 10)], limbs=[((20, 10), (60, 10))]),
+    overlays = [
+        Overlay((10, 30, 50, 70), None, "", "#ff0000"),
+        Overlay(None, mask, "", "#00ff00"),
+        Overlay(None, None, "", "#0000ff", points=[(20, 10), (60, 10)], limbs=[((20, 10), (60, 10))]),
     ]
-    plain = numpy.asarray(draw_shapes(photograph, [], 2)).astype(int)
-    drawn = numpy.asarray(draw_shapes(photograph, shapes, 2)).astype(int)
+    plain = numpy.asarray(draw_overlays(photograph, [], 2)).astype(int)
+    drawn = numpy.asarray(draw_overlays(photograph, overlays, 2)).astype(int)
     assert drawn.shape == (160, 200, 3)
     assert tuple(drawn[100, 20]) == (255, 0, 0)  # the left edge of the box
     assert tuple(drawn[100, 60]) == (64, 64, 64)  # inside of it

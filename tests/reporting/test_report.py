@@ -13,10 +13,11 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from detection import report
+from foundation.canvas import class_colours
 from foundation.config import config_folder
 from foundation.errors import UserError
-from reporting import colours
 from reporting.diagnosis import error_cost, label_curves, leading
+from reporting.figures import label_colours
 from reporting.groups import KINDS, Statistic, difference, settings
 from reporting.published import of_recipe
 from reporting.runs import read_runs
@@ -226,11 +227,11 @@ def test_variants_of_one_initialisation_are_kept_apart_and_named(tmp_path, detec
 
 
 def test_a_colour_belongs_to_a_name():
-    assert colours.of_labels(["corinfomax", "a", "random", "a", "b"]) == {
+    assert label_colours(["corinfomax", "a", "random", "a", "b"]) == {
         **{"random": "#767676", "corinfomax": "#0072b2"},
         **{"a": "#d55e00", "b": "#009e73"},
     }
-    assert len(set(colours.of_classes(range(10)).values())) == 10
+    assert len(set(class_colours(range(10)).values())) == 10
 
 
 def test_a_detector_without_masks_is_reported_too(tmp_path, detection):
