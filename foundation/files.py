@@ -1,22 +1,29 @@
-"""Files that are complete or absent: written under a temporary name, synced, renamed; and files with a digest."""
+"""Files that are complete or absent: written under a temporary name, synced, then renamed; and files with a digest."""
 
 import contextlib
+import errno
 import hashlib
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
+from foundation.errors import UserError
+
+# A disk that takes no more: full or out of inodes, over quota, read-only, or the largest file size is reached.
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+
 
 def write_atomic(path: Path, content: bytes) -> None:
-    """Write a whole file or nothing. Raises OSError where the disk is full or cannot be written."""
-    aside = path.with_name(path.name + ".tmp")
+    """Write a file completely or not at all. Raises OSError where the disk is full or cannot be written."""
+    draft = path.with_name(path.name + ".tmp")
     try:
-        write_synced(aside, content)
-        aside.replace(path)
+        write_synced(draft, content)
+        draft.replace(path)
     except OSError:
-        aside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            draft.unlink(missing_ok=True)
         raise
 
 
@@ -29,7 +36,7 @@ def write_synced(path: Path, content: bytes | memoryview) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Have the names in a folder on the disk: a rename is not, before."""
+    """Sync the names in a folder to the disk: until then, a rename may be lost when the machine fails."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -94,12 +101,40 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def matches_digest(path: Path) -> bool:
+    """Whether a file has the content that its digest says. False where it has no digest. Raises OSError if unreadable."""
+    try:
+        recorded = digest_file(path).read_bytes().split()  # sha256sum writes the name after the digest
+    except FileNotFoundError:
+        return False
+    return recorded[:1] == [sha256_of(path).encode()]
+
+
 def free_space(path: Path) -> str:
     """The space left on the disk of an existing path, in words, for an error message."""
     try:
         return f"{shutil.disk_usage(path).free / 1e6:.0f} MB free"
     except OSError:
         return "the disk does not answer"
+
+
+@contextlib.contextmanager
+def disk_errors_named(folder: Path) -> Iterator[None]:
+    """Report a run folder that cannot be written as one line.
+
+    Raises:
+        UserError: in place of an OSError that is about a file in the folder, or that says that a disk is full.
+    """
+    try:
+        yield
+    except OSError as error:
+        inside = isinstance(error.filename, (str, os.PathLike)) and Path(error.filename).is_relative_to(folder)
+        if not inside and error.errno not in FULL_DISK:
+            raise
+        raise UserError(
+            f"cannot write {error.filename or folder}: {error.strerror} ({free_space(folder)}); make room, or choose "
+            "another --output. What was saved before is intact"
+        ) from error
 
 
 class _DigestingStream:

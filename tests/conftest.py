@@ -1,8 +1,10 @@
 """Fixtures shared by all tests."""
 
+import contextlib
 import os
+import resource
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -51,3 +53,22 @@ def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]
+
+
+@pytest.fixture
+def files_up_to() -> Callable[[int], contextlib.AbstractContextManager[None]]:
+    """Have the system refuse to let files grow beyond so many bytes, as a full disk would.
+
+    For the length of a `with` and no longer: pytest's own output may go to a file.
+    """
+
+    @contextlib.contextmanager
+    def limit(size: int) -> Iterator[None]:
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    return limit

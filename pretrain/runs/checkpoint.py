@@ -1,45 +1,49 @@
-"""The checkpoint format, and its safe keeping.
+"""The checkpoint format, and how checkpoints are kept safe.
 
-A run directory holds `checkpoints/step_000000468.pt`, each with a `.sha256` beside it, and `checkpoints/last.pt`, a
-link to the newest. A checkpoint is one dictionary of tensors and plain values, and so loads with `weights_only=True`:
+A run folder holds `checkpoints/step_000000468.pt`, each with a `.sha256` beside it, and `checkpoints/last.pt`, a link
+to the newest. A checkpoint is one dictionary of tensors and plain values that `torch.load` reads with
+`weights_only=True`:
 
-    format     "corinfomax-pretrain"; "corinfomax-finetune" for a network trained with labels, "corinfomax-linear" for
+    format     "corinfomax-pretrain"; "corinfomax-finetune" for a network trained with labels; "corinfomax-linear" for
                heads on a frozen encoder, which is not in the file
     version    1
     model      tensors by name: `encoder.*` in torchvision's naming, `projector.*` (or `head.*`)
     objective  state of the loss: `mean`, `covariance`, `cross_covariance`
     optimizer  state of the optimizer
-    position   {"epoch", "step"}: how many of each are complete; of pretraining also "skipped", batches without effect
+    position   {"epoch", "step"}: complete epochs and steps; of pretraining also "skipped", batches without effect
     config     the configuration, as nested dictionaries
     images     of pretraining: the number of images in the dataset
 
-No random state: every random number is a function of (seed, epoch, index, view).
+There is no random state: every random number is a function of (seed, epoch, index, view).
 
-Saving: the checkpoint is written aside, synced and read back; then its digest is written, the file renamed, and the
-link replaced. So a file under its final name is complete and has a digest, whenever the process is killed. Loading
-checks the digest, since torch.load does not notice a flipped bit. The newest two are kept; an older one goes when the
-new one has been read back.
+Saving: the checkpoint is written under a temporary name, synced and read back; then its digest is written, the file is
+renamed, and the link is replaced (`foundation.files`). So a file under its final name is complete and has a digest,
+whenever the process is killed. Loading checks the digest, since torch.load does not notice a flipped bit. The newest
+two intact checkpoints are kept.
 """
 
 import contextlib
-import hashlib
+import itertools
 import json
 import logging
-import os
-import shutil
+import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from foundation import files
 from foundation.errors import UserError
-from foundation.files import sync_folder, write_atomic
 
 VERSION = 1
 KEEP = 2
+CHECKPOINT = re.compile(r"step_\d{9,}\.pt")
+DIGEST = re.compile(r"step_\d{9,}\.sha256")
+UNFINISHED = re.compile(r"step_\d{9,}\.(pt\.|sha256\.)?tmp|last\.tmp")  # .tmp: earlier versions'
 PRETRAIN = "corinfomax-pretrain"
 FINETUNE = "corinfomax-finetune"
 LINEAR = "corinfomax-linear"
@@ -47,66 +51,59 @@ logger = logging.getLogger("pretrain")
 
 
 def save(run: Path, state: dict[str, Any]) -> Path:
-    """Write a checkpoint of a run, make it the last one, and drop all but the newest two. Returns its path.
+    """Write a checkpoint of a run, point `last.pt` at it, and remove older ones (`_rotate`). Returns its path.
 
     Raises:
-        UserError: the disk is full or cannot be written; the earlier checkpoints are untouched.
+        UserError: the disk is full or cannot be written; earlier checkpoints are untouched.
     """
     folder = run / "checkpoints"
     path = folder / f"step_{state['position']['step']:09d}.pt"
-    aside = path.with_suffix(".tmp")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        digest = _write(aside, {"version": VERSION, **state})
-        if _digest(aside) != digest:
-            raise OSError("what was read back is not what was written")
-        write_atomic(path.with_suffix(".sha256"), f"{digest}\n".encode())
-        aside.replace(path)
+        files.write_with_digest(path, lambda file: torch.save({"version": VERSION, **state}, file))
         _link(path)
-        sync_folder(folder)
+        files.sync_folder(folder)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            aside.unlink(missing_ok=True)
         raise UserError(
-            f"cannot save {path}: {error} ({_free(run)}); earlier checkpoints are untouched, --resume continues there"
+            f"cannot save {path}: {error.strerror or error} ({files.free_space(run)}); earlier checkpoints are "
+            "untouched, --resume continues from them"
         ) from error
-    for old in _saved(run)[KEEP:]:
-        old.unlink(missing_ok=True)
-        old.with_suffix(".sha256").unlink(missing_ok=True)
+    _rotate(run)
     return path
 
 
 def finish_save(run: Path) -> None:
-    """Bring in order what a process that was killed in a save has left. Only for the process that holds the run's lock.
+    """Repair what a process that was killed during a save has left. Only for the process that holds the run's lock.
 
-    A checkpoint that had its name, but was not yet the last one, becomes it: a run that this one completes saves no
-    more. What had no name yet is removed.
+    Unfinished files of this module are removed, and `last.pt` is pointed at the newest intact checkpoint: a complete
+    run that is resumed saves no more.
     """
     folder = run / "checkpoints"
-    for path in [*folder.glob("*.tmp"), *folder.glob("*.sha256")]:
-        if path.suffix == ".tmp" or not path.with_suffix(".pt").exists():
+    for path in folder.iterdir() if folder.is_dir() else ():
+        orphaned = DIGEST.fullmatch(path.name) and not path.with_suffix(".pt").exists()
+        if orphaned or UNFINISHED.fullmatch(path.name):
             path.unlink(missing_ok=True)
-    for newest in _saved(run)[:1]:
-        if (folder / "last.pt").resolve() != newest.resolve():
-            _link(newest)
+    newest = next(_intact(run), None)
+    if newest and (folder / "last.pt").resolve() != newest.resolve():
+        _link(newest)
 
 
 def load_newest(run: Path) -> dict[str, Any] | None:
-    """The newest checkpoint of a run that is intact; damaged ones are reported and passed over. None: there is none.
+    """The newest intact checkpoint of a run; damaged ones are skipped with a warning. None: there is none.
 
     Raises:
-        UserError: there are checkpoints, but all are damaged. Training does not silently begin anew.
+        UserError: there are checkpoints, but all are damaged. Training does not silently start over.
     """
     paths = _saved(run)
     for path in paths:
         try:
-            if not path.with_suffix(".sha256").is_file():
+            if not files.digest_file(path).is_file():
                 raise UserError(f"{path} has lost its sha256")
             return load(path)
         except UserError as error:
-            logger.warning("%s; trying the one before", error)
+            logger.warning("%s; trying the previous one", error)
     if paths:
-        raise UserError(f"every checkpoint in {run / 'checkpoints'} is damaged; move the folder away to start anew")
+        raise UserError(f"every checkpoint in {run / 'checkpoints'} is damaged; move the folder away to start over")
     return None
 
 
@@ -123,9 +120,12 @@ def load(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise UserError(f"the checkpoint {path} does not exist")
-    digest = path.resolve().with_suffix(".sha256")
-    if digest.is_file() and digest.read_bytes().strip() != _digest(path).encode():
-        raise UserError(f"{path} is damaged: its content does not match its sha256")
+    target = path.resolve()  # the digest is beside the file that last.pt points to
+    try:
+        if files.digest_file(target).is_file() and not files.matches_digest(target):
+            raise UserError(f"{path} is damaged: its content does not match its sha256")
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises half a dozen kinds for files that are no checkpoints
@@ -134,8 +134,8 @@ def load(path: Path) -> dict[str, Any]:
         ) from error
     if not isinstance(state, dict) or state.get("format") not in (PRETRAIN, FINETUNE, LINEAR):
         raise UserError(f"{path} is not a checkpoint of this project; convert/to_d2.py reads those of others")
-    if state["version"] != VERSION:
-        raise UserError(f"{path} has format version {state['version']}, but this program reads {VERSION}")
+    if state.get("version") != VERSION:
+        raise UserError(f"{path} has format version {state.get('version')}, but this program reads {VERSION}")
     return state
 
 
@@ -184,65 +184,45 @@ def export_encoder(path: Path, encoder: nn.Module, metadata: dict[str, str]) -> 
     header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # tensors stay aligned
-    write_atomic(path, len(text).to_bytes(8, "little") + text + data[end:])
+    files.write_atomic(path, len(text).to_bytes(8, "little") + text + data[end:])
 
 
 def _link(path: Path) -> None:
-    """Make a checkpoint the last one."""
-    aside = path.with_name("last.tmp")
-    aside.unlink(missing_ok=True)
-    aside.symlink_to(path.name)
-    aside.replace(path.with_name("last.pt"))
+    """Point `last.pt` at a checkpoint."""
+    draft = path.with_name("last.tmp")
+    draft.unlink(missing_ok=True)
+    draft.symlink_to(path.name)
+    draft.replace(path.with_name("last.pt"))
+
+
+def _rotate(run: Path) -> None:
+    """Remove the checkpoints that are older than the newest `KEEP` intact ones.
+
+    Damaged files do not count, and nothing newer than those that are kept is removed, so that whatever else is in the
+    folder, an intact checkpoint goes only when `KEEP` newer intact ones are there.
+    """
+    kept = list(itertools.islice(_intact(run), KEEP))
+    if len(kept) < KEEP:
+        return
+    for path in _saved(run):
+        if _step(path) < _step(kept[-1]):
+            path.unlink(missing_ok=True)
+            files.digest_file(path).unlink(missing_ok=True)
 
 
 def _saved(run: Path) -> list[Path]:
-    """Complete checkpoints, newest first."""
-    return sorted((run / "checkpoints").glob("step_*.pt"), reverse=True)
+    """The checkpoints of this run, the newest first: files named as `save` names them, and no others."""
+    found = [path for path in (run / "checkpoints").glob("step_*.pt") if CHECKPOINT.fullmatch(path.name)]
+    return sorted(found, key=_step, reverse=True)
 
 
-class _Digesting:
-    """A file that takes the digest of what is written to it, and keeps the error that torch.save would hide."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file, self._hash = file, hashlib.sha256()
-        self.error: OSError | None = None
-
-    def write(self, data: bytes) -> int:
-        self._hash.update(data)
-        try:
-            return self._file.write(data)
-        except OSError as error:
-            self.error = error
-            raise
-
-    def flush(self) -> None:
-        self._file.flush()
-
-    def digest(self) -> str:
-        return self._hash.hexdigest()
+def _intact(run: Path) -> Iterator[Path]:
+    """Those whose content matches their digest, the newest first. One that cannot be read is not intact."""
+    for path in _saved(run):
+        with contextlib.suppress(OSError):
+            if files.matches_digest(path):
+                yield path
 
 
-def _write(path: Path, state: dict[str, Any]) -> str:
-    """Write a file and have it on the disk. Returns the digest of what was meant to be written."""
-    with path.open("wb") as file:
-        target = _Digesting(file)
-        try:
-            torch.save(state, target)  # type: ignore[arg-type]
-        except RuntimeError as error:  # what torch makes of a full disk
-            raise target.error or OSError(str(error)) from error
-        file.flush()
-        os.fsync(file.fileno())
-    return target.digest()
-
-
-def _free(run: Path) -> str:
-    """The space that is left, for a message."""
-    try:
-        return f"{shutil.disk_usage(run).free / 1e6:.0f} MB free"
-    except OSError:
-        return "the disk does not answer"
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _step(path: Path) -> int:
+    return int(path.stem.removeprefix("step_"))

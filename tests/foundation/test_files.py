@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from foundation import files
+from foundation.errors import UserError
 
 
 class Killed(BaseException):
@@ -71,3 +72,30 @@ def test_a_full_disk_leaves_the_old_file(size, tmp_path):
     assert path.read_bytes() == b"old"
     assert files.digest_file(path).read_text().strip() == files.sha256_of(path)
     assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_a_digest_tells_whether_the_content_is_as_it_was_written(tmp_path):
+    path = tmp_path / "a.bin"
+    files.write_with_digest(path, lambda file: file.write(b"old"))
+    assert files.matches_digest(path)
+    files.digest_file(path).write_text(f"{files.sha256_of(path)}  a.bin\n")  # as sha256sum writes it
+    assert files.matches_digest(path)
+    path.write_bytes(b"olp")
+    assert not files.matches_digest(path)
+    files.digest_file(path).unlink()
+    assert not files.matches_digest(path)
+
+
+def test_a_full_disk_is_one_line(tmp_path, files_up_to):
+    message = rf"cannot write {tmp_path}.*: File too large \(\d+ MB free\)"
+    with files_up_to(10), pytest.raises(UserError, match=message), files.disk_errors_named(tmp_path):
+        files.write_atomic(tmp_path / "a", bytes(100))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_errors_about_other_files_keep_their_kind(tmp_path):
+    with pytest.raises(FileNotFoundError), files.disk_errors_named(tmp_path / "run"):
+        (tmp_path / "other").read_bytes()
+    (tmp_path / "run").write_text("a file, not a folder")
+    with pytest.raises(UserError, match="Not a directory"), files.disk_errors_named(tmp_path / "run"):
+        (tmp_path / "run" / "config.yaml").write_text("x")

@@ -1,10 +1,8 @@
-"""A web server on this machine for tars that are elsewhere, which misbehaves when told to, and a disk that is full."""
+"""A web server on this machine for remote tars, which misbehaves when told to."""
 
-import contextlib
 import io
 import json
 import re
-import resource
 import tarfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -151,22 +149,3 @@ def write_index(site: Site, tmp_path: Path) -> Callable[..., Path]:
         return tmp_path / name
 
     return write
-
-
-@pytest.fixture
-def files_up_to() -> Callable[[int], contextlib.AbstractContextManager[None]]:
-    """Have the system refuse to let files grow beyond so many bytes, as a full disk would.
-
-    For the length of a `with` and no longer: pytest's own output may go to a file.
-    """
-
-    @contextlib.contextmanager
-    def limit(size: int) -> Iterator[None]:
-        before = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-        try:
-            yield
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-    return limit

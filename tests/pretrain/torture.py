@@ -38,6 +38,7 @@ from PIL import Image
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
+from foundation import files
 from foundation.errors import run as run_command
 from pretrain import train
 from pretrain.runs import checkpoint
@@ -82,7 +83,7 @@ def count_saving(marker: Path, stop_at: tuple[str, int] | None = None) -> None:
     os.fsync = counted("fsync", os.fsync)
     for name in ("replace", "unlink", "symlink_to"):
         setattr(Path, name, counted(name, getattr(Path, name)))
-    checkpoint._Digesting.write = counted("write", checkpoint._Digesting.write)  # type: ignore[method-assign]
+    files._DigestingStream.write = counted("write", files._DigestingStream.write)  # type: ignore[method-assign]
 
 
 class Attempt:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from foundation import files
 from foundation.errors import UserError
 from pretrain.batches.loader import SequentialBatches, build_loader, read_batches
 from pretrain.batches.views import ViewDataset
@@ -68,10 +69,67 @@ def test_every_damage_is_detected_and_the_one_before_is_used(tmp_path: Path) -> 
 
 def test_what_a_killed_save_leaves_is_removed(photos: Path, tmp_path: Path) -> None:
     path = saved_twice(tmp_path)
-    for name in ("step_000000003.tmp", "step_000000003.sha256", "last.tmp"):
+    before = sorted(path.parent.iterdir())
+    unfinished = ["step_000000003.tmp", "step_000000003.pt.tmp", "step_000000003.sha256", "step_000000003.sha256.tmp"]
+    for name in (*unfinished, "last.tmp"):
         (path.parent / name).write_text("half")
     checkpoint.finish_save(tmp_path)
-    assert sorted(p.suffix for p in path.parent.iterdir()) == [".pt", ".pt", ".pt", ".sha256", ".sha256"]
+    assert sorted(path.parent.iterdir()) == before
+
+
+def save_steps(run: Path, *steps: int) -> None:
+    for step in steps:
+        state = {"format": checkpoint.PRETRAIN, "model": {"w": torch.full((50,), float(step))}}
+        checkpoint.save(run, {**state, "position": {"step": step}})
+
+
+def steps_kept(run: Path) -> list[int]:
+    return sorted(int(path.stem[5:]) for path in (run / "checkpoints").glob(f"step_{'[0-9]' * 9}.pt"))
+
+
+def test_files_of_others_in_the_folder_are_left_alone_and_never_counted(tmp_path: Path) -> None:
+    """Copies that a user has made, whose names sort after the run's own."""
+    save_steps(tmp_path, 1)
+    folder = tmp_path / "checkpoints"
+    content = (folder / "step_000000001.pt").read_bytes()
+    own = ["step_best.pt", "step_keep.pt", "step_000000001 (copy).pt", "step_best.sha256", "notes.tmp", "step_9.pt"]
+    for name in own:
+        (folder / name).write_bytes(content)
+    save_steps(tmp_path, 2, 3)
+    checkpoint.finish_save(tmp_path)
+    assert steps_kept(tmp_path) == [2, 3]
+    assert checkpoint.load(folder / "last.pt")["position"] == {"step": 3}
+    assert checkpoint.load_newest(tmp_path)["position"] == {"step": 3}  # type: ignore[index]
+    assert all((folder / name).read_bytes() == content for name in own)
+
+
+@pytest.mark.parametrize("damaged", [[8], [8, 9]])
+def test_damaged_checkpoints_never_push_out_an_intact_one(damaged: list[int], tmp_path: Path) -> None:
+    save_steps(tmp_path, 3)
+    folder = tmp_path / "checkpoints"
+    for step in damaged:
+        (folder / f"step_{step:09d}.pt").write_bytes(b"damaged")
+        (folder / f"step_{step:09d}.sha256").write_text("0" * 64)
+    checkpoint.finish_save(tmp_path)
+    assert checkpoint.load(folder / "last.pt")["position"] == {"step": 3}
+    save_steps(tmp_path, 4)
+    assert steps_kept(tmp_path) == [3, 4, *damaged]
+    save_steps(tmp_path, 5)
+    assert steps_kept(tmp_path) == [4, 5, *damaged]
+    assert checkpoint.load_newest(tmp_path)["position"] == {"step": 5}  # type: ignore[index]
+    checkpoint.finish_save(tmp_path)
+    assert checkpoint.load(folder / "last.pt")["position"] == {"step": 5}
+    save_steps(tmp_path, 8, 12)  # the run passes the damaged ones
+    assert steps_kept(tmp_path) == [8, *damaged[1:], 12]
+    save_steps(tmp_path, 13)
+    assert steps_kept(tmp_path) == [12, 13]
+
+
+def test_an_intact_checkpoint_below_damaged_ones_is_kept_by_a_save(tmp_path: Path) -> None:
+    save_steps(tmp_path, 1, 2)
+    (tmp_path / "checkpoints" / "step_000000002.pt").write_bytes(b"damaged while the run goes on")
+    save_steps(tmp_path, 3)
+    assert steps_kept(tmp_path) == [1, 2, 3]
 
 
 @pytest.mark.parametrize("operation", ["symlink_to", "replace"])
@@ -131,8 +189,8 @@ def test_read_only_folder_says_so_and_keeps_the_checkpoints() -> None:
 
 def test_what_is_read_back_is_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saved_twice(tmp_path)
-    monkeypatch.setattr(checkpoint, "_digest", lambda path: "of something else")
-    with pytest.raises(UserError, match="what was read back is not what was written"):
+    monkeypatch.setattr(files, "sha256_of", lambda path: "of something else")
+    with pytest.raises(UserError, match="the file read back is not what was written"):
         checkpoint.save(tmp_path, {"format": checkpoint.PRETRAIN, "position": {"step": 3}})
     monkeypatch.undo()
     assert checkpoint.load_newest(tmp_path)["position"] == {"step": 2}  # type: ignore[index]
