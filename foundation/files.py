@@ -83,7 +83,7 @@ def write_with_digest(path: Path, save: Callable[[IO[bytes]], None]) -> str:
         if replacing:
             write_atomic(digest_file(path), f"{digest}\n".encode())
         sync_folder(path.parent)
-    except OSError:
+    except Exception:
         with contextlib.suppress(OSError):
             draft.unlink(missing_ok=True)
         raise
@@ -102,7 +102,11 @@ def sha256_of(path: Path) -> str:
 
 
 def matches_digest(path: Path) -> bool:
-    """Whether a file has the content that its digest says. False where it has no digest. Raises OSError if unreadable."""
+    """Whether a file has the content that its digest says; False where it has no digest.
+
+    Raises:
+        OSError: the file or its digest cannot be read.
+    """
     try:
         recorded = digest_file(path).read_bytes().split()  # sha256sum writes the name after the digest
     except FileNotFoundError:
