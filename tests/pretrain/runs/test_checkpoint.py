@@ -69,7 +69,7 @@ def test_a_save_that_fails_leaves_the_earlier_ones(run: Path, monkeypatch: pytes
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(UserError, match="cannot save .*No space left"):
+    with pytest.raises(UserError, match=r"cannot save .*No space left"):
         checkpoint.save(run, state(4))
     assert not list((run / "checkpoints").glob("*.tmp"))
     monkeypatch.undo()
