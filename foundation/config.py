@@ -7,19 +7,21 @@ common traps: an integer is accepted for a float, and so is `1e-3`, which YAML 1
 import ast
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import yaml
-from fvcore.common.config import CfgNode
+from fvcore.common.config import BASE_KEY, CfgNode
 
 from foundation.errors import UserError
+from foundation.yaml_files import read_yaml
+
+MAX_FILES = 20  # of a `_BASE_` chain
 
 
 def config_folder(command: str) -> Path:
-    """The folder with the recipes of a command: `pretrain`, `linear`, `finetune` or `detection`."""
-    return Path(str(resources.files("configs"))) / command
+    """The folder with the recipes of a command: `pretrain`, `linear`, `finetune`, `sweep` or `detection`."""
+    # By this file's own path: an import would find a folder `configs` in the working directory.
+    return Path(__file__).resolve().parents[1] / "configs" / command
 
 
 def find_config(name: str, command: str) -> Path:
@@ -45,8 +47,8 @@ def load_config(defaults: CfgNode, name: str, command: str, overrides: Sequence[
         UserError: file not found or not YAML, unknown key, wrong type, or a KEY without VALUE.
     """
     config = defaults.clone()
-    path = find_config(name, command)
-    merge(config, _read(path), source=str(path))
+    for path, values in _read_chain(find_config(name, command)):
+        merge(config, values, source=str(path))
     for key, text in override_pairs(overrides):
         nested: Any = _literal(text)
         for part in reversed(key.split(".")):
@@ -97,25 +99,40 @@ def keys(config: CfgNode, prefix: str = "") -> Iterator[str]:
             yield f"{prefix}{key}"
 
 
-def _read(path: Path) -> Mapping[str, Any]:
-    try:
-        values = CfgNode.load_yaml_with_base(str(path))
-    except yaml.YAMLError as error:
-        where = getattr(error, "problem_mark", None)
-        raise UserError(f"{path}: not valid YAML{f' at line {where.line + 1}' if where else ''}") from error
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: its _BASE_ {error.filename} does not exist") from error
-    except (OSError, UnicodeDecodeError, AttributeError, TypeError, AssertionError) as error:
-        raise UserError(f"{path}: cannot be read as a config (a mapping of keys to values): {error}") from error
-    if not isinstance(values, Mapping):
-        raise UserError(f"{path}: cannot be read as a config: it is no mapping of keys to values")
-    return values
+def value_of(config: CfgNode, key: str) -> Any:
+    """The value of a dotted key, such as `TRAIN.LR`. Raises KeyError where there is none."""
+    for part in key.split("."):
+        config = config[part]
+    return config
+
+
+def _read_chain(path: Path) -> list[tuple[Path, Mapping[str, Any]]]:
+    """The files of a `_BASE_` chain with their values, the outermost base first.
+
+    fvcore's reader of the same chains has no bounds, and does not say which file holds a wrong key.
+    """
+    chain: list[tuple[Path, Mapping[str, Any]]] = []
+    while True:
+        values = read_yaml(path)
+        if not isinstance(values, Mapping):
+            raise UserError(f"{path} cannot be read as a config: it is not a mapping of keys to values")
+        chain.insert(0, (path, {key: value for key, value in values.items() if key != BASE_KEY}))
+        if BASE_KEY not in values:
+            return chain
+        if not isinstance(values[BASE_KEY], str):
+            raise UserError(f"{path}: {BASE_KEY} must be the path of one file, not {values[BASE_KEY]!r}")
+        base = path.parent / Path(values[BASE_KEY]).expanduser()
+        if not base.is_file():
+            raise UserError(f"{path}: its {BASE_KEY} {base} does not exist")
+        if len(chain) == MAX_FILES or any(base.samefile(file) for file, _ in chain):
+            raise UserError(f"{path}: its {BASE_KEY} {base} leads back to itself, or to more than {MAX_FILES} files")
+        path = base
 
 
 def _literal(text: str) -> Any:
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, RecursionError, MemoryError):  # a plain word, or what is too deep for the parser
         return text
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from fvcore.common.config import CfgNode
 
+from foundation.config import value_of
 from foundation.errors import UserError
 
 # Where each architecture keeps its number of classes.
@@ -65,14 +66,11 @@ def needs_of(config: CfgNode) -> Needs:
         UserError: the architecture is none of those that the recipes use.
     """
     key = class_key(config)
-    node = config
-    for name in key.split("."):
-        node = node[name]
     architecture = config.MODEL.META_ARCHITECTURE
     regions = architecture == "GeneralizedRCNN"
     masks = regions and config.MODEL.MASK_ON
     return Needs(
-        classes=node,
+        classes=value_of(config, key),
         key=key,
         masks=masks,
         polygons=masks and config.INPUT.MASK_FORMAT == "polygon",

@@ -13,7 +13,7 @@ import yaml
 from fvcore.common.config import CfgNode
 
 from detection import config as configs
-from foundation.config import keys
+from foundation.config import keys, value_of
 from foundation.errors import UserError
 from foundation.files import write_atomic
 
@@ -144,7 +144,6 @@ def _plain(value: Any) -> Any:
 
 
 def _value(config: CfgNode, key: str) -> Any:
-    for part in key.split("."):
-        config = config[part]
+    value = value_of(config, key)
     # With one process the two are the same, and a run may go on with another number of processes.
-    return "BN" if key.endswith("NORM") and config in configs.SYNCHRONISED else config
+    return "BN" if key.endswith("NORM") and value in configs.SYNCHRONISED else value

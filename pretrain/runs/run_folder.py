@@ -9,7 +9,7 @@ import yaml
 from fvcore.common.config import CfgNode
 
 from foundation import locks
-from foundation.config import keys
+from foundation.config import keys, value_of
 from foundation.errors import UserError
 from foundation.files import write_atomic
 from pretrain.distributed import group
@@ -91,7 +91,7 @@ def plain(config: CfgNode) -> dict[str, Any]:
 
 
 def _compare(config: CfgNode, saved: dict[str, Any], output: Path) -> None:
-    old, new = ({key: _get(c, key) for key in keys(c)} for c in (CfgNode(saved), config))
+    old, new = ({key: value_of(c, key) for key in keys(c)} for c in (CfgNode(saved), config))
     old = BEFORE | old
     changed = [key for key in new if key not in MAY_CHANGE and old.get(key) != new[key]]
     if changed:
@@ -100,9 +100,3 @@ def _compare(config: CfgNode, saved: dict[str, Any], output: Path) -> None:
             f"cannot resume {output} with another configuration ({listed}); --config {output}/config.yaml keeps that "
             "run's own, or choose another --output"
         )
-
-
-def _get(config: CfgNode, key: str) -> object:
-    for part in key.split("."):
-        config = config[part]
-    return config

@@ -81,7 +81,7 @@ def test_a_script_trains_and_predicts_with_a_recipe_as_this_project_predicts(tmp
 def test_scripts_and_their_configs_are_found_or_said_to_be_missing():
     program = (
         "import sys; from detection import stock\n"
-        "from cli.errors import UserError\n"
+        "from foundation.errors import UserError\n"
         "print(*stock._with_config(['--eval-only', '--config-file=coco_R50_C4_1x', 'SEED', '1']))\n"
         "print(*stock._with_config(['--config-file', 'coco_R50_FPN_1x_moco.yaml']))\n"
         "for call, value in (stock._with_config, ['--config-file', 'coco_R50_C5']), (stock.main, ['tools/tool.py']):\n"

@@ -1,14 +1,20 @@
 """Configuration files: unknown keys and wrong types are errors that help."""
 
+import os
+import sys
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from fvcore.common.config import CfgNode
 
-from foundation.config import config_folder, load_config
+from foundation.config import config_folder, find_config, load_config
 from foundation.errors import UserError
+from foundation.yaml_files import read_yaml
 from pretrain.config import get_defaults, validate
+
+LETTERS = "abcdefghijklmnopqrst"
 
 
 def load(*overrides: str, name: str = "shapes_R18") -> CfgNode:
@@ -82,6 +88,20 @@ def test_wrong_overrides(overrides: list[str], message: str) -> None:
         ("TRAIN: [", "not valid YAML at line"),
         ("TRAIN:\n  EPOHCS: 3\n", "did you mean 'TRAIN.EPOCHS'"),
         ("_BASE_: nowhere.yaml\n", "nowhere.yaml does not exist"),
+        ("_BASE_: mine.yaml\n", "leads back to itself"),
+        ("_BASE_: [1, 2]\n", "_BASE_ must be the path of one file"),
+        ("TRAIN:\n  EPOCHS: " + "9" * 6000, "is not valid YAML"),
+        ("TRAIN:\n  EPOCHS: 2024-99-99\n", "is not valid YAML"),
+        ("TRAIN:\n  EPOCHS: 2024-01-01\n", "TRAIN.EPOCHS must be of type int"),
+        ("TRAIN: " + "[" * 60 + "]" * 60, "is nested more than 50 deep"),
+        ("TRAIN: " + "[" * 100_000, "is nested more than 50 deep"),
+        (
+            "a: &a [0, 0]\n" + "".join(f"{y}: &{y} [*{x}, *{x}]\n" for x, y in pairwise("abcdefghijklmnopqrst")),
+            "values",
+        ),
+        ("TRAIN: &t [*t]\n", "nested more than 50 deep"),
+        ("# " + "x" * 300_000, "is too large"),
+        ("TRAIN: \udcff", "is not valid YAML"),
         ("just words\n", "cannot be read as a config"),
         ("", "cannot be read as a config"),
         ("TRAIN: 3\n", "TRAIN is a group of keys"),
@@ -89,7 +109,7 @@ def test_wrong_overrides(overrides: list[str], message: str) -> None:
 )
 def test_wrong_files(text: str, message: str, tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
-    path.write_text(text)
+    path.write_text(text, errors="surrogateescape")
     with pytest.raises(UserError) as caught:
         load(name=str(path))
     assert message in str(caught.value)
@@ -99,3 +119,31 @@ def test_wrong_files(text: str, message: str, tmp_path: Path) -> None:
 def test_unknown_recipe_names_the_nearest(error_of: Callable) -> None:
     with pytest.raises(UserError, match=r"no config 'imagenet1k_R5'.*imagenet1k_R50"):
         load(name="imagenet1k_R5")
+
+
+def test_a_wrong_key_is_named_with_the_file_of_the_chain_that_holds_it(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text("TRAIN:\n  EPOHCS: 30\n")
+    (tmp_path / "leaf.yaml").write_text("_BASE_: base.yaml\n")
+    with pytest.raises(UserError, match=r"base\.yaml: there is no config key 'TRAIN.EPOHCS'"):
+        load(name=str(tmp_path / "leaf.yaml"))
+
+
+def test_a_named_pipe_is_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.yaml")
+    with pytest.raises(UserError, match="is not a file"):
+        read_yaml(tmp_path / "pipe.yaml")
+
+
+@pytest.mark.parametrize("value", ["9" * 6000, "(" * 100_000, "[" * 500 + "]" * 500])
+def test_values_that_python_cannot_parse_are_of_the_wrong_type(value: str) -> None:
+    with pytest.raises(UserError, match=r"TRAIN\.EPOCHS must be of type int"):
+        load("TRAIN.EPOCHS", value)
+
+
+def test_recipes_are_found_beside_a_folder_of_the_same_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "__init__.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "configs", raising=False)
+    assert find_config("shapes_R18", "pretrain").is_file()

@@ -97,7 +97,7 @@ def test_the_model_zoo_works_without_pkg_resources():
     program = (
         "import sys, importlib.util as u; real = u.find_spec\n"
         "u.find_spec = lambda name, *rest: None if name == 'pkg_resources' else real(name, *rest)\n"
-        "import detection.compat, pathlib\n"
+        "import foundation.detectron2_compat, pathlib\n"
         "assert 'pkg_resources' not in sys.modules\n"
         "from detectron2 import model_zoo\n"
         "name = 'COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml'\n"
@@ -110,8 +110,8 @@ def test_a_missing_detectron2_is_said_in_one_line():
     program = (
         "import sys, importlib.util as u; real = u.find_spec\n"
         "u.find_spec = lambda name, *rest: None if name == 'detectron2' else real(name, *rest)\n"
-        "from cli.errors import run\n"
-        "def main(argv): import detection.compat\n"
+        "from foundation.errors import run\n"
+        "def main(argv): import foundation.detectron2_compat\n"
         "run(main)\n"
     )
     done = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, text=True)

@@ -15,7 +15,13 @@ TINY = [
     *("DATA.NAME", "folder", "DATA.IMAGE_SIZE", "32", "DATA.WORKERS", "0", "TRAIN.BATCH_SIZE", "8", "LOG.PERIOD", "1"),
     *("PROJECTOR.DIMS", "[16, 8]", "TRAIN.EPOCHS", "2", "TRAIN.WARMUP_EPOCHS", "0", "TRAIN.LR", "0.01"),
 ]
-HOLD = "import sys, pathlib; from cli import lock; lock.hold(pathlib.Path(sys.argv[1])); print(flush=True); input()"
+HOLD = """
+import pathlib, sys
+from foundation import locks
+locks.hold(pathlib.Path(sys.argv[1]))
+print(flush=True)
+input()
+"""
 
 
 def test_runs_are_listed_with_what_is_left(
