@@ -104,7 +104,7 @@ def validate(config: CfgNode) -> None:
     one_of(config, "DATA.NAME", DATASETS)
     one_of(config, "ENCODER.NAME", ENCODERS)
     one_of(config, "ENCODER.STEM", STEMS)
-    one_of(config, "OBJECTIVE.NAME", OBJECTIVES)
+    one_of(config, "OBJECTIVE.NAME", tuple(OBJECTIVES))
     one_of(config, "TRAIN.OPTIMIZER", OPTIMIZERS)
     one_of(config, "TRAIN.PRECISION", PRECISIONS)
     for key in (

@@ -128,14 +128,13 @@ def attraction(z1: Tensor, z2: Tensor, count: Tensor) -> Tensor:
     return all_reduce_sum((z1 - z2).square().sum()) / (count * z1.shape[1])
 
 
-class CorInfoMaxLoss(nn.Module):
-    """CorInfoMax with its running estimates, which are buffers: saved, restored and moved with the module.
+class RunningEstimates(nn.Module):
+    """Running mean and covariance of two views' embeddings, as buffers: saved, restored and moved with the module.
 
     `mean` (2, P), `covariance` (2, P, P) and `cross_covariance` (P, P), all float64.
 
     Args:
         dim: P, dimension of the embedding.
-        attraction: alpha, weight of the attraction term.
         forgetting: lambda, weight of the old estimate.
         eps: diagonal perturbation of the covariance.
     """
@@ -144,27 +143,40 @@ class CorInfoMaxLoss(nn.Module):
     covariance: Tensor
     cross_covariance: Tensor
 
-    def __init__(self, *, dim: int, attraction: float, forgetting: float, eps: float) -> None:
+    def __init__(self, *, dim: int, forgetting: float, eps: float) -> None:
         super().__init__()
         if not 0 <= forgetting < 1:
             raise ValueError(f"forgetting must be in [0, 1), not {forgetting}")
-        self.attraction = attraction
         self.forgetting = forgetting
         self.eps = eps
         self.register_buffer("mean", torch.zeros(2, dim, dtype=torch.float64))
         self.register_buffer("covariance", torch.eye(dim, dtype=torch.float64).repeat(2, 1, 1))
         self.register_buffer("cross_covariance", torch.zeros(dim, dim, dtype=torch.float64))
 
-    def forward(self, z1: Tensor, z2: Tensor) -> Terms:
-        """Update the running estimates with a batch and return the loss.
+    def update(self, z: Tensor, count: Tensor) -> Tensor:
+        """Take a batch in. Returns the updated covariance (2, P, P), with gradient.
 
-        In eval mode the loss is computed in the same way and the estimates stay as they were. Gradients flow through
-        the updated mean and covariance; the old estimates carry none.
+        In eval mode the result is the same and the estimates stay as they were.
 
         Args:
-            z1: (N, P) embeddings of the first views, unit length, any float dtype. With several processes this
-                process's share; the shares may differ in size.
-            z2: (N, P) of the second views, same images in the same order.
+            z: (2, N_local, P) embeddings of both views, float64.
+            count: N, of all processes.
+        """
+        mean = update_mean(self.mean, z, count, self.forgetting)
+        deviating = deviations(z, mean, count, self.forgetting)
+        covariance = update_covariance(self.covariance, deviating, self.forgetting)
+        if self.training:
+            cross = update_cross_covariance(self.cross_covariance, deviating, self.forgetting)
+            self.cross_covariance.copy_(cross)
+            self.mean.copy_(mean.detach())
+            self.covariance.copy_(covariance.detach())
+        return covariance
+
+    def terms(self, z1: Tensor, z2: Tensor) -> tuple[Tensor, Tensor]:
+        """Take a batch in. Returns the big-bang and the attraction term, scalars in float64.
+
+        Args:
+            z1, z2: (N, P), see `CorInfoMaxLoss.forward`.
 
         Raises:
             ValueError: the shapes are not two times (N, P).
@@ -175,22 +187,44 @@ class CorInfoMaxLoss(nn.Module):
         with torch.autocast(z1.device.type, enabled=False):
             z = torch.stack([z1, z2]).double()
             count = all_reduce_sum(z.new_full((), len(z1)))
-            mean = update_mean(self.mean, z, count, self.forgetting)
-            deviating = deviations(z, mean, count, self.forgetting)
-            covariance = update_covariance(self.covariance, deviating, self.forgetting)
-            expansion = big_bang(covariance, self.eps)
-            pull = attraction(z[0], z[1], count)
-            if self.training:
-                cross = update_cross_covariance(self.cross_covariance, deviating, self.forgetting)
-                self.cross_covariance.copy_(cross)
-                self.mean.copy_(mean.detach())
-                self.covariance.copy_(covariance.detach())
-        return Terms(expansion + self.attraction * pull, expansion, pull)
+            return big_bang(self.update(z, count), self.eps), attraction(z[0], z[1], count)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "CorInfoMaxLoss":
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "RunningEstimates":
         # `.half()` or `.to(bfloat16)` of a model that contains the loss must move the estimates, not round them.
         kept = {name: buffer.clone() for name, buffer in self.named_buffers()}
         super()._apply(fn, recurse)
         for name, buffer in self.named_buffers():
             setattr(self, name, kept[name].to(buffer.device))
         return self
+
+
+class CorInfoMaxLoss(RunningEstimates):
+    """CorInfoMax, Eq. (6), with its running estimates.
+
+    Args:
+        dim: P, dimension of the embedding.
+        attraction: alpha, weight of the attraction term.
+        forgetting: lambda, weight of the old estimate.
+        eps: diagonal perturbation of the covariance.
+    """
+
+    def __init__(self, *, dim: int, attraction: float, forgetting: float, eps: float) -> None:
+        super().__init__(dim=dim, forgetting=forgetting, eps=eps)
+        self.attraction = attraction
+
+    def forward(self, z1: Tensor, z2: Tensor) -> Terms:
+        """Update the running estimates with a batch and return the loss.
+
+        In eval mode the loss is computed in the same way and the estimates stay as they were. Gradients flow through
+        the updated mean and covariance; the old estimates carry none.
+
+        Args:
+            z1: (N, P) embeddings of the first views, unit length, any float dtype. With several processes this
+                process's part of the batch; the parts may differ in size.
+            z2: (N, P) of the second views, same images in the same order.
+
+        Raises:
+            ValueError: the shapes are not two times (N, P).
+        """
+        expansion, pull = self.terms(z1, z2)
+        return Terms(expansion + self.attraction * pull, expansion, pull)

@@ -13,12 +13,12 @@ from foundation.errors import UserError
 from pretrain.batches.loader import ShuffledBatches, build_loader
 from pretrain.batches.views import ViewDataset
 from pretrain.config import build_recipes, resolve_precision
-from pretrain.corinfomax import CorInfoMaxLoss
+from pretrain.corinfomax import RunningEstimates
 from pretrain.distributed import group
 from pretrain.encoder import SiameseNetwork, build_encoder, build_projector, feature_dim
 from pretrain.images.sources import Source
 from pretrain.images.tars import TarSource
-from pretrain.objectives import build_criterion, wants_unit_length
+from pretrain.objectives import build_criterion, needs_unit_length
 from pretrain.runs import checkpoint
 from pretrain.runs.run_folder import plain
 from pretrain.runs.wandb_mirror import open_wandb
@@ -40,7 +40,7 @@ def build_network(config: CfgNode) -> SiameseNetwork:
         norm=config.PROJECTOR.NORM,
         last_bias=config.PROJECTOR.LAST_BIAS,
     )
-    return SiameseNetwork(encoder, projector, wants_unit_length(config.OBJECTIVE.NAME))
+    return SiameseNetwork(encoder, projector, needs_unit_length(config.OBJECTIVE.NAME))
 
 
 def build_parts(config: CfgNode, device: torch.device) -> dict[str, Any]:
@@ -98,7 +98,7 @@ def build_schedule(config: CfgNode, total_steps: int, steps_per_epoch: int) -> C
     )
 
 
-def build_recorder(config: CfgNode, output: Path, criterion: CorInfoMaxLoss, span: Span) -> Recorder:
+def build_recorder(config: CfgNode, output: Path, criterion: RunningEstimates, span: Span) -> Recorder:
     """What writes the record of the run."""
     mirrors = [open_wandb(config.LOG.WANDB, output, plain(config))] if config.LOG.WANDB else []
     return Recorder(output, span.first, criterion, span.per_epoch * config.TRAIN.WARMUP_EPOCHS, mirrors)

@@ -53,12 +53,12 @@ def train(
         for step in range(first_step, last_step):
             batch = meter.wait_for(batches)
             report_unreadable(batch, unreadable, max_unreadable * len(loader.dataset))  # type: ignore[arg-type]
-            terms = trainer.step(step, batch, stop=request.requested is not None)
-            votes.add(step, trainer.votes)
             complete, epochs = step + 1, (step + 1) // steps_per_epoch
             ends_epoch = complete % steps_per_epoch == 0
             ends = ends_epoch or complete == last_step
             logs = ends or complete % log_period == 0
+            terms = trainer.step(step, batch, stop=request.requested is not None, measure=logs)
+            votes.add(step, trainer.votes)
             stop = skipped.count(votes.read(everything=logs or saver.due_by_steps(complete)), loader)
             if stop:  # the checkpoint counts the batches of the last steps too
                 skipped.count(votes.read(everything=True), loader)

@@ -15,7 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from pretrain.corinfomax import CorInfoMaxLoss
+from pretrain.corinfomax import RunningEstimates
 from pretrain.runs.metrics import JsonLines, Metrics
 from pretrain.spectrum import COLLAPSE_SHARE, Spectrum, is_collapsed, measure
 
@@ -44,7 +44,7 @@ class Recorder:
         self,
         run: Path,
         first_step: int,
-        criterion: CorInfoMaxLoss,
+        criterion: RunningEstimates,
         watch_from: int,
         mirrors: Sequence[Callable[[int, Mapping[str, float]], None]] = (),
     ) -> None:

@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from pretrain.batches.augment import augment
 from pretrain.batches.views import Batch
 from pretrain.corinfomax import Terms
+from pretrain.objectives import Objective
 from pretrain.training.guard import Statistics, vote
 
 
@@ -52,7 +53,7 @@ class Trainer:
                 # The fused update leaves a new buffer uninitialised where the first step of all is skipped.
                 self.optimizer.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter))
 
-    def step(self, step: int, batch: Batch, stop: bool = False) -> Terms:
+    def step(self, step: int, batch: Batch, stop: bool = False, measure: bool = False) -> Terms:
         """One update of the weights. Returns the loss before it.
 
         Where loss or gradient is not finite on any process, weights, momentum, BatchNorm's statistics and the running
@@ -62,6 +63,7 @@ class Trainer:
             step: counted over all epochs from 0.
             batch: this process's share.
             stop: whether this process wants all of them to stop.
+            measure: have an objective other than CorInfoMax measure CorInfoMax's terms too; else they are NaN.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate(step)
@@ -70,7 +72,7 @@ class Trainer:
         before = self._statistics.copy()
         share = len(batch.indices)
         backward = self._backward_in_parts if 0 < self.micro_batch < share else self._backward
-        terms = backward(views[0], views[1])
+        terms = backward(views[0], views[1], measure)
         gradients = (parameter.grad for group in self.optimizer.param_groups for parameter in group["params"])
         self.votes = vote(terms.total.detach(), gradients, stop)
         self._statistics.put_back(before, bad=self.votes[0])
@@ -90,14 +92,20 @@ class Trainer:
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
 
-    def _backward(self, view1: Tensor, view2: Tensor) -> Terms:
+    def _evaluate(self, z1: Tensor, z2: Tensor, measure: bool) -> Terms:
+        terms = self.criterion(z1, z2)
+        if measure and isinstance(self.criterion, Objective):
+            return Terms(terms.total, *self.criterion.measure(z1.detach(), z2.detach()))
+        return terms
+
+    def _backward(self, view1: Tensor, view2: Tensor, measure: bool) -> Terms:
         with self._autocast():
             z1, z2 = self.network(view1, view2)
-        terms = self.criterion(z1, z2)
+        terms = self._evaluate(z1, z2, measure)
         terms.total.backward()
         return terms
 
-    def _backward_in_parts(self, view1: Tensor, view2: Tensor) -> Terms:
+    def _backward_in_parts(self, view1: Tensor, view2: Tensor, measure: bool) -> Terms:
         """The exact gradient of the whole batch's loss, with the activations of a micro-batch in memory.
 
         First the embeddings of all without gradient, then the loss and its gradient with respect to them, then each
@@ -109,7 +117,7 @@ class Trainer:
         with torch.no_grad(), running_statistics_kept(self.network), self._autocast():
             embedded = [self.network(*part) for part in parts]
         z = [torch.cat(side).requires_grad_() for side in zip(*embedded, strict=True)]
-        terms = self.criterion(*z)
+        terms = self._evaluate(z[0], z[1], measure)
         gradients = [g.tensor_split(count) for g in torch.autograd.grad(terms.total, z)]
         for i, part in enumerate(parts):
             # Gradients are averaged over the processes once, with the last part.

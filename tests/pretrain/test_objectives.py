@@ -1,5 +1,6 @@
 """Other objectives through lightly: their values against the articles' formulas, and what is measured beside them."""
 
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,8 +13,9 @@ from torch.nn import functional as F
 from foundation.errors import UserError
 from pretrain import train
 from pretrain.corinfomax import CorInfoMaxLoss
-from pretrain.objectives import OBJECTIVES, ONE_PROCESS, build_criterion, wants_unit_length
+from pretrain.objectives import OBJECTIVES, Objective, build_criterion, needs_unit_length
 from pretrain.runs import checkpoint
+from tests.pretrain.tiny_encoder import use_tiny_encoder
 
 STATE = {"dim": 6, "attraction": 3.0, "forgetting": 0.1, "eps": 1e-8}
 
@@ -80,31 +82,51 @@ def test_value_and_gradient_are_the_articles(reference: Callable[[Tensor, Tensor
     assert torch.allclose(found.float(), wanted, rtol=1e-2, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", OBJECTIVES[1:])
-def test_corinfomax_is_measured_beside(name: str) -> None:
+@pytest.mark.parametrize("name", [name for name in OBJECTIVES if name != "corinfomax"])
+def test_corinfomax_terms_are_measured_on_request_alone(name: str) -> None:
     pytest.importorskip("lightly")
     z1, z2 = views()
     criterion, own = build_criterion(name, **STATE), CorInfoMaxLoss(**STATE)
+    assert isinstance(criterion, Objective)
     for _ in range(2):
         terms = criterion(z1, z2)
-        measured = own(F.normalize(z1.detach(), dim=1), F.normalize(z2, dim=1))
-    assert terms.big_bang == measured.big_bang
-    assert terms.attraction == measured.attraction
-    assert not terms.big_bang.requires_grad
+        assert terms.big_bang.isnan()
+        assert terms.attraction.isnan()
+    assert criterion.covariance.equal(own.covariance)  # as at the start: nothing was measured
+    for _ in range(2):
+        big_bang, attraction = criterion.measure(z1, z2)
+        expected = own(F.normalize(z1.detach(), dim=1), F.normalize(z2, dim=1))
+    assert (big_bang, attraction) == (expected.big_bang, expected.attraction)
+    assert not big_bang.requires_grad
     assert criterion.state_dict().keys() == own.state_dict().keys()
     assert torch.equal(criterion.covariance, own.covariance)
 
 
 def test_corinfomax_itself_is_not_wrapped() -> None:
     assert type(build_criterion("corinfomax", **STATE)) is CorInfoMaxLoss
-    assert [name for name in OBJECTIVES if not wants_unit_length(name)] == ["vicreg", "barlow_twins", "frossl"]
+    assert [name for name in OBJECTIVES if not needs_unit_length(name)] == ["vicreg", "barlow_twins", "frossl"]
 
 
-@pytest.mark.parametrize("name", ONE_PROCESS)
-def test_an_objective_of_one_process_refuses_several(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_objective_is_one_class_and_one_line(monkeypatch: pytest.MonkeyPatch, photos: Path, tmp_path: Path) -> None:
+    class Alignment(Objective):
+        unit_length = False
+
+        def loss(self, z1: Tensor, z2: Tensor) -> Tensor:
+            return (z1 - z2).square().mean()
+
+    monkeypatch.setitem(OBJECTIVES, "alignment", Alignment)
+    use_tiny_encoder(monkeypatch)
+    train.main(["--output", str(tmp_path), *tiny(photos), "OBJECTIVE.NAME", "alignment", "LOG.PERIOD", "2"])
+    lines = [json.loads(line) for line in (tmp_path / "metrics.json").read_text().splitlines()]
+    assert [line["iteration"] for line in lines] == [1, 2, 3, 5]
+    for line in lines:
+        assert {"total", "big_bang", "attraction", "ldmi", "effective_rank"} <= line.keys()
+
+
+def test_an_objective_of_one_process_refuses_several(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pretrain.distributed.group.world_size", lambda: 2)
     with pytest.raises(UserError, match="train it with one"):
-        build_criterion(name, **STATE)
+        build_criterion("frossl", **STATE)
 
 
 def test_without_the_library_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,14 +136,22 @@ def test_without_the_library_the_error_says_what_to_install(monkeypatch: pytest.
     build_criterion("corinfomax", **STATE)
 
 
-def test_a_baseline_trains_and_resumes(photos: Path, tmp_path: Path) -> None:
+def tiny(photos: Path) -> list[str]:
+    settings = ["DATA.NAME", "folder", "DATA.ROOT", str(photos), "DATA.IMAGE_SIZE", "32", "DATA.WORKERS", "0"]
+    settings += ["PROJECTOR.DIMS", "[16, 8]", "TRAIN.BATCH_SIZE", "8", "TRAIN.EPOCHS", "2"]
+    return [*settings, "TRAIN.PRECISION", "float32", "TRAIN.LR", "0.001", "TRAIN.WARMUP_LR", "0.0"]
+
+
+@pytest.mark.parametrize("micro_batch", ["0", "3"])
+def test_a_baseline_trains_and_resumes(
+    photos: Path, tmp_path: Path, micro_batch: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("lightly")
-    tiny = [*("DATA.NAME", "folder", "DATA.ROOT", str(photos), "DATA.IMAGE_SIZE", "32", "DATA.WORKERS", "0")]
-    tiny += ["PROJECTOR.DIMS", "[16, 8]", "TRAIN.BATCH_SIZE", "8", "TRAIN.EPOCHS", "2", "TRAIN.PRECISION", "float32"]
-    tiny += ["OBJECTIVE.NAME", "vicreg", "TRAIN.LR", "0.001", "TRAIN.WARMUP_LR", "0.0"]
-    train.main(["--output", str(tmp_path / "a"), *tiny])
-    train.main(["--output", str(tmp_path / "b"), *tiny, "TRAIN.MAX_STEPS", "4"])
-    train.main(["--output", str(tmp_path / "b"), *tiny, "--resume"])
+    use_tiny_encoder(monkeypatch)
+    settings = [*tiny(photos), "OBJECTIVE.NAME", "vicreg", "TRAIN.MICRO_BATCH", micro_batch]
+    train.main(["--output", str(tmp_path / "a"), *settings])
+    train.main(["--output", str(tmp_path / "b"), *settings, "TRAIN.MAX_STEPS", "3"])
+    train.main(["--output", str(tmp_path / "b"), *settings, "--resume"])
     a, b = (checkpoint.load(tmp_path / run / "checkpoints" / "last.pt") for run in "ab")
     assert all(torch.equal(a["model"][name], b["model"][name]) for name in a["model"])
     assert all(torch.equal(a["objective"][name], b["objective"][name]) for name in ("mean", "covariance"))
