@@ -50,6 +50,7 @@ setup(
         "tqdm",
         "matplotlib",
         "scikit-learn",
+        "filelock",
     ],
     extras_require={
         "detection": DETECTION,

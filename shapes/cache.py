@@ -1,15 +1,14 @@
-"""The folder that a rendering lives in: made once, whole or not at all."""
+"""The folder that holds a rendering: written once, complete or not at all."""
 
-import fcntl
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 from foundation.errors import UserError
 from shapes.outlines import CLASSES
@@ -27,22 +26,22 @@ def ensure_rendered(
     progress: bool = True,
     recipe: Recipe = DEFAULT_RECIPE,
 ) -> Path:
-    """The folder with the dataset, rendered now unless it is there already.
+    """The folder with the dataset, rendered now unless it exists.
 
-    It is rendered next to its place and moved there when it is whole, so a killed rendering leaves nothing
+    It is rendered beside its place and renamed when it is complete, so that a killed rendering leaves nothing
     that looks like a dataset. Of several processes that call at once, one renders and the others wait.
 
     Args:
         root: the folder; None for `$CORINFOMAX_CACHE/shapes-<version>`, or `~/.cache/corinfomax` without the
             variable, with the seed in the name where it is not 0.
-        seed: what the pictures are drawn from.
+        seed: of all random numbers.
         processes: how many render; None for one per available core. The result does not depend on it.
         progress: whether to show a bar on stderr.
         recipe: counts and sizes.
 
     Raises:
-        UserError: the folder holds something else (another version, seed or recipe, or a part is missing), or
-            it cannot be written.
+        UserError: the folder holds something else (another version, seed or recipe, an incomplete rendering, or
+            files of the user's), or it cannot be written. Nothing is deleted.
     """
     root = default_root(seed) if root is None else Path(root)
     card = _card(seed, recipe)
@@ -50,8 +49,8 @@ def ensure_rendered(
         return root
     try:
         root.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(root.with_name(f".{root.name}.lock")):
-            if not _is_complete(root, card):  # another process may have made it while this one waited
+        with FileLock(root.with_name(f".{root.name}.lock")):
+            if not _is_complete(root, card):  # another process may have rendered it meanwhile
                 _render_into_place(root, card, recipe, seed, processes or _available_cores(), progress)
     except OSError as error:
         raise UserError(
@@ -81,20 +80,23 @@ def _card(seed: int, recipe: Recipe) -> dict[str, Any]:
 
 
 def _is_complete(root: Path, card: dict[str, Any]) -> bool:
-    """True if the folder holds this rendering, False if there is none yet.
+    """True if the folder holds this rendering, False if it is empty or does not exist.
 
     Raises:
         UserError: it holds something else.
     """
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return False
-    advice = "remove it, or name another folder"
+    foreign = "DATA.NAME folder trains on images of your own; the shapes dataset needs a folder of its own"
     if not root.is_dir():
-        raise UserError(f"{root} is not a folder; {advice}")
+        raise UserError(f"{root} is not a folder; {foreign}")
     try:
         found = dict(json.loads((root / CARD).read_text()))
-    except (OSError, ValueError, TypeError):
-        raise UserError(f"{root} is no complete shapes dataset: {CARD} is missing; {advice}") from None
+    except (OSError, ValueError, TypeError, RecursionError):
+        raise UserError(f"{root} does not hold the shapes dataset: it has no readable {CARD}; {foreign}") from None
+    if found.get("name") != card["name"]:
+        raise UserError(f"{root} does not hold the shapes dataset: {CARD} is of another kind; {foreign}")
+    advice = "name another folder, or delete this rendering"
     for key, value in card.items():
         if found.get(key) != value:
             difference = f"its {key} is {found.get(key)!r}, not {value!r}"
@@ -117,7 +119,7 @@ def _pictures(folder: Path) -> int:
 def _render_into_place(
     root: Path, card: dict[str, Any], recipe: Recipe, seed: int, processes: int, progress: bool
 ) -> None:
-    """Render beside `root` and rename. The caller holds the lock, so any other temporary is a dead one."""
+    """Render beside `root` and rename. Other temporary folders are of killed processes: the caller has the lock."""
     prefix = f".{root.name}.partial-"
     for stale in root.parent.glob(f"{prefix}*"):
         shutil.rmtree(stale, ignore_errors=True)
@@ -127,14 +129,6 @@ def _render_into_place(
         render(folder, recipe, seed=seed, processes=processes, progress=progress)
         (folder / CARD).write_text(json.dumps(card, indent=1) + "\n")
         folder.rename(root)
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on a file; it is given up even when the process is killed."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _available_cores() -> int:

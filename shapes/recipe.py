@@ -1,8 +1,9 @@
-"""What the dataset consists of. `VERSION` goes up with any change of what is rendered."""
+"""The counts and sizes of the dataset. `VERSION` is raised with any change of what is rendered."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 VERSION = "3"
+COUNTS = ("unlabeled", "objects_train", "objects_val", "scenes_train", "scenes_val")
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,11 @@ class Recipe:
 
     def __post_init__(self) -> None:
         if self.scene_sides[0] < 48:
-            raise ValueError(f"scene_sides is {self.scene_sides}: under 48 pixels, objects are too small for polygons")
+            raise ValueError(f"scene_sides is {self.scene_sides}: below 48 pixels, objects are too small for polygons")
+
+    def scaled(self, fraction: float) -> "Recipe":
+        """The same recipe with this fraction of the pictures, at least one of each part and class."""
+        return replace(self, **{name: max(1, round(getattr(self, name) * fraction)) for name in COUNTS})
 
 
 DEFAULT_RECIPE = Recipe()
