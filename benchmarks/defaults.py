@@ -19,7 +19,8 @@ from timing import alternate, build_parser, print_table, ratio, start
 from torch import Tensor, nn
 
 from foundation.config import load_config
-from pretrain.batches.loader import ShuffledBatches, build_loader, read_batches
+from pretrain.batches.loader import build_loader, read_batches
+from pretrain.batches.sampler import ShuffledBatches
 from pretrain.batches.views import Batch, ViewDataset
 from pretrain.config import build_recipes, get_defaults, resolve_precision
 from pretrain.images.sources import Source

@@ -123,7 +123,7 @@ def free_space(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def disk_errors_named(folder: Path) -> Iterator[None]:
+def report_disk_errors(folder: Path) -> Iterator[None]:
     """Report a run folder that cannot be written as one line.
 
     Raises:

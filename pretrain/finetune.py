@@ -31,9 +31,9 @@ from pretrain.evaluation.probe import build_pipeline
 from pretrain.images.labelled import Subset, build_labelled_splits, class_balanced, listed, read_list
 from pretrain.images.sources import Source
 from pretrain.runs import checkpoint
-from pretrain.runs.run_folder import add_run_options, plain
+from pretrain.runs.folder import add_run_options, plain
 from pretrain.runs.weights import RANDOM, EncoderWeights, write_encoder
-from pretrain.training.schedule import Span
+from pretrain.training.schedule import StepRange
 
 logger = logging.getLogger("pretrain")
 
@@ -145,7 +145,7 @@ def fit(
         record: what a checkpoint says of the run.
     """
     pipeline = build_pipeline(config, next(model.parameters()).device)
-    span = Span.of(config, len(train), start["position"]["step"] if start else 0)
+    span = StepRange.of(config, len(train), start["position"]["step"] if start else 0)
     recipe = ViewRecipe(crop_scale=tuple(config.AUGMENT.CROP_SCALE), flip=config.AUGMENT.FLIP)
     batches = supervised.training_batches(len(train), span, config.TRAIN.BATCH_SIZE, config.SEED)
 

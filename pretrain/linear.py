@@ -31,9 +31,9 @@ from pretrain.evaluation.probe import build_pipeline
 from pretrain.images.labelled import build_labelled_splits
 from pretrain.images.sources import Source
 from pretrain.runs import checkpoint
-from pretrain.runs.run_folder import add_run_options, plain
+from pretrain.runs.folder import add_run_options, plain
 from pretrain.runs.weights import EncoderWeights, fingerprint
-from pretrain.training.schedule import Span
+from pretrain.training.schedule import StepRange
 
 logger = logging.getLogger("pretrain")
 
@@ -120,7 +120,7 @@ def judge_linear(
     if start:
         checkpoint.fill(heads, {name.removeprefix("head."): t for name, t in start["model"].items()}, output)
         learner.optimizer.load_state_dict(start["optimizer"])
-    span = Span.of(config, len(train), start["position"]["step"] if start else 0)
+    span = StepRange.of(config, len(train), start["position"]["step"] if start else 0)
     batches = supervised.training_batches(len(train), span, config.TRAIN.BATCH_SIZE, config.SEED)
     recipe = ViewRecipe(crop_scale=tuple(config.AUGMENT.CROP_SCALE), flip=config.AUGMENT.FLIP)
 

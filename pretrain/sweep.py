@@ -28,8 +28,8 @@ from foundation.files import write_atomic
 from pretrain.config import get_defaults as get_pretrain_defaults
 from pretrain.config import validate as validate_pretrain
 from pretrain.evaluation.config import get_linear_defaults, validate_linear
+from pretrain.runs.folder import read_results, write_results
 from pretrain.runs.metrics import start_logging
-from pretrain.runs.results import read_results, write_results
 
 FIGURES = {"linear_top1": "linear top-1", "linear_top5": "linear top-5", "knn_top1": "kNN top-1"}
 UNTRAINED = "untrained"

@@ -25,7 +25,8 @@ from torch import nn
 from foundation import devices
 from foundation.config import load_config
 from foundation.errors import ArgumentParser, UserError, run
-from pretrain.batches.loader import check_batch, dead_workers_named
+from pretrain.batches.loader import report_dead_workers
+from pretrain.batches.sampler import check_batch
 from pretrain.batches.scan import check_data
 from pretrain.config import build_streaming, get_defaults, validate
 from pretrain.distributed import group
@@ -34,14 +35,14 @@ from pretrain.encoder import SiameseNetwork
 from pretrain.evaluation.probe import OnlineProbe
 from pretrain.images.sources import build_source
 from pretrain.runs import checkpoint, listing
-from pretrain.runs.run_folder import add_run_options, open_run, plain
+from pretrain.runs.folder import add_run_options, open_run, plain
 from pretrain.runs.weights import write_encoder
 from pretrain.training.build import (
     build_batches,
+    build_checkpoint_policy,
     build_network,
     build_parts,
     build_recorder,
-    build_saver,
     build_schedule,
     build_trainer,
 )
@@ -49,7 +50,7 @@ from pretrain.training.estimate import describe_cost
 from pretrain.training.loop import Skipped, train
 from pretrain.training.plan import build_without_memory, describe_plan
 from pretrain.training.recorder import Recorder
-from pretrain.training.schedule import Span
+from pretrain.training.schedule import StepRange
 
 logger = logging.getLogger("pretrain")
 
@@ -69,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     device = group.start(devices.is_usable(), timedelta(seconds=config.TRAIN.PEER_TIMEOUT))
     try:
-        with group.losses_named(), devices.memory_named(advise(config)):
+        with group.report_lost_peers(), devices.memory_named(advise(config)):
             complete = pretrain(config, Path(args.output or f"output/{Path(args.config).stem}"), args.resume, device)
     finally:
         group.stop()
@@ -105,7 +106,7 @@ def look(config: CfgNode, processes: int, check_images: bool) -> None:
         check_data(source, config.DATA.WORKERS, config.DATA.WORKER_TIMEOUT)
         return
     check_batch(len(source), config.TRAIN.BATCH_SIZE, processes)
-    span = Span.of(config, len(source), first=0)
+    span = StepRange.of(config, len(source), first=0)
     print(yaml.safe_dump(plain(config), sort_keys=False))
     lines = describe_plan(
         images=len(source),
@@ -136,7 +137,7 @@ def pretrain(config: CfgNode, output: Path, resume: bool, device: torch.device) 
     parts = build_parts(config, device)
     position = restore(start, parts, output, len(source)) if start else {"step": 0}
     group.check_same(position["step"], "the step to go on from", device)
-    span = Span.of(config, len(source), position["step"])
+    span = StepRange.of(config, len(source), position["step"])
     trainer = build_trainer(config, parts, device, span.total, span.per_epoch)
     loader = build_batches(config, source, span, device)
     recorder = build_recorder(config, output, parts["criterion"], span) if group.is_main() else None
@@ -144,7 +145,7 @@ def pretrain(config: CfgNode, output: Path, resume: bool, device: torch.device) 
     logger.info("%s on %d %s process(es)", trainer.precision, group.world_size(), device.type)
     if group.world_size() == 1 and torch.cuda.device_count() > 1:
         logger.info("one of %d GPUs is used; torchrun --nproc_per_node takes more", torch.cuda.device_count())
-    with dead_workers_named(loader), contextlib.closing(recorder) if recorder else contextlib.nullcontext():
+    with report_dead_workers(loader), contextlib.closing(recorder) if recorder else contextlib.nullcontext():
         complete = train(
             trainer,
             loader,
@@ -155,7 +156,7 @@ def pretrain(config: CfgNode, output: Path, resume: bool, device: torch.device) 
             max_unreadable=config.DATA.MAX_UNREADABLE,
             skipped=Skipped(position.get("skipped", 0), config.TRAIN.MAX_SKIPPED),
             recorder=recorder,
-            saver=build_saver(config, output, parts, recorder, span.first, len(source)),
+            checkpoints=build_checkpoint_policy(config, output, parts, recorder, span.first, len(source)),
             end_epoch=partial(end_epoch, config, parts["network"], probe, recorder),
         )
     if not complete:

@@ -25,8 +25,8 @@ from pretrain.encoder import ENCODERS, STEMS
 from pretrain.evaluation.features import Pipeline, extract
 from pretrain.images.labelled import build_labelled_splits
 from pretrain.images.voc07 import read_voc07
+from pretrain.runs.folder import write_results
 from pretrain.runs.metrics import start_logging
-from pretrain.runs.results import write_results
 from pretrain.runs.weights import IMAGENET_MEAN, IMAGENET_STD, EncoderWeights, build_from, read_weights
 
 logger = logging.getLogger("pretrain")

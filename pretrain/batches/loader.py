@@ -1,4 +1,4 @@
-"""Batches: which images, in which order, for which process; and the loader that fetches them."""
+"""The loader of batches, and what it says of workers and images that fail."""
 
 import contextlib
 import logging
@@ -11,89 +11,19 @@ from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from foundation.errors import UserError
 from foundation.images import UnreadableImage
-from pretrain.batches.order import epoch_order
 from pretrain.batches.read_ahead import ReadAhead, follow, stream_of
+from pretrain.batches.sampler import ShuffledBatches
 from pretrain.batches.views import Batch, collate
 from pretrain.distributed.signals import leave_to_parent
 from pretrain.images.sources import Source
 
 WORKER_TIMEOUT = 300  # seconds without a batch after which a hanging worker is reported
 logger = logging.getLogger("pretrain")
-
-
-class ShuffledBatches(Sampler):
-    """The batches of all epochs from a given step on, each a list of (epoch, index).
-
-    The order is `epoch_order`'s. A batch is a run of it, and each process takes its part of the batch, so that the
-    images of a step are the same for any number of processes. An incomplete last batch is dropped.
-
-    Args:
-        count: images in the dataset.
-        batch_size: over all processes.
-        epochs: in all.
-        seed: of the order.
-        first_step: where to begin, counted over all epochs.
-        last_step: where to end; the end of the last epoch, or before.
-        rank: this process.
-        world_size: number of processes; divides `batch_size`.
-        shards, window: as in `epoch_order`.
-    """
-
-    def __init__(
-        self,
-        count: int,
-        *,
-        batch_size: int,
-        seed: int,
-        first_step: int,
-        last_step: int,
-        rank: int = 0,
-        world_size: int = 1,
-        shards: Sequence[int] = (),
-        window: int = 0,
-    ) -> None:
-        self.count, self.batch_size, self.seed = count, batch_size, seed
-        self.shards, self.window = shards, window
-        self.first_step, self.last_step = first_step, last_step
-        self.rank, self.share = rank, batch_size // world_size
-        self.steps_per_epoch = count // batch_size
-
-    def __len__(self) -> int:
-        return self.last_step - self.first_step
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        order, order_epoch = np.empty(0, np.int64), -1
-        for step in range(self.first_step, self.last_step):
-            epoch, place = divmod(step, self.steps_per_epoch)
-            if epoch != order_epoch:
-                order, order_epoch = self._order(epoch), epoch
-            start = place * self.batch_size + self.rank * self.share
-            yield [(epoch, int(index)) for index in order[start : start + self.share]]
-
-    def images_of(self, step: int) -> np.ndarray:
-        """The images of a step over all processes, as indices of the dataset."""
-        epoch, place = divmod(step, self.steps_per_epoch)
-        return self._order(epoch)[place * self.batch_size : (place + 1) * self.batch_size]
-
-    def _order(self, epoch: int) -> np.ndarray:
-        return epoch_order(self.count, self.seed, epoch, self.shards, self.window)
-
-
-def check_batch(count: int, batch_size: int, world_size: int) -> None:
-    """Refuse a batch that cannot be formed. Raises UserError naming the numbers."""
-    if batch_size % world_size:
-        raise UserError(
-            f"TRAIN.BATCH_SIZE {batch_size} is not divisible by the {world_size} processes; "
-            f"the nearest that is: {max(batch_size // world_size, 1) * world_size}"
-        )
-    if batch_size > count:
-        raise UserError(f"TRAIN.BATCH_SIZE is {batch_size}, but the dataset has {count} images; lower the batch size")
 
 
 class ImageDataset(Protocol):
@@ -236,7 +166,7 @@ def find_dead(workers: Sequence[BaseProcess], patience: float) -> int | None:
 
 
 @contextlib.contextmanager
-def dead_workers_named(loader: DataLoader) -> Iterator[None]:
+def report_dead_workers(loader: DataLoader) -> Iterator[None]:
     """Have the death of a worker reported as a UserError. torch raises from a signal handler: anywhere."""
     try:
         yield
@@ -269,17 +199,3 @@ def report_unreadable(batch: Batch, known: set[str], allowed: float) -> None:
     if len(known) > max(allowed, 1):
         listed = "; ".join(sorted(known)[:20])
         raise UserError(f"{len(known)} images cannot be read, more than DATA.MAX_UNREADABLE allows: {listed}")
-
-
-class SequentialBatches(Sampler):
-    """All images once in order, in one epoch; the last batch may be smaller."""
-
-    def __init__(self, indices: np.ndarray, batch_size: int, epoch: int = 0) -> None:
-        self.indices, self.batch_size, self.epoch = indices, batch_size, epoch
-
-    def __len__(self) -> int:
-        return -(-len(self.indices) // self.batch_size)
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for start in range(0, len(self.indices), self.batch_size):
-            yield [(self.epoch, int(index)) for index in self.indices[start : start + self.batch_size]]

@@ -8,7 +8,8 @@ from torch.utils.data import Dataset
 
 from foundation.errors import UserError
 from foundation.images import UnreadableImage
-from pretrain.batches.loader import SequentialBatches, build_loader, read_batches
+from pretrain.batches.loader import build_loader, read_batches
+from pretrain.batches.sampler import SequentialBatches
 from pretrain.images.sources import Source
 from pretrain.runs.metrics import Progress
 

@@ -84,7 +84,7 @@ def start(use_cuda: bool, timeout: timedelta = TIMEOUT) -> torch.device:
     if use_cuda:
         torch.cuda.set_device(device)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        with losses_named():
+        with report_lost_peers():
             _join(device, timeout)
     return device
 
@@ -103,7 +103,7 @@ def _join(device: torch.device, timeout: timedelta) -> None:
 
 
 @contextlib.contextmanager
-def losses_named() -> Iterator[None]:
+def report_lost_peers() -> Iterator[None]:
     """Have the loss of another process, dead or silent for longer than the timeout, reported as such.
 
     Raises:

@@ -14,10 +14,9 @@ from torch import nn
 
 from foundation import devices
 from foundation.errors import UserError
-from pretrain.batches.loader import check_batch
+from pretrain.batches.sampler import check_batch
 from pretrain.distributed import group
-from pretrain.runs.results import write_results
-from pretrain.runs.run_folder import open_run
+from pretrain.runs.folder import open_run, write_results
 from pretrain.runs.weights import EncoderWeights, build_from, fingerprint, read_weights, settle
 
 Evaluate = Callable[[CfgNode, EncoderWeights, Path, bool, torch.device], Mapping[str, Any]]
@@ -38,7 +37,10 @@ def run_evaluation(kind: str, evaluate: Evaluate, config: CfgNode, args: argpars
     output = Path(args.output or f"output/{kind}_{name}")
     device = group.start(devices.is_usable())
     try:
-        with group.losses_named(), devices.memory_named("lower TRAIN.BATCH_SIZE, or share it among more processes"):
+        with (
+            group.report_lost_peers(),
+            devices.memory_named("lower TRAIN.BATCH_SIZE, or share it among more processes"),
+        ):
             results = evaluate(config, weights, output, args.resume, device)
         if group.is_main():
             write_results(output, {"kind": kind, "config": name, **results})

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pretrain.batches.augment import augment
-from pretrain.batches.loader import SequentialBatches, build_loader, read_batches, report_unreadable
+from pretrain.batches.loader import build_loader, read_batches, report_unreadable
+from pretrain.batches.sampler import SequentialBatches
 from pretrain.batches.views import ViewDataset, ViewRecipe
 from pretrain.distributed import group
 from pretrain.images.sources import Source

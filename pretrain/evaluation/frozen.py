@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from foundation.devices import send
-from pretrain.batches.loader import ShuffledBatches
+from pretrain.batches.sampler import ShuffledBatches
 from pretrain.batches.views import ViewRecipe
 from pretrain.evaluation.features import Pipeline, extract, gather, own_share
 from pretrain.evaluation.supervised import image_batches

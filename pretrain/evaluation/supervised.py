@@ -20,7 +20,8 @@ from torch.nn import functional as F
 
 from foundation.errors import UserError
 from pretrain.batches.augment import augment
-from pretrain.batches.loader import ShuffledBatches, build_loader, read_batches, report_unreadable
+from pretrain.batches.loader import build_loader, read_batches, report_unreadable
+from pretrain.batches.sampler import ShuffledBatches
 from pretrain.batches.views import ViewDataset, ViewRecipe
 from pretrain.distributed import group as distributed
 from pretrain.evaluation.features import Pipeline
@@ -28,7 +29,7 @@ from pretrain.images.sources import Source
 from pretrain.runs import checkpoint
 from pretrain.runs.metrics import Meter, Metrics, Progress
 from pretrain.training.lars import LARS
-from pretrain.training.schedule import Span, multi_step
+from pretrain.training.schedule import StepRange, multi_step
 
 SCHEDULES = ("cosine", "step")
 logger = logging.getLogger("pretrain")
@@ -118,7 +119,7 @@ def build_schedule(config: CfgNode, base: float, gamma: float) -> Callable[[int]
     )
 
 
-def training_batches(count: int, span: Span, batch_size: int, seed: int) -> ShuffledBatches:
+def training_batches(count: int, span: StepRange, batch_size: int, seed: int) -> ShuffledBatches:
     """The share of this process in the batches of `count` images, as lists of (epoch, index)."""
     return ShuffledBatches(
         count,
@@ -181,7 +182,7 @@ class Learner:
 def train(
     learner: Learner,
     batches: Iterator[tuple[Tensor, Tensor]],
-    span: Span,
+    span: StepRange,
     *,
     log_period: int,
     names: Sequence[str],
@@ -227,7 +228,7 @@ def train(
 def fit(
     learner: Learner,
     batches: Iterator[tuple[Tensor, Tensor]],
-    span: Span,
+    span: StepRange,
     *,
     output: Path,
     log_period: int,

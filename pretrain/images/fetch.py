@@ -20,7 +20,7 @@ from foundation.errors import UserError
 ATTEMPTS = 8  # without a byte more than the one before
 FEW = 3  # of what is asked before the first step: whoever started the run still looks
 CHUNK = 1 << 20  # bytes
-PASSING = (408, 425, 429)  # answers of a server that may be others later, as those from 500 on
+TRANSIENT_STATUSES = (408, 425, 429)  # answers of a server that may be others later, as those from 500 on
 T = TypeVar("T")
 logger = logging.getLogger("pretrain")
 _jitter = random.Random()  # not the global one, which belongs to whoever has seeded it
@@ -97,7 +97,7 @@ def retry(url: str, attempt: Callable[[], T], stall: float, position: Callable[[
             return attempt()
         except urllib.error.HTTPError as error:
             reason = f"the server answers {error.code} {error.reason}"
-            if error.code < 500 and error.code not in PASSING:
+            if error.code < 500 and error.code not in TRANSIENT_STATUSES:
                 raise UserError(f"{url} cannot be fetched: {reason}; check DATA.ROOT") from error
         except TimeoutError:
             reason = f"nothing came for {stall:g} s"

@@ -10,7 +10,8 @@ from fvcore.common.config import CfgNode
 from torch.utils.data import DataLoader
 
 from foundation.errors import UserError
-from pretrain.batches.loader import ShuffledBatches, build_loader
+from pretrain.batches.loader import build_loader
+from pretrain.batches.sampler import ShuffledBatches
 from pretrain.batches.views import ViewDataset
 from pretrain.config import build_recipes, resolve_precision
 from pretrain.corinfomax import RunningEstimates
@@ -20,12 +21,11 @@ from pretrain.images.sources import Source
 from pretrain.images.tars import TarSource
 from pretrain.objectives import build_criterion, needs_unit_length
 from pretrain.runs import checkpoint
-from pretrain.runs.run_folder import plain
-from pretrain.runs.wandb_mirror import open_wandb
+from pretrain.runs.folder import plain
+from pretrain.runs.metrics import open_wandb
 from pretrain.training.lars import LARS
-from pretrain.training.recorder import Recorder
-from pretrain.training.saving import Saver
-from pretrain.training.schedule import Span, warmup_cosine
+from pretrain.training.recorder import CheckpointPolicy, Recorder
+from pretrain.training.schedule import StepRange, warmup_cosine
 from pretrain.training.step import Trainer
 
 PLAIN_SHARE = 0.0048 / 0.2  # rate of biases and norms under LARS, of the weights' (Zbontar et al. 2021, section 2.2)
@@ -69,7 +69,7 @@ def build_optimizer(config: CfgNode, network: SiameseNetwork) -> torch.optim.Opt
     return LARS(groups, plain_share=PLAIN_SHARE, **options)
 
 
-def build_batches(config: CfgNode, source: Source, span: Span, device: torch.device) -> DataLoader:
+def build_batches(config: CfgNode, source: Source, span: StepRange, device: torch.device) -> DataLoader:
     """The batches: the share of this process, from the first step on."""
     batches = ShuffledBatches(
         len(source),
@@ -98,15 +98,15 @@ def build_schedule(config: CfgNode, total_steps: int, steps_per_epoch: int) -> C
     )
 
 
-def build_recorder(config: CfgNode, output: Path, criterion: RunningEstimates, span: Span) -> Recorder:
+def build_recorder(config: CfgNode, output: Path, criterion: RunningEstimates, span: StepRange) -> Recorder:
     """What writes the record of the run."""
     mirrors = [open_wandb(config.LOG.WANDB, output, plain(config))] if config.LOG.WANDB else []
     return Recorder(output, span.first, criterion, span.per_epoch * config.TRAIN.WARMUP_EPOCHS, mirrors)
 
 
-def build_saver(
+def build_checkpoint_policy(
     config: CfgNode, output: Path, parts: dict[str, Any], recorder: Recorder | None, first: int, images: int
-) -> Saver:
+) -> CheckpointPolicy:
     """What saves checkpoints, and when. `images`: in the dataset."""
 
     def state() -> dict[str, Any]:
@@ -120,7 +120,7 @@ def build_saver(
         }
 
     minutes, steps = config.CHECKPOINT.MINUTES, config.CHECKPOINT.STEPS
-    return Saver(output, state, recorder, every_steps=steps, every_minutes=minutes, first_step=first)
+    return CheckpointPolicy(output, state, recorder, every_steps=steps, every_minutes=minutes, first_step=first)
 
 
 def build_trainer(

@@ -1,4 +1,4 @@
-"""The training loop of pretraining: all the steps, what is recorded and saved between them, and when they end early."""
+"""The training loop of pretraining: the steps, what is recorded and saved between them, and when it ends early."""
 
 import contextlib
 import logging
@@ -8,14 +8,14 @@ from collections.abc import Callable, Iterable
 import torch
 from torch.utils.data import DataLoader
 
-from pretrain.batches.loader import ShuffledBatches, read_batches, report_unreadable
+from pretrain.batches.loader import read_batches, report_unreadable
+from pretrain.batches.sampler import ShuffledBatches
 from pretrain.corinfomax import Terms
 from pretrain.distributed import group
 from pretrain.distributed.signals import StopRequest
 from pretrain.runs.metrics import Meter, Progress
-from pretrain.training.guard import NonFiniteLoss, Verdict, Votes
-from pretrain.training.recorder import Recorder
-from pretrain.training.saving import Saver
+from pretrain.training.guard import NonFiniteLoss, PendingChecks, StepCheck
+from pretrain.training.recorder import CheckpointPolicy, Recorder
 from pretrain.training.step import Trainer
 
 logger = logging.getLogger("pretrain")
@@ -32,23 +32,32 @@ def train(
     max_unreadable: float,
     skipped: "Skipped",
     recorder: Recorder | None,
-    saver: Saver,
+    checkpoints: CheckpointPolicy,
     end_epoch: Callable[[int, int], None],
 ) -> bool:
     """Take the steps from `first_step` to `last_step`, counted over all epochs from 0.
 
-    `max_unreadable` is the share of damaged images above which the run stops, `recorder` is None on all processes but
-    the main one, `end_epoch` is called with (epochs complete, steps complete) before an epoch's checkpoint.
+    Args:
+        trainer: takes a step.
+        loader: the batches of this process, from `first_step` on.
+        first_step, last_step: the steps; the last is excluded.
+        steps_per_epoch: complete batches in an epoch.
+        log_period: steps between two log points.
+        max_unreadable: the fraction of unreadable images above which the run stops.
+        skipped: counts the batches that were skipped.
+        recorder: writes the record; None on all processes but the main one.
+        checkpoints: decides when to save, and saves.
+        end_epoch: called with (complete epochs, complete steps) before the checkpoint of an epoch.
 
     Returns:
-        Whether all steps were taken; else a signal asked to stop, and a checkpoint of the steps taken is there.
+        Whether all steps were taken; if not, a signal asked to stop, and the steps taken are saved.
 
     Raises:
-        UserError: too many images or batches are no use, a worker failed, or the disk is full. The loss of another
-            process is for the caller to name (`distributed.losses_named`).
+        UserError: too many images are unreadable, too many batches were skipped, a worker failed, or the disk is full.
+            The caller reports the loss of another process (`group.report_lost_peers`).
     """
     progress = Progress(last_step, first_step, shown=recorder is not None)
-    meter, votes, shown, unreadable = Meter(), Votes(trainer.device), "", set[str]()
+    meter, checks, shown, unreadable = Meter(), PendingChecks(trainer.device), "", set[str]()
     with StopRequest() as request, contextlib.closing(read_batches(loader)) as batches:
         for step in range(first_step, last_step):
             batch = meter.wait_for(batches)
@@ -58,10 +67,10 @@ def train(
             ends = ends_epoch or complete == last_step
             logs = ends or complete % log_period == 0
             terms = trainer.step(step, batch, stop=request.requested is not None, measure=logs)
-            votes.add(step, trainer.votes)
-            stop = skipped.count(votes.read(everything=logs or saver.due_by_steps(complete)), loader)
-            if stop:  # the checkpoint counts the batches of the last steps too
-                skipped.count(votes.read(everything=True), loader)
+            checks.add(step, trainer.flags)
+            stop = skipped.count(checks.read(everything=logs or checkpoints.due_by_steps(complete)), loader)
+            if stop:  # the checkpoint counts the skipped batches of the last steps too
+                skipped.count(checks.read(everything=True), loader)
             if logs:
                 values = gather(terms, trainer.learning_rate(step), complete / steps_per_epoch, skipped.total, meter)
                 shown, meter = describe(values), Meter()
@@ -70,21 +79,21 @@ def train(
             progress.advance(f"epoch {step // steps_per_epoch + 1}  {shown}")
             if ends_epoch:
                 end_epoch(epochs, complete)
-            if ends or stop or saver.due_by_steps(complete) or (logs and saver.due_by_time()):
-                saver.save(epochs, complete, skipped.total)
+            if ends or stop or checkpoints.due_by_steps(complete) or (logs and checkpoints.due_by_time()):
+                checkpoints.save(epochs, complete, skipped.total)
             if stop and complete < last_step:
-                group.barrier()  # a process that leaves first has torchrun end the others, in their save perhaps
+                group.barrier()  # torchrun ends all processes when one leaves, perhaps while the main one saves
                 progress.close()
                 return False
     progress.close()
     return True
 
 
-def gather(terms: Terms, rate: float, epoch: float, skipped: int, meter: Meter) -> dict[str, float]:
-    """The values of a log line. The loss of a batch that was skipped is left out: JSON has no NaN."""
+def gather(terms: Terms, learning_rate: float, epoch: float, skipped: int, meter: Meter) -> dict[str, float]:
+    """The values of a log line. The loss of a skipped batch is left out: JSON has no NaN."""
     numbers = dict(zip(Terms._fields, torch.stack(terms).tolist(), strict=True))
     finite = {name: number for name, number in numbers.items() if math.isfinite(number)}
-    return {**finite, "learning_rate": rate, "epoch": epoch, "skipped": skipped, **meter.read()}
+    return {**finite, "learning_rate": learning_rate, "epoch": epoch, "skipped": skipped, **meter.read()}
 
 
 def describe(values: dict[str, float]) -> str:
@@ -95,36 +104,36 @@ def describe(values: dict[str, float]) -> str:
 
 
 class Skipped:
-    """The batches that were skipped for a loss or gradient that is no number.
+    """The batches that were skipped because their loss or gradient is not finite.
 
     Args:
         total: so far.
-        allowed: how many a run may have in all.
+        allowed: most that a run may have in all.
     """
 
     def __init__(self, total: int, allowed: int) -> None:
         self.total, self._allowed = total, allowed
 
-    def count(self, verdicts: Iterable[Verdict], loader: DataLoader) -> bool:
-        """Count and report those among the verdicts. Returns whether a process has asked to stop.
+    def count(self, checks: Iterable[StepCheck], loader: DataLoader) -> bool:
+        """Count and report the skipped ones. Returns whether a process has asked to stop.
 
         Raises:
-            NonFiniteLoss: there are more than allowed. On every process.
+            NonFiniteLoss: there are more than allowed; on every process.
         """
         stop = False
-        for verdict in verdicts:
-            stop |= verdict.stop
-            if not verdict.skipped:
+        for check in checks:
+            stop |= check.stop
+            if not check.skipped:
                 continue
             self.total += 1
             assert isinstance(loader.batch_sampler, ShuffledBatches)
-            images = loader.batch_sampler.images_of(verdict.step).tolist()
+            images = loader.batch_sampler.images_of(check.step).tolist()
             if group.is_main():
-                logger.warning("step %d skipped: its loss or gradient is no number; images %s", verdict.step, images)
+                logger.warning("step %d skipped: its loss or gradient is not finite; images %s", check.step, images)
             if self.total > self._allowed:
                 raise NonFiniteLoss(
-                    f"{self.total} batches gave a loss or gradient that is no number, more than TRAIN.MAX_SKIPPED "
-                    f"({self._allowed}) allows, the last at step {verdict.step}; none of them has touched the weights "
-                    "and the last checkpoint is intact: lower TRAIN.LR or lengthen TRAIN.WARMUP_EPOCHS"
+                    f"{self.total} batches gave a loss or gradient that is not finite, more than TRAIN.MAX_SKIPPED "
+                    f"({self._allowed}) allows, the last at step {check.step}; none of them has changed the weights, "
+                    "and the last checkpoint is intact: lower TRAIN.LR or increase TRAIN.WARMUP_EPOCHS"
                 )
         return stop

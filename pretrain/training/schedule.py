@@ -8,7 +8,7 @@ from fvcore.common.config import CfgNode
 
 
 @dataclass(frozen=True)
-class Span:
+class StepRange:
     """The steps that a process is to take, counted over all epochs from 0."""
 
     first: int
@@ -17,7 +17,7 @@ class Span:
     total: int  # of the whole schedule, which `TRAIN.MAX_STEPS` does not shorten
 
     @classmethod
-    def of(cls, config: CfgNode, images: int, first: int) -> "Span":
+    def of(cls, config: CfgNode, images: int, first: int) -> "StepRange":
         """From step `first` on, for a dataset of `images`, whose incomplete last batch is left out."""
         per_epoch = images // config.TRAIN.BATCH_SIZE
         total = per_epoch * config.TRAIN.EPOCHS

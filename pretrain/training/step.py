@@ -1,4 +1,4 @@
-"""The training step of pretraining: the gradient of the whole batch's loss, and the update that may not happen."""
+"""The training step of pretraining: the gradient of the whole batch's loss, and an update that skips bad batches."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -13,7 +13,7 @@ from pretrain.batches.augment import augment
 from pretrain.batches.views import Batch
 from pretrain.corinfomax import Terms
 from pretrain.objectives import Objective
-from pretrain.training.guard import Statistics, vote
+from pretrain.training.guard import Statistics, check_step
 
 
 @dataclass
@@ -21,17 +21,18 @@ class Trainer:
     """What a training step needs.
 
     Args:
-        network: `SiameseNetwork`, perhaps wrapped for several processes.
+        network: `SiameseNetwork`, wrapped if there are several processes.
         criterion: embeddings of both views -> `Terms`.
-        optimizer: of the network's parameters. A fused one skips a bad batch without the host waiting for it.
+        optimizer: of the network's parameters. A fused one skips a bad batch without making the host wait.
         learning_rate: step -> learning rate.
         mean, std: (3,) of the images, on the device.
         device: where the training happens.
         precision: `float32` or `bfloat16`.
-        micro_batch: images at a time at most, 0 for all.
+        micro_batch: most images at a time; 0: all.
 
     Attributes:
-        votes: (2,) on the device, of the last step: was it skipped, does a process want to stop (`guard.vote`).
+        flags: (2,) on the device, of the last step: whether it was skipped, whether a process wants to stop
+            (`guard.check_step`).
     """
 
     network: nn.Module
@@ -43,25 +44,25 @@ class Trainer:
     device: torch.device
     precision: str
     micro_batch: int = 0
-    votes: Tensor = field(init=False)
+    flags: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
         self._statistics = Statistics([self.network, self.criterion])
         self._fused = bool(self.optimizer.defaults.get("fused"))
         for group in self.optimizer.param_groups if self._fused else ():
             for parameter in group["params"] if group["momentum"] else ():
-                # The fused update leaves a new buffer uninitialised where the first step of all is skipped.
+                # The fused update leaves a new buffer uninitialised if the very first step is skipped.
                 self.optimizer.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter))
 
     def step(self, step: int, batch: Batch, stop: bool = False, measure: bool = False) -> Terms:
         """One update of the weights. Returns the loss before it.
 
-        Where loss or gradient is not finite on any process, weights, momentum, BatchNorm's statistics and the running
-        covariance of all of them stay as they were, and `votes` says so.
+        If the loss or a gradient of any process is not finite, weights, momentum, BatchNorm's statistics and the
+        running covariance of all processes stay as they were, and `flags` says so.
 
         Args:
             step: counted over all epochs from 0.
-            batch: this process's share.
+            batch: the images of this process.
             stop: whether this process wants all of them to stop.
             measure: have an objective other than CorInfoMax measure CorInfoMax's terms too; else they are NaN.
         """
@@ -70,18 +71,17 @@ class Trainer:
         views = [self._augment(batch, view) for view in range(2)]
         self.optimizer.zero_grad(set_to_none=True)
         before = self._statistics.copy()
-        share = len(batch.indices)
-        backward = self._backward_in_parts if 0 < self.micro_batch < share else self._backward
+        backward = self._backward_in_parts if 0 < self.micro_batch < len(batch.indices) else self._backward
         terms = backward(views[0], views[1], measure)
         gradients = (parameter.grad for group in self.optimizer.param_groups for parameter in group["params"])
-        self.votes = vote(terms.total.detach(), gradients, stop)
-        self._statistics.put_back(before, bad=self.votes[0])
-        self._update(bad=self.votes[0])
+        self.flags = check_step(terms.total.detach(), gradients, stop)
+        self._statistics.restore(before, bad=self.flags[0])
+        self._update(bad=self.flags[0])
         return Terms(*(term.detach() for term in terms))
 
     def _update(self, bad: Tensor) -> None:
         if self._fused:
-            self.optimizer.found_inf = bad  # type: ignore[attr-defined]  # as torch's own gradient scaler does
+            self.optimizer.found_inf = bad  # type: ignore[attr-defined]  # as torch's gradient scaler does
             self.optimizer.step()
         elif not bad.item():
             self.optimizer.step()
@@ -106,11 +106,11 @@ class Trainer:
         return terms
 
     def _backward_in_parts(self, view1: Tensor, view2: Tensor, measure: bool) -> Terms:
-        """The exact gradient of the whole batch's loss, with the activations of a micro-batch in memory.
+        """The exact gradient of the whole batch's loss, with the activations of one micro-batch in memory.
 
-        First the embeddings of all without gradient, then the loss and its gradient with respect to them, then each
-        micro-batch once more, with its part of that gradient fed in. BatchNorm sees micro-batches, which are of equal
-        size, or nearly, so that it has no small rest to normalise.
+        First the embeddings of all images are computed without gradient, then the loss and its gradient with respect
+        to them; then each micro-batch passes the network again, and its part of that gradient is propagated back.
+        BatchNorm normalises micro-batches. Their sizes differ by one image at most, so that none is very small.
         """
         count = -(-len(view1) // self.micro_batch)
         parts = list(zip(view1.tensor_split(count), view2.tensor_split(count), strict=True))

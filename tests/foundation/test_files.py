@@ -88,14 +88,14 @@ def test_a_digest_tells_whether_the_content_is_as_it_was_written(tmp_path):
 
 def test_a_full_disk_is_one_line(tmp_path, files_up_to):
     message = rf"cannot write {tmp_path}.*: File too large \(\d+ MB free\)"
-    with files_up_to(10), pytest.raises(UserError, match=message), files.disk_errors_named(tmp_path):
+    with files_up_to(10), pytest.raises(UserError, match=message), files.report_disk_errors(tmp_path):
         files.write_atomic(tmp_path / "a", bytes(100))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_errors_about_other_files_keep_their_kind(tmp_path):
-    with pytest.raises(FileNotFoundError), files.disk_errors_named(tmp_path / "run"):
+    with pytest.raises(FileNotFoundError), files.report_disk_errors(tmp_path / "run"):
         (tmp_path / "other").read_bytes()
     (tmp_path / "run").write_text("a file, not a folder")
-    with pytest.raises(UserError, match="Not a directory"), files.disk_errors_named(tmp_path / "run"):
+    with pytest.raises(UserError, match="Not a directory"), files.report_disk_errors(tmp_path / "run"):
         (tmp_path / "run" / "config.yaml").write_text("x")

@@ -14,7 +14,8 @@ from fvcore.common.config import CfgNode
 
 from foundation.errors import UserError
 from pretrain.batches.augment import augment
-from pretrain.batches.loader import SequentialBatches, ShuffledBatches, build_loader, read_batches
+from pretrain.batches.loader import build_loader, read_batches
+from pretrain.batches.sampler import SequentialBatches, ShuffledBatches
 from pretrain.batches.views import ViewDataset
 from pretrain.config import get_defaults
 from pretrain.corinfomax import CorInfoMaxLoss, Terms
@@ -25,7 +26,7 @@ from pretrain.images.sources import ArraySource, FileSource
 from pretrain.runs import checkpoint
 from pretrain.training import build, loop
 from pretrain.training.estimate import synthetic_batch
-from pretrain.training.guard import Votes
+from pretrain.training.guard import PendingChecks
 from pretrain.training.step import Trainer
 from tests.pretrain.fake_cuda import CUDA, fake_cuda, pinned_batch, small_network
 
@@ -55,7 +56,7 @@ def test_a_step_waits_for_nothing(micro_batch: int, precision: str) -> None:
         trainer.step(0, pinned_batch(batch))
         with record() as recorded:
             terms = trainer.step(1, pinned_batch(batch), stop=True)
-        places = {term.device for term in terms} | {trainer.votes.device}
+        places = {term.device for term in terms} | {trainer.flags.device}
         gradients = [parameter.grad for parameter in trainer.network.parameters()]
     assert places == {CUDA}
     assert all(gradient is not None and gradient.device == CUDA for gradient in gradients)
@@ -116,7 +117,7 @@ class Buffer:
     def __init__(self, done: list[str]) -> None:
         self._done, self._number = done, len(done)
 
-    def copy_(self, votes: Any, non_blocking: bool) -> None:
+    def copy_(self, flags: Any, non_blocking: bool) -> None:
         assert non_blocking
         self._done.append("copy")
 
@@ -131,19 +132,19 @@ class Buffer:
         return [0.0, 1.0]
 
 
-def test_votes_are_read_two_steps_later_when_their_copy_is_complete(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_flags_are_read_two_steps_later_when_their_copy_is_complete(monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[str] = []
     with fake_cuda():
         on_gpu = torch.zeros(2, device=CUDA)
     monkeypatch.setattr("torch.empty", lambda count, pin_memory: Buffer(done))
     monkeypatch.setattr("torch.cuda.Event", lambda: Buffer(done))
-    votes = Votes(CUDA)
+    checks = PendingChecks(CUDA)
     for step in range(4):
-        votes.add(step, on_gpu)
+        checks.add(step, on_gpu)
         assert done[-2:] == ["copy", "record"]
-        assert [verdict.step for verdict in votes.read()] == ([step - 2] if step >= 2 else [])
+        assert [check.step for check in checks.read()] == ([step - 2] if step >= 2 else [])
     assert done[-2:] == ["wait", "read"]
-    assert [tuple(verdict) for verdict in votes.read(everything=True)] == [(2, False, True), (3, False, True)]
+    assert [tuple(check) for check in checks.read(everything=True)] == [(2, False, True), (3, False, True)]
 
 
 @pytest.fixture
@@ -256,25 +257,25 @@ def test_single_images_are_refused(change: dict[str, int], key: str) -> None:
 
 
 def test_the_checkpoint_of_a_run_that_is_stopped_counts_its_last_bad_batches() -> None:
-    """On a GPU a verdict comes two steps late. Step 1 asks to stop, which step 3 sees; step 2 was bad."""
+    """On a GPU the flags come two steps late. Step 1 asks to stop, which step 3 sees; step 2 was bad."""
     saved: list[tuple[int, ...]] = []
     skipped = loop.Skipped(0, 10)
     batches = ShuffledBatches(40, batch_size=4, seed=0, first_step=0, last_step=9)
     loader = torch.utils.data.DataLoader(list(range(40)), batch_sampler=batches)  # type: ignore[arg-type]
 
-    class Late(Votes):
+    class Late(PendingChecks):
         def __init__(self, device: torch.device) -> None:
             super().__init__(device)
             self.lag = 2
 
-    class Verdicts:
+    class FlaggedSteps:
         device = CPU
 
         def step(self, step: int, batch: Any, stop: bool) -> Terms:
-            self.votes = torch.tensor([float(step == 2), float(step == 1)])
+            self.flags = torch.tensor([float(step == 2), float(step == 1)])
             return Terms(*torch.zeros(3))
 
-    class Saver:
+    class Policy:
         due_by_steps = due_by_time = lambda *_: False
 
         def save(self, *position: int) -> None:
@@ -282,10 +283,10 @@ def test_the_checkpoint_of_a_run_that_is_stopped_counts_its_last_bad_batches() -
 
     nothing = types.SimpleNamespace(unreadable=[], indices=[])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "Votes", Late)
+        patch.setattr(loop, "PendingChecks", Late)
         patch.setattr(loop, "read_batches", lambda loader: (nothing for _ in range(9)))
         complete = loop.train(
-            Verdicts(),  # type: ignore[arg-type]
+            FlaggedSteps(),  # type: ignore[arg-type]
             loader,
             first_step=0,
             last_step=9,
@@ -294,7 +295,7 @@ def test_the_checkpoint_of_a_run_that_is_stopped_counts_its_last_bad_batches() -
             max_unreadable=0.0,
             skipped=skipped,
             recorder=None,
-            saver=Saver(),  # type: ignore[arg-type]
+            checkpoints=Policy(),  # type: ignore[arg-type]
             end_epoch=lambda *_: None,
         )
     assert not complete
@@ -365,7 +366,7 @@ class TestOnAGpu:
         before = {name: tensor.clone() for name, tensor in trainer.network.state_dict().items()}
         mean, trainer.mean = trainer.mean, trainer.mean * float("nan")
         trainer.step(1, batch)
-        assert trainer.votes.tolist() == [1, 0]
+        assert trainer.flags.tolist() == [1, 0]
         assert all(torch.equal(tensor, before[name]) for name, tensor in trainer.network.state_dict().items())
         trainer.mean = mean
         assert trainer.step(2, batch).total.isfinite()

@@ -22,7 +22,7 @@ from foundation.errors import UserError
 from pretrain import train
 from pretrain.distributed.signals import STOPPED
 from pretrain.runs import checkpoint
-from pretrain.runs.run_folder import open_run
+from pretrain.runs.folder import open_run
 from pretrain.training import build
 from tests.pretrain.tiny_encoder import use_tiny_encoder
 

@@ -13,7 +13,7 @@ import torch
 
 from foundation.errors import UserError
 from pretrain import train
-from pretrain.batches.loader import ShuffledBatches
+from pretrain.batches.sampler import ShuffledBatches
 from pretrain.images import stream
 from pretrain.runs import checkpoint
 from tests.pretrain.tiny_encoder import use_tiny_encoder

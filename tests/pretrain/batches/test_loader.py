@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from foundation.errors import UserError
-from pretrain.batches.loader import ShuffledBatches, check_batch, epoch_order
+from pretrain.batches.sampler import ShuffledBatches, check_batch, epoch_order
 
 
 def steps(first: int = 0, last: int = 9, rank: int = 0, world: int = 1) -> list[list[tuple[int, int]]]:

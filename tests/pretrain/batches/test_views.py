@@ -9,7 +9,8 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from foundation.images import UnreadableImage
-from pretrain.batches.loader import SequentialBatches, build_loader
+from pretrain.batches.loader import build_loader
+from pretrain.batches.sampler import SequentialBatches
 from pretrain.batches.views import (
     INTERPOLATIONS,
     ViewDataset,

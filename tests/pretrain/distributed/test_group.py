@@ -48,7 +48,7 @@ def test_more_processes_than_gpus_are_refused(
 
 
 def test_processes_with_the_same_gpu_are_told_so() -> None:
-    with pytest.raises(UserError, match="two processes have the same GPU"), group.losses_named():
+    with pytest.raises(UserError, match="two processes have the same GPU"), group.report_lost_peers():
         raise torch.distributed.DistBackendError(
             "invalid usage\nDuplicate GPU detected : rank 1 and rank 0 both on CUDA device 1b000"
         )

@@ -17,7 +17,8 @@ from torch import nn
 
 from foundation.errors import UserError
 from pretrain.batches import read_ahead
-from pretrain.batches.loader import SequentialBatches, ShuffledBatches, build_loader, read_batches
+from pretrain.batches.loader import build_loader, read_batches
+from pretrain.batches.sampler import SequentialBatches, ShuffledBatches
 from pretrain.batches.views import ViewDataset, ViewRecipe
 from pretrain.config import build_streaming
 from pretrain.evaluation.config import get_linear_defaults
@@ -29,7 +30,7 @@ from pretrain.images.prefetch import Prefetcher
 from pretrain.images.shards import Shard
 from pretrain.images.sources import UNLABELED, build_source
 from pretrain.images.stream import StreamedTars, Streaming
-from pretrain.training.schedule import Span
+from pretrain.training.schedule import StepRange
 
 CPU = torch.device("cpu")
 
@@ -250,7 +251,7 @@ def test_features_and_labels_of_a_streamed_set(root: str, folder: Path, site, tm
     for place in (str(folder), f"{site.url}/{{split}}.json"):
         train_images, val_images = build_labelled_splits("webdataset", place, build_streaming(config))
         found.append([*extract(encoder, val_images, pipeline, precision="float32")])
-        batches = training_batches(24, Span(0, 3, 3, 3), 8, seed=1)
+        batches = training_batches(24, StepRange(0, 3, 3, 3), 8, seed=1)
         for images, labels in image_batches(train_images, pipeline, batches, ViewRecipe()):
             found[-1] += [images, labels]
     assert len(found[0]) == 8

@@ -10,7 +10,8 @@ import torch
 
 from foundation.errors import UserError
 from foundation.images import UnreadableImage
-from pretrain.batches.loader import SequentialBatches, build_loader, read_batches
+from pretrain.batches.loader import build_loader, read_batches
+from pretrain.batches.sampler import SequentialBatches
 from pretrain.batches.views import ViewDataset
 from pretrain.images.sources import UNLABELED, build_source
 

@@ -14,7 +14,8 @@ import torch
 
 from foundation import files
 from foundation.errors import UserError
-from pretrain.batches.loader import SequentialBatches, build_loader, read_batches
+from pretrain.batches.loader import build_loader, read_batches
+from pretrain.batches.sampler import SequentialBatches
 from pretrain.batches.views import ViewDataset
 from pretrain.images.sources import ArraySource
 from pretrain.runs import checkpoint

@@ -117,7 +117,7 @@ def test_a_bad_batch_leaves_no_trace(poison: Callable, steps_before: int, micro_
     before = state_of(t)
     undo = poison(t)
     terms = t.step(steps_before, batch(8, seed=7))
-    assert t.votes.tolist() == [1, 0]
+    assert t.flags.tolist() == [1, 0]
     assert terms.total.isfinite() == (poison is poison_backward)
     after = state_of(t)
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
@@ -125,11 +125,11 @@ def test_a_bad_batch_leaves_no_trace(poison: Callable, steps_before: int, micro_
     undo()
     t.step(9, batch(8, seed=9))
     unharmed.step(9, batch(8, seed=9))
-    assert t.votes.tolist() == [0, 0]
+    assert t.flags.tolist() == [0, 0]
     assert all(torch.equal(tensor, state_of(t)[name]) for name, tensor in state_of(unharmed).items())
 
 
 def test_a_request_to_stop_is_a_vote() -> None:
     t = trainer(small(), 0)
     t.step(0, batch(4), stop=True)
-    assert t.votes.tolist() == [0, 1]
+    assert t.flags.tolist() == [0, 1]

@@ -1,7 +1,9 @@
 """A run directory: one run at a time, its configuration on record, and no mixing of two runs."""
 
 import argparse
+import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +90,22 @@ def open_run(output: Path, config: CfgNode, resume: bool) -> dict[str, Any] | No
 def plain(config: CfgNode) -> dict[str, Any]:
     """A configuration as nested dictionaries."""
     return {key: plain(value) if isinstance(value, CfgNode) else value for key, value in config.items()}
+
+
+def write_results(run: Path, results: Mapping[str, Any]) -> None:
+    """Write a run's results.json."""
+    write_atomic(run / "results.json", (json.dumps(results, indent=2) + "\n").encode())
+
+
+def read_results(run: Path) -> dict[str, Any] | None:
+    """A run's results, or None where it has none yet. Raises UserError where the file is damaged."""
+    path = run / "results.json"
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is damaged ({error}); run the evaluation again") from error
 
 
 def _compare(config: CfgNode, saved: dict[str, Any], output: Path) -> None:

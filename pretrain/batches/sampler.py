@@ -1,0 +1,111 @@
+"""Which images a step takes: the order of each epoch, and the part of it that each process takes."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from torch.utils.data import Sampler
+
+from foundation.errors import UserError
+
+
+def epoch_order(count: int, seed: int, epoch: int, shards: Sequence[int] = (), window: int = 0) -> np.ndarray:
+    """The permutation of the images in an epoch, by (seed, epoch).
+
+    Args:
+        count: images.
+        seed, epoch: what the permutation depends on.
+        shards: images in each tar, in the order of the images; for `window` only.
+        window: with fewer than there are, the tars are permuted and taken so many at a time, and images are permuted
+            among those, so that no more tars are needed at a time; 0: all images are permuted together.
+    """
+    rng = np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, 0, epoch]))
+    if not 0 < window < len(shards):
+        return rng.permutation(count)
+    ends, tars = np.cumsum(shards), rng.permutation(len(shards))
+    images = [np.arange(ends[tar] - shards[tar], ends[tar]) for tar in tars]
+    return np.concatenate(
+        [rng.permutation(np.concatenate(images[i : i + window])) for i in range(0, len(images), window)]
+    )
+
+
+class ShuffledBatches(Sampler):
+    """The batches of all epochs from a given step on, each a list of (epoch, index).
+
+    The order is `epoch_order`'s. A batch is a run of it, and each process takes its part of the batch, so that the
+    images of a step are the same for any number of processes. An incomplete last batch is dropped.
+
+    Args:
+        count: images in the dataset.
+        batch_size: over all processes.
+        epochs: in all.
+        seed: of the order.
+        first_step: where to begin, counted over all epochs.
+        last_step: where to end; the end of the last epoch, or before.
+        rank: this process.
+        world_size: number of processes; divides `batch_size`.
+        shards, window: as in `epoch_order`.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        *,
+        batch_size: int,
+        seed: int,
+        first_step: int,
+        last_step: int,
+        rank: int = 0,
+        world_size: int = 1,
+        shards: Sequence[int] = (),
+        window: int = 0,
+    ) -> None:
+        self.count, self.batch_size, self.seed = count, batch_size, seed
+        self.shards, self.window = shards, window
+        self.first_step, self.last_step = first_step, last_step
+        self.rank, self.share = rank, batch_size // world_size
+        self.steps_per_epoch = count // batch_size
+
+    def __len__(self) -> int:
+        return self.last_step - self.first_step
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        order, order_epoch = np.empty(0, np.int64), -1
+        for step in range(self.first_step, self.last_step):
+            epoch, place = divmod(step, self.steps_per_epoch)
+            if epoch != order_epoch:
+                order, order_epoch = self._order(epoch), epoch
+            start = place * self.batch_size + self.rank * self.share
+            yield [(epoch, int(index)) for index in order[start : start + self.share]]
+
+    def images_of(self, step: int) -> np.ndarray:
+        """The images of a step over all processes, as indices of the dataset."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        return self._order(epoch)[place * self.batch_size : (place + 1) * self.batch_size]
+
+    def _order(self, epoch: int) -> np.ndarray:
+        return epoch_order(self.count, self.seed, epoch, self.shards, self.window)
+
+
+def check_batch(count: int, batch_size: int, world_size: int) -> None:
+    """Refuse a batch that cannot be formed. Raises UserError naming the numbers."""
+    if batch_size % world_size:
+        raise UserError(
+            f"TRAIN.BATCH_SIZE {batch_size} is not divisible by the {world_size} processes; "
+            f"the nearest that is: {max(batch_size // world_size, 1) * world_size}"
+        )
+    if batch_size > count:
+        raise UserError(f"TRAIN.BATCH_SIZE is {batch_size}, but the dataset has {count} images; lower the batch size")
+
+
+class SequentialBatches(Sampler):
+    """All images once in order, in one epoch; the last batch may be smaller."""
+
+    def __init__(self, indices: np.ndarray, batch_size: int, epoch: int = 0) -> None:
+        self.indices, self.batch_size, self.epoch = indices, batch_size, epoch
+
+    def __len__(self) -> int:
+        return -(-len(self.indices) // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for start in range(0, len(self.indices), self.batch_size):
+            yield [(self.epoch, int(index)) for index in self.indices[start : start + self.batch_size]]
