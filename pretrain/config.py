@@ -13,8 +13,8 @@ from pretrain.encoder import ENCODERS, STEMS
 from pretrain.images.sources import DATASETS, FOLDERS
 from pretrain.images.stream import Streaming
 from pretrain.objectives import OBJECTIVES
-from pretrain.training.lars import OPTIMIZERS
 
+OPTIMIZERS = ("sgd", "lars", "lars_vicreg")
 PRECISIONS = ("auto", "float32", "bfloat16")
 
 
@@ -85,10 +85,11 @@ def _add_training(c: CfgNode) -> None:
     c.TRAIN.EPOCHS = 100
     c.TRAIN.BATCH_SIZE = 1536  # over all processes
     c.TRAIN.LR = 0.2  # after the warm-up
+    c.TRAIN.LR_PER_256 = 0.0  # above 0: for each 256 images of the batch, instead of TRAIN.LR
     c.TRAIN.MIN_LR = 1e-6  # at the last step
     c.TRAIN.WARMUP_EPOCHS = 10
     c.TRAIN.WARMUP_LR = 0.003  # at the first step
-    c.TRAIN.OPTIMIZER = "sgd"  # or lars, for objectives that are published with it
+    c.TRAIN.OPTIMIZER = "sgd"  # or lars (as Barlow Twins has it) or lars_vicreg (as VICReg has it)
     c.TRAIN.MOMENTUM = 0.9
     c.TRAIN.WEIGHT_DECAY = 1e-4
     c.TRAIN.PRECISION = "auto"  # float32, bfloat16, or auto: bfloat16 where the hardware has units for it
@@ -127,6 +128,7 @@ def validate(config: CfgNode) -> None:
     for key in ("CHECKPOINT.MINUTES", "CHECKPOINT.STEPS", "PROBE.EVERY", "OBJECTIVE.ATTRACTION", "OBJECTIVE.EPS"):
         in_range(config, key, 0)
     in_range(config, "TRAIN.LR", 1e-12)
+    in_range(config, "TRAIN.LR_PER_256", 0)
     in_range(config, "DATA.MAX_UNREADABLE", 0, 1)
     in_range(config, "TRAIN.MOMENTUM", 0, 0.9999)
     in_range(config, "OBJECTIVE.FORGETTING", 0, 0.999999)
@@ -150,8 +152,9 @@ def _check_agreement(config: CfgNode) -> None:
         low, high = config.AUGMENT[key]
         if low > high:
             raise UserError(f"AUGMENT.{key} goes from the smaller to the larger, not from {low:g} to {high:g}")
-    if config.TRAIN.MIN_LR > config.TRAIN.LR:
-        raise UserError(f"TRAIN.MIN_LR ({config.TRAIN.MIN_LR:g}) must not be above TRAIN.LR ({config.TRAIN.LR:g})")
+    if learning_rate(config) < config.TRAIN.MIN_LR:
+        key = "TRAIN.LR_PER_256 x TRAIN.BATCH_SIZE / 256" if config.TRAIN.LR_PER_256 else "TRAIN.LR"
+        raise UserError(f"TRAIN.MIN_LR ({config.TRAIN.MIN_LR:g}) must not be above {key} ({learning_rate(config):g})")
     if config.DATA.CLASSES and config.DATA.NAME not in FOLDERS:
         raise UserError(f"DATA.CLASSES chooses among class folders, and {config.DATA.NAME} has none; leave it empty")
     if config.DATA.WINDOW and config.DATA.NAME != "webdataset":
@@ -160,6 +163,11 @@ def _check_agreement(config: CfgNode) -> None:
         raise UserError(
             f"TRAIN.WARMUP_EPOCHS ({config.TRAIN.WARMUP_EPOCHS}) must be below TRAIN.EPOCHS ({config.TRAIN.EPOCHS})"
         )
+
+
+def learning_rate(config: CfgNode) -> float:
+    """The learning rate after the warm-up."""
+    return config.TRAIN.LR_PER_256 * config.TRAIN.BATCH_SIZE / 256 or config.TRAIN.LR
 
 
 def build_streaming(config: CfgNode) -> Streaming:

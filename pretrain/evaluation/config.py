@@ -11,7 +11,8 @@ from pretrain.config import PRECISIONS
 from pretrain.encoder import ENCODERS, STEMS
 from pretrain.evaluation.supervised import SCHEDULES
 from pretrain.images.sources import DATASETS
-from pretrain.training.lars import OPTIMIZERS
+
+OPTIMIZERS = ("sgd", "lars")
 
 
 def get_linear_defaults() -> CfgNode:

@@ -43,6 +43,7 @@ BEFORE = {
     "ENCODER.ZERO_INIT_RESIDUAL": False,
     "PROJECTOR.NORM": True,
     "PROJECTOR.LAST_BIAS": True,
+    "TRAIN.LR_PER_256": 0.0,
     "TRAIN.OPTIMIZER": "sgd",
 }
 logger = logging.getLogger("pretrain")

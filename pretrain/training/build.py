@@ -13,7 +13,7 @@ from foundation.errors import UserError
 from pretrain.batches.loader import build_loader
 from pretrain.batches.sampler import ShuffledBatches
 from pretrain.batches.views import ViewDataset
-from pretrain.config import build_recipes, resolve_precision
+from pretrain.config import build_recipes, learning_rate, resolve_precision
 from pretrain.corinfomax import RunningEstimates
 from pretrain.distributed import group
 from pretrain.encoder import SiameseNetwork, build_encoder, build_projector, feature_dim
@@ -23,12 +23,10 @@ from pretrain.objectives import build_criterion, needs_unit_length
 from pretrain.runs import checkpoint
 from pretrain.runs.folder import plain
 from pretrain.runs.metrics import open_wandb
-from pretrain.training.lars import LARS
+from pretrain.training.lars import BARLOW_TWINS_PLAIN_LR, LARS
 from pretrain.training.recorder import CheckpointPolicy, Recorder
 from pretrain.training.schedule import StepRange, warmup_cosine
 from pretrain.training.step import Trainer
-
-PLAIN_SHARE = 0.0048 / 0.2  # rate of biases and norms under LARS, of the weights' (Zbontar et al. 2021, section 2.2)
 
 
 def build_network(config: CfgNode) -> SiameseNetwork:
@@ -57,16 +55,21 @@ def build_parts(config: CfgNode, device: torch.device) -> dict[str, Any]:
     return {"network": network, "criterion": criterion.to(device), "optimizer": optimizer}
 
 
-def build_optimizer(config: CfgNode, network: SiameseNetwork) -> torch.optim.Optimizer:
-    """SGD, or LARS as Barlow Twins and VICReg are trained with: biases and norms are neither adapted nor decayed."""
+def build_optimizer(config: CfgNode, network: torch.nn.Module) -> torch.optim.Optimizer:
+    """SGD, or LARS as the code of Barlow Twins (`lars`) or VICReg (`lars_vicreg`) has it.
+
+    LARS neither adapts nor decays biases and norms. Barlow Twins gives them a learning rate of their own, VICReg the
+    weights'.
+    """
     decay = config.TRAIN.WEIGHT_DECAY
-    options = {"lr": config.TRAIN.LR, "momentum": config.TRAIN.MOMENTUM, "fused": True}
+    options = {"lr": learning_rate(config), "momentum": config.TRAIN.MOMENTUM, "fused": True}
     if config.TRAIN.OPTIMIZER == "sgd":
         return torch.optim.SGD(network.parameters(), weight_decay=decay, **options)
     weights = [parameter for parameter in network.parameters() if parameter.ndim > 1]
     others = [parameter for parameter in network.parameters() if parameter.ndim == 1]
     groups = [{"params": weights, "weight_decay": decay}, {"params": others, "weight_decay": 0.0, "adapt": False}]
-    return LARS(groups, plain_share=PLAIN_SHARE, **options)
+    plain_lr = BARLOW_TWINS_PLAIN_LR if config.TRAIN.OPTIMIZER == "lars" else 1.0
+    return LARS(groups, decayed_length=True, plain_lr=plain_lr, **options)
 
 
 def build_batches(config: CfgNode, source: Source, span: StepRange, device: torch.device) -> DataLoader:
@@ -92,7 +95,7 @@ def build_schedule(config: CfgNode, total_steps: int, steps_per_epoch: int) -> C
         warmup_cosine,
         total_steps=total_steps,
         warmup_steps=config.TRAIN.WARMUP_EPOCHS * steps_per_epoch,
-        peak=config.TRAIN.LR,
+        peak=learning_rate(config),
         warmup_start=config.TRAIN.WARMUP_LR,
         final=config.TRAIN.MIN_LR,
     )
