@@ -52,7 +52,7 @@ class LARS(torch.optim.SGD):
 
     def _rescale(self, weights: list[Tensor], weight_decay: float, adapt: bool) -> None:
         # All tensors of a group at once: one by one, a GPU would wait for the launches of eight kernels for each.
-        gradients = [each.grad for each in weights]
+        gradients = [each.grad for each in weights if each.grad is not None]
         if not adapt:
             torch._foreach_add_(gradients, weights, alpha=weight_decay)
             torch._foreach_mul_(gradients, self.plain_lr)
