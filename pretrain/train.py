@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command."""
     args = build_parser().parse_args(argv)
     if args.list_runs:
-        print(listing.table(listing.find_runs(Path(args.list_runs))))
+        print(listing.table(Path(args.list_runs)))
         return
     config = load_config(get_defaults(), args.config, "pretrain", args.overrides)
     validate(config)

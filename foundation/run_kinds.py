@@ -1,0 +1,164 @@
+"""The kinds of run that this project writes: the one table that listing and reporting read.
+
+A run is a folder. Its kind is the `kind` of its results.json or, of a run without results, the top-level key of its
+config.yaml that no other command has.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from foundation.errors import UserError
+from foundation.json_files import read_json
+from foundation.yaml_files import read_yaml
+
+Keys = tuple[str, ...]
+SERIES_FILES = ("seeds.json", "sweep.json")  # written by a series of detectors
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number of results.json, with its name in tables.
+
+    Attributes:
+        path: the keys that lead to it.
+    """
+
+    title: str
+    path: Keys
+
+    @property
+    def heading(self) -> str:
+        """The title with a capital first letter, except for names that have none."""
+        return self.title if self.title.startswith("kNN") else self.title[0].upper() + self.title[1:]
+
+
+@dataclass(frozen=True)
+class RunKind:
+    """What the runs of one kind have in common.
+
+    Attributes:
+        name: the `kind` in results.json.
+        title: of its section in a report.
+        command: that makes it.
+        description: of runs that can be compared with one another: a format of the values of `conditions`.
+        config_key: the top-level key of config.yaml that only this kind has; empty if it writes no config.yaml.
+        last_file: the file with which a run is complete.
+        conditions: paths of the values that must be equal for two runs to be compared; in results.json, or for
+            pretraining in config.yaml.
+        metrics: what it measures; empty where this depends on the run.
+        headline: the metrics that a report's sentences are about.
+        is_collection: whether the runs themselves are in folders below.
+    """
+
+    name: str
+    title: str
+    command: str
+    description: str = "{}"
+    config_key: str = ""
+    last_file: str = "results.json"
+    conditions: tuple[Keys, ...] = ()
+    metrics: tuple[Metric, ...] = ()
+    headline: tuple[Metric, ...] = ()
+    is_collection: bool = False
+
+
+_LINEAR, _KNN, _TOP1, _MAP = (
+    Metric("linear top-1", ("linear_top1",)),
+    Metric("kNN top-1", ("knn_top1",)),
+    Metric("top-1", ("top1",)),
+    Metric("VOC07 mAP", ("map",)),
+)
+PRETRAIN, DETECTION = "pretrain", "detection"
+KINDS: Mapping[str, RunKind] = {
+    kind.name: kind
+    for kind in (
+        RunKind(
+            PRETRAIN,
+            "Pretraining",
+            "pretrain/train.py",
+            description="{} on {}",
+            config_key="OBJECTIVE",
+            last_file="encoder.safetensors",
+            conditions=(("ENCODER.NAME",), ("DATA.NAME",)),
+        ),
+        RunKind(
+            "linear",
+            "Frozen encoder",
+            "pretrain/linear.py",
+            description="{} on {}, k = {}",
+            config_key="LINEAR",
+            conditions=(("config",), ("dataset",), ("k",)),
+            metrics=(_LINEAR, Metric("linear top-5", ("linear_top5",)), _KNN, Metric("kNN top-5", ("knn_top5",))),
+            headline=(_LINEAR, _KNN),
+        ),
+        RunKind(
+            "finetune",
+            "Fine-tuning with labels",
+            "pretrain/finetune.py",
+            description="{}, {} of the labels ({} images)",
+            config_key="FINETUNE",
+            conditions=(("config",), ("fraction",), ("images",)),
+            metrics=(_TOP1, Metric("top-5", ("top5",))),
+            headline=(_TOP1,),
+        ),
+        RunKind(
+            "transfer",
+            "Frozen encoder on other images",
+            "pretrain/transfer.py",
+            description="{} on {}",
+            conditions=(("encoder",), ("data",)),
+            metrics=(_TOP1, _MAP),
+            headline=(_TOP1, _MAP),
+        ),
+        RunKind(
+            DETECTION,
+            "Detection and segmentation",
+            "detection/train_net.py",
+            description="{0}, {3} iterations on {2} images, evaluated on {1}",
+            config_key="SOLVER",
+            conditions=(("config",), ("dataset", "name"), ("train_images",), ("iterations",)),
+        ),
+        RunKind("sweep", "Sweep of pretraining", "pretrain/sweep.py", is_collection=True),
+        RunKind("series", "Series of detectors", "detection/train_net.py", is_collection=True),
+    )
+}
+
+
+def identify(folder: Path) -> RunKind | None:
+    """The kind of the run in a folder; None if it is no run, or of no kind that is known here."""
+    for name in ("results.json", *SERIES_FILES):
+        kind = _kind_of_results(folder / name)
+        if kind is not None:
+            return kind
+    config = read_config(folder)
+    return next((kind for kind in KINDS.values() if kind.config_key and kind.config_key in config), None)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The content of a run's config.yaml as nested dictionaries; empty if there is none or it is damaged."""
+    try:
+        content = read_yaml(folder / "config.yaml")
+    except UserError:
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def flatten(config: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
+    """The values of nested dictionaries by dotted key."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _kind_of_results(path: Path) -> RunKind | None:
+    if not path.is_file():
+        return None
+    try:
+        content = read_json(path)
+    except UserError:
+        return None
+    name = content.get("kind") if isinstance(content, dict) else None
+    return KINDS.get(name) if isinstance(name, str) else None

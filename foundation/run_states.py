@@ -1,0 +1,155 @@
+"""How far the runs below a folder are: complete, being worked on, or left by an interruption."""
+
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from foundation import locks
+from foundation.errors import UserError
+from foundation.json_files import read_json, read_json_lines
+from foundation.run_kinds import DETECTION, SERIES_FILES, RunKind, flatten, identify, read_config
+
+CHECKPOINT = re.compile(r"checkpoints/step_(\d+)\.pt|model_(\d+)\.pth")  # after n steps; of iteration n, counted from 0
+RUN_FILES = {"config.yaml", "results.json", *SERIES_FILES}  # a run has at least one of them
+NO_RUNS_BELOW = ("checkpoints", "predictions")
+
+
+@dataclass(frozen=True)
+class RunState:
+    """How far a run is.
+
+    Attributes:
+        step: of the last checkpoint, in training steps; None before the first, and of runs that keep none.
+        done: of `total`, in `unit`s; None if that is not known.
+        total: of the whole run.
+        unit: `epochs`, `iterations` or `runs`; empty if nothing is counted.
+        saved: the time of the last checkpoint or, of a run that keeps none, of its results.
+        complete: whether nothing is left to do.
+        running: whether a process on this machine is working on it.
+    """
+
+    folder: Path
+    kind: RunKind
+    step: int | None
+    done: float | None
+    total: int | None
+    unit: str
+    saved: datetime | None
+    complete: bool
+    running: bool
+
+    @property
+    def progress(self) -> str:
+        """How much is done, in words; `-` if that is not known."""
+        if self.done is None and self.total is None:
+            return "-"
+        done = "-" if self.done is None else f"{round(self.done, 1):,g}"
+        unit = self.unit.removesuffix("s") if done == "1" else self.unit
+        return f"{done} {unit}" if self.total is None else f"{done} of {self.total:,} {self.unit}"
+
+    @property
+    def outlook(self) -> str:
+        """What running the same command again would do."""
+        if self.running:
+            return "running"
+        if self.complete:
+            return "complete"
+        return "unfinished: nothing saved" if self.step is None else "unfinished: continues with --resume"
+
+
+def find_runs(root: Path) -> list[RunState]:
+    """The runs in a folder and below it, sorted by path.
+
+    Raises:
+        UserError: there is no such folder.
+    """
+    if not root.is_dir():
+        raise UserError(f"there is no folder {root} to look for runs in")
+    return [state for folder in _candidates(root) if (state := read_state(folder)) is not None]
+
+
+def read_state(folder: Path) -> RunState | None:
+    """How far the run in a folder is; None if there is no run in it."""
+    kind = identify(folder)
+    if kind is None:
+        return None
+    if kind.is_collection:
+        return _state_of_collection(folder, kind)
+    config = flatten(read_config(folder))
+    step, saved = _last_checkpoint(folder)
+    finished = folder / kind.last_file
+    complete = finished.is_file()
+    done: float | None
+    if kind.name == DETECTION:
+        total, unit, done = _count(config.get("SOLVER.MAX_ITER")), "iterations", step
+        trained = _results(folder).get("iterations")
+        if complete and isinstance(trained, int):  # 0: evaluated without training
+            complete = trained == 0 or total is None or trained >= total
+            done = max(trained, step or 0)
+    else:
+        total, unit = _count(config.get("TRAIN.EPOCHS")), "epochs"
+        done = None if step is None else _epoch(folder / "metrics.json", step)
+    if saved is None and finished.is_file():
+        saved = datetime.fromtimestamp(finished.stat().st_mtime)
+    return RunState(folder, kind, step, done, total, unit, saved, complete, locks.is_held(folder))
+
+
+def _candidates(root: Path) -> Iterator[Path]:
+    for folder, inside, files in os.walk(root):
+        inside[:] = sorted(name for name in inside if name not in NO_RUNS_BELOW)
+        if RUN_FILES.intersection(files):
+            yield Path(folder)
+
+
+def _state_of_collection(folder: Path, kind: RunKind) -> RunState:
+    """A sweep or series: complete if it has no run that failed and all runs below it are complete."""
+    path = next(path for name in ("results.json", *SERIES_FILES) if (path := folder / name).is_file())
+    rows = _results(folder, path.name).get("runs")
+    rows = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+    succeeded = sum("error" not in row for row in rows)
+    below = [state for each in _candidates(folder) if each != folder and (state := read_state(each)) is not None]
+    complete = succeeded == len(rows) and all(state.complete for state in below)
+    saved = datetime.fromtimestamp(path.stat().st_mtime)
+    return RunState(folder, kind, None, succeeded, None, "runs", saved, complete, any(state.running for state in below))
+
+
+def _last_checkpoint(folder: Path) -> tuple[int | None, datetime | None]:
+    """How many steps the last checkpoint of a run holds, and when it was saved."""
+    newest: tuple[int, Path] | None = None
+    for path in (*folder.glob("checkpoints/step_*.pt"), *folder.glob("model_*.pth")):
+        found = CHECKPOINT.fullmatch(path.relative_to(folder).as_posix())
+        if found:
+            step = int(found[1]) if found[1] else int(found[2]) + 1
+            newest = max(newest, (step, path)) if newest else (step, path)
+    if newest is None:
+        return None, None
+    return newest[0], datetime.fromtimestamp(newest[1].stat().st_mtime)
+
+
+def _epoch(metrics: Path, step: int) -> float | None:
+    """The epoch of the last line of metrics.json that a checkpoint of this step covers."""
+    lines: Iterable[Mapping[str, Any]] = read_json_lines(metrics) if metrics.is_file() else ()
+    epochs = [
+        line["epoch"]
+        for line in lines
+        if isinstance(line.get("epoch"), int | float)
+        and isinstance(line.get("iteration", 0), int)
+        and line.get("iteration", 0) < step
+    ]
+    return float(epochs[-1]) if epochs else None
+
+
+def _results(folder: Path, name: str = "results.json") -> Mapping[str, Any]:
+    try:
+        content = read_json(folder / name)
+    except UserError:
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _count(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
