@@ -3,6 +3,8 @@
 Packages are listed by hand, because a search would ship the tests as a top-level package.
 """
 
+from pathlib import Path
+
 from setuptools import setup
 
 DETECTION = [
@@ -21,7 +23,12 @@ setup(
     name="corinfomax",
     version="0.1.0",
     description="Self-supervised pretraining with CorInfoMax, and its transfer to detection and segmentation",
+    long_description=(Path(__file__).parent / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
     license="Apache-2.0",
+    license_files=["LICENSE"],
+    url="https://arxiv.org/abs/2209.07999",
+    classifiers=["Operating System :: POSIX :: Linux", "Programming Language :: Python :: 3.11"],
     python_requires=">=3.11",
     packages=[
         "configs",

@@ -1,7 +1,7 @@
 """Configuration files: fvcore's CfgNode with `_BASE_` chains, where a wrong key or type is an error.
 
-A value is taken only if the key exists in the defaults and the type fits. Two conveniences over yacs, both
-common traps: an integer is accepted for a float, and so is `1e-3`, which YAML 1.1 reads as a string.
+A value is accepted only if its key exists in the defaults and its type matches. Unlike yacs, an integer is accepted
+for a float, and so is `1e-3`, which YAML 1.1 reads as a string.
 """
 
 import ast

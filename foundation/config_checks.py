@@ -1,4 +1,4 @@
-"""Checks on configuration values. Each raises UserError naming the key and what it may be."""
+"""Checks on configuration values. Each raises UserError that names the key and the allowed values."""
 
 from fvcore.common.config import CfgNode
 

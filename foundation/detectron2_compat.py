@@ -1,10 +1,10 @@
 """What Detectron2's release v0.6 (2021) needs on today's libraries. Import this before `detectron2`.
 
-Each part looks for the feature that is missing, not for a version: upstream's main branch calls itself 0.6
-too and needs none of this, and is left as it is, but for one message in its log.
+Each part tests for the missing feature instead of a version: upstream's main branch also calls itself 0.6, needs
+none of this, and is changed in nothing but one message of its log.
 
 Raises at import:
-    UserError: there is no Detectron2.
+    UserError: Detectron2 is not installed.
 """
 
 import importlib
@@ -26,13 +26,13 @@ logger = logging.getLogger(__name__)
 
 
 class MissingOperators(types.ModuleType):
-    """Stands in for the compiled module `detectron2._C`, which five modules of the tree import unguarded.
+    """Replaces the compiled module `detectron2._C`, which five modules of Detectron2 import unconditionally.
 
-    ROIAlign and NMS are torchvision's. What only the compiled module has, deformable convolution on CUDA and
-    rotated boxes, raises AttributeError when it is called.
+    ROIAlign and NMS come from torchvision. Operators that only the compiled module has (deformable convolution on
+    CUDA, rotated boxes) raise AttributeError when they are called.
 
     Args:
-        reason: why it is missing.
+        reason: why the module is missing.
     """
 
     def __init__(self, reason: str = "Detectron2 is installed without its C++ operators") -> None:
@@ -41,47 +41,47 @@ class MissingOperators(types.ModuleType):
 
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(
-            f"detectron2._C.{name} is not there: {self._reason};"
+            f"detectron2._C.{name} is missing: {self._reason};"
             " build Detectron2 from source if the model needs deformable convolution on CUDA or rotated boxes"
         )
 
     def get_compiler_version(self) -> str:
-        """For the table of the environment, which every run logs."""
+        """Shown in the table of the environment, which every run logs."""
         return f"none: {self._reason}"
 
     get_cuda_version = get_compiler_version
 
     @staticmethod
     def has_cuda() -> bool:
-        """False: there is no library file whose GPU architectures could be listed."""
+        """False: no library file exists whose GPU architectures could be listed."""
         return False
 
 
 def restore_removed_names() -> None:
-    """Put back the names that the tree uses and that libraries have removed."""
+    """Restore names that Detectron2 uses and newer libraries have removed."""
     if not hasattr(PIL.Image, "LINEAR"):
         # A default argument in data/transforms/transform.py; removed in Pillow 10.
         PIL.Image.LINEAR = PIL.Image.Resampling.BILINEAR  # type: ignore[attr-defined]
     for alias in (bool, int, float, str):
-        # Removed in NumPy 1.24 (`bool` came back in 2.0 with another meaning, which serves as a dtype as
-        # well). masks.py and visualizer.py use bool; the semantic evaluator int and float; pascal_voc.py str.
-        # The class histogram of a training set (int) swallows the error and would just not appear.
+        # Removed in NumPy 1.24 (`bool` returned in 2.0 with another meaning, which also works as a dtype).
+        # masks.py and visualizer.py use bool; the semantic evaluator int and float; pascal_voc.py str. The class
+        # histogram of a training set (int) ignores the error and would not be printed.
         if alias.__name__ not in vars(numpy):
             setattr(numpy, alias.__name__, alias)
     if getattr(lr_scheduler, "_LRScheduler", None) is not lr_scheduler.LRScheduler:
-        # The hook that puts the schedule into a checkpoint tests for the old base class, from which torch's
-        # own schedulers do not derive since 2.0: their state would silently not be saved.
+        # The hook that saves the schedule in a checkpoint tests for the old base class. Since torch 2.0 torch's own
+        # schedulers do not derive from it, and their state would not be saved, without a message.
         lr_scheduler._LRScheduler = lr_scheduler.LRScheduler  # type: ignore[misc, assignment]
 
 
 def silence_known_warnings() -> None:
-    """Two deprecations that the tree cannot escape, each of which would head every run's output."""
+    """Hide two deprecation warnings that Detectron2 causes in every run and that users cannot act on."""
     warnings.filterwarnings("ignore", message=".*torch.jit.script.* is deprecated", category=FutureWarning)
     warnings.filterwarnings("ignore", message="torch.meshgrid: in an upcoming release", category=UserWarning)
 
 
 def silence_diverged_losses() -> None:
-    """Main logs the traceback of a loss that is not finite, which a run says in one line."""
+    """Hide the traceback that upstream's main logs for a loss that is not finite: the run reports it in one line."""
     logging.getLogger("detectron2.engine.train_loop").addFilter(_is_no_diverged_loss)
 
 
@@ -90,7 +90,7 @@ def _is_no_diverged_loss(record: logging.LogRecord) -> bool:
 
 
 def provide_operators() -> None:
-    """Give the tree a `detectron2._C` if it has none that loads."""
+    """Provide a `detectron2._C` where none can be loaded."""
     try:
         importlib.import_module("detectron2._C")
         return
@@ -99,8 +99,8 @@ def provide_operators() -> None:
     except ImportError as error:
         stand_in = MissingOperators(f"it does not load ({error})")
         logger.warning(
-            "Detectron2's C++ operators do not load, and are done without: build Detectron2 again if PyTorch has been"
-            " replaced since (%s)",
+            "Detectron2's C++ operators failed to load; continuing without them. Rebuild Detectron2 if PyTorch was"
+            " replaced after it was built (%s)",
             error,
         )
     sys.modules["detectron2._C"] = stand_in
@@ -108,9 +108,9 @@ def provide_operators() -> None:
 
 
 def provide_fast_evaluation() -> None:
-    """Make the compiled COCO evaluation fall back to pycocotools where it is missing.
+    """Let the compiled COCO evaluation fall back to pycocotools where it is missing.
 
-    `evaluation/coco_evaluation.py` imports it unguarded in v0.6, and takes it unless told otherwise.
+    `evaluation/coco_evaluation.py` imports it unconditionally in v0.6 and uses it by default.
     """
     if not isinstance(sys.modules["detectron2._C"], MissingOperators):
         return
@@ -121,9 +121,9 @@ def provide_fast_evaluation() -> None:
 
 
 def provide_resource_names() -> None:
-    """`model_zoo` finds its configs by `pkg_resources`, which setuptools 81 removed.
+    """Import `model_zoo`, which locates its configs by `pkg_resources`, where setuptools (81 and newer) lacks it.
 
-    The stand-in is there only while `model_zoo` is imported, because other libraries probe for the real one.
+    The replacement exists only during this import, because other libraries test for the real module.
     """
     if importlib.util.find_spec("pkg_resources") is not None:
         return
@@ -142,10 +142,10 @@ def provide_resource_names() -> None:
 
 
 def prepare() -> None:
-    """All of it, in the order in which Detectron2's modules would trip over it.
+    """Apply all of the above, in the order in which Detectron2's modules need it.
 
     Raises:
-        UserError: there is no Detectron2.
+        UserError: Detectron2 is not installed.
     """
     spec = importlib.util.find_spec("detectron2")
     if spec is None or spec.origin is None:

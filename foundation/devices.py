@@ -1,4 +1,4 @@
-"""GPUs, seen from the host: copies that wait for nothing, one that cannot be used, and memory that runs out."""
+"""Devices: copies that do not block, GPUs that cannot be used, and GPU memory that runs out."""
 
 import contextlib
 import os
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     import torch
 
 DEVICES = Path("/dev")
-# What the libraries below PyTorch say where memory runs out in them; its own allocator has an exception for it.
+# Messages of the libraries below PyTorch when their memory runs out; PyTorch's own allocator raises OutOfMemoryError.
 MEMORY_SIGNS = ("CUDA error: out of memory", "_STATUS_ALLOC_FAILED")
 
 
 def send(values: "torch.Tensor", device: "torch.device") -> "torch.Tensor":
-    """Host memory on the device, without waiting for the work that is queued there.
+    """Copy a tensor of the host to the device without blocking on the work that is queued there.
 
-    From memory that is not pinned CUDA may wait until the copy's turn has come, so that the queue runs dry.
+    The copy is made from pinned memory: from pageable memory CUDA may block until the queue has drained.
     """
     if device.type == "cuda":
         values = values.pin_memory()
@@ -29,7 +29,7 @@ def send(values: "torch.Tensor", device: "torch.device") -> "torch.Tensor":
 
 
 def is_usable() -> bool:
-    """Whether PyTorch can compute on a GPU. Where there is one that it cannot use, a warning says why."""
+    """Whether PyTorch can compute on a GPU. If the machine has one that PyTorch cannot use, a warning says why."""
     import torch
 
     with warnings.catch_warnings(record=True) as caught:
@@ -43,16 +43,19 @@ def is_usable() -> bool:
     else:
         said = " ".join(str(caught[0].message).split()) if caught else "the driver does not answer; see nvidia-smi"
         reason = f"PyTorch {torch.__version__} is built for CUDA {torch.version.cuda}, but: {said}"
-    print(f"warning: the GPU of this machine cannot be used, the CPU computes. {reason}", file=sys.stderr)
+    print(f"warning: the GPU of this machine cannot be used; computing on the CPU. {reason}", file=sys.stderr)
     return False
 
 
 @contextlib.contextmanager
-def memory_named(advice: str) -> Iterator[None]:
-    """Have a GPU's memory that runs out reported with what to do about it.
+def report_out_of_memory(advice: str) -> Iterator[None]:
+    """Report GPU memory that runs out within the block as one line that ends with advice.
+
+    Args:
+        advice: which key to change.
 
     Raises:
-        UserError: in place of what PyTorch and CUDA's libraries raise.
+        UserError: in place of the errors of PyTorch and of CUDA's libraries.
     """
     import torch
 
@@ -63,4 +66,4 @@ def memory_named(advice: str) -> Iterator[None]:
         if not isinstance(error, torch.OutOfMemoryError) and not any(sign in text for sign in MEMORY_SIGNS):
             raise
         said = text.splitlines()[0].partition(" Including")[0]  # the rest is about the allocator
-        raise UserError(f"the GPU's memory does not suffice: {advice} ({said})") from error
+        raise UserError(f"the GPU is out of memory: {advice} ({said})") from error

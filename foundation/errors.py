@@ -4,30 +4,42 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
+
+SCRIPT_PREFIX = "corinfomax-"  # of the console scripts in setup.py
 
 
 class UserError(Exception):
-    """Something that the user can mend. The message names the file or key, and says what to do."""
+    """An error that the user can correct. The message names the file or key and says what to do."""
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse whose complaints are `UserError`s, and where options may stand before, between or after the rest."""
+    """An argument parser that raises `UserError` and accepts options before, between and after positional arguments.
+
+    The help of an installed console script shows the name that it was called by.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        called = Path(sys.argv[0]).name
+        if called.startswith(SCRIPT_PREFIX):
+            kwargs["prog"] = called
+        super().__init__(*args, **kwargs)
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> argparse.Namespace:  # type: ignore[override]
-        """Parse; `KEY VALUE --option KEY VALUE` is as good as `--option KEY VALUE KEY VALUE`."""
+        """Parse; `KEY VALUE --option KEY VALUE` is the same as `--option KEY VALUE KEY VALUE`."""
         return self.parse_intermixed_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
-        """Called by argparse for a command line that it cannot take."""
+        """Called by argparse for an invalid command line."""
         raise UserError(f"{message}; `{self.prog} --help` shows the usage")
 
 
 def run(main: Callable[[Sequence[str] | None], None]) -> NoReturn:
-    """Call `main` with the command line's arguments and leave the process with its exit status.
+    """Call `main` with the arguments of the command line and exit the process with its status.
 
-    0: done. 2: a `UserError`, printed as one line. 130: interrupted from the keyboard. Anything else is a
-    defect of this project, and keeps its traceback.
+    0: success. 2: a `UserError`, printed as one line. 130: interrupted from the keyboard. Any other exception is a
+    defect of this project and keeps its traceback.
     """
     try:
         main(None)
@@ -38,6 +50,6 @@ def run(main: Callable[[Sequence[str] | None], None]) -> NoReturn:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
-    except BrokenPipeError:  # `... | head`: the reader has gone, and that is no error
+    except BrokenPipeError:  # `... | head`: the reader has exited, which is not an error
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(0)

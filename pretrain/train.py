@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     device = group.start(devices.is_usable(), timedelta(seconds=config.TRAIN.PEER_TIMEOUT))
     try:
-        with group.report_lost_peers(), devices.memory_named(advise(config)):
+        with group.report_lost_peers(), devices.report_out_of_memory(advise(config)):
             complete = pretrain(config, Path(args.output or f"output/{Path(args.config).stem}"), args.resume, device)
     finally:
         group.stop()

@@ -203,7 +203,7 @@ def train(config: CfgNode, name: str, resume: bool) -> None:
     _prepare(config, (*config.DATASETS.TRAIN, *config.DATASETS.TEST))
     trainer = TransferTrainer(config)
     trainer.resume_or_load(resume=resume)
-    with devices.memory_named(scaling.advise_on_memory(config, trainer.share.processes)):
+    with devices.report_out_of_memory(scaling.advise_on_memory(config, trainer.share.processes)):
         trainer.train()
     if comm.is_main_process():
         _finish(config, name, trainer.results, config.SOLVER.MAX_ITER, len(trainer.images.records))

@@ -39,7 +39,7 @@ def run_evaluation(kind: str, evaluate: Evaluate, config: CfgNode, args: argpars
     try:
         with (
             group.report_lost_peers(),
-            devices.memory_named("lower TRAIN.BATCH_SIZE, or share it among more processes"),
+            devices.report_out_of_memory("lower TRAIN.BATCH_SIZE, or share it among more processes"),
         ):
             results = evaluate(config, weights, output, args.resume, device)
         if group.is_main():

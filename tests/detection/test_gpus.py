@@ -34,7 +34,7 @@ def test_memory_that_runs_out_is_said_with_what_to_do(batch, passes, advice, mon
     chosen = config.load("coco_R50_C4", ["SOLVER.IMS_PER_BATCH", str(batch), "SOLVER.ACCUMULATION", str(passes)])
     monkeypatch.setattr(trainer, "_prepare", lambda *_: None)
     monkeypatch.setattr(trainer, "TransferTrainer", lambda _: Stub())
-    with pytest.raises(UserError, match=rf"memory does not suffice: {advice}.* \(CUDA out of memory\."):
+    with pytest.raises(UserError, match=rf"is out of memory: {advice}.* \(CUDA out of memory\."):
         trainer.train(chosen, "coco_R50_C4", resume=False)
 
 

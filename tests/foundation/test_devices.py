@@ -1,4 +1,4 @@
-"""What is said of a GPU that cannot be used, or whose memory runs out."""
+"""The messages about a GPU that cannot be used, or whose memory runs out."""
 
 import warnings
 from pathlib import Path
@@ -6,20 +6,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from foundation import devices as gpu
+from foundation import devices
 from foundation.errors import UserError
 
 
-def unusable(patch: pytest.MonkeyPatch, devices: Path, said: str = "") -> None:
-    """A machine with a GPU, for which PyTorch finds no use."""
+def unusable(patch: pytest.MonkeyPatch, folder: Path, said: str = "") -> None:
+    """A machine with a GPU, which PyTorch cannot use."""
 
     def is_available() -> bool:
         if said:
             warnings.warn(said, stacklevel=1)
         return False
 
-    (devices / "nvidia0").touch()
-    patch.setattr(gpu, "DEVICES", devices)
+    (folder / "nvidia0").touch()
+    patch.setattr(devices, "DEVICES", folder)
     patch.setattr(torch.cuda, "is_available", is_available)
     patch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
@@ -42,9 +42,9 @@ def test_a_gpu_that_cannot_be_used_is_said_with_the_reason(
 ) -> None:
     unusable(monkeypatch, tmp_path, said)
     monkeypatch.setattr(torch.version, "cuda", build)
-    assert not gpu.is_usable()
+    assert not devices.is_usable()
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("warning: the GPU of this machine cannot be used, the CPU computes. ")
+    assert line.startswith("warning: the GPU of this machine cannot be used; computing on the CPU. ")
     assert line.endswith(reason)
 
 
@@ -53,10 +53,10 @@ def test_a_gpu_that_is_hidden_or_not_there_is_not_spoken_of(
 ) -> None:
     unusable(monkeypatch, tmp_path)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert not gpu.is_usable()
+    assert not devices.is_usable()
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     (tmp_path / "nvidia0").unlink()
-    assert not gpu.is_usable()
+    assert not devices.is_usable()
     assert capsys.readouterr().err == ""
 
 
@@ -75,10 +75,10 @@ FULL = (
     ],
 )
 def test_memory_that_runs_out_is_said_with_what_to_do(error: RuntimeError, said: str) -> None:
-    with pytest.raises(UserError, match=f"^the GPU's memory does not suffice: {said}"), gpu.memory_named("lower X"):
+    with pytest.raises(UserError, match=f"^the GPU is out of memory: {said}"), devices.report_out_of_memory("lower X"):
         raise error
 
 
 def test_other_errors_stay_what_they_are() -> None:
-    with pytest.raises(RuntimeError, match="shapes"), gpu.memory_named("lower X"):
+    with pytest.raises(RuntimeError, match="shapes"), devices.report_out_of_memory("lower X"):
         raise RuntimeError("shapes do not match")
