@@ -41,7 +41,7 @@ setup(
         "reporting",
         "shapes",
     ],
-    package_data={"configs": ["*/*.yaml", "*/*.txt"]},
+    package_data={"configs": ["*.yaml", "*/*.yaml", "*/*.txt"], "reporting": ["templates/*.html"]},
     install_requires=[
         "torch>=2.6",
         "torchvision>=0.21",
@@ -52,6 +52,8 @@ setup(
         "iopath",
         "yacs",
         "PyYAML",
+        "jinja2",
+        "tabulate",
         "safetensors",
         "tensorboard",
         "tqdm",
