@@ -14,6 +14,18 @@ from foundation.config import load_config
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+FOLDERS = (
+    "benchmarks",
+    "configs",
+    "convert",
+    "detection",
+    "docs",
+    "foundation",
+    "pretrain",
+    "reporting",
+    "shapes",
+    "tests",
+)
 # Words that stand for something of the reader's. "..." stands for what the command above it has.
 PLACEHOLDERS = {
     "CONFIG": "imagenet1k_R50",
@@ -84,3 +96,14 @@ def test_a_command_is_taken(command: str) -> None:
 def test_documents_have_commands() -> None:
     found = " ".join(commands())
     assert all(script in found for script in ("pretrain/train.py", "convert/to_d2.py", "detection/train_net.py"))
+
+
+def test_files_that_documents_name_exist() -> None:
+    pattern = re.compile(rf"`((?:{'|'.join(FOLDERS)})/[\w./-]*)`")
+    missing = {
+        f"{document.name}: {name}"
+        for document in DOCUMENTS
+        for name in pattern.findall(document.read_text())
+        if not (ROOT / name).exists()
+    }
+    assert not missing
