@@ -1,42 +1,49 @@
-"""One process for each run's folder."""
+"""One process for each run folder."""
 
+import errno
 import fcntl
 from pathlib import Path
 from typing import IO
 
 from foundation.errors import UserError
 
-# Open for as long as the process lives. Record locks, since they die with this very process: others are inherited by
-# the loader's workers, which outlive a killed run for some seconds and would keep the next one out.
+# Kept open for as long as the process lives. These are record locks, which end with this very process. Other locks are
+# inherited by the loader's workers, which outlive a killed run for some seconds and would refuse the next one.
 _held: list[IO[str]] = []
+TAKEN = (errno.EACCES, errno.EAGAIN)  # POSIX allows both
 
 
 def hold(folder: Path) -> None:
-    """Keep a folder, which is made if need be, to this process until it ends.
+    """Reserve a folder, which is created if needed, for this process until it ends.
 
     Raises:
-        UserError: another process holds it, or it cannot be written.
+        UserError: another process holds it, its file system has no locks, or it cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / ".lock").open("w")
     except OSError as error:
-        raise UserError(f"the run cannot be kept in {folder}: {error.strerror or error}") from error
+        raise UserError(f"cannot write the run folder {folder}: {error.strerror or error}") from error
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         file.close()
-        raise UserError(f"another process is running in {folder}; wait for it, or choose another --output") from error
+        if error.errno in TAKEN:
+            raise UserError(
+                f"another process is running in {folder}; wait for it, or choose another --output"
+            ) from error
+        raise UserError(
+            f"{folder}: this file system has no locks ({error.strerror}), which keep two processes out of one run; "
+            "mount it with locks, or choose an --output on another file system"
+        ) from error
     _held.append(file)
 
 
 def is_held(folder: Path) -> bool:
-    """Whether another process holds a folder."""
+    """Whether another process holds a folder. False where that cannot be known."""
     try:
         with (folder / ".lock").open("r+") as file:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released when the file is closed
-    except FileNotFoundError:
-        return False
-    except OSError:
-        return True
+    except OSError as error:
+        return error.errno in TAKEN and error.filename is None  # else the file could not be opened
     return False

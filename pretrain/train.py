@@ -25,12 +25,13 @@ from torch import nn
 from foundation import devices
 from foundation.config import load_config
 from foundation.errors import ArgumentParser, UserError, run
+from foundation.files import report_disk_errors
 from pretrain.batches.loader import report_dead_workers
 from pretrain.batches.sampler import check_batch
 from pretrain.batches.scan import check_data
 from pretrain.config import build_streaming, get_defaults, validate
 from pretrain.distributed import group
-from pretrain.distributed.signals import STOPPED
+from pretrain.distributed.signals import STOPPED, StopRequest
 from pretrain.encoder import SiameseNetwork
 from pretrain.evaluation.probe import OnlineProbe
 from pretrain.images.sources import build_source
@@ -68,12 +69,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         if place == 0:  # one look is enough
             look(config, processes, check_images=args.check_data)
         return
-    device = group.start(devices.is_usable(), timedelta(seconds=config.TRAIN.PEER_TIMEOUT))
-    try:
-        with group.report_lost_peers(), devices.report_out_of_memory(advise(config)):
-            complete = pretrain(config, Path(args.output or f"output/{Path(args.config).stem}"), args.resume, device)
-    finally:
-        group.stop()
+    output = Path(args.output or f"output/{Path(args.config).stem}")
+    with StopRequest() as request, report_disk_errors(output):
+        device = group.start(devices.is_usable(), timedelta(seconds=config.TRAIN.PEER_TIMEOUT))
+        try:
+            with group.report_lost_peers(), devices.report_out_of_memory(advise(config)):
+                complete = pretrain(config, output, args.resume, device, request)
+        finally:
+            group.stop()
     if not complete:
         raise SystemExit(STOPPED)
 
@@ -125,7 +128,7 @@ def look(config: CfgNode, processes: int, check_images: bool) -> None:
     print("\n".join(describe_cost(config, processes=processes, steps=span.last, device=device)))
 
 
-def pretrain(config: CfgNode, output: Path, resume: bool, device: torch.device) -> bool:
+def pretrain(config: CfgNode, output: Path, resume: bool, device: torch.device, request: StopRequest) -> bool:
     """Pretrain as the configuration says, into a run directory. Returns False where a signal has stopped it."""
     data = config.DATA
     source = build_source(data.NAME, data.ROOT, "pretrain", data.CLASSES, build_streaming(config))
@@ -156,6 +159,7 @@ def pretrain(config: CfgNode, output: Path, resume: bool, device: torch.device) 
             max_unreadable=config.DATA.MAX_UNREADABLE,
             skipped=Skipped(position.get("skipped", 0), config.TRAIN.MAX_SKIPPED),
             recorder=recorder,
+            request=request,
             checkpoints=build_checkpoint_policy(config, output, parts, recorder, span.first, len(source)),
             end_epoch=partial(end_epoch, config, parts["network"], probe, recorder),
         )

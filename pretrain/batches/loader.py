@@ -159,9 +159,16 @@ def _read(loader: DataLoader, ahead: ReadAhead | None) -> Generator[Any, None, N
 
 
 def find_dead(workers: Sequence[BaseProcess], patience: float) -> int | None:
-    """The id of a process that has ended or does so within `patience` seconds: its sockets close before it is gone."""
-    with contextlib.suppress(RuntimeError):  # torch's signal handler, which says no more than this does
+    """The id of a process that has ended or does so within `patience` seconds.
+
+    A process that is killed closes its sockets and its sentinel some time before it has ended.
+    """
+    with contextlib.suppress(RuntimeError):  # torch's handler of SIGCHLD raises it, here or later
         wait([process.sentinel for process in workers], patience)
+    for process in workers:
+        with contextlib.suppress(RuntimeError):
+            if wait([process.sentinel], 0):
+                process.join(1)
     return next((process.pid for process in workers if not process.is_alive()), None)
 
 

@@ -1,49 +1,116 @@
-"""Requests to stop: a signal sets a flag, and the training loop saves and leaves when all processes have seen it.
+"""Requests to stop: SIGTERM, SIGUSR1 and Ctrl-C (SIGINT) end a run at a moment that loses nothing.
 
-SIGTERM and SIGUSR1 are what schedulers send before the end of a job, SIGINT is Ctrl-C. The process then leaves with
-`STOPPED`, so that a script can tell a run that wants to go on from one that failed or is complete.
+SIGTERM and SIGUSR1 are what schedulers send before the end of a job. Before the first step there is nothing to save,
+and the process leaves at once. During training it finishes the step, saves a checkpoint and leaves. Its exit status is
+`STOPPED`, so that a script can tell a run that can be resumed from one that failed or is complete.
 """
 
+import contextlib
+import os
 import signal
+import sys
+import threading
 import time
+from collections.abc import Iterator
 from types import FrameType, TracebackType
 
 STOPPED = 75  # sysexits.h: EX_TEMPFAIL, "the user is invited to retry"
+INTERRUPTED = 130  # Ctrl-C before the first step
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-IMPATIENCE = 2.0  # seconds; torchrun passes Ctrl-C on to processes that have it from the terminal already
+REPEAT_AFTER = 2.0  # seconds; torchrun passes on a Ctrl-C that its processes already have from the terminal
+STUCK_AFTER = 5.0  # seconds; a start-up that waits for other processes in C++ runs no Python handler
 GRACE = 60  # seconds, for a step and a save
+LEFT = b"\0"  # no signal has this number
 
 
 class StopRequest:
-    """While entered, the signals of `SIGNALS` set `requested`, and nothing else happens.
+    """Handles the signals of `SIGNALS` while entered. To be used in the main thread.
 
-    A second Ctrl-C, `IMPATIENCE` or more after the first, ends the process at once, as it would without us.
+    A thread acknowledges the first signal on standard error at once, even while the main thread computes outside of
+    Python, where Python's own handlers have to wait. Within `deferred()` a signal sets `requested`, and the training
+    loop acts on it. Outside of it, the process leaves: SystemExit with `STOPPED`, or KeyboardInterrupt after Ctrl-C.
+
+    A second Ctrl-C, `REPEAT_AFTER` seconds or more after the first signal, raises KeyboardInterrupt in any case.
+
+    Attributes:
+        requested: the first signal, or None.
     """
 
     def __init__(self) -> None:
         self.requested: signal.Signals | None = None
-        self._since = 0.0
-        self._before: dict[signal.Signals, object] = {}
+        self._requested_at = 0.0
+        self._deferred = False
+        self._left = threading.Event()
+        self._handlers: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> "StopRequest":
-        self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        reading, self._writing = os.pipe()
+        os.set_blocking(self._writing, False)
+        self._wakeup = signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
+        self._thread = threading.Thread(target=self._acknowledge, args=(reading,), daemon=True, name="signals")
+        self._thread.start()
+        self._handlers = {number: signal.signal(number, self._handle) for number in SIGNALS}
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for number, handler in self._before.items():
+        self._left.set()
+        for number, handler in self._handlers.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
+        signal.set_wakeup_fd(self._wakeup)
+        os.write(self._writing, LEFT)  # loader workers have the pipe too: closing it would not end the thread
+        self._thread.join()
+        os.close(self._writing)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    @contextlib.contextmanager
+    def deferred(self) -> Iterator[None]:
+        """While entered, a signal only sets `requested`: there is something to save first."""
+        self._deferred = True
+        try:
+            yield
+        finally:
+            self._deferred = False
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.requested is None:
-            self.requested, self._since = signal.Signals(number), time.monotonic()
-        elif number == signal.SIGINT and time.monotonic() - self._since >= IMPATIENCE:
+            self.requested, self._requested_at = signal.Signals(number), time.monotonic()
+            if self._deferred:
+                return
+            if number == signal.SIGINT:
+                raise KeyboardInterrupt
+            raise SystemExit(STOPPED)
+        if number == signal.SIGINT and time.monotonic() - self._requested_at >= REPEAT_AFTER:
             raise KeyboardInterrupt
+
+    def _acknowledge(self, reading: int) -> None:
+        """Read the numbers of signals, which the interpreter writes to a pipe, and answer the first of `SIGNALS`."""
+        answered = False
+        with open(reading, "rb", buffering=0) as numbers:
+            while (number := ord(numbers.read(1) or LEFT)) != ord(LEFT):
+                if number in SIGNALS and not answered:
+                    answered = True
+                    self._answer(signal.Signals(number))
+
+    def _answer(self, number: signal.Signals) -> None:
+        if self._deferred:
+            again = "; Ctrl-C again stops without saving" if number == signal.SIGINT else ""
+            _say(f"{number.name} received: stopping after this step and a checkpoint{again}")
+            return
+        _say(f"{number.name} received: stopping before the first step, nothing is lost")
+        if not self._left.wait(STUCK_AFTER) and not self._deferred:
+            os._exit(INTERRUPTED if number == signal.SIGINT else STOPPED)
 
 
 def leave_to_parent(*_: object) -> None:
-    """For a loader's worker: its parent decides. SIGTERM, perhaps from the parent, ends it after `GRACE` seconds."""
+    """For a loader worker: its parent decides. SIGTERM, perhaps from the parent, ends it after `GRACE` seconds."""
+    signal.set_wakeup_fd(-1)  # the parent's pipe
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE))
+
+
+def _say(text: str) -> None:
+    """Write a line past the buffers of `sys.stderr`, which the main thread may hold."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        os.write(sys.stderr.fileno(), f"{text}\n".encode())

@@ -14,6 +14,7 @@ from torch import nn
 
 from foundation import devices
 from foundation.errors import UserError
+from foundation.files import report_disk_errors
 from pretrain.batches.sampler import check_batch
 from pretrain.distributed import group
 from pretrain.runs.folder import open_run, write_results
@@ -38,12 +39,13 @@ def run_evaluation(kind: str, evaluate: Evaluate, config: CfgNode, args: argpars
     device = group.start(devices.is_usable())
     try:
         with (
+            report_disk_errors(output),
             group.report_lost_peers(),
             devices.report_out_of_memory("lower TRAIN.BATCH_SIZE, or share it among more processes"),
         ):
             results = evaluate(config, weights, output, args.resume, device)
-        if group.is_main():
-            write_results(output, {"kind": kind, "config": name, **results})
+            if group.is_main():
+                write_results(output, {"kind": kind, "config": name, **results})
     finally:
         group.stop()
 

@@ -216,9 +216,9 @@ def train(
             meter = Meter()
             if metrics:
                 metrics.write(step, values)
-            shown = f"loss {values[names[0]]:.3f}  lr {values['learning_rate']:.4g}  "
-            shown += f"{values['images_per_second']:.0f} img/s  data {values['data_share']:.0%}"
-        progress.advance(f"epoch {epoch + 1}  {shown}")
+            shown = f"loss {values[names[0]]:.3f} data {values['data_share']:.0%} "
+            shown += f"{values['images_per_second']:.0f} img/s lr {values['learning_rate']:.4g}"
+        progress.advance(f"epoch {epoch + 1} {shown}")
         if complete:
             end_epoch((step + 1) // span.per_epoch, step + 1)
         waited_from = time.monotonic()

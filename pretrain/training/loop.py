@@ -32,6 +32,7 @@ def train(
     max_unreadable: float,
     skipped: "Skipped",
     recorder: Recorder | None,
+    request: StopRequest,
     checkpoints: CheckpointPolicy,
     end_epoch: Callable[[int, int], None],
 ) -> bool:
@@ -46,6 +47,7 @@ def train(
         max_unreadable: the fraction of unreadable images above which the run stops.
         skipped: counts the batches that were skipped.
         recorder: writes the record; None on all processes but the main one.
+        request: of a signal to stop.
         checkpoints: decides when to save, and saves.
         end_epoch: called with (complete epochs, complete steps) before the checkpoint of an epoch.
 
@@ -58,7 +60,7 @@ def train(
     """
     progress = Progress(last_step, first_step, shown=recorder is not None)
     meter, checks, shown, unreadable = Meter(), PendingChecks(trainer.device), "", set[str]()
-    with StopRequest() as request, contextlib.closing(read_batches(loader)) as batches:
+    with request.deferred(), contextlib.closing(read_batches(loader)) as batches:
         for step in range(first_step, last_step):
             batch = meter.wait_for(batches)
             report_unreadable(batch, unreadable, max_unreadable * len(loader.dataset))  # type: ignore[arg-type]
@@ -76,7 +78,7 @@ def train(
                 shown, meter = describe(values), Meter()
             if logs and recorder:
                 recorder.record(step, values, ends_epoch)
-            progress.advance(f"epoch {step // steps_per_epoch + 1}  {shown}")
+            progress.advance(f"epoch {step // steps_per_epoch + 1} {shown}")
             if ends_epoch:
                 end_epoch(epochs, complete)
             if ends or stop or checkpoints.due_by_steps(complete) or (logs and checkpoints.due_by_time()):
@@ -97,9 +99,9 @@ def gather(terms: Terms, learning_rate: float, epoch: float, skipped: int, meter
 
 
 def describe(values: dict[str, float]) -> str:
-    """A log line's values for the progress display."""
-    text = "loss {total:.3f}  big-bang {big_bang:.3f}  attraction {attraction:.2e}  lr {learning_rate:.4f}  "
-    text += "{images_per_second:.0f} img/s  data {data_share:.0%}"
+    """A log line's values for the progress display, the most important first."""
+    text = "loss {total:.3f} data {data_share:.0%} {images_per_second:.0f} img/s lr {learning_rate:.4f} "
+    text += "big-bang {big_bang:.3f} attraction {attraction:.2e}"
     return text.format(**dict.fromkeys(Terms._fields, math.nan) | values)
 
 

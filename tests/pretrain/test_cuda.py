@@ -20,6 +20,7 @@ from pretrain.batches.views import ViewDataset
 from pretrain.config import get_defaults
 from pretrain.corinfomax import CorInfoMaxLoss, Terms
 from pretrain.distributed import group
+from pretrain.distributed.signals import StopRequest
 from pretrain.evaluation import features, supervised
 from pretrain.evaluation.frozen import _from_cache
 from pretrain.images.sources import ArraySource, FileSource
@@ -271,7 +272,7 @@ def test_the_checkpoint_of_a_run_that_is_stopped_counts_its_last_bad_batches() -
     class FlaggedSteps:
         device = CPU
 
-        def step(self, step: int, batch: Any, stop: bool) -> Terms:
+        def step(self, step: int, batch: Any, stop: bool, measure: bool) -> Terms:
             self.flags = torch.tensor([float(step == 2), float(step == 1)])
             return Terms(*torch.zeros(3))
 
@@ -295,6 +296,7 @@ def test_the_checkpoint_of_a_run_that_is_stopped_counts_its_last_bad_batches() -
             max_unreadable=0.0,
             skipped=skipped,
             recorder=None,
+            request=StopRequest(),
             checkpoints=Policy(),  # type: ignore[arg-type]
             end_epoch=lambda *_: None,
         )

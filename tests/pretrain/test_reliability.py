@@ -124,6 +124,45 @@ def test_a_signal_saves_and_leaves_with_its_own_status(
     assert_same(tmp_path, finished)
 
 
+def test_a_signal_before_the_first_step_leaves_at_once(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    build_source = train.build_source
+
+    def signalled(*args: Any, **options: Any) -> Any:
+        signal.raise_signal(signal.SIGUSR1)
+        return build_source(*args, **options)
+
+    monkeypatch.setattr(train, "build_source", signalled)
+    with pytest.raises(SystemExit) as left:
+        train.main(arguments(photos, tmp_path / "run"))
+    assert left.value.code == STOPPED
+    assert not (tmp_path / "run").exists()
+    assert "SIGUSR1 received: stopping before the first step" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("size", [0, 100, 2000], ids=["config.yaml", "config.yaml in part", "metrics.json"])
+def test_a_full_disk_at_the_start_is_one_line(size: int, photos: Path, tmp_path: Path, files_up_to: Callable) -> None:
+    """The limit on a file's size stands for the disk: the next write is refused."""
+    with files_up_to(size), pytest.raises(UserError, match=r"^cannot (write|save) \S+.*File too large"):
+        train.main(arguments(photos, tmp_path / "run"))
+    train.main(arguments(photos, tmp_path / "run", "--resume"))  # nothing that was left behind is in the way
+
+
+def test_a_damaged_record_does_not_stop_a_resume(photos: Path, tmp_path: Path, finished: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        signal_at(7, signal.SIGTERM, patch)
+        with pytest.raises(SystemExit):
+            train.main(arguments(photos, tmp_path))
+    for name in ("metrics.json", "spectrum.json"):
+        with (tmp_path / name).open("ab") as file:
+            file.write(b'5\n{}\n{"iteration": "\xff"}\n')
+    train.main(arguments(photos, tmp_path, "--resume"))
+    assert_same(tmp_path, finished)
+    assert (tmp_path / "spectrum.json").read_bytes() == (finished / "spectrum.json").read_bytes()
+    assert "metrics.json: skipped 2 lines" in (tmp_path / "log.txt").read_text()
+
+
 def test_checkpoints_between_epochs(
     finished: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

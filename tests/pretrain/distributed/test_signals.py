@@ -1,0 +1,86 @@
+"""Signals that ask to stop: acknowledged at once, and acted on at a moment that loses nothing."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import types
+from pathlib import Path
+
+import pytest
+
+from pretrain.distributed import signals
+from pretrain.distributed.signals import STOPPED, StopRequest
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_before_the_first_step_the_process_leaves_at_once(
+    number: signal.Signals, capfd: pytest.CaptureFixture[str]
+) -> None:
+    before = signal.getsignal(number)
+    with pytest.raises(SystemExit) as left, StopRequest():
+        signal.raise_signal(number)
+    assert left.value.code == STOPPED
+    assert signal.getsignal(number) == before
+    assert signal.set_wakeup_fd(-1) == -1
+    assert capfd.readouterr().err == f"{number.name} received: stopping before the first step, nothing is lost\n"
+
+
+def test_ctrl_c_before_the_first_step_is_an_interrupt(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(KeyboardInterrupt), StopRequest():
+        signal.raise_signal(signal.SIGINT)
+    assert "SIGINT received" in capfd.readouterr().err
+
+
+def test_during_training_the_first_signal_is_kept_and_a_late_second_ctrl_c_interrupts(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    clock = [100.0]
+    monkeypatch.setattr(signals, "time", types.SimpleNamespace(monotonic=lambda: clock[0]))
+    with StopRequest() as request, request.deferred():
+        for seconds in (0, 0.1, signals.REPEAT_AFTER - 0.1):  # torchrun repeats it
+            clock[0] = 100 + seconds
+            signal.raise_signal(signal.SIGINT)
+        assert request.requested == signal.SIGINT
+        clock[0] = 100 + signals.REPEAT_AFTER
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        said = ""
+        while not said.endswith("\n"):
+            said += capfd.readouterr().err
+    assert said == "SIGINT received: stopping after this step and a checkpoint; Ctrl-C again stops without saving\n"
+
+
+BUSY = """
+import hashlib, sys
+from pretrain.distributed import signals
+signals.STUCK_AFTER = 0.3
+with signals.StopRequest() as request:
+    deferred = request.deferred()
+    if sys.argv[1] == "deferred":
+        deferred.__enter__()
+    print("ready", flush=True)
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)  # minutes in C, where no handler of Python runs
+"""
+
+
+@pytest.mark.parametrize("phase", ["starting", "deferred"])
+def test_it_is_acknowledged_while_the_main_thread_is_outside_of_python(phase: str) -> None:
+    """As in a backward pass, or while it waits for other processes. A start-up that is stuck is left."""
+    command = [sys.executable, "-c", BUSY, phase]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as process:
+        assert process.stdout
+        assert process.stderr
+        process.stdout.readline()
+        process.send_signal(signal.SIGTERM)
+        sent = time.monotonic()
+        said = process.stderr.readline().decode()
+        assert time.monotonic() - sent < 1
+        assert said.startswith("SIGTERM received: stopping " + ("after" if phase == "deferred" else "before"))
+        if phase == "starting":
+            assert process.wait(10) == STOPPED
+        process.kill()
