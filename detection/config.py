@@ -55,6 +55,11 @@ def add_own_keys(config: CfgNode) -> None:
     # So many of the newest checkpoints stay, besides model_final; 0: all. One is enough to resume from, and a second
     # for when it is damaged.
     config.SOLVER.KEEP_CHECKPOINTS = 2
+    # The metric whose best evaluation is kept as `model_best.pth`; "": bbox/AP, or what stands for it where there are
+    # no boxes. Only where TEST.EVAL_PERIOD makes several evaluations. Training ends when so many of them in a row have
+    # not been better (0: never).
+    config.TEST.BEST_METRIC = ""
+    config.TEST.PATIENCE = 0
 
 
 def load(name: str, overrides: Sequence[str] = ()) -> CfgNode:
@@ -75,6 +80,7 @@ def load(name: str, overrides: Sequence[str] = ()) -> CfgNode:
         ("SOLVER.REFERENCE_WORLD_SIZE", config.SOLVER.REFERENCE_WORLD_SIZE, 0),
         ("SOLVER.KEEP_CHECKPOINTS", config.SOLVER.KEEP_CHECKPOINTS, 0),
         ("SOLVER.FRACTION_EXPONENT", config.SOLVER.FRACTION_EXPONENT, 0),
+        ("TEST.PATIENCE", config.TEST.PATIENCE, 0),
         ("SEED", config.SEED, 0),  # a run can be resumed only if it can be repeated
         ("DATALOADER.NUM_WORKERS", config.DATALOADER.NUM_WORKERS, 0),
         ("MODEL.ROI_HEADS.NUM_CLASSES", config.MODEL.ROI_HEADS.NUM_CLASSES, 1),

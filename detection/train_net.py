@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from detection.training.scaling import PRESETS
 from foundation.errors import ArgumentParser, run
 from foundation.locks import hold
 
@@ -49,7 +48,7 @@ def build_parser() -> ArgumentParser:
     rates = parser.add_argument_group("learning rate and repetitions")
     rates.add_argument(
         "--lr-preset",
-        choices=[*PRESETS],
+        choices=["moco", "lars"],  # the keys of detection.training.scaling.PRESETS
         help="moco: the recipe's rate; lars: 5 times that on VOC, 1.5 times elsewhere",
     )
     rates.add_argument(
@@ -87,12 +86,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         raise SystemExit(audit.run(config))
     if arguments.eval_only:
-        prepare.check(config, resume=False, eval_only=True)
-        launch.run(arguments, trainer.evaluate, config, name)
+        given = arguments.weights is not None or "MODEL.WEIGHTS" in arguments.overrides[::2]
+        launch.run(arguments, trainer.evaluate, config, name, prepare.check_evaluation(config, given))
         return
 
     def train(config: Any, resume: bool = True) -> None:
-        prepare.check(config, resume, eval_only=False)
+        prepare.check(config, resume)
         # One of several machines could see another folder than the rest, who would wait for it.
         if resume and arguments.num_machines == 1 and prepare.nothing_left(config):
             print(f"{config.OUTPUT_DIR} is finished: its results are in results.json")

@@ -9,6 +9,7 @@ same, and a resumed run goes on with the images that the interrupted one would h
 from its beginning, which costs no reading.
 """
 
+import contextlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -83,23 +84,37 @@ class TrainingBatches:
             num_workers=self._workers,
             collate_fn=list,
         )
-        try:
+        with report_dead_workers(self._workers):
             for batch in loader:
                 for image in batch:
                     if isinstance(image, UserError):
                         raise image
                 yield batch
-        except RuntimeError as error:
-            if "DataLoader worker (pid" not in str(error):
-                raise
-            raise UserError(
-                f"a process that reads images has died ({error}); if memory ran out, lower DATALOADER.NUM_WORKERS"
-                f" (now {self._workers}), then go on with --resume"
-            ) from error
 
     def __iter__(self) -> Iterator[list[Record]]:
         """From the first iteration. Nothing is read before the first batch is asked for."""
         yield from self.starting(0)
+
+
+@contextlib.contextmanager
+def report_dead_workers(workers: int) -> Iterator[None]:
+    """Report the death of a loader worker as one line. PyTorch raises it from a signal handler: anywhere in the code.
+
+    Args:
+        workers: how many there are, for the message.
+
+    Raises:
+        UserError: in place of PyTorch's error.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker (pid" not in str(error):
+            raise
+        raise UserError(
+            f"a process that reads images has died ({error}); if memory ran out, lower DATALOADER.NUM_WORKERS"
+            f" (now {workers}), then continue with --resume"
+        ) from error
 
 
 def shuffled(size: int, seed: int) -> Iterator[int]:

@@ -5,6 +5,7 @@ Cityscapes' own scripts, or intersection over union for semantic segmentation.
 """
 
 import importlib
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,26 @@ def predicted_tasks(config: CfgNode) -> tuple[str, ...]:
     return ("bbox", *["segm"] * needs.masks, *["keypoints"] * bool(needs.keypoints))
 
 
+def main_metric(config: CfgNode) -> str:
+    """The metric by which checkpoints of a config are compared, as `bbox/AP`."""
+    kind = MetadataCatalog.get(config.DATASETS.TEST[0]).get("evaluator_type")
+    return {"cityscapes_instance": "segm/AP", "cityscapes_sem_seg": "sem_seg/IoU", "sem_seg": "sem_seg/mIoU"}.get(
+        kind, "bbox/AP"
+    )
+
+
+class CountingLVISEvaluator(LVISEvaluator):
+    """Detectron2's, where a model that detects nothing has an AP of 0, instead of NaN."""
+
+    def evaluate(self) -> dict[str, Any] | None:
+        """The metrics of each task, in percent; in the first process only."""
+        results: dict[str, Any] | None = super().evaluate()
+        for metrics in (results or {}).values():
+            if all(math.isnan(value) for value in metrics.values()):
+                metrics.update(dict.fromkeys(metrics, 0.0))
+        return results
+
+
 class QuietCityscapesInstanceEvaluator(CityscapesInstanceEvaluator):
     """Detectron2's, with scripts that write no files.
 
@@ -81,7 +102,7 @@ def _voc(config: CfgNode, name: str, folder: str) -> DatasetEvaluator:
 
 def _lvis(config: CfgNode, name: str, folder: str) -> DatasetEvaluator:
     optional_packages.provide_lvis(name)
-    return LVISEvaluator(name, predicted_tasks(config), output_dir=folder)
+    return CountingLVISEvaluator(name, predicted_tasks(config), output_dir=folder)
 
 
 def _cityscapes_instances(config: CfgNode, name: str, folder: str) -> DatasetEvaluator:

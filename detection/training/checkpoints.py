@@ -1,17 +1,20 @@
-"""The checkpoints of a run: each whole or not there, recognised when damaged, and the one before at hand.
+"""The checkpoints of a run: complete or absent, recognised when damaged, with an earlier one to fall back to.
 
-Detectron2 writes straight into the file under its final name, and takes the last one whatever is in it: a process that
-is killed in a save has lost its run, and a flipped bit is loaded without notice. Here a checkpoint is written aside,
-synced, read back and renamed; `NAME.sha256` beside `NAME.pth` holds its digest; `last_checkpoint` names the newest, as
-Detectron2's tools expect. A checkpoint without a digest (of another program, or of a process that was killed at that
-very moment) counts as intact if it can be read.
+A checkpoint is a file `model_NNNNNNN.pth` or `model_final.pth` directly in the run's folder; `model_best.pth` holds the
+weights with the best metric, and is never resumed from. `last_checkpoint` names the newest, as Detectron2's tools
+expect; a name of any other form is ignored. Files are read with `weights_only`, so that a run folder of unknown origin
+cannot run code.
+
+Detectron2 writes straight into the file under its final name and loads the last one without a check: a process that is
+killed while it saves loses the run, and a flipped bit goes unnoticed. Here a file is written under a temporary name,
+synced, read back and renamed, and `NAME.sha256` holds its digest. A checkpoint without a digest (of another program, or
+of a process that was killed at that very moment) counts as intact if it can be read.
 """
 
 import contextlib
-import hashlib
-import io
 import logging
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -22,43 +25,94 @@ from foundation import files
 from foundation.errors import UserError
 
 LAST = "last_checkpoint"
-NUMBERED = "model_[0-9]*.pth"
+NUMBERED = re.compile(r"model_(\d{7,})\.pth")
 FINAL = "model_final.pth"
+BEST = "model_best.pth"
 logger = logging.getLogger(__name__)
 
 
 class SafeCheckpointer(DetectionCheckpointer):
-    """Detectron2's checkpointer with saving and finding as this module's text says.
+    """Detectron2's checkpointer with the guarantees of this module.
 
     Args:
         model: whose weights are saved.
         folder: of the run.
-        keep: so many of the newest numbered checkpoints stay, besides `model_final`; 0: all.
+        keep: how many of the newest numbered checkpoints stay, besides `model_final`; 0: all.
         checkpointables: what else is saved, by name.
     """
 
     def __init__(self, model: torch.nn.Module, folder: str, *, keep: int, **checkpointables: Any) -> None:
         super().__init__(model, folder, **checkpointables)
         self._keep = keep
+        self._newest: tuple[Path, Any] | None = None  # what this process has saved last, and its iteration
 
     def save(self, name: str, **kwargs: Any) -> None:
-        """Save model, checkpointables and `kwargs` as `name`.pth, and drop numbered checkpoints that are too old.
+        """Save model, checkpointables and `kwargs` as `name`.pth, and remove numbered checkpoints that are too old.
+
+        `model_final` becomes a hard link to the numbered checkpoint of the same iteration, where the file system can.
 
         Raises:
             UserError: the disk is full or cannot be written; earlier checkpoints are untouched.
         """
         if not self.save_dir or not self.save_to_disk:
             return
-        state = {"model": self.model.state_dict()}
-        state |= {key: value.state_dict() for key, value in self.checkpointables.items()} | kwargs
-        path = Path(self.save_dir) / f"{name}.pth"
+        path, iteration = Path(self.save_dir) / f"{name}.pth", kwargs.get("iteration")
         logger.info("Saving %s", path)
-        write(path, state)
-        files.write_atomic(path.parent / LAST, path.name.encode())
+        source = self._newest[0] if self._newest and self._newest[1] == iteration else path
+        if path.name != FINAL or source == path or not _link(source, path):
+            state = {"model": self.model.state_dict()}
+            state |= {key: value.state_dict() for key, value in self.checkpointables.items()} | kwargs
+            write(path, state)
+        self._newest = (path, iteration)
+        _write_tag(path)
         if self._keep:
-            for old in _numbered(path.parent)[self._keep :]:
-                old.unlink(missing_ok=True)
-                digest_file(old).unlink(missing_ok=True)
+            remove_old(path.parent, self._keep)
+
+    def mark_changed(self) -> None:
+        """The model is no longer what was last saved or loaded."""
+        self._newest = None
+
+    def save_final(self, iteration: int) -> None:
+        """Save the end of the training as `model_final`, unless that is what this process has last saved or loaded.
+
+        Raises:
+            UserError: the disk is full or cannot be written.
+        """
+        if self._newest != (Path(self.save_dir) / FINAL, iteration):
+            self.save(Path(FINAL).stem, iteration=iteration)
+
+    def save_best(self, iteration: int, metric: str, value: float) -> None:
+        """Save the weights alone as `model_best.pth`, with the iteration, metric and value that they stand for.
+
+        Raises:
+            UserError: the disk is full or cannot be written.
+        """
+        if self.save_to_disk:
+            state = {"model": self.model.state_dict(), "iteration": iteration, "metric": metric, "value": value}
+            write(Path(self.save_dir) / BEST, state)
+
+    def resume(self, path: Path) -> None:
+        """Load everything that `save` has saved.
+
+        Raises:
+            UserError: the file is not a checkpoint of this command, or of another model.
+        """
+        state = read(path)
+        try:
+            self.model.load_state_dict(state["model"])
+            for name, each in self.checkpointables.items():
+                each.load_state_dict(state[name])
+            self._newest = (path, state["iteration"])
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise UserError(
+                f"{path} is not a checkpoint of this run ({type(error).__name__}: {reason}): choose another --output;"
+                " --weights starts a new run from its weights"
+            ) from error
+
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        """What the inherited `load` reads by: no pickle runs code here either."""
+        return read(Path(filename))
 
 
 def write(path: Path, state: dict[str, Any]) -> None:
@@ -67,26 +121,60 @@ def write(path: Path, state: dict[str, Any]) -> None:
     Raises:
         UserError: it cannot be written, or not be read back; `path` is untouched.
     """
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    content = buffer.getbuffer()
-    digest = hashlib.sha256(content).hexdigest()
-    draft = path.with_name(f"{path.name}.new")
     try:
-        files.write_synced(draft, content)
-        if _digest(draft) != digest:
-            raise OSError("what was read back is not what was written")
-        digest_file(path).unlink(missing_ok=True)  # for a moment none, rather than another content's
-        os.replace(draft, path)
-        files.write_atomic(digest_file(path), f"{digest}\n".encode())
-        files.sync_folder(path.parent)  # before older checkpoints are dropped
+        files.write_with_digest(path, lambda file: torch.save(state, file))
     except OSError as error:
-        with contextlib.suppress(OSError):
-            draft.unlink(missing_ok=True)
         raise UserError(
-            f"{path} cannot be saved: {error.strerror or error} (it needs {len(content) / 1e6:.0f} MB); earlier"
-            " checkpoints are untouched, --resume goes on from there"
+            f"{path} cannot be saved: {error.strerror or error} ({files.free_space(path.parent)}); earlier checkpoints"
+            " are untouched, --resume continues from there"
         ) from error
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint, on the CPU. No code in it is run.
+
+    Raises:
+        UserError: it cannot be read, or holds something else.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises half a dozen kinds for files that are not checkpoints
+        raise UserError(f"{path} cannot be read as a checkpoint: {_reason(error)}") from error
+    if not isinstance(state, dict) or not isinstance(state.get("model"), dict):
+        raise UserError(f"{path} is not a checkpoint: it has no entry 'model'")
+    return state
+
+
+def read_best(folder: Path, metric: str) -> tuple[int, float] | None:
+    """Iteration and value of `model_best.pth`, if it is there, is intact and is the best by `metric`."""
+    path = folder / BEST
+    if not path.is_file():
+        return None
+    if damage(path) is None:
+        state = read(path)
+        if state.get("metric") == metric:
+            return int(state["iteration"]), float(state["value"])
+    logger.warning("%s is damaged or the best by another metric: the next evaluation replaces it", path)
+    return None
+
+
+def remove_old(folder: Path, keep: int) -> None:
+    """Remove numbered checkpoints that are older than the newest `keep` intact ones. Other files are left alone."""
+    intact = 0
+    for path in _numbered(folder):
+        if intact >= keep:
+            path.unlink(missing_ok=True)
+            files.digest_file(path).unlink(missing_ok=True)
+        elif damage(path) is None:
+            intact += 1
+
+
+def remove_drafts(folder: Path) -> None:
+    """Remove what killed processes have left half written. Only for the process that holds the run's lock."""
+    for path in folder.iterdir():
+        name, dot, suffix = path.name.rpartition(".")
+        if dot and suffix in ("tmp", "new") and (_is_checkpoint(name) or name == BEST):
+            path.unlink(missing_ok=True)
 
 
 def exists(folder: Path) -> bool:
@@ -107,41 +195,74 @@ def newest_intact(folder: Path) -> Path | None:
         if problem is None:
             return path
         logger.warning("%s is damaged (%s): trying the checkpoint before it", path, problem)
-    raise UserError(f"{folder} holds no checkpoint that is intact: move the folder away to begin anew")
+    raise UserError(f"{folder} holds no intact checkpoint: move the folder away to start again")
 
 
 def damage(path: Path) -> str | None:
     """What is wrong with a checkpoint; None if it is as it was saved."""
     try:
-        wanted = digest_file(path).read_text().partition(" ")[0].strip()  # sha256sum writes the name behind it
+        wanted = files.digest_file(path).read_text().partition(" ")[0].strip()  # sha256sum writes the name behind it
+        return None if files.sha256_of(path) == wanted else "its content does not match its sha256"
     except FileNotFoundError:
         try:
             torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # torch raises half a dozen kinds for files that are no checkpoints
-            return str(error).partition("\n")[0] or type(error).__name__
+        except Exception as error:  # torch raises half a dozen kinds for files that are not checkpoints
+            return _reason(error)
         return None
     except (OSError, UnicodeDecodeError) as error:
-        return f"its digest cannot be read: {error}"
-    return None if _digest(path) == wanted else "its content does not match its sha256"
-
-
-def digest_file(path: Path) -> Path:
-    """Where the digest of a checkpoint is."""
-    return path.with_suffix(".sha256")
+        return f"it or its digest cannot be read: {error}"
 
 
 def _candidates(folder: Path) -> list[Path]:
     """The checkpoints that are there: the one named as the last, then by falling number."""
     named = []
     with contextlib.suppress(OSError, UnicodeDecodeError):
-        named = [folder / (folder / LAST).read_text().strip()]
+        if (folder / LAST).is_file():
+            with (folder / LAST).open() as file:
+                name = file.read(100).strip()
+            named = [folder / name] * _is_checkpoint(name)
     return [path for path in dict.fromkeys([*named, *_numbered(folder), folder / FINAL]) if path.is_file()]
 
 
+def _is_checkpoint(name: str) -> bool:
+    return name == FINAL or NUMBERED.fullmatch(name) is not None
+
+
 def _numbered(folder: Path) -> list[Path]:
-    return sorted(folder.glob(NUMBERED), reverse=True)
+    """The numbered checkpoints, the newest first."""
+    numbers = {path: NUMBERED.fullmatch(path.name) for path in folder.glob("model_*.pth")}
+    return sorted((path for path, match in numbers.items() if match), key=lambda path: int(path.stem[6:]), reverse=True)
 
 
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _link(source: Path, path: Path) -> bool:
+    """Make `path` a hard link to a checkpoint, with its digest; False where that cannot be done."""
+    draft = path.with_name(f"{path.name}.tmp")
+    try:
+        digest = files.digest_file(source).read_bytes()
+        draft.unlink(missing_ok=True)
+        os.link(source, draft)
+        files.digest_file(path).unlink(missing_ok=True)
+        draft.replace(path)  # where both are the same file already, this leaves the draft
+        draft.unlink(missing_ok=True)
+        files.write_atomic(files.digest_file(path), digest)
+        files.sync_folder(path.parent)
+    except OSError:
+        with contextlib.suppress(OSError):
+            draft.unlink(missing_ok=True)
+        return False
+    return True
+
+
+def _write_tag(path: Path) -> None:
+    """Name the newest checkpoint in `last_checkpoint`."""
+    try:
+        files.write_atomic(path.parent / LAST, path.name.encode())
+    except OSError as error:
+        raise UserError(
+            f"{path.parent / LAST} cannot be written: {error.strerror or error}; {path.name} is saved, --resume"
+            " continues from there"
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__

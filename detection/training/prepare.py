@@ -3,6 +3,7 @@ the first step.
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -45,27 +46,53 @@ def configure(arguments: argparse.Namespace) -> CfgNode:
     return config
 
 
-def check(config: CfgNode, resume: bool, eval_only: bool) -> None:
-    """Everything that can be known to fail before the first step.
+def check(config: CfgNode, resume: bool) -> None:
+    """Check everything that can be known to fail before the first step.
 
     Raises:
         UserError: a dataset is not all there, weights do not fit, or the folder holds another run.
     """
     folder = Path(config.OUTPUT_DIR)
     begun = checkpoints.exists(folder)
-    if begun and eval_only and config.MODEL.WEIGHTS:
-        raise UserError(f"{folder} already holds a run: leave --weights out to evaluate it, or choose another --output")
-    if begun and not eval_only:
+    if begun:
         if not resume:
             raise UserError(f"{folder} already holds a run: continue it with --resume, or choose another --output")
         run_folder.check_same(folder, config)
-    names = config.DATASETS.TEST if eval_only else (*config.DATASETS.TRAIN, *config.DATASETS.TEST)
+    _check_datasets(config, (*config.DATASETS.TRAIN, *config.DATASETS.TEST))
+    if config.MODEL.WEIGHTS and not (begun and resume):
+        trainer.check_weights(config, whole=False)
+
+
+def check_evaluation(config: CfgNode, weights_given: bool) -> bool:
+    """Check everything that can be known to fail before an evaluation.
+
+    Args:
+        config: of the run.
+        weights_given: `MODEL.WEIGHTS` are of the command line, and not the initial weights that a config names.
+
+    Returns:
+        Whether the run in the folder is to be evaluated, instead of `MODEL.WEIGHTS`.
+
+    Raises:
+        UserError: a dataset is not all there, weights do not fit, or the folder holds another run.
+    """
+    folder = Path(config.OUTPUT_DIR)
+    own = checkpoints.exists(folder)
+    if own and weights_given:
+        raise UserError(f"{folder} already holds a run: leave --weights out to evaluate it, or choose another --output")
+    if not own and not config.MODEL.WEIGHTS:
+        raise UserError(f"{folder} holds no checkpoint to evaluate; name a detector with --weights FILE")
+    _check_datasets(config, config.DATASETS.TEST)
+    if not own:
+        trainer.check_weights(config, whole=True)
+    return own
+
+
+def _check_datasets(config: CfgNode, names: Sequence[str]) -> None:
     datasets.register(names)
     for name in names:
         datasets.check_dataset(name, config)
     datasets.check_same_classes(names)
-    if config.MODEL.WEIGHTS and not (begun and resume):
-        trainer.check_weights(config, whole=eval_only)
 
 
 def nothing_left(config: CfgNode) -> bool:

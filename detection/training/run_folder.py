@@ -1,23 +1,28 @@
-"""What a run leaves behind besides Detectron2's own files: the config, the log and `results.json`."""
+"""What a run leaves behind besides its checkpoints: the config, the log, the records and `results.json`."""
 
 import hashlib
 import json
 import logging
 import math
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
+from detectron2.utils.events import EventWriter, get_event_storage
 from fvcore.common.config import CfgNode
 
 from detection import config as configs
 from foundation.config import keys, value_of
 from foundation.errors import UserError
 from foundation.files import write_atomic
+from foundation.json_files import read_json_lines
 
 LOGGERS = ("detectron2", "fvcore", "detection")
+RECORDS = "metrics.json"
+TASKS = ("bbox", "segm", "keypoints", "sem_seg")  # results are records named TASK/METRIC
 # The machine of a run and what it keeps: what a finished run has found does not change with them.
 WITHOUT_EFFECT = (
     *("OUTPUT_DIR", "DATALOADER.NUM_WORKERS", "MODEL.DEVICE", "VIS_PERIOD", "CUDNN_BENCHMARK"),
@@ -59,9 +64,86 @@ def start_logging(folder: Path, rank: int) -> None:
             logger.addHandler(handler)
 
 
+class RecordWriter(EventWriter):
+    """Appends records to `metrics.json`, in Detectron2's format: one JSON object a line, of one iteration.
+
+    Args:
+        folder: of the run.
+        first: the iteration at which the run begins or is resumed. Records from it on, which an interrupted run has
+            left, are removed, because they come again.
+        window: iterations; the record of a loss is the median of as many values.
+
+    Raises:
+        UserError: the file cannot be read or written.
+    """
+
+    def __init__(self, folder: Path, first: int, window: int) -> None:
+        self._path, self._window = folder / RECORDS, window
+        kept = [record for record in read_records(folder) if record["iteration"] < first]
+        self._written = {name: record["iteration"] for record in kept for name in record}
+        try:
+            write_atomic(self._path, "".join(_line(record) for record in kept).encode())
+            self._file = self._path.open("a")
+        except OSError as error:
+            raise UserError(f"{self._path} cannot be written: {error.strerror or error}") from error
+
+    def write(self) -> None:
+        """Append what has come since it was last called, and have it on the disk.
+
+        Raises:
+            UserError: the disk is full or cannot be written.
+        """
+        records: dict[int, dict[str, Any]] = {}
+        for name, (value, iteration) in get_event_storage().latest_with_smoothing_hint(self._window).items():
+            if iteration > self._written.get(name, -1):
+                records.setdefault(iteration, {})[name] = value
+                self._written[name] = iteration
+        try:
+            for iteration in sorted(records):
+                self._file.write(_line({**records[iteration], "iteration": iteration}))
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise UserError(
+                f"{self._path} cannot be written: {error.strerror or error}; the last checkpoint is intact, --resume"
+                " continues from there"
+            ) from error
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def read_records(folder: Path) -> list[dict[str, Any]]:
+    """The records of a run; lines that are damaged are left out, with a warning.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    path = folder / RECORDS
+    records = read_json_lines(path) if path.exists() else []
+    return [record for record in records if type(record.get("iteration")) is int]
+
+
+def is_evaluated(folder: Path, iteration: int) -> bool:
+    """Whether the records have an evaluation after an iteration."""
+    prefixes = tuple(f"{task}/" for task in TASKS)
+    return any(
+        record["iteration"] == iteration and any(name.startswith(prefixes) for name in record)
+        for record in read_records(folder)
+    )
+
+
 def write_config(folder: Path, config: CfgNode) -> None:
-    """Write every key and value to `config.yaml`, from which the same run can be started again."""
-    write_atomic(folder / "config.yaml", config.dump().encode())
+    """Write every key and value to `config.yaml`, from which the same run can be started again.
+
+    Raises:
+        UserError: the disk is full or cannot be written.
+    """
+    try:
+        write_atomic(folder / "config.yaml", config.dump().encode())
+    except OSError as error:
+        raise UserError(f"{folder / 'config.yaml'} cannot be written: {error.strerror or error}") from error
 
 
 def check_same(folder: Path, config: CfgNode) -> None:
@@ -107,7 +189,8 @@ def is_finished(config: CfgNode) -> bool:
     if not isinstance(found, dict):
         return False
     check_same(folder, config)
-    return found.get("iterations") == config.SOLVER.MAX_ITER and found.get("config_sha256") == digest(config)
+    ended = found.get("iterations") == config.SOLVER.MAX_ITER or found.get("stopped_early") is True
+    return ended and found.get("config_sha256") == digest(config)
 
 
 def replace_results(config: CfgNode, results: Mapping[str, Any]) -> None:
@@ -129,8 +212,19 @@ def replace_results(config: CfgNode, results: Mapping[str, Any]) -> None:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a whole file of JSON. Numbers that are not finite become null, which JSON knows."""
-    write_atomic(path, (json.dumps(_plain(content), indent=2) + "\n").encode())
+    """Write a whole file of JSON. Numbers that are not finite become null, which JSON knows.
+
+    Raises:
+        UserError: the disk is full or cannot be written.
+    """
+    try:
+        write_atomic(path, (json.dumps(_plain(content), indent=2) + "\n").encode())
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def _line(record: Mapping[str, Any]) -> str:
+    return json.dumps(_plain(record), sort_keys=True) + "\n"
 
 
 def _plain(value: Any) -> Any:

@@ -6,21 +6,22 @@ that a killed run ends as an undisturbed one; the evaluation that belongs to the
 tracebacks where the loss diverges.
 """
 
+import contextlib
 import logging
-import math
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from detectron2.data import DatasetCatalog
 from detectron2.engine import DefaultTrainer, TrainerBase, create_ddp_model, hooks
 from detectron2.evaluation import DatasetEvaluator
-from detectron2.modeling import build_model
+from detectron2.modeling import GeneralizedRCNNWithTTA, build_model
 from detectron2.utils import comm
 from detectron2.utils.collect_env import collect_env_info
 from detectron2.utils.env import seed_all_rng
-from detectron2.utils.events import EventStorage
+from detectron2.utils.events import CommonMetricPrinter, EventStorage, TensorboardXWriter
 from fvcore.common.config import CfgNode
 from fvcore.nn.precise_bn import get_bn_modules
 
@@ -28,13 +29,16 @@ import detection.roi_heads  # registers the head that the C4 recipes name
 import detection.training.semantic  # noqa: F401  and the one for labels of pixels
 from detection.config import computes_in_bfloat16, for_one_process
 from detection.data import datasets, loading, training_data
-from detection.data.seeding import Use, generator, seed_libraries
+from detection.data.seeding import Use, generator
 from detection.evaluation import evaluators as evaluation
-from detection.training import checkpoints, run_folder, scaling, weights
+from detection.training import checkpoints, run_folder, scaling, summary, weights
 from detection.training.accumulation import AccumulatingTrainer
+from detection.training.hooks import PERIOD, Evaluation, Records, RepeatablePreciseBN, check_expected
 from foundation import devices
 from foundation.errors import UserError
+from foundation.files import report_disk_errors
 
+TIMES = ("time", "data_time", "eta_seconds")  # scalars that differ from run to run
 logger = logging.getLogger(__name__)
 
 
@@ -60,45 +64,54 @@ class TransferTrainer(DefaultTrainer):
         self.checkpointer = checkpoints.SafeCheckpointer(
             model, config.OUTPUT_DIR, keep=config.SOLVER.KEEP_CHECKPOINTS, trainer=weakref.proxy(self)
         )
+        self._scalars: dict[str, Any] = {}
+        self._planned = self.max_iter
+        self._precise_bn: RepeatablePreciseBN | None = None
         self.register_hooks(self.build_hooks())
 
     def build_hooks(self) -> list[hooks.HookBase]:
-        """Detectron2's, in its order: the batch norms are estimated before the model is saved or evaluated."""
-        config, main = self.cfg, comm.is_main_process()
+        """In Detectron2's order, in which batch norms are estimated before the model is saved or evaluated; see
+        `detection.training.hooks` for the rest of it. Those that write files come later, in `resume_or_load`.
+        """
         own: list[hooks.HookBase] = [hooks.IterationTimer(), hooks.LRScheduler()]
-        if config.TEST.PRECISE_BN.ENABLED and get_bn_modules(self.model):
-            seed = int(generator(config.SEED, Use.PRECISE_BN).integers(2**31))  # other images than in training
-            batches = training_data.build_batches(config, self.images, self.share, seed, workers=0)
-            passes = config.TEST.PRECISE_BN.NUM_ITER * self.share.passes
-            own.append(RepeatablePreciseBN(config.TEST.EVAL_PERIOD, self.model, batches, passes))
-        if main:
-            own.append(hooks.PeriodicCheckpointer(self.checkpointer, config.SOLVER.CHECKPOINT_PERIOD))
-        own.append(hooks.EvalHook(config.TEST.EVAL_PERIOD, self._evaluate))
-        if main:
-            own.append(hooks.PeriodicWriter(self.build_writers(), period=20))
+        if self.cfg.TEST.PRECISE_BN.ENABLED and get_bn_modules(self.model):
+            # A different set of images than in training.
+            seed = int(generator(self.cfg.SEED, Use.PRECISE_BN).integers(2**31))
+            batches = training_data.build_batches(self.cfg, self.images, self.share, seed, workers=0)
+            passes = self.cfg.TEST.PRECISE_BN.NUM_ITER * self.share.passes
+            self._precise_bn = RepeatablePreciseBN(self.cfg.TEST.EVAL_PERIOD, self.model, batches, passes)
+            own.append(self._precise_bn)
         return own
 
     def resume_or_load(self, resume: bool = True) -> None:
         """Continue from the newest intact checkpoint if asked to and there is one, else load `MODEL.WEIGHTS`.
 
         Raises:
-            UserError: every checkpoint is damaged, or some machine does not see it, or the weights do not fill the
-                backbone.
+            UserError: every checkpoint is damaged, or some machine does not see it, or it has more iterations than
+                `SOLVER.MAX_ITER`, or the weights do not fill the backbone.
         """
         folder = Path(self.cfg.OUTPUT_DIR)
+        if comm.is_main_process():
+            checkpoints.remove_drafts(folder)
         found = checkpoints.newest_intact(folder) if resume and comm.is_main_process() else None
         path = comm.all_gather(found)[0]  # the first process has looked, for all
         if path:
             if not all(comm.all_gather(path.is_file())):
                 raise UserError(f"{path} is not there on every machine: {folder} must be a folder that all of them see")
-            self.checkpointer.load(str(path))
+            self.checkpointer.resume(path)
             self.start_iter = self.iter + 1
+            if self.start_iter > self.max_iter:
+                raise UserError(
+                    f"{path} has {self.start_iter} iterations, more than SOLVER.MAX_ITER {self.max_iter}: raise it, or"
+                    " choose another --output"
+                )
             logger.info("Resumed from %s at iteration %d", path, self.start_iter)
         elif self.cfg.MODEL.WEIGHTS:
             left = weights.load_backbone(_unwrapped(self.model), Path(self.cfg.MODEL.WEIGHTS))
-            logger.info("Backbone filled from %s; without a place: %s", self.cfg.MODEL.WEIGHTS, left or "none")
+            logger.info("Backbone filled from %s; not used: %s", self.cfg.MODEL.WEIGHTS, left or "nothing")
         else:
             logger.info("The detector starts from random weights")
+        self.register_hooks(self._recording_hooks())
 
     def train(self) -> None:
         """Run the iterations that are left, then evaluate.
@@ -109,30 +122,41 @@ class TransferTrainer(DefaultTrainer):
         logger.info("%s", scaling.describe(self.cfg, self.share.processes, len(self.images.records)))
         self.iter = self.start_iter
         with EventStorage(self.start_iter) as self.storage:
+            self._restore_scalars()
             self.before_train()
-            for iteration in range(self.start_iter, self.max_iter):
-                self.iter = iteration
+            self._finish_resumed()
+            while self.iter < self.max_iter:  # which an evaluation may lower
                 self.before_step()
                 try:
                     self.run_step()
                 except FloatingPointError as error:
                     raise UserError(
-                        f"the loss is not finite at iteration {iteration}: lower SOLVER.BASE_LR"
+                        f"the loss is not finite at iteration {self.iter}: lower SOLVER.BASE_LR"
                         f" (now {self.cfg.SOLVER.BASE_LR}) or lengthen SOLVER.WARMUP_ITERS"
                         f" (now {self.cfg.SOLVER.WARMUP_ITERS}); {error}"
                     ) from error
                 self.after_step()
-            self.iter = self.max_iter  # the hooks see by this that training has come to its end
+                self.iter += 1
+            self.iter = self.max_iter - 1  # the iteration that the checkpoint names
+            self.checkpointer.save_final(self.iter)
+            self.iter = self.max_iter  # by which the hooks see that training has come to its end
             self.after_train()
 
     def state_dict(self) -> dict[str, Any]:
-        """The iteration, the schedule, and (v0.6 forgets it) the optimizer."""
-        return {**super().state_dict(), "_trainer": self._trainer.state_dict()}
+        """The iteration, the schedule, the optimizer (v0.6 leaves it out), the recent losses and the planned length."""
+        return {
+            **super().state_dict(),
+            "_trainer": self._trainer.state_dict(),
+            "scalars": self._recent_scalars(),
+            "max_iter": self.cfg.SOLVER.MAX_ITER,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """The reverse."""
         super().load_state_dict(state_dict)
         self._trainer.load_state_dict(state_dict["_trainer"])
+        self._scalars = state_dict.get("scalars", {})  # earlier versions did not save these two
+        self._planned = state_dict.get("max_iter", self.max_iter)
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> torch.nn.Module:
@@ -151,27 +175,53 @@ class TransferTrainer(DefaultTrainer):
 
     @classmethod
     def test(cls, cfg: CfgNode, model: torch.nn.Module, evaluators: Any = None) -> dict[str, Any]:
-        """Metrics of each task. Without any detection AP is 0, where Detectron2 has NaN."""
-        results = super().test(cfg, model, evaluators)
-        for metrics in results.values():
-            metrics.update({name: 0.0 for name in ("AP", "AP50", "AP75") if math.isnan(metrics.get(name, 0.0))})
+        """Metrics of each task; NaN where there is nothing to evaluate."""
+        results: dict[str, Any] = super().test(cfg, model, evaluators)
         return results
 
     def _evaluate(self) -> dict[str, Any]:
         self.results = self.test(self.cfg, self.model)
         return self.results
 
+    def _recording_hooks(self) -> list[hooks.HookBase]:
+        """Records, checkpoints and evaluations."""
+        config, own, writers = self.cfg, [], []
+        if comm.is_main_process():
+            writers = [
+                CommonMetricPrinter(self.max_iter),
+                run_folder.RecordWriter(Path(config.OUTPUT_DIR), self.start_iter, PERIOD),
+                TensorboardXWriter(config.OUTPUT_DIR),
+            ]
+            own.append(Records(writers, config.TEST.EVAL_PERIOD))
+            own.append(hooks.PeriodicCheckpointer(self.checkpointer, config.SOLVER.CHECKPOINT_PERIOD))
+        metric = config.TEST.BEST_METRIC or evaluation.main_metric(config)
+        self.evaluation = Evaluation(config.TEST.EVAL_PERIOD, self._evaluate, metric, config.TEST.PATIENCE, writers)
+        return [*own, self.evaluation]
 
-class RepeatablePreciseBN(hooks.PreciseBN):
-    """Detectron2's estimate of the batch norms' statistics, from the same images each time: a resumed run would
-    otherwise find others than an undisturbed one. `data_loader` are the `TrainingBatches`.
-    """
+    def _recent_scalars(self) -> dict[str, Any]:
+        """By name, whether the records smooth it and its latest (value, iteration): what a resumed run needs to write
+        the records of an undisturbed one.
+        """
+        hints = self.storage.smoothing_hints()
+        return {
+            name: [hints[name], history.values()[-PERIOD:]]
+            for name, history in self.storage.histories().items()
+            if history.values()[-1][1] == self.iter and name not in TIMES
+        }
 
-    def update_stats(self) -> None:
-        """Estimate and set the statistics."""
-        seed_libraries(self.trainer.cfg.SEED, Use.PRECISE_BN, comm.get_rank())
-        self._data_iter = None  # from the first image
-        super().update_stats()
+    def _restore_scalars(self) -> None:
+        for name, (smoothed, values) in self._scalars.items():
+            for value, iteration in values:
+                self.storage.iter = iteration
+                self.storage.put_scalar(name, value, smoothing_hint=smoothed)
+        self.storage.iter = self.start_iter
+
+    def _finish_resumed(self) -> None:
+        """Where a run is resumed at its end, but was planned longer before: estimate the batch norms, as at its end."""
+        if self.start_iter == self.max_iter != self._planned:
+            if self._precise_bn:
+                self._precise_bn.update_stats()
+            self.checkpointer.mark_changed()
 
 
 def check_weights(config: CfgNode, whole: bool) -> None:
@@ -200,42 +250,75 @@ def train(config: CfgNode, name: str, resume: bool) -> None:
 
     Runs in each process. Calls of all processes must have the same arguments.
     """
-    _prepare(config, (*config.DATASETS.TRAIN, *config.DATASETS.TEST))
-    trainer = TransferTrainer(config)
-    trainer.resume_or_load(resume=resume)
-    with devices.report_out_of_memory(scaling.advise_on_memory(config, trainer.share.processes)):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(report_disk_errors(Path(config.OUTPUT_DIR)))
+        stack.enter_context(loading.report_dead_workers(config.DATALOADER.NUM_WORKERS))
+        stack.enter_context(devices.report_out_of_memory(scaling.advise_on_memory(config, comm.get_world_size())))
+        _prepare(config, (*config.DATASETS.TRAIN, *config.DATASETS.TEST))
+        trainer = TransferTrainer(config)
+        trainer.resume_or_load(resume=resume)
         trainer.train()
-    if comm.is_main_process():
-        _finish(config, name, trainer.results, config.SOLVER.MAX_ITER, len(trainer.images.records))
+        results = {**trainer.results, **_test_augmented(config, trainer.model)}
+        if comm.is_main_process():
+            best = trainer.evaluation.best
+            _finish(
+                config,
+                name,
+                results,
+                iterations=trainer.max_iter,
+                train_images=len(trainer.images.records),
+                stopped_early=trainer.max_iter < config.SOLVER.MAX_ITER,
+                best=best and {"iterations": best[0] + 1, "metric": trainer.evaluation.metric, "value": best[1]},
+            )
 
 
-def evaluate(config: CfgNode, name: str) -> None:
-    """Evaluate the whole detector in `MODEL.WEIGHTS`, or else the run in the folder, whose record stays but for the
-    metrics.
+def evaluate(config: CfgNode, name: str, own: bool) -> None:
+    """Evaluate a whole detector.
+
+    Args:
+        config: of the run.
+        name: of the recipe, for the results.
+        own: evaluate the run in the folder `OUTPUT_DIR`, whose results are replaced; else `MODEL.WEIGHTS`.
 
     Raises:
-        UserError: there are no weights, or they do not fill the detector.
+        UserError: there are no weights, or they do not fill the detector, or the results are not those expected.
     """
-    _prepare(config, config.DATASETS.TEST, evaluation_only=True)
-    model = TransferTrainer.build_model(config)
-    path = config.MODEL.WEIGHTS or checkpoints.newest_intact(Path(config.OUTPUT_DIR))
-    if not path:
-        raise UserError(f"{config.OUTPUT_DIR} holds no checkpoint to evaluate; name one with --weights FILE")
-    weights.load_detector(model, Path(path))
-    results = TransferTrainer.test(config, model)
-    if comm.is_main_process() and config.MODEL.WEIGHTS:
-        _finish(config, name, results, iterations=0, train_images=0)
-    elif comm.is_main_process():
-        run_folder.replace_results(config, results)
+    folder = Path(config.OUTPUT_DIR)
+    with report_disk_errors(folder), loading.report_dead_workers(config.DATALOADER.NUM_WORKERS):
+        _prepare(config, config.DATASETS.TEST, keep_config=own)
+        model = TransferTrainer.build_model(config)
+        path = checkpoints.newest_intact(folder) if own else Path(config.MODEL.WEIGHTS)
+        if not path:
+            raise UserError(f"{folder} holds no checkpoint to evaluate; name one with --weights FILE")
+        weights.load_detector(model, path)
+        results = {**TransferTrainer.test(config, model), **_test_augmented(config, model)}
+        if not comm.is_main_process():
+            return
+        if own:
+            run_folder.replace_results(config, results)
+            _conclude(config, results)
+        else:
+            _finish(config, name, results, iterations=0, train_images=0)
 
 
-def _prepare(config: CfgNode, names: Sequence[str], evaluation_only: bool = False) -> None:
+def _test_augmented(config: CfgNode, model: torch.nn.Module) -> dict[str, Any]:
+    """Results of test-time augmentation (`TEST.AUG`), by task with `_TTA` behind it; empty where it is not enabled."""
+    if not config.TEST.AUG.ENABLED:
+        return {}
+    logger.info("Evaluating with test-time augmentation")
+    folder = Path(config.OUTPUT_DIR) / "predictions_TTA"
+    evaluators = [evaluation.build_evaluator(config, name, folder) for name in config.DATASETS.TEST]
+    results = TransferTrainer.test(config, GeneralizedRCNNWithTTA(config, _unwrapped(model)), evaluators)
+    return {f"{task}_TTA": metrics for task, metrics in results.items()}
+
+
+def _prepare(config: CfgNode, names: Sequence[str], keep_config: bool = False) -> None:
     # It warns of a CUDA compiler on a machine without GPU when Detectron2 lists the environment.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     folder = Path(config.OUTPUT_DIR)
     run_folder.start_logging(folder, comm.get_rank())
     if comm.is_main_process():
-        if config.MODEL.WEIGHTS or not evaluation_only:
+        if not keep_config:
             run_folder.write_config(folder, config)
         logger.debug("Environment:\n%s", collect_env_info())
         logger.debug("Config:\n%s", config.dump())
@@ -246,27 +329,44 @@ def _prepare(config: CfgNode, names: Sequence[str], evaluation_only: bool = Fals
         torch.set_float32_matmul_precision(config.FLOAT32_PRECISION)
 
 
-def _finish(config: CfgNode, name: str, results: dict[str, Any], iterations: int, train_images: int) -> None:
+def _finish(
+    config: CfgNode,
+    name: str,
+    results: dict[str, Any],
+    *,
+    iterations: int,
+    train_images: int,
+    stopped_early: bool = False,
+    best: dict[str, Any] | None = None,
+) -> None:
     """Write `results.json`: what a report needs, besides the files that Detectron2 writes."""
     path = config.MODEL.WEIGHTS
     note = weights.read_sidecar(Path(path)) if path else {}
     target = Path(config.OUTPUT_DIR) / "results.json"
-    run_folder.write_json(
-        target,
-        {
-            "kind": "detection",
-            "config": name,
-            "weights": path,
-            "init": note.get("trained_by", Path(path).stem) if path else "random",
-            "seed": config.SEED,
-            "iterations": iterations,
-            "train_images": train_images,
-            "config_sha256": run_folder.digest(config),
-            "dataset": {"name": config.DATASETS.TEST[0], **datasets.sources(config.DATASETS.TEST[0])},
-            "results": results,
-        },
-    )
+    record = {
+        "kind": "detection",
+        "config": name,
+        "weights": path,
+        "init": note.get("trained_by", Path(path).stem) if path else "random",
+        "seed": config.SEED,
+        "iterations": iterations,
+        "train_images": train_images,
+        "config_sha256": run_folder.digest(config),
+        "dataset": {"name": config.DATASETS.TEST[0], **datasets.sources(config.DATASETS.TEST[0])},
+        "results": results,
+    }
+    record |= {"stopped_early": True} if stopped_early else {}
+    record |= {"best": {**best, "weights": checkpoints.BEST}} if best else {}
+    run_folder.write_json(target, record)
     logger.info("Results are in %s", target)
+    _conclude(config, results)
+
+
+def _conclude(config: CfgNode, results: dict[str, Any]) -> None:
+    """Print the main results in one line, and see that they are those expected, where the config has such."""
+    images = len(DatasetCatalog.get(config.DATASETS.TEST[0]))
+    print(summary.describe(results, images), flush=True)
+    check_expected(results, config.TEST.EXPECTED_RESULTS)
 
 
 def _unwrapped(model: torch.nn.Module) -> torch.nn.Module:

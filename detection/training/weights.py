@@ -21,6 +21,7 @@ from torch import nn
 
 from detection.training import checkpoints
 from foundation.errors import UserError
+from foundation.files import digest_file
 
 # Where a detector keeps the stages of a converted ResNet: FPN, C4's trunk, C4's head.
 PLACES = ("backbone.bottom_up.", "backbone.", "roi_heads.")
@@ -56,7 +57,7 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     """
     if not path.is_file():
         raise UserError(f"{path}: there is no such file of weights")
-    if path.suffix == ".pth" and checkpoints.digest_file(path).is_file() and (problem := checkpoints.damage(path)):
+    if path.suffix == ".pth" and digest_file(path).is_file() and (problem := checkpoints.damage(path)):
         raise UserError(f"{path} cannot be read as weights: {problem}")
     try:
         if path.suffix == ".pkl":

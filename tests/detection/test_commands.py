@@ -80,7 +80,7 @@ def own_data(root):
 def test_data_of_ones_own_brings_its_classes_and_stands_in_the_config(recipe, key, coco_root, tmp_path):
     config = prepare.configure(train_net.parse(["--config", recipe, "--num-gpus", "0", *own_data(coco_root)]))
     assert config.MODEL[key].NUM_CLASSES == 2
-    prepare.check(config, resume=False, eval_only=False)
+    prepare.check(config, resume=False)
     (tmp_path / "config.yaml").write_text(config.dump())
     again = configs.load(str(tmp_path / "config.yaml"))
     assert json.dumps(again) == json.dumps(config)

@@ -3,12 +3,15 @@
 import errno
 import logging
 import os
+import pathlib
+import pickle
 
 import pytest
 import torch
 
 pytest.importorskip("detectron2")
 
+from detection import train_net
 from detection.training import checkpoints
 from detection.training.checkpoints import SafeCheckpointer
 from foundation import files
@@ -100,7 +103,7 @@ def test_if_all_are_damaged_training_does_not_begin_anew(saver, tmp_path):
     saver("model_0000001", 1)
     for path in tmp_path.glob("*.pth"):
         flip(path)
-    with pytest.raises(UserError, match="holds no checkpoint that is intact: move the folder away to begin anew"):
+    with pytest.raises(UserError, match="holds no intact checkpoint: move the folder away to start again"):
         checkpoints.newest_intact(tmp_path)
 
 
@@ -147,22 +150,104 @@ def test_killed_at_any_moment_of_a_save(name, saver, tmp_path, monkeypatch):
     assert weight_of(checkpoints.newest_intact(tmp_path)) == 8
 
 
-def test_a_full_disk_is_an_error_and_the_earlier_checkpoint_stays(saver, tmp_path, monkeypatch):
+def test_a_full_disk_is_an_error_and_the_earlier_checkpoint_stays(saver, tmp_path):
     saver("model_0000000", 0)
-
-    def full(path, content):
-        path.write_bytes(bytes(content[:100]))
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(files, "write_synced", full)
-    with pytest.raises(UserError, match=r"model_0000001.pth cannot be saved: No space left on device \(it needs"):
+    (tmp_path / "model_0000001.pth.tmp").symlink_to("/dev/full")
+    with pytest.raises(UserError, match=r"model_0000001.pth cannot be saved: No space left on device \(\d+ MB free\)"):
         saver("model_0000001", 1)
     assert newest(tmp_path) == "model_0000000.pth"
-    assert not list(tmp_path.glob("*.new"))
+    assert not list(tmp_path.glob("*.tmp"))
 
 
 def test_what_was_not_written_as_meant_is_an_error(saver, tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "write_synced", lambda path, content: path.write_bytes(bytes(content[:-1])))
-    with pytest.raises(UserError, match="what was read back is not what was written"):
+    monkeypatch.setattr(files, "sha256_of", lambda path: "of something else")
+    with pytest.raises(UserError, match="the file read back is not what was written"):
         saver("model_0000000", 0)
     assert not checkpoints.exists(tmp_path)
+
+
+def test_the_final_checkpoint_is_a_link_to_the_numbered_one_of_its_iteration(saver, tmp_path, monkeypatch):
+    saver("model_0000003", 3)
+    saver("model_final", 3)
+    numbered, final = tmp_path / "model_0000003.pth", tmp_path / "model_final.pth"
+    assert final.samefile(numbered)
+    assert checkpoints.damage(final) is None
+    saver("model_0000004", 4)
+    saver("model_0000005", 5)
+    assert not numbered.exists()
+    assert weight_of(final) == 3
+
+    def unsupported(source, target):
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "link", unsupported)
+    saver("model_final", 5)
+    assert weight_of(final) == 5
+    assert final.stat().st_nlink == 1
+
+
+def test_rotation_removes_its_own_old_files_only(saver, tmp_path):
+    own = ["model_best.pth", "model_keep.pth", "model_0000000_good.pth", "model_7.pth", "other_0000000.pth"]
+    for name in own:
+        (tmp_path / name).write_bytes(b"the user's")
+    for number in range(4):
+        saver(f"model_{number:07}", number)
+    there = {path.name for path in tmp_path.glob("*.pth")}
+    assert there == {*own, "model_0000002.pth", "model_0000003.pth"}
+
+
+def test_rotation_does_not_count_damaged_files(tmp_path):
+    """Two damaged newer checkpoints above an intact one: the intact one is what a run can be resumed from."""
+    model = torch.nn.Linear(1, 1)
+    every = SafeCheckpointer(model, str(tmp_path), keep=0)
+    for number in (0, 1, 7, 8):
+        every.save(f"model_{number:07}", iteration=number)
+    for number in (7, 8):
+        flip(tmp_path / f"model_{number:07}.pth")
+    SafeCheckpointer(model, str(tmp_path), keep=2).save("model_0000002", iteration=2)
+    there = {path.name for path in tmp_path.glob("*.pth")}
+    assert there == {f"model_{number:07}.pth" for number in (1, 2, 7, 8)}
+    assert newest(tmp_path) == "model_0000002.pth"
+
+
+class Program:
+    """What a pickle can make of itself: a call."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return pathlib.Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize(
+    "name", ["x.pkl", "../x.pkl", "/{}/x.pkl", "x.pth", "../model_0000001.pth", "model_0000001.pth"]
+)
+@pytest.mark.parametrize("digest", [True, False])
+def test_a_run_folder_of_unknown_origin_runs_no_code(name, digest, tiny_overrides, tmp_path):
+    folder, trace = tmp_path / "run", tmp_path / "code has run"
+    folder.mkdir()
+    name = name.format(tmp_path)
+    path = folder / name
+    path.write_bytes(pickle.dumps({"model": Program(trace)}))
+    if digest:
+        path.with_suffix(".sha256").write_text(files.sha256_of(path))
+    (folder / "last_checkpoint").write_text(name)
+    where = ["--config", "shapes_R18_FPN", "--num-gpus", "0", "--output", str(folder), "--resume"]
+    with pytest.raises(UserError, match=r"holds no intact checkpoint|cannot be read as a checkpoint"):
+        train_net.main([*where, *tiny_overrides])
+    assert not trace.exists()
+
+
+def test_a_checkpoint_of_another_program_is_refused_by_its_name(saver, tmp_path):
+    checkpoints.write(tmp_path / "model_0000000.pth", {"model": {"weight": torch.zeros(2, 2)}, "iteration": 0})
+    with pytest.raises(UserError, match=r"model_0000000\.pth is not a checkpoint of this run"):
+        SafeCheckpointer(torch.nn.Linear(1, 1), str(tmp_path), keep=2).resume(tmp_path / "model_0000000.pth")
+
+
+def test_drafts_of_killed_processes_are_removed(tmp_path):
+    drafts = ["model_final.pth.new", "model_0000003.pth.tmp", "model_best.pth.tmp"]
+    for name in [*drafts, "mine.tmp", "model_0000003.pth"]:
+        (tmp_path / name).touch()
+    checkpoints.remove_drafts(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"mine.tmp", "model_0000003.pth"}

@@ -14,6 +14,7 @@ from PIL import Image
 pytest.importorskip("detectron2")
 
 from detection import train_net
+from detection.training import checkpoints, trainer
 from detection.training.accumulation import AccumulatingTrainer
 from foundation.errors import UserError
 from tests.detection.conftest import write_split
@@ -79,6 +80,23 @@ def assert_same_end(folder, other):
         assert same, name
     scores = [json.loads((path / "results.json").read_text())["results"] for path in (folder, other)]
     assert scores[0] == scores[1]
+    assert records(folder) == records(other)
+
+
+def records(folder):
+    """By iteration, without what is measured."""
+    found = {}
+    for line in (folder / "metrics.json").read_text().splitlines():
+        record = json.loads(line)
+        values = {name: value for name, value in record.items() if name not in ("time", "data_time", "eta_seconds")}
+        assert not found.get(record["iteration"], {}).keys() & values.keys() - {"iteration"}
+        found.setdefault(record["iteration"], {}).update(values)
+    return found
+
+
+def interrupt(root, folder, *pairs):
+    with pytest.raises(Killed):
+        train_net.main(arguments(root, folder, *pairs))
 
 
 @pytest.mark.parametrize(("moment", "workers"), [(3, 0), (5, 1)])
@@ -105,7 +123,7 @@ def test_a_damaged_checkpoint_costs_its_own_iterations_only(root, undisturbed, t
     run = tmp_path / "run"
     run.mkdir()
     for path in undisturbed.iterdir():  # as it was after 6 iterations, before the end was saved
-        if path.name.startswith("model_0") or path.name == "config.yaml":
+        if path.name.startswith("model_0") or path.name in ("config.yaml", "metrics.json"):
             (run / path.name).write_bytes(path.read_bytes())
     newest = run / "model_0000005.pth"
     content = bytearray(newest.read_bytes())
@@ -119,8 +137,51 @@ def test_a_damaged_checkpoint_costs_its_own_iterations_only(root, undisturbed, t
     # All of them damaged: an error, and the folder stays as it is.
     for path in run.glob("*.pth"):
         path.write_bytes(b"")
-    with pytest.raises(UserError, match="holds no checkpoint that is intact"):
+    with pytest.raises(UserError, match="holds no intact checkpoint"):
         train_net.main(arguments(root, run, options=["--resume"]))
+
+
+def die(*arguments, **options):
+    raise Killed
+
+
+def test_an_evaluation_that_was_killed_is_made_up_for(root, undisturbed, tmp_path, monkeypatch):
+    """With a checkpoint and an evaluation after 3 iterations, the run is killed between the two."""
+    monkeypatch.setattr(trainer.TransferTrainer, "test", die)
+    interrupt(root, tmp_path / "run", "SOLVER.CHECKPOINT_PERIOD", 3)
+    assert records(tmp_path / "run") == {}
+    monkeypatch.undo()
+    train_net.main(arguments(root, tmp_path / "run", "SOLVER.CHECKPOINT_PERIOD", 3, options=["--resume"]))
+    assert "The evaluation after iteration 2 is not on record" in (tmp_path / "run" / "log.txt").read_text()
+    assert_same_end(tmp_path / "run", undisturbed)
+    best = [torch.load(folder / "model_best.pth", weights_only=True) for folder in (tmp_path / "run", undisturbed)]
+    assert [each["iteration"] for each in best] == [2, 2]
+
+
+def test_a_run_killed_before_its_final_checkpoint_gets_one(root, undisturbed, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoints, "_link", die)
+    interrupt(root, tmp_path / "run")
+    (tmp_path / "run" / "model_final.pth.tmp").touch()
+    assert not (tmp_path / "run" / "model_final.pth").exists()
+    monkeypatch.undo()
+    train_net.main(arguments(root, tmp_path / "run", options=["--resume"]))
+    assert_same_end(tmp_path / "run", undisturbed)
+    assert (tmp_path / "run" / "model_final.pth").samefile(tmp_path / "run" / "model_0000005.pth")
+    assert not list((tmp_path / "run").glob("*.tmp"))
+
+
+def test_a_run_that_was_planned_longer_ends_where_it_is_told_to(root, undisturbed, tmp_path, monkeypatch):
+    """The batch norms are estimated at the end of a run, which this one's last checkpoint was not."""
+    step = AccumulatingTrainer.run_step
+    monkeypatch.setattr(AccumulatingTrainer, "run_step", lambda self: die() if self.iter == 6 else step(self))
+    interrupt(root, tmp_path / "run", "SOLVER.MAX_ITER", 8, "TEST.EVAL_PERIOD", 0)
+    monkeypatch.undo()
+    train_net.main(arguments(root, tmp_path / "run", options=["--resume"]))
+    one, two = (torch.load(folder / "model_final.pth", weights_only=True) for folder in (tmp_path / "run", undisturbed))
+    for name, value in one["model"].items():  # the counters have seen other estimates
+        assert torch.equal(value, two["model"][name]) or name.endswith("num_batches_tracked"), name
+    with pytest.raises(UserError, match=r"has 6 iterations, more than SOLVER\.MAX_ITER 5"):
+        train_net.main(arguments(root, tmp_path / "run", "SOLVER.MAX_ITER", 5, options=["--resume"]))
 
 
 def test_a_run_is_not_resumed_with_another_config(root, undisturbed):

@@ -1,7 +1,9 @@
 """Real training and evaluation, small."""
 
+import errno
 import json
 import logging
+import os
 import pickle
 
 import numpy
@@ -14,9 +16,12 @@ pytest.importorskip("detectron2")
 from detection import config as configs
 from detection import predict, train_net
 from detection.data import training_data
-from detection.training import trainer
+from detection.training import trainer, weights
 from detection.training.accumulation import AccumulatingTrainer
 from foundation.errors import UserError
+
+# isort: split
+from detectron2.modeling import GeneralizedRCNNWithTTA
 
 
 @pytest.fixture
@@ -161,6 +166,12 @@ def test_a_finished_run_can_be_evaluated_and_its_detector_used(train, tmp_path, 
     unsure = ["--eval-only", "--weights", str(weights)]
     none = train("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 1.0, options=unsure, folder="none")
     assert json.loads((none / "results.json").read_text())["results"]["segm"]["AP"] == 0
+    # As documented: the run's own config, which names the weights that it started from.
+    path = folder / "config.yaml"
+    path.write_text(path.read_text().replace("  WEIGHTS: ''", "  WEIGHTS: /gone/encoder.pkl"))
+    train_net.main(["--config", str(path), "--num-gpus", "0", "--eval-only"])
+    assert json.loads((folder / "results.json").read_text())["results"] == before
+    path.write_text(path.read_text().replace("/gone/encoder.pkl", "''"))
     record, config = json.loads((folder / "results.json").read_text()), (folder / "config.yaml").read_text()
     train("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 1.0, options=["--eval-only"])  # the run itself, by other rules
     none = json.loads((folder / "results.json").read_text())
@@ -207,3 +218,77 @@ def test_the_model_computes_in_the_precision_asked_for(precision, dtype):
     assert seen == [dtype]
     assert found[0]["instances"].pred_boxes.tensor.dtype == torch.float32
     assert all(value.dtype != torch.bfloat16 for value in model.state_dict().values())
+
+
+def test_a_full_disk_at_the_start_is_one_line(train, tmp_path, monkeypatch):
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path / "run" / "events.out.tfevents.1"))
+
+    monkeypatch.setattr(trainer, "TensorboardXWriter", full)
+    with pytest.raises(UserError, match=r"cannot write .*events.* No space left on device \(\d+ MB free\)"):
+        train()
+
+
+def test_a_killed_loader_worker_is_one_line(train, monkeypatch):
+    """PyTorch raises it from a signal handler, here within the model."""
+
+    def die(self):
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+
+    monkeypatch.setattr(AccumulatingTrainer, "run_step", die)
+    with pytest.raises(UserError, match=r"a process that reads images has died .*lower DATALOADER\.NUM_WORKERS"):
+        train()
+
+
+def test_nothing_to_evaluate_is_not_an_ap_of_nought(train, coco_root):
+    """Annotations of crowds only: there is nothing to detect, and AP is the mean of nothing."""
+    path = coco_root / "coco" / "annotations" / "instances_val2017.json"
+    content = json.loads(path.read_text())
+    for record in content["annotations"]:
+        record["iscrowd"] = 1
+    path.write_text(json.dumps(content))
+    folder = train()
+    results = json.loads((folder / "results.json").read_text())["results"]
+    assert results["bbox"]["AP"] is None
+
+
+def test_the_best_weights_are_kept_and_training_stops_when_nothing_improves(train, monkeypatch, capsys):
+    """Evaluations after 2, 4, 6, .. of 20 iterations give 1, 5, 3, 4, 9: with a patience of 2, it ends after 8."""
+    scores = iter([1.0, 5.0, 3.0, 4.0, 9.0])
+    monkeypatch.setattr(trainer.TransferTrainer, "test", lambda *_: {"bbox": {"AP": next(scores), "APs": float("nan")}})
+    pairs = ("SOLVER.MAX_ITER", 20, "TEST.EVAL_PERIOD", 2, "TEST.PATIENCE", 2, "TEST.PRECISE_BN.NUM_ITER", 1)
+    folder = train(*pairs)
+    results = json.loads((folder / "results.json").read_text())
+    assert results["best"] == {"iterations": 4, "metric": "bbox/AP", "value": 5.0, "weights": "model_best.pth"}
+    assert (results["iterations"], results["stopped_early"], results["results"]["bbox"]["AP"]) == (8, True, 4.0)
+    best = torch.load(folder / "model_best.pth", weights_only=True)
+    assert (best["iteration"], best["value"], set(best)) == (3, 5.0, {"model", "iteration", "metric", "value"})
+    assert torch.load(folder / "model_final.pth", weights_only=True)["iteration"] == 7
+    assert [line["bbox/AP"] for line in lines(folder) if "bbox/AP" in line] == [1.0, 5.0, 3.0, 4.0]
+    assert capsys.readouterr().out.splitlines()[-1] == "box AP 4.0 (2 images)"
+    train(*pairs, options=["--resume"])
+    assert "is finished" in capsys.readouterr().out
+
+
+def test_results_that_were_not_expected_are_an_error(train):
+    with pytest.raises(UserError, match=r"TEST\.EXPECTED_RESULTS: bbox/AP is 0\.0000 instead of 40 ± 0\.5"):
+        train("TEST.EXPECTED_RESULTS", "[['bbox', 'AP', 40, 0.5], ['segm', 'AP', 0, 50]]")
+
+
+def test_augmented_evaluation_is_that_of_detectron2(train):
+    """`TEST.AUG`: results beside the plain ones, equal to those of Detectron2's model on the same weights."""
+    pairs = ("TEST.AUG.ENABLED", "True", "TEST.AUG.MIN_SIZES", "(48, 64)")
+    pairs += ("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0, "SOLVER.BASE_LR", 1e-12)
+    folder = train(*pairs)
+    results = json.loads((folder / "results.json").read_text())["results"]
+    assert list(results) == ["bbox", "segm", "bbox_TTA", "segm_TTA"]
+    config = configs.load(str(folder / "config.yaml"))
+    model = trainer.TransferTrainer.build_model(config)
+    weights.load_detector(model, folder / "model_final.pth")
+    augmented = GeneralizedRCNNWithTTA(config, model.eval())
+    loader = trainer.TransferTrainer.build_test_loader(config, "tiny_val")
+    with torch.no_grad():
+        expected = [found for inputs in loader for found in augmented(inputs)[0]["instances"].scores.tolist()]
+    written = json.loads((folder / "predictions_TTA" / "coco_instances_results.json").read_text())
+    assert sorted(entry["score"] for entry in written) == pytest.approx(sorted(expected), abs=1e-6)
+    assert written

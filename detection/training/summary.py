@@ -1,0 +1,39 @@
+"""The results of a run in one line."""
+
+import math
+from collections.abc import Mapping
+
+NAMES = {"bbox": "box", "segm": "mask", "keypoints": "keypoint", "sem_seg": "semantic"}
+METRICS = ("AP", "mIoU", "IoU")  # the main one of each task
+# AP below this is not told from nothing: with 100 images, the standard deviation of AP from the choice of the images
+# alone is about 2.
+NEAR_NOTHING = 2.0
+
+
+def describe(results: Mapping[str, Mapping[str, float | None]], images: int) -> str:
+    """The main metric of each task, as `box AP 2.6, mask AP 1.5 (120 images)`, and what to do if it is near nothing.
+
+    Args:
+        results: metrics by task and name, in percent; NaN or None where there was nothing to evaluate.
+        images: how many were evaluated.
+    """
+    parts, values = [], []
+    for task, metrics in results.items():
+        name = next((name for name in METRICS if name in metrics), None)
+        if name is None:
+            continue
+        base, augmented = task.removesuffix("_TTA"), task.endswith("_TTA")
+        label = f"{NAMES.get(base, base)} {name}" + " with test-time augmentation" * augmented
+        value = metrics[name]
+        if value is None or math.isnan(value):
+            parts.append(f"{label} not evaluated")
+        else:
+            parts.append(f"{label} {value:.1f}")
+            values.append(value)
+    line = f"{', '.join(parts)} ({images:,} images)"
+    if values and max(values) < NEAR_NOTHING:
+        line += (
+            ". This is near nothing, and does not tell one initialisation from another: train longer (SOLVER.MAX_ITER)"
+            " or on more images, and look at the data with --check-data"
+        )
+    return line
