@@ -45,8 +45,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from detection.config import computes_in_bfloat16, for_one_process, load
-from detection.evaluation import coco_analysis, scores
-from detection.evaluation.coco import FastCOCOEvaluator
+from detection.evaluation import scores
+from detection.evaluation.coco import FastCOCOEvaluator, analyse
 from detection.training.trainer import TransferTrainer
 from shapes import CLASSES, Recipe, ensure_rendered
 
@@ -212,7 +212,7 @@ def compare_scores(task: str, dataset: dict[str, Any], results: list[dict[str, A
     """A row: ours without and with the analysis that a report draws, and pycocotools."""
     sides: list[Side] = [
         lambda: scores.score(dataset, results, task),
-        lambda: coco_analysis.analyse(scores.score(dataset, results, task)),
+        lambda: analyse(scores.score(dataset, results, task)),
         lambda: score_conventionally(dataset, results, task),
     ]
     seconds = alternate_cleanly(sides, rounds)

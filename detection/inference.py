@@ -186,12 +186,12 @@ def classes_of(config: "CfgNode", categories: Sequence[Mapping[str, Any]] | None
         UserError: there are more or fewer categories than the model has classes.
     """
     from detection.data import datasets
-    from detection.data.requirements import needs_of
+    from detection.data.requirements import requirements_of
 
     # isort: split
     from detectron2.data import MetadataCatalog
 
-    name, count = config.DATASETS.TEST[0], needs_of(config).classes
+    name, count = config.DATASETS.TEST[0], requirements_of(config).classes
     if categories is not None:
         if len(categories) != count:
             raise UserError(f"--annotations has {len(categories)} categories, but the model has {count} classes")

@@ -28,7 +28,7 @@ from typing import NoReturn
 import detection.roi_heads  # registers the head of the C4 recipes
 import detection.training.semantic  # noqa: F401  and that for labels of pixels
 from detection import config as configs
-from detection.data import datasets, voc_segmentation
+from detection.data import datasets
 from foundation.config import find_config, load_config
 from foundation.errors import ArgumentParser, UserError, run
 
@@ -79,9 +79,9 @@ def _with_config(words: Sequence[str]) -> list[str]:
     if words[place].endswith(".py"):  # Detectron2's other kind of config
         return words
     config = load_config(get_cfg(), words[place], "detection")
-    known = {*DatasetCatalog.list(), *datasets.SHAPES, *voc_segmentation.SETS}
+    known = {*DatasetCatalog.list(), *datasets.EMBEDDED, *datasets.VOC_SEGMENTATION}
     names = (*config.DATASETS.TRAIN, *config.DATASETS.TEST)
-    datasets.register(name for name in names if name in known or datasets.OWN in name)
+    datasets.register(name for name in names if name in known or datasets.CUSTOM in name)
     return words
 
 

@@ -1,45 +1,79 @@
-"""Checks that every dataset gets, whatever its format: boxes, classes, images without objects, image files."""
+"""Checks that every dataset gets, whatever its format: classes, boxes, images without objects, image files."""
 
 import os
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import numpy
 from PIL import Image
 from tqdm import tqdm
 
 from detection.checks import findings as defects
-from detection.checks.findings import Content, Findings, Picture, Use
+from detection.checks.findings import Content, Findings, ListedImage
+from detection.data.requirements import Requirements
+from foundation.images import UnreadableImage, read_rgb
 
+T = TypeVar("T")
 SLACK = 1.0  # pixels that a box may reach out: coordinates are rounded, and some tools count from 1
 LEAST_SIDE = 1e-5  # pixels; Detectron2's filter_empty_instances leaves out what has a shorter one
-THREADS = 16  # a header is little to compute, but on a network drive long to wait for
+THREADS = 16  # a header costs little computation, but on a network drive long waiting
 ORIENTATION = 0x0112  # the EXIF field; values from 5 on swap width and height
 UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 
 
-def check_objects(content: Content, use: Use, findings: Findings) -> None:
+def check_parts(paths: Sequence[Path], layout: str, findings: Findings) -> None:
+    """See that the files and folders of a dataset exist."""
+    root = os.environ.get("DETECTRON2_DATASETS", "datasets")
+    built_in = any(path.is_relative_to(root) for path in paths)
+    where = f"; DETECTRON2_DATASETS, the folder of datasets, is {root!r}" * built_in
+    missing = ", ".join(str(path) for path in paths if not path.exists())
+    if missing:
+        findings.add(defects.MISSING_PARTS, [f"{missing} (expected are {layout}{where})"])
+
+
+def check_class_names(
+    names: Sequence[str], model_classes: Sequence[str], requirements: Requirements, findings: Findings
+) -> None:
+    """Compare a dataset's classes with the model's. An evaluation may have fewer, which are found by name.
+
+    Args:
+        names: of the dataset's classes.
+        model_classes: names of the model's classes, in its order; empty where they are not known.
+        requirements: with their number.
+        findings: takes what is found.
+    """
+    if findings.training or not model_classes:
+        if len(names) != requirements.classes:
+            findings.add(defects.CLASS_COUNT, [f"{len(names)}, but {requirements.key} is {requirements.classes}"])
+        elif model_classes:
+            pairs = zip(names, model_classes, strict=True)
+            findings.add(defects.OTHER_CLASSES, [f"{mine!r} for {other!r}" for mine, other in pairs if mine != other])
+    else:
+        findings.add(defects.OTHER_CLASSES, sorted(set(names) - set(model_classes)), repr)
+
+
+def check_objects(content: Content, requirements: Requirements, findings: Findings) -> None:
     """Boxes, crowds, classes without objects and images without."""
     _check_boxes(content, findings)
     findings.add(defects.CROWDS, numpy.flatnonzero(content.crowds), content.label)
     counts = numpy.bincount(content.classes[~content.crowds & (content.classes >= 0)], minlength=len(content.names))
     findings.add(defects.ABSENT_CLASSES, numpy.flatnonzero(counts == 0), lambda index: content.names[index])
-    with_objects = numpy.zeros(len(content.pictures), dtype=bool)
+    with_objects = numpy.zeros(len(content.images), dtype=bool)
     with_objects[content.owners[~content.crowds]] = True
-    empty = defects.EMPTY_IMAGES if use.drops_empty else defects.BACKGROUND_IMAGES
-    findings.add(empty, numpy.flatnonzero(~with_objects), lambda index: content.pictures[index].file_name)
-    if use.training and not with_objects.any():
+    empty = defects.EMPTY_IMAGES if requirements.drops_empty else defects.BACKGROUND_IMAGES
+    findings.add(empty, numpy.flatnonzero(~with_objects), lambda index: content.images[index].file_name)
+    if findings.training and not with_objects.any():
         findings.add(defects.NOTHING_LEFT, ["all images"])
 
 
 def _check_boxes(content: Content, findings: Findings) -> None:
-    sizes = numpy.array([(each.width, each.height) for each in content.pictures], dtype=numpy.float64).reshape(-1, 2)
+    sizes = numpy.array([(each.width, each.height) for each in content.images], dtype=numpy.float64).reshape(-1, 2)
     limits = sizes[content.owners]
     least, most = content.boxes[:, :2], content.boxes[:, 2:]
-    # Written so that a coordinate that is not a number counts as empty, as it does in Detectron2.
     empty = ~((most - least) > LEAST_SIDE).all(axis=1)
     clipped = numpy.minimum(most, limits) - numpy.maximum(least, 0)
     outside = ~empty & ~(clipped > LEAST_SIDE).all(axis=1)
@@ -52,30 +86,46 @@ def _check_boxes(content: Content, findings: Findings) -> None:
         findings.add(defect, numpy.flatnonzero(chosen), content.label)
 
 
-def check_files(pictures: Sequence[Picture], folder: Path, findings: Findings) -> None:
-    """See that each image's file is there, is an image, and has the size annotated. Reads headers only."""
-    counts = Counter(each.file_name for each in pictures)
+def check_files(images: Sequence[ListedImage], folder: Path, findings: Findings) -> None:
+    """See that each image's file is there, can be read, and has the size annotated.
+
+    Args:
+        images: as listed.
+        folder: that their names are relative to.
+        findings: takes what is found. Unless they ask to decode, headers are read only, which does not find truncated
+            files.
+    """
+    counts = Counter(each.file_name for each in images)
     findings.add(defects.REPEATED_FILES, [name for name, count in counts.items() if count > 1])
     missing = missing_files(counts, folder)
-    findings.add(defects.MISSING_FILES, missing)
+    findings.add(defects.MISSING_FILES, missing, lambda name: str(folder / name))
     absent = set(missing)
-    there = [each for each in pictures if each.file_name not in absent]
-    broken, wrong = [], []
-    with ThreadPoolExecutor(THREADS) as pool:
-        sizes = pool.map(read_size, [folder / each.file_name for each in there])
-        shown = sys.stderr.isatty()
-        for picture, size in zip(tqdm(there, "reading headers", unit="img", disable=not shown), sizes, strict=True):
-            if isinstance(size, str):
-                broken.append(f"{picture.file_name} ({size})")
-            elif picture.width and size != (picture.width, picture.height):
-                annotated = f"{picture.width}x{picture.height}"
-                wrong.append(f"{picture.file_name} ({size[0]}x{size[1]}, annotated {annotated})")
-    findings.add(defects.UNREADABLE_FILES, broken)
+    there = [each for each in images if each.file_name not in absent]
+    sizes = map_files(read_size, [folder / each.file_name for each in there], "reading headers")
+    unreadable, wrong = [], []
+    for image, size in zip(there, sizes, strict=True):
+        if isinstance(size, str):
+            unreadable.append(f"{image.file_name} ({size})")
+        elif image.width and size != (image.width, image.height):
+            annotated = f"{image.width}x{image.height}"
+            wrong.append(f"{image.file_name} ({size[0]}x{size[1]}, annotated {annotated})")
+    findings.add(defects.UNREADABLE_FILES, unreadable)
     findings.add(defects.WRONG_SIZES, wrong)
+    if findings.decode:
+        readable = [each.file_name for each, size in zip(there, sizes, strict=True) if not isinstance(size, str)]
+        reasons = map_files(_decode, [folder / name for name in readable], "decoding")
+        damaged = [f"{name} ({reason})" for name, reason in zip(readable, reasons, strict=True) if reason]
+        findings.add(defects.DAMAGED_FILES, damaged)
+
+
+def map_files(function: Callable[[Path], T], paths: Sequence[Path], what: str) -> list[T]:
+    """The results of a function of files, in their order, by several threads and with a progress bar."""
+    with ThreadPoolExecutor(THREADS) as pool:
+        return list(tqdm(pool.map(function, paths), what, len(paths), unit="img", disable=not sys.stderr.isatty()))
 
 
 def missing_files(names: Sequence[str] | Counter[str], folder: Path) -> list[str]:
-    """The names, relative to `folder`, that are no file. A listing per folder: asking for each takes minutes."""
+    """The names, relative to `folder`, that are no file. One listing per folder: asking for each takes minutes."""
     listings: dict[str, set[str]] = {}
     missing = []
     for name in names:
@@ -89,7 +139,7 @@ def missing_files(names: Sequence[str] | Counter[str], folder: Path) -> list[str
 
 
 def read_size(path: Path) -> tuple[int, int] | str:
-    """Width and height of an image as Detectron2 will see it, turned as its camera noted; or what is wrong."""
+    """Width and height of an image as the model sees it, turned as its camera noted; or what is wrong."""
     try:
         with Image.open(path) as image:
             width, height = image.size
@@ -97,3 +147,12 @@ def read_size(path: Path) -> tuple[int, int] | str:
     except UNREADABLE as error:
         return str(getattr(error, "strerror", None) or error).replace(f" '{path}'", "")
     return (height, width) if turned else (width, height)
+
+
+def _decode(path: Path) -> str:
+    """Why a file cannot be decoded; empty if it can."""
+    try:
+        read_rgb(path)
+    except UnreadableImage as error:
+        return str(error).removeprefix(f"{path}: ")
+    return ""

@@ -1,181 +1,128 @@
-"""Checks of datasets with a file of annotations for each image: VOC, Cityscapes, and labels of pixels.
-
-Each finds out before a run what Detectron2's reader, the model or the evaluation would stumble over later.
-"""
+"""Checks of datasets with a file of labels for each image: Cityscapes, and semantic segmentation in two folders."""
 
 import os
-import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy
-from PIL import Image
 
+from detection.checks import findings as defects
+from detection.checks.content import check_class_names, check_parts, map_files, missing_files, read_size
+from detection.checks.findings import Content, Findings, ListedImage
 from detection.data import optional_packages
-from detection.data.requirements import Needs
+from detection.data.labels import check_labels, read_labels
+from detection.data.requirements import Requirements
+from detection.data.voc import read_list
 from foundation.errors import UserError
 
-# Of an object in VOC's XML: what the reader takes, and what the evaluation takes besides.
-VOC_READ = ("name", "bndbox/xmin", "bndbox/ymin", "bndbox/xmax", "bndbox/ymax")
-VOC_EVALUATED = (*VOC_READ, "pose", "truncated", "difficult")
 TRAIN_IDS = "python -m cityscapesscripts.preparation.createTrainIdLabelImgs"
-LABELS_READ = 8  # files of labels whose values are looked at; to read them all would take minutes
+LABELS_READ = 8  # files whose values are looked at before training; reading them all would take minutes
 
 
-def check_voc(name: str, metadata: Any, needs: Needs) -> None:
-    """Boxes in VOC's layout.
-
-    Args:
-        name: of the dataset, for messages.
-        metadata: Detectron2's, with `dirname`, `split` and `thing_classes`.
-        needs: of the model.
+def check_cityscapes(
+    name: str, metadata: Any, model_classes: Sequence[str], requirements: Requirements, findings: Findings
+) -> Content | None:
+    """Note what is wrong with Cityscapes' folders of cities, for instances or for semantic segmentation.
 
     Raises:
-        UserError: something is missing or not as the format has it; the message names the path.
-    """
-    folder = Path(metadata.dirname)
-    chosen = folder / "ImageSets" / "Main" / f"{metadata.split}.txt"
-    layout = f"{chosen}, {folder}/JPEGImages/*.jpg and {folder}/Annotations/*.xml"
-    _check_there(name, [chosen, folder / "JPEGImages", folder / "Annotations"], layout)
-    if needs.masks:
-        raise UserError(f"dataset {name} has boxes only: set MODEL.MASK_ON False")
-    if needs.keypoints:
-        raise UserError(f"dataset {name} has no keypoints: set MODEL.KEYPOINT_ON False")
-    _check_classes(name, len(metadata.thing_classes), needs)
-    ids = read_list(chosen)
-    _check_files(name, ids, folder / "JPEGImages", ".jpg", layout)
-    _check_files(name, ids, folder / "Annotations", ".xml", layout)
-    for one in ids:
-        _check_xml(folder / "Annotations" / f"{one}.xml", metadata.thing_classes, needs.evaluated)
-
-
-def check_cityscapes(name: str, metadata: Any, needs: Needs) -> None:
-    """Cityscapes' folders of cities, for instances or for semantic segmentation. As `check_voc`.
-
-    Raises:
-        UserError: something is missing or not as the format has it; the message names the path.
+        UserError: Cityscapes' package is not installed.
     """
     optional_packages.provide_cityscapes(name)
     images, labels = Path(metadata.image_dir), Path(metadata.gt_dir)
-    wanted = ["instanceIds.png", "labelIds.png", "polygons.json", *["labelTrainIds.png"] * needs.semantic]
+    wanted = ["instanceIds.png", "labelIds.png", "polygons.json", *["labelTrainIds.png"] * requirements.semantic]
     layout = f"{images}/CITY/*_leftImg8bit.png and {labels}/CITY/*_gtFine_{{{','.join(wanted)}}}"
-    _check_there(name, [images, labels], layout)
-    _check_classes(name, len(metadata.stuff_classes if needs.semantic else metadata.thing_classes), needs)
-    if needs.keypoints:
-        raise UserError(f"dataset {name} has no keypoints: set MODEL.KEYPOINT_ON False")
-    total = 0
+    check_parts([images, labels], layout, findings)
+    classes = metadata.stuff_classes if requirements.semantic else metadata.thing_classes
+    check_class_names(classes, model_classes, requirements, findings)
+    if requirements.keypoints:
+        findings.add(defects.HAS_NO_KEYPOINTS, [name])
+    if not images.is_dir():
+        return None
+    unknown, missing, listed = [], [], []
     for city in sorted(images.iterdir()):
-        total += _check_city(name, city, labels / city.name, wanted, layout)
-    if not total:
-        raise UserError(f"dataset {name}: there is no image in {images}/; expected are {layout}")
+        if not city.is_dir():
+            unknown.append(f"{city} is not a folder of a city")
+            continue
+        there = set(os.listdir(labels / city.name)) if (labels / city.name).is_dir() else set()
+        for image in sorted(city.iterdir()):
+            if not image.name.endswith("_leftImg8bit.png"):
+                unknown.append(f"{image} is not *_leftImg8bit.png")
+                continue
+            listed.append(ListedImage(f"{city.name}/{image.name}"))
+            files = [image.name.removesuffix("leftImg8bit.png") + f"gtFine_{suffix}" for suffix in wanted]
+            missing += [labels / city.name / file for file in files if file not in there]
+    findings.add(defects.UNKNOWN_FILES, unknown)
+    makes = f" (CITYSCAPES_DATASET={images.parents[1]} {TRAIN_IDS} makes it)"
+    findings.add(defects.MISSING_LABELS, missing, lambda path: f"{path}{makes * path.name.endswith('TrainIds.png')}")
+    if not listed:
+        findings.add(defects.NO_IMAGES, [f"{images}/ (expected are {layout})"])
+    return _without_objects(images, listed, classes)
 
 
-def check_semantic(name: str, metadata: Any, needs: Needs) -> None:
-    """A folder of images and one of labels, a class for each pixel. As `check_voc`.
+def check_semantic(
+    name: str, metadata: Any, model_classes: Sequence[str], requirements: Requirements, findings: Findings
+) -> Content | None:
+    """Note what is wrong with a folder of images and one of labels, a class for each pixel.
 
     Args:
-        name: of the dataset, for messages.
+        name: of the dataset.
         metadata: with `image_root`, `sem_seg_root`, `stuff_classes`, `ignore_label`, and `image_list` where a file
             names the images that count.
-        needs: of the model.
+        model_classes: names of the model's classes; empty where they are not known.
+        requirements: of the model.
+        findings: takes what is found.
 
-    Raises:
-        UserError: something is missing or not as the format has it; the message names the path.
+    Returns:
+        The content, or None if nothing can be read.
     """
     images, labels = Path(metadata.image_root), Path(metadata.sem_seg_root)
-    listed = metadata.get("image_list")
-    layout = f"{images}/*.jpg, {labels}/*.png" + (f" and their names in {listed}" if listed else "")
-    _check_there(name, [images, labels, *([Path(listed)] if listed else [])], layout)
-    _check_classes(name, len(metadata.stuff_classes), needs)
-    ids = read_list(Path(listed)) if listed else sorted(path.stem for path in labels.glob("*.png"))
-    if not ids:
-        raise UserError(f"dataset {name}: there is no image in {listed or labels}; expected are {layout}")
-    _check_files(name, ids, images, ".jpg", layout)
-    _check_files(name, ids, labels, ".png", layout)
-    for one in ids[:LABELS_READ]:
-        with Image.open(labels / f"{one}.png") as picture:
-            check_labels(numpy.asarray(picture), labels / f"{one}.png", needs.classes, metadata.ignore_label)
-
-
-def check_labels(values: numpy.ndarray, path: Path, classes: int, ignored: int) -> None:
-    """See that each pixel's label is a class or the ignored one.
-
-    Args:
-        values: (H, W) labels.
-        path: of the file, for the message.
-        classes: labels must be below this.
-        ignored: the label of pixels that do not count.
-
-    Raises:
-        UserError: they are not.
-    """
-    if values.ndim != 2:
-        raise UserError(f"{path} has {values.ndim} dimensions: labels must be an image with one channel or a palette")
-    wrong = values[(values >= classes) & (values != ignored)]
-    if wrong.size:
-        right = f"labels must be 0 to {classes - 1}, or {ignored} to be ignored"
-        raise UserError(f"{path} has the label {wrong[0]}: {right}")
-
-
-def read_list(path: Path) -> list[str]:
-    """The first word of each line: what VOC's lists of images hold."""
-    return [line.split()[0] for line in path.read_text().splitlines() if line.strip()]
-
-
-def _check_there(name: str, paths: Iterable[Path], layout: str) -> None:
-    root = os.environ.get("DETECTRON2_DATASETS", "datasets")
-    for path in paths:
-        if not path.exists():
-            raise UserError(
-                f"dataset {name}: {path} does not exist; expected are {layout}; the variable DETECTRON2_DATASETS"
-                f" names the folder of datasets (now {root!r})"
-            )
-
-
-def _check_classes(name: str, found: int, needs: Needs) -> None:
-    if found != needs.classes:
-        raise UserError(f"dataset {name} has {found} classes, but {needs.key} is {needs.classes}")
-
-
-def _check_files(name: str, ids: Sequence[str], folder: Path, suffix: str, layout: str) -> None:
-    there = set(os.listdir(folder))
-    missing = [one + suffix for one in ids if one + suffix not in there]
-    if missing:
-        raise UserError(
-            f"dataset {name}: {len(missing)} of {len(ids)} files are not in {folder}/, the first being {missing[0]};"
-            f" expected are {layout}"
-        )
-
-
-def _check_xml(path: Path, classes: Sequence[str], evaluated: bool) -> None:
+    names = metadata.get("image_list")
+    layout = f"{images}/*.jpg, {labels}/*.png" + (f" and their names in {names}" if names else "")
+    parts = [images, labels, *([Path(names)] if names else [])]
+    check_parts(parts, layout, findings)
+    check_class_names(metadata.stuff_classes, model_classes, requirements, findings)
+    if not all(path.exists() for path in parts):
+        return None
     try:
-        tree = ElementTree.parse(path)
-    except (OSError, ElementTree.ParseError) as error:
-        raise UserError(f"{path}: not valid XML: {error}") from error
-    for field in ("size/width", "size/height"):
-        if tree.findtext(f"./{field}") is None:
-            raise UserError(f"{path}: there is no {field}")
-    for index, found in enumerate(tree.findall("object")):
-        for field in VOC_EVALUATED if evaluated else VOC_READ:
-            if found.findtext(field) is None:
-                raise UserError(f"{path}: object {index} has no {field}")
-        if found.findtext("name") not in classes:
-            raise UserError(f"{path}: object {index} is a {found.findtext('name')!r}, which is none of VOC's classes")
+        identities = read_list(Path(names)) if names else sorted(path.stem for path in labels.glob("*.png"))
+    except UserError as error:
+        findings.add(defects.UNREADABLE, [str(error)])
+        return None
+    if not identities:
+        findings.add(defects.NO_IMAGES, [f"{names or labels} (expected are {layout})"])
+    missing = missing_files([f"{each}.png" for each in identities], labels)
+    findings.add(defects.MISSING_LABELS, missing, lambda file: str(labels / file))
+    _check_label_files(identities, images, labels, requirements.classes, metadata.ignore_label, findings)
+    return _without_objects(images, [ListedImage(f"{each}.jpg") for each in identities], metadata.stuff_classes)
 
 
-def _check_city(name: str, city: Path, labels: Path, wanted: Sequence[str], layout: str) -> int:
-    if not city.is_dir():
-        raise UserError(f"dataset {name}: {city} is no folder of a city, and would stop the reader: remove it")
-    there = set(os.listdir(labels)) if labels.is_dir() else set()
-    pictures = sorted(city.iterdir())
-    for picture in pictures:
-        if not picture.name.endswith("_leftImg8bit.png"):
-            raise UserError(f"dataset {name}: {picture} is no *_leftImg8bit.png, and would stop the reader: remove it")
-        core = picture.name.removesuffix("leftImg8bit.png")
-        for suffix in wanted:
-            if f"{core}gtFine_{suffix}" not in there:
-                how = f"; CITYSCAPES_DATASET={city.parents[2]} {TRAIN_IDS} makes it" * (suffix == "labelTrainIds.png")
-                missing = labels / f"{core}gtFine_{suffix}"
-                raise UserError(f"dataset {name}: {missing} does not exist; expected are {layout}{how}")
-    return len(pictures)
+def _check_label_files(
+    identities: Sequence[str], images: Path, labels: Path, classes: int, ignored: int, findings: Findings
+) -> None:
+    pairs = [(images / f"{each}.jpg", labels / f"{each}.png") for each in identities]
+    pairs = [pair for pair in pairs if all(path.is_file() for path in pair)]
+    sizes = map_files(read_size, [path for pair in pairs for path in pair], "reading headers")
+    differing = [
+        f"{path} ({mine}, the image {image})"
+        for (_, path), image, mine in zip(pairs, sizes[::2], sizes[1::2], strict=True)
+        if not isinstance(image, str) and image != mine
+    ]
+    findings.add(defects.LABEL_SIZES, differing)
+
+    def reason(path: Path) -> str:
+        try:
+            check_labels(read_labels(path), path, classes, ignored)
+        except UserError as error:
+            return str(error)
+        return ""
+
+    read = [path for _, path in pairs]
+    reasons = map_files(reason, read if findings.decode else read[:LABELS_READ], "reading labels")
+    findings.add(defects.WRONG_LABELS, [each for each in reasons if each])
+
+
+def _without_objects(folder: Path, images: Sequence[ListedImage], names: Sequence[str]) -> Content:
+    none = numpy.zeros(0, dtype=numpy.int64)
+    boxes = numpy.zeros((0, 4))
+    return Content(folder, images, none, boxes, none, none.astype(bool), [], names)

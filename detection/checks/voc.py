@@ -1,69 +1,89 @@
-"""Annotations in Pascal VOC's layout: ImageSets/Main/SPLIT.txt, Annotations/NAME.xml, JPEGImages/NAME.jpg."""
+"""Checks of Pascal VOC's boxes: ImageSets/Main/SPLIT.txt, Annotations/NAME.xml, JPEGImages/NAME.jpg."""
 
 import sys
-import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy
 from tqdm import tqdm
 
 from detection.checks import findings as defects
-from detection.checks.content import missing_files
-from detection.checks.findings import Content, Findings, Picture
+from detection.checks.content import check_class_names, check_parts, missing_files
+from detection.checks.findings import Content, Findings, ListedImage
+from detection.data.requirements import Requirements
+from detection.data.voc import VocObject, list_path, read_image, read_list, to_box
+from foundation.errors import UserError
 
-CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
+def check_voc(
+    name: str, metadata: Any, model_classes: Sequence[str], requirements: Requirements, findings: Findings
+) -> Content | None:
+    """Note what is wrong with a dataset in VOC's layout. As `checks.coco.check_coco`.
 
-def read(folder: Path, split: str, names: Sequence[str], findings: Findings) -> Content | None:
-    """What a split holds, with everything wrong in its files noted; None if there is no such split."""
-    listing = folder / "ImageSets" / "Main" / f"{split}.txt"
-    try:
-        identities = listing.read_text().split()
-    except (OSError, UnicodeDecodeError) as error:
-        findings.add(defects.UNREADABLE, [f"{listing} ({getattr(error, 'strerror', None) or error})"])
+    Args:
+        name: of the dataset.
+        metadata: Detectron2's, with `dirname`, `split` and `thing_classes`.
+        model_classes: names of the model's classes; empty where they are not known.
+        requirements: of the model.
+        findings: takes what is found.
+
+    Returns:
+        The content, or None if nothing can be read.
+    """
+    folder, classes = Path(metadata.dirname), list(metadata.thing_classes)
+    names = list_path(folder, metadata.split)
+    layout = f"{names}, {folder}/JPEGImages/*.jpg and {folder}/Annotations/*.xml"
+    check_parts([names, folder / "JPEGImages", folder / "Annotations"], layout, findings)
+    if requirements.masks:
+        findings.add(defects.HAS_NO_MASKS, [name])
+    if requirements.keypoints:
+        findings.add(defects.HAS_NO_KEYPOINTS, [name])
+    check_class_names(classes, model_classes, requirements, findings)
+    if not names.exists():
         return None
+    try:
+        identities = read_list(names)
+    except UserError as error:
+        findings.add(defects.UNREADABLE, [str(error)])
+        return None
+    if not identities:
+        findings.add(defects.NO_IMAGES, [str(names)])
     files = [f"{identity}.xml" for identity in identities]
     missing = set(missing_files(files, folder / "Annotations"))
-    findings.add(defects.UNREADABLE, sorted(missing), lambda name: f"{folder / 'Annotations' / name} (no such file)")
-    pictures: list[Picture] = []
-    objects: list[tuple[int, list[float], str, bool]] = []
-    broken = []
-    rest = [name for name in files if name not in missing]
-    for name in tqdm(rest, "reading annotations", unit="file", disable=not sys.stderr.isatty()):
-        try:
-            tree = ElementTree.parse(folder / "Annotations" / name)
-            width, height = (int(_text(tree.getroot(), f"size/{side}")) for side in ("width", "height"))
-            inside = [_object(node) for node in tree.findall("object")]
-        except (OSError, ElementTree.ParseError, ValueError) as error:
-            broken.append(f"{name} ({error})")
-            continue
-        objects += [(len(pictures), *each) for each in inside]
-        pictures.append(Picture(f"{Path(name).stem}.jpg", width, height))
-    findings.add(defects.MALFORMED, broken)
-    order = {name: index for index, name in enumerate(names)}
+    findings.add(defects.MISSING_PARTS, sorted(missing), lambda file: str(folder / "Annotations" / file))
+    images, objects = _read([file for file in files if file not in missing], folder, findings)
+    order = {each: index for index, each in enumerate(classes)}
     content = Content(
-        pictures=pictures,
-        owners=numpy.array([owner for owner, _, _, _ in objects], dtype=numpy.int64),
-        boxes=numpy.array([box for _, box, _, _ in objects], dtype=numpy.float64).reshape(-1, 4),
-        classes=numpy.array([order.get(kind, -1) for _, _, kind, _ in objects], dtype=numpy.int64),
+        folder=folder / "JPEGImages",
+        images=images,
+        owners=numpy.array([owner for owner, _ in objects], dtype=numpy.int64),
+        boxes=numpy.array([to_box(each.corners) for _, each in objects], dtype=numpy.float64).reshape(-1, 4),
+        classes=numpy.array([order.get(each.name, -1) for _, each in objects], dtype=numpy.int64),
         crowds=numpy.zeros(len(objects), dtype=bool),
-        labels=[kind for _, _, kind, _ in objects],
-        names=names,
+        labels=[each.name for _, each in objects],
+        names=classes,
     )
     findings.add(defects.UNKNOWN_CATEGORIES, numpy.flatnonzero(content.classes < 0), content.label)
-    findings.add(defects.DIFFICULT, [i for i, (_, _, _, hard) in enumerate(objects) if hard], content.label)
+    difficult = [index for index, (_, each) in enumerate(objects) if each.difficult]
+    findings.add(defects.DIFFICULT, difficult, content.label)
     return content
 
 
-def _object(node: ElementTree.Element) -> tuple[list[float], str, bool]:
-    """Box, class, and whether it is difficult. The first pixel is 1, and the last belongs to the box."""
-    left, top, right, bottom = (float(_text(node, f"bndbox/{corner}")) for corner in CORNERS)
-    return [left - 1, top - 1, right, bottom], _text(node, "name"), node.findtext("difficult") == "1"
-
-
-def _text(node: ElementTree.Element, path: str) -> str:
-    text = node.findtext(path)
-    if text is None:
-        raise ValueError(f"there is no {path}")
-    return text
+def _read(
+    files: Sequence[str], folder: Path, findings: Findings
+) -> tuple[list[ListedImage], list[tuple[int, VocObject]]]:
+    """The images, and their objects, each with the index of its image."""
+    images: list[ListedImage] = []
+    objects: list[tuple[int, VocObject]] = []
+    broken = []
+    for file in tqdm(files, "reading annotations", unit="file", disable=not sys.stderr.isatty()):
+        try:
+            image = read_image(folder / "Annotations" / file)
+        except ValueError as error:
+            broken.append(f"{file} ({error})")
+            continue
+        objects += [(len(images), each) for each in image.objects]
+        images.append(ListedImage(f"{file.removesuffix('.xml')}.jpg", image.width, image.height))
+    findings.add(defects.MALFORMED, broken)
+    return images, objects

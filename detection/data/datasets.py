@@ -1,13 +1,16 @@
-"""The datasets of the recipes: registered with Detectron2, and checked before a run starts.
+"""The datasets of the recipes, registered with Detectron2.
 
-COCO and its relatives, VOC's boxes and Cityscapes are built into Detectron2 and lie under the folder
+COCO and its relatives, VOC's boxes and Cityscapes are built into Detectron2 and lie below the folder
 `DETECTRON2_DATASETS` (by default `datasets`). Added here are VOC's semantic segmentation; `shapes_train` and
 `shapes_val`, this project's own, rendered when first asked for; and a user's data in COCO's format, under the name
-`ANNOTATIONS.json@IMAGE_FOLDER`, which says all there is to know, so that a config names data and needs no more.
+`ANNOTATIONS.json@IMAGE_FOLDER`, which holds everything that a config has to know of it.
+
+Annotations in COCO's format and VOC's are read by this package (`annotations.py`, `voc.py`), whoever registered them.
 """
 
-import dataclasses
 import difflib
+import functools
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -15,29 +18,31 @@ from typing import Any
 import numpy
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
+from detectron2.data.datasets.pascal_voc import CLASS_NAMES
 from fvcore.common.config import CfgNode
 
-from detection.checks.folders import check_cityscapes, check_semantic, check_voc
-from detection.checks.layout_json import check_coco, check_lvis, read_categories
-from detection.data import optional_packages, voc_segmentation
-from detection.data.requirements import Needs, needs_of
+from detection.data import optional_packages
+from detection.data.annotations import category_records, keypoint_names, load_coco, note_keypoints, read_categories
+from detection.data.requirements import requirements_of
+from detection.data.voc import load_segmentation, load_voc
 from foundation.errors import UserError
 
-SHAPES = {"shapes_train": "train", "shapes_val": "val"}
-CHECKS: dict[str, Callable[[str, Any, Needs], None]] = {
-    "coco": check_coco,
-    "lvis": check_lvis,
-    "pascal_voc": check_voc,
-    "cityscapes_instance": check_cityscapes,
-    "cityscapes_sem_seg": check_cityscapes,
-    "sem_seg": check_semantic,
+EMBEDDED = {"shapes_train": "train", "shapes_val": "val"}
+# VOC 2012's semantic segmentation. Name of the dataset: name of the list of images, folder of the labels.
+VOC_SEGMENTATION = {
+    "voc_2012_sem_seg_train": ("train", "SegmentationClass"),
+    "voc_2012_sem_seg_trainaug": ("trainaug", "SegmentationClassAug"),
+    "voc_2012_sem_seg_val": ("val", "SegmentationClass"),
 }
-OWN = ".json@"  # between the paths in the name of a user's own dataset
+VOC_SEGMENTATION_CLASSES = ("background", *CLASS_NAMES)
+VOC_IGNORED = 255
+CUSTOM = ".json@"  # between the paths in the name of a user's own dataset
 SEMANTIC = ("cityscapes_sem_seg", "sem_seg")
+LOADERS: dict[str, Callable[[str], Any]] = {"coco": load_coco, "pascal_voc": load_voc}
 
 
 def register(names: Iterable[str]) -> None:
-    """Make the datasets known to Detectron2; the embedded ones are rendered if they are not there yet.
+    """Make datasets known to Detectron2; the embedded ones are rendered if they are not there yet.
 
     Raises:
         UserError: there is no dataset of that name; the nearest names are given. Or a package that reads the
@@ -46,7 +51,10 @@ def register(names: Iterable[str]) -> None:
     for name in names:
         if name not in DatasetCatalog.list():
             _register(name)
-        if MetadataCatalog.get(name).get("evaluator_type") == "lvis":
+        kind = MetadataCatalog.get(name).get("evaluator_type")
+        if kind in LOADERS:
+            DatasetCatalog[name] = functools.partial(LOADERS[kind], name)
+        if kind == "lvis":
             optional_packages.provide_lvis(name)
 
 
@@ -54,58 +62,15 @@ def custom_name(annotations: Path, images: Path) -> str:
     """The name under which a user's annotations in COCO's format and the folder of their images are registered.
 
     Raises:
-        UserError: the file of annotations is no `.json`.
+        UserError: the name of the file of annotations does not end in `.json`.
     """
     if annotations.suffix != ".json":
         raise UserError(f"{annotations}: annotations must be a file in COCO's format whose name ends in .json")
     return f"{annotations.resolve()}@{images.resolve()}"
 
 
-def check_dataset(name: str, config: CfgNode) -> None:
-    """See that a registered dataset is all there, and holds what the model of `config` asks for.
-
-    Raises:
-        UserError: something is missing or not as the format has it; the message names the path, and the key of the
-            config where this is what disagrees.
-    """
-    metadata = MetadataCatalog.get(name)
-    kind = metadata.get("evaluator_type")
-    if kind not in CHECKS:
-        raise UserError(f"dataset {name!r} has evaluator_type {kind!r}, which is none of {', '.join(CHECKS)}")
-    needs = dataclasses.replace(needs_of(config), evaluated=name in config.DATASETS.TEST)
-    if needs.semantic != (kind in SEMANTIC):
-        holds = "a class for each pixel" if kind in SEMANTIC else "objects"
-        raise UserError(
-            f"dataset {name!r} holds {holds}, which the model does not learn: set DATASETS or MODEL.META_ARCHITECTURE"
-        )
-    CHECKS[kind](name, metadata, needs)
-
-
-def check_same_classes(names: Iterable[str]) -> None:
-    """See that registered datasets number the same classes in the same order, as those of one run must.
-
-    Raises:
-        UserError: they do not; names the first class that differs.
-    """
-    first, *others = names
-    expected = known_classes(first)
-    for other in others:
-        for index, (one, two) in enumerate(zip(expected, known_classes(other), strict=False)):
-            if one != two:
-                raise UserError(f"class {index} is {one!r} in {first} but {two!r} in {other}: number the classes alike")
-
-
-def count_classes(name: str) -> int:
-    """The number of classes of a registered dataset, read from its file if it is a user's own.
-
-    Raises:
-        UserError: the file is missing, or not in COCO's format.
-    """
-    return len(known_classes(name))
-
-
 def known_classes(name: str) -> list[str]:
-    """Names of the classes of a registered dataset, in the model's order.
+    """Names of the classes of a registered dataset, in its order.
 
     Raises:
         UserError: the dataset is a user's own and its file is missing, or not in COCO's format.
@@ -114,23 +79,56 @@ def known_classes(name: str) -> list[str]:
     return _built_in_classes(metadata) or read_categories(Path(metadata.json_file))
 
 
+def model_classes(config: CfgNode) -> list[str]:
+    """Names of the model's classes, in its order: those of the first training set.
+
+    Empty where they cannot be known: its file is not there, or it is not what the model was trained on, since its
+    number of classes is another.
+    """
+    try:
+        register(config.DATASETS.TRAIN[:1])
+        names = known_classes(config.DATASETS.TRAIN[0])
+    except (UserError, AttributeError):
+        return []
+    return names if len(names) == requirements_of(config).classes else []
+
+
+def category_ids(config: CfgNode, name: str) -> list[Any]:
+    """For each class of the model the id of the category of the same name in a dataset in COCO's format, or None.
+
+    Where the names of the model's classes are not known, its classes are the dataset's categories, in their order.
+
+    Raises:
+        UserError: the file is missing or not in COCO's format.
+    """
+    categories = category_records(Path(MetadataCatalog.get(name).json_file))
+    ids = {each["name"]: each["id"] for each in categories}
+    names = model_classes(config)
+    return [ids.get(each) for each in names] if names else list(ids.values())
+
+
+def count_keypoints(name: str) -> int:
+    """The number of keypoints of an object of a user's own dataset; 0 where its categories name none.
+
+    Raises:
+        UserError: the file is missing or not in COCO's format.
+    """
+    return len(keypoint_names(category_records(Path(MetadataCatalog.get(name).json_file))))
+
+
 def class_names(name: str, classes: int) -> list[str]:
     """Names of the model's classes, in its order; plain numbers where the dataset is not known here."""
-    if name in SHAPES:
+    if name in EMBEDDED:
         from shapes import CLASSES
 
         return _fitting(list(CLASSES), classes)
-    if OWN in name or name in voc_segmentation.SETS:
+    if CUSTOM in name or name in VOC_SEGMENTATION:
         register([name])
     metadata = MetadataCatalog.get(name)
     names = _built_in_classes(metadata)
     if not names and Path(metadata.get("json_file", "")).is_file():
         names = read_categories(Path(metadata.json_file))
     return _fitting(names, classes)
-
-
-def _fitting(names: list[str], classes: int) -> list[str]:
-    return names if len(names) == classes else [f"class {index}" for index in range(classes)]
 
 
 def sources(name: str) -> dict[str, str]:
@@ -145,12 +143,16 @@ def sources(name: str) -> dict[str, str]:
 
 
 def subset(size: int, fraction: float, seed: int) -> list[int]:
-    """Indices, ascending, of a share of `size` images, at least one.
+    """Indices, ascending, of a fraction of `size` images, at least one.
 
-    With the same seed, a smaller share is a part of a larger one.
+    With the same seed, a smaller fraction is a part of a larger one.
     """
     order = numpy.random.default_rng(seed).permutation(size)
     return sorted(order[: max(1, round(size * fraction))].tolist())
+
+
+def _fitting(names: list[str], classes: int) -> list[str]:
+    return names if len(names) == classes else [f"class {index}" for index in range(classes)]
 
 
 def _built_in_classes(metadata: Any) -> list[str]:
@@ -159,18 +161,34 @@ def _built_in_classes(metadata: Any) -> list[str]:
 
 
 def _register(name: str) -> None:
-    annotations, own, images = name.partition(OWN)
-    if own:
+    annotations, custom, images = name.partition(CUSTOM)
+    if custom:
         register_coco_instances(name, {}, f"{annotations}.json", images)
-    elif name in voc_segmentation.SETS:
-        voc_segmentation.register(name)
-    elif name in SHAPES:
+        note_keypoints(name)
+    elif name in VOC_SEGMENTATION:
+        _register_voc_segmentation(name)
+    elif name in EMBEDDED:
         from shapes import ensure_rendered
 
         scenes = ensure_rendered() / "scenes"
-        file = scenes / "annotations" / f"instances_{SHAPES[name]}.json"
-        register_coco_instances(name, {}, str(file), str(scenes / SHAPES[name]))
+        file = scenes / "annotations" / f"instances_{EMBEDDED[name]}.json"
+        register_coco_instances(name, {}, str(file), str(scenes / EMBEDDED[name]))
     else:
-        known = [*DatasetCatalog.list(), *SHAPES, *voc_segmentation.SETS]
+        known = [*DatasetCatalog.list(), *EMBEDDED, *VOC_SEGMENTATION]
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.3)
         raise UserError(f"there is no dataset {name!r}; nearest: {', '.join(near)}")
+
+
+def _register_voc_segmentation(name: str) -> None:
+    split, labels = VOC_SEGMENTATION[name]
+    folder = Path(os.environ.get("DETECTRON2_DATASETS", "datasets")) / "VOC2012"
+    names = folder / "ImageSets" / "Segmentation" / f"{split}.txt"
+    DatasetCatalog.register(name, lambda: load_segmentation(names, folder / "JPEGImages", folder / labels))
+    MetadataCatalog.get(name).set(
+        stuff_classes=list(VOC_SEGMENTATION_CLASSES),
+        ignore_label=VOC_IGNORED,
+        evaluator_type="sem_seg",
+        image_root=str(folder / "JPEGImages"),
+        sem_seg_root=str(folder / labels),
+        image_list=str(names),
+    )

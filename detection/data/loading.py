@@ -18,14 +18,14 @@ from typing import Any
 import numpy
 import torch
 from detectron2.data.detection_utils import SizeMismatchError
-from PIL import Image
 
-from detection.data.seeding import Use, generator, seed_libraries
+from detection.data.seeding import Stream, generator, seed_libraries
 from foundation.errors import UserError
+from foundation.images import UnreadableImage
 
 Record = dict[str, Any]
 Key = tuple[int, int]  # position in the stream, index of the record
-UNREADABLE = (OSError, SyntaxError, SizeMismatchError, Image.DecompressionBombError)  # Pillow's and Detectron2's
+UNREADABLE = (OSError, UnreadableImage, SizeMismatchError)
 
 
 @dataclass(frozen=True)
@@ -120,14 +120,14 @@ def report_dead_workers(workers: int) -> Iterator[None]:
 def shuffled(size: int, seed: int) -> Iterator[int]:
     """Indices of `size` images without end: each once an epoch, in an order of that epoch's own."""
     for epoch in itertools.count():
-        yield from generator(seed, Use.ORDER, epoch).permutation(size).tolist()
+        yield from generator(seed, Stream.ORDER, epoch).permutation(size).tolist()
 
 
 def repeated(factors: Sequence[float], seed: int) -> Iterator[int]:
     """The same, where an image comes `factors[index]` times an epoch in expectation (LVIS, appendix B.2)."""
     wanted = numpy.asarray(factors)
     for epoch in itertools.count():
-        draws = generator(seed, Use.ORDER, epoch)
+        draws = generator(seed, Stream.ORDER, epoch)
         times = numpy.floor(wanted + draws.random(len(wanted))).astype(int)
         yield from draws.permutation(numpy.repeat(numpy.arange(len(wanted)), times)).tolist()
 
@@ -159,7 +159,7 @@ class _MappedImages(torch.utils.data.Dataset[Record | UserError]):
     def __getitem__(self, key: Key) -> Record | UserError:
         position, index = key
         record = self._records[index]
-        seed_libraries(self._seed, Use.IMAGE, position)
+        seed_libraries(self._seed, Stream.IMAGE, position)
         try:
             return self._mapper(record)
         except UserError as error:

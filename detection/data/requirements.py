@@ -1,4 +1,4 @@
-"""What a model asks of its datasets: how many classes, and masks, keypoints or a class for each pixel."""
+"""What a model requires of its datasets: how many classes, and masks, keypoints or a class for each pixel."""
 
 from dataclasses import dataclass
 
@@ -16,17 +16,17 @@ CLASS_KEYS = {
 
 
 @dataclass(frozen=True)
-class Needs:
+class Requirements:
     """What a dataset must hold for a model to be trained and evaluated on it.
 
     Attributes:
-        classes: the number of classes that the model tells apart.
-        key: the config key that this number stands under.
-        masks: each object needs its outline.
-        polygons: the outlines must be polygons, not run lengths (`INPUT.MASK_FORMAT`).
-        keypoints: how many points each object needs; 0 for none.
-        semantic: a class for each pixel is asked for, and no objects.
-        evaluated: the dataset is one to evaluate on; some evaluations read more than training does.
+        classes: the number of classes of the model.
+        key: the config key of this number.
+        masks: each object needs a mask.
+        polygons: the masks must be polygons, not run-length codes (`INPUT.MASK_FORMAT`).
+        keypoints: the number of points that each object needs; 0 for none.
+        semantic: a class for each pixel, and no objects.
+        drops_empty: images without objects are left out of training (`DATALOADER.FILTER_EMPTY_ANNOTATIONS`).
     """
 
     classes: int
@@ -35,14 +35,14 @@ class Needs:
     polygons: bool = False
     keypoints: int = 0
     semantic: bool = False
-    evaluated: bool = False
+    drops_empty: bool = True
 
 
 def class_key(config: CfgNode) -> str:
     """The config key of the number of classes.
 
     Raises:
-        UserError: the architecture is none of those that the recipes use.
+        UserError: the architecture is not one that the recipes use.
     """
     architecture = config.MODEL.META_ARCHITECTURE
     if architecture not in CLASS_KEYS:
@@ -51,29 +51,30 @@ def class_key(config: CfgNode) -> str:
 
 
 def set_classes(config: CfgNode, classes: int) -> None:
-    """Write the number of classes under the key of the config's architecture.
+    """Set the number of classes of the config's architecture.
 
     Raises:
-        UserError: the architecture is none of those that the recipes use.
+        UserError: the architecture is not one that the recipes use.
     """
     config.merge_from_list([class_key(config), classes])
 
 
-def needs_of(config: CfgNode) -> Needs:
-    """What the model of a config asks of its datasets.
+def requirements_of(config: CfgNode) -> Requirements:
+    """What the model of a config requires of its datasets.
 
     Raises:
-        UserError: the architecture is none of those that the recipes use.
+        UserError: the architecture is not one that the recipes use.
     """
     key = class_key(config)
     architecture = config.MODEL.META_ARCHITECTURE
     regions = architecture == "GeneralizedRCNN"
     masks = regions and config.MODEL.MASK_ON
-    return Needs(
+    return Requirements(
         classes=value_of(config, key),
         key=key,
         masks=masks,
         polygons=masks and config.INPUT.MASK_FORMAT == "polygon",
         keypoints=config.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS if regions and config.MODEL.KEYPOINT_ON else 0,
         semantic=architecture == "SemanticSegmentor",
+        drops_empty=config.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
     )

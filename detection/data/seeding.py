@@ -1,7 +1,7 @@
 """Random numbers that are a function of where they are used, not of what was drawn before.
 
-A run that is killed and resumed, that reads with other workers, or that evaluates in between, so draws what an
-undisturbed one does.
+So a run draws the same numbers when it is killed and resumed, reads with another number of workers, or evaluates in
+between.
 """
 
 import enum
@@ -11,23 +11,23 @@ import numpy
 import torch
 
 
-class Use(enum.IntEnum):
-    """What numbers are drawn for; each use has streams of its own."""
+class Stream(enum.IntEnum):
+    """What random numbers are drawn for; each purpose has a stream of its own."""
 
     ORDER = 0  # of the images, by epoch
     IMAGE = 1  # augmentation, by position in the stream of images
     PASS = 2  # of the model, which samples regions, by iteration and group of images
-    PRECISE_BN = 3  # images and passes of an estimate of the batch norms' statistics
+    PRECISE_BN = 3  # images and passes of the estimate of the batch norms' statistics
 
 
-def generator(seed: int, use: Use, *where: int) -> numpy.random.Generator:
+def generator(seed: int, purpose: Stream, *where: int) -> numpy.random.Generator:
     """The stream of this seed and place."""
-    return numpy.random.Generator(numpy.random.Philox(numpy.random.SeedSequence((seed, use, *where))))
+    return numpy.random.Generator(numpy.random.Philox(numpy.random.SeedSequence((seed, purpose, *where))))
 
 
-def seed_libraries(seed: int, use: Use, *where: int) -> None:
+def seed_libraries(seed: int, purpose: Stream, *where: int) -> None:
     """Start Python's, NumPy's and PyTorch's (CPU and GPU) own generators from this seed and place."""
-    words = numpy.random.SeedSequence((seed, use, *where)).generate_state(4)
+    words = numpy.random.SeedSequence((seed, purpose, *where)).generate_state(4)
     random.seed(int(words[0]))
     numpy.random.seed(words[1])
     torch.manual_seed(int(words[2]) << 32 | int(words[3]))

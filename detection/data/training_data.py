@@ -1,16 +1,21 @@
-"""What a config trains on: the records of its images, and the batches of one process."""
+"""What a config trains on: the records of its images, how they are read, and the batches of one process."""
 
+import copy
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from detectron2.data import DatasetFromList, DatasetMapper, get_detection_dataset_dicts
+import numpy
+import torch
+from detectron2.data import DatasetFromList, DatasetMapper, detection_utils, get_detection_dataset_dicts, transforms
 from detectron2.data.samplers import RepeatFactorTrainingSampler
 from fvcore.common.config import CfgNode
 
 from detection.data import datasets, loading
-from detection.training import semantic
+from detection.data.labels import check_labels, read_labels
+from foundation.images import read_rgb
 
 
 @dataclass(frozen=True)
@@ -20,16 +25,84 @@ class TrainingSet:
     Attributes:
         records: by index.
         order: begins the endless sequence of indices that belongs to a seed.
-        kinds: for each image, which of the two kinds it is that batches do not mix; None if they may.
+        wide: for each image, whether it is wider than high, where batches do not mix the two; else None.
     """
 
     records: DatasetFromList
     order: Callable[[int], Iterator[int]]
-    kinds: list[bool] | None
+    wide: list[bool] | None
+
+
+class ImageMapper(DatasetMapper):
+    """Detectron2's mapper of images with objects, with this project's image decoder instead of Detectron2's.
+
+    A 16-bit or floating-point image is so scaled in the same way in pretraining, training, evaluation and prediction.
+    """
+
+    def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
+        """The record with `image` (3, H, W) uint8, and in training with `instances`.
+
+        Raises:
+            UnreadableImage: the file cannot be decoded.
+            SizeMismatchError: the image has another size than its record.
+        """
+        record = copy.deepcopy(dataset_dict)
+        seen = transforms.AugInput(read_image(record, self.image_format))
+        applied = self.augmentations(seen)
+        record["image"] = _to_tensor(seen.image)
+        if not self.is_train:
+            record.pop("annotations", None)
+        elif "annotations" in record:
+            self._transform_annotations(record, applied, seen.image.shape[:2])
+        return record
+
+
+class LabelMapper:
+    """Turns a record of an image and its labels into what a model of semantic segmentation trains on.
+
+    It differs from Detectron2's mapper in two more ways. Labels are read as they are, where Detectron2 converts them to
+    grey levels first, which turns the palette of VOC's labels into other numbers. And the crop is taken from the
+    resized image, not from the original one.
+    """
+
+    def __init__(
+        self, augmentations: Sequence[transforms.Augmentation], image_format: str, classes: int, ignored: int
+    ) -> None:
+        """Keep the settings.
+
+        Args:
+            augmentations: of image and labels alike.
+            image_format: order of the colours, RGB or BGR.
+            classes: labels must be below this.
+            ignored: the label of pixels that do not count.
+        """
+        self.augmentations = transforms.AugmentationList(augmentations)
+        self.image_format = image_format
+        self.classes = classes
+        self.ignored = ignored
+
+    def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
+        """The record with `image` (3, H, W) uint8 and `sem_seg` (H, W) int64 in place of the file of labels.
+
+        Raises:
+            UserError: a label is not a class, or the file of labels cannot be read.
+            UnreadableImage: the image cannot be decoded.
+            SizeMismatchError: the image has another size than its record.
+        """
+        record = copy.deepcopy(record)
+        path = Path(record.pop("sem_seg_file_name"))
+        image = read_image(record, self.image_format)
+        labels = read_labels(path)
+        check_labels(labels, path, self.classes, self.ignored)
+        both = transforms.AugInput(image, sem_seg=labels)
+        self.augmentations(both)
+        record["image"] = _to_tensor(both.image)
+        record["sem_seg"] = torch.from_numpy(both.sem_seg.astype(numpy.int64))
+        return record
 
 
 def read(config: CfgNode) -> TrainingSet:
-    """The training set of a config. The records as Python objects, gigabytes for COCO, are given up here."""
+    """The training set of a config. The records as Python objects, gigabytes for COCO, are released here."""
     records = training_images(config)
     loader = config.DATALOADER
     order: Callable[[int], Iterator[int]] = functools.partial(loading.shuffled, len(records))
@@ -37,8 +110,8 @@ def read(config: CfgNode) -> TrainingSet:
         count = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency
         root = {"sqrt": loader.REPEAT_SQRT} if "REPEAT_SQRT" in loader else {}  # v0.6 always takes it
         order = functools.partial(loading.repeated, count(records, loader.REPEAT_THRESHOLD, **root).tolist())
-    kinds = loading.are_wide(records) if loader.ASPECT_RATIO_GROUPING else None
-    return TrainingSet(DatasetFromList(records, copy=False), order, kinds)
+    wide = loading.are_wide(records) if loader.ASPECT_RATIO_GROUPING else None
+    return TrainingSet(DatasetFromList(records, copy=False), order, wide)
 
 
 def training_images(config: CfgNode) -> list[dict[str, Any]]:
@@ -62,9 +135,49 @@ def build_batches(
     size = config.SOLVER.IMS_PER_BATCH // (share.processes * share.passes)
     return loading.TrainingBatches(
         images.records,
-        semantic.training_mapper(config) or DatasetMapper(config, is_train=True),
-        lambda: loading.group(images.order(seed), size, images.kinds),
+        training_mapper(config),
+        lambda: loading.group(images.order(seed), size, images.wide),
         share,
         seed=seed,
         workers=workers,
     )
+
+
+def training_mapper(config: CfgNode) -> LabelMapper | ImageMapper:
+    """The mapper for a config's training images.
+
+    Of semantic segmentation it resizes the shorter side as `INPUT.MIN_SIZE_TRAIN` says, crops if `INPUT.CROP` is
+    enabled, and flips; else it is as in Detectron2.
+    """
+    if config.MODEL.META_ARCHITECTURE != "SemanticSegmentor":
+        return ImageMapper(config, is_train=True)
+    resize, *flip = detection_utils.build_augmentation(config, is_train=True)
+    crop = []
+    if config.INPUT.CROP.ENABLED:
+        kind, size = config.INPUT.CROP.TYPE, config.INPUT.CROP.SIZE
+        # The default of the key are fractions, so that pixels are given as floats too.
+        crop = [transforms.RandomCrop(kind, [int(side) for side in size] if kind.startswith("absolute") else size)]
+    head = config.MODEL.SEM_SEG_HEAD
+    return LabelMapper([resize, *crop, *flip], config.INPUT.FORMAT, head.NUM_CLASSES, head.IGNORE_VALUE)
+
+
+def evaluation_mapper(config: CfgNode) -> ImageMapper:
+    """The mapper for the images that a config is evaluated on: resized as `INPUT.MIN_SIZE_TEST` says."""
+    augmentations = detection_utils.build_augmentation(config, is_train=False)
+    return ImageMapper(is_train=False, augmentations=augmentations, image_format=config.INPUT.FORMAT)
+
+
+def read_image(record: dict[str, Any], image_format: str) -> numpy.ndarray:
+    """The image of a record, (H, W, 3) uint8 in the order of colours `image_format`, RGB or BGR.
+
+    Raises:
+        UnreadableImage: the file cannot be decoded.
+        SizeMismatchError: it has another size than the record.
+    """
+    pixels = read_rgb(Path(record["file_name"]))
+    detection_utils.check_image_size(record, pixels)
+    return pixels[:, :, ::-1] if image_format == "BGR" else pixels
+
+
+def _to_tensor(image: numpy.ndarray) -> torch.Tensor:
+    return torch.from_numpy(numpy.ascontiguousarray(image.transpose(2, 0, 1)))

@@ -1,22 +1,23 @@
-"""What a detector does wrong, by kind, and how much of AP50 each kind costs.
+"""Average precision, and what a detector does wrong, by kind, with how much of AP50 each kind costs.
 
-After Bolya et al., "TIDE: A General Toolbox for Identifying Object Detection Errors" (ECCV 2020, section 2). Every
-detection that found no object at an overlap of 0.5 is of the first kind that fits:
+The kinds of error are after Bolya et al., "TIDE: A General Toolbox for Identifying Object Detection Errors" (ECCV 2020,
+section 2). Every detection that is not correct, that is, matched to an object at an IoU of 0.5, is of the first kind
+that fits:
 
-- localisation: it overlaps an object of its class, but by less than 0.5 (and at least 0.1);
-- classification: it overlaps an object of another class by 0.5 or more;
-- duplicate: it overlaps an object of its class by 0.5 or more, which a surer detection has found;
-- background: it overlaps no object by 0.1;
-- both: it overlaps objects of other classes only, by 0.1 to 0.5: wrong place and wrong class.
+- localisation: the IoU with an object of its class is below 0.5 (and at least 0.1);
+- classification: the IoU with an object of another class is 0.5 or more;
+- duplicate: the IoU with an object of its class is 0.5 or more, but a higher-scoring detection is matched to it;
+- background: the IoU with every object is below 0.1;
+- both: only with objects of other classes is the IoU 0.1 to 0.5: wrong place and wrong class.
 
-And an object is missed if no detection found it and none would by having its place or its class put right.
+And an object is missed if no detection is matched to it and none would be with its place or its class corrected.
 
-To put right means: a wrong place or class becomes the right one, and of several detections that would find the same
-object thereby the surest does, while the rest vanish; the other detections vanish; missed objects no longer count.
-With all kinds put right AP50 is 100. Crowds are no objects here: what lies in one counts neither for nor against.
+To correct means: a wrong place or class becomes the right one, and of several detections that would then match the same
+object the highest-scoring one does, while the others are removed; the other detections are removed; missed objects no
+longer count. With all kinds corrected AP50 is 100. Crowds are no objects here: a detection in one is ignored.
 
-The authors' program differs in one point: it takes the surest over wrong places and wrong classes together even when
-only one of the two is put right, so that its gains of these kinds are a little smaller.
+The authors' program differs in one point: it takes the highest-scoring detection over wrong places and wrong classes
+together even when only one of the two is corrected, so that its gains of these kinds are a little smaller.
 """
 
 from collections.abc import Collection, Iterable
@@ -25,12 +26,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from detection.evaluation.precision_recall import average_precision
+RECALLS = np.linspace(0, 1, 101)
+MATCH_IOU, BACKGROUND_IOU = 0.5, 0.1  # of a match at least; of a detection of background less
 
-FOUND, GROUND = 0.5, 0.1  # overlaps from which an object is found, and from which it is not only background
 
-
-class Kind(IntEnum):
+class Outcome(IntEnum):
     """What becomes of a detection, and `MISSED`, which becomes of objects."""
 
     CORRECT = 0
@@ -43,82 +43,132 @@ class Kind(IntEnum):
     MISSED = 7
 
 
-ERRORS = (Kind.CLASSIFICATION, Kind.LOCALISATION, Kind.BOTH, Kind.DUPLICATE, Kind.BACKGROUND, Kind.MISSED)
-MOVABLE = (Kind.CLASSIFICATION, Kind.LOCALISATION)
+ERRORS = (
+    Outcome.CLASSIFICATION,
+    Outcome.LOCALISATION,
+    Outcome.BOTH,
+    Outcome.DUPLICATE,
+    Outcome.BACKGROUND,
+    Outcome.MISSED,
+)
+MOVABLE = (Outcome.CLASSIFICATION, Outcome.LOCALISATION)
 
 
-class Judged(NamedTuple):
+class Outcomes(NamedTuple):
     """D detections of one or more images, and their G objects, without crowds."""
 
     scores: np.ndarray  # (D,)
     classes: np.ndarray  # (D,)
-    kinds: np.ndarray  # (D,) Kind
-    targets: np.ndarray  # (D,) the object that a wrong place or class is about; -1 for other kinds
+    outcomes: np.ndarray  # (D,) Outcome
+    targets: np.ndarray  # (D,) the object that a wrong place or class is about; -1 for other outcomes
     object_classes: np.ndarray  # (G,)
-    found: np.ndarray  # (G,) bool
+    matched: np.ndarray  # (G,) bool
     missed: np.ndarray  # (G,) bool
 
 
-def judge(
-    overlaps: np.ndarray, scores: np.ndarray, classes: np.ndarray, object_classes: np.ndarray, crowd: np.ndarray
-) -> Judged:
-    """The kinds of one image's detections, and which of its objects they find.
+def interpolated_precision(correct: np.ndarray, objects: int) -> np.ndarray:
+    """Precision at COCO's 101 recalls, (101,): the best at this recall or any higher one; 0 beyond the highest.
 
     Args:
-        overlaps: of each detection with each object: intersection over union, or with a crowd, over the detection,
-            (D, G).
+        correct: for each detection, the highest-scoring first, whether it is matched to an object, (D,) bool.
+        objects: the number of objects, at least one.
+    """
+    matched = np.cumsum(correct)
+    precision = matched / np.arange(1, len(correct) + 1)
+    best = np.maximum.accumulate(precision[::-1])[::-1]
+    place = np.searchsorted(matched / objects, RECALLS)
+    return np.append(best, 0.0)[np.minimum(place, len(best))]
+
+
+def average_precision(correct: np.ndarray, objects: int) -> float:
+    """COCO's, in [0, 1]. Without objects it is 1 if nothing is detected, else 0."""
+    if objects == 0:
+        return float(len(correct) == 0)
+    return float(interpolated_precision(correct, objects).mean())
+
+
+def precision_recall_curves(precision: np.ndarray, thresholds: np.ndarray) -> dict[str, list[float]]:
+    """Precision at each recall, averaged over the classes that have objects.
+
+    Args:
+        precision: of an evaluation, at each IoU threshold, recall and class, (T, 101, K); -1 for a class without
+            objects.
+        thresholds: the T IoU thresholds, 0.5 and 0.75 among them.
+
+    Returns:
+        `recall`, and the precision at an IoU of `0.5`, of `0.75`, and their `mean` over all T; each 101 numbers, or
+        none where no class has objects.
+    """
+    there = precision[:, :, (precision > -1).all(axis=(0, 1))]
+    if not there.size:
+        return {"recall": RECALLS.tolist(), "0.5": [], "0.75": [], "mean": []}
+    at = {f"{level:g}": int(np.argmin(np.abs(thresholds - level))) for level in (0.5, 0.75)}
+    return {
+        "recall": RECALLS.tolist(),
+        **{name: there[place].mean(axis=1).tolist() for name, place in at.items()},
+        "mean": there.mean(axis=(0, 2)).tolist(),
+    }
+
+
+def classify(
+    ious: np.ndarray, scores: np.ndarray, classes: np.ndarray, object_classes: np.ndarray, crowd: np.ndarray
+) -> Outcomes:
+    """The outcomes of one image's detections, and which of its objects are matched.
+
+    Args:
+        ious: of each detection with each object; with a crowd, the intersection over the detection's area, (D, G).
         scores: of the detections, the highest first, (D,).
         classes: of the detections, (D,).
         object_classes: (G,).
         crowd: whether it is one, (G,) bool.
     """
     same = classes[:, None] == object_classes
-    ignored = (same & (overlaps >= FOUND))[:, crowd].any(axis=1)
-    same, overlaps, object_classes = same[:, ~crowd], overlaps[:, ~crowd], object_classes[~crowd]
-    own, other = np.where(same, overlaps, 0.0), np.where(same, 0.0, overlaps)
+    ignored = (same & (ious >= MATCH_IOU))[:, crowd].any(axis=1)
+    same, ious, object_classes = same[:, ~crowd], ious[:, ~crowd], object_classes[~crowd]
+    own, other = np.where(same, ious, 0.0), np.where(same, 0.0, ious)
     best_own, best_other = own.max(axis=1, initial=0.0), other.max(axis=1, initial=0.0)
-    finds = match(own)
-    kinds = np.full(len(scores), Kind.BOTH, np.int8)
-    for kind, applies in (  # each overrules those before
-        (Kind.BACKGROUND, np.maximum(best_own, best_other) < GROUND),
-        (Kind.DUPLICATE, best_own >= FOUND),
-        (Kind.CLASSIFICATION, best_other >= FOUND),
-        (Kind.LOCALISATION, (best_own >= GROUND) & (best_own < FOUND)),
-        (Kind.IGNORED, ignored),
-        (Kind.CORRECT, finds >= 0),
+    matches = match(own)
+    outcomes = np.full(len(scores), Outcome.BOTH, np.int8)
+    for outcome, applies in (  # each overrules those before
+        (Outcome.BACKGROUND, np.maximum(best_own, best_other) < BACKGROUND_IOU),
+        (Outcome.DUPLICATE, best_own >= MATCH_IOU),
+        (Outcome.CLASSIFICATION, best_other >= MATCH_IOU),
+        (Outcome.LOCALISATION, (best_own >= BACKGROUND_IOU) & (best_own < MATCH_IOU)),
+        (Outcome.IGNORED, ignored),
+        (Outcome.CORRECT, matches >= 0),
     ):
-        kinds[applies] = kind
+        outcomes[applies] = outcome
     targets = np.full(len(scores), -1)
-    for kind, table in ((Kind.LOCALISATION, own), (Kind.CLASSIFICATION, other)):
-        if (kinds == kind).any():
-            targets[kinds == kind] = table[kinds == kind].argmax(axis=1)
-    found, missed = np.zeros(len(object_classes), bool), np.ones(len(object_classes), bool)
-    found[finds[finds >= 0]] = True
+    for outcome, table in ((Outcome.LOCALISATION, own), (Outcome.CLASSIFICATION, other)):
+        if (outcomes == outcome).any():
+            targets[outcomes == outcome] = table[outcomes == outcome].argmax(axis=1)
+    matched, missed = np.zeros(len(object_classes), bool), np.ones(len(object_classes), bool)
+    matched[matches[matches >= 0]] = True
     missed[targets[targets >= 0]] = False
-    return Judged(scores, classes, kinds, targets, object_classes, found, missed & ~found)
+    return Outcomes(scores, classes, outcomes, targets, object_classes, matched, missed & ~matched)
 
 
-def match(overlaps: np.ndarray) -> np.ndarray:
-    """The object that each detection finds, or -1, (D,).
+def match(ious: np.ndarray) -> np.ndarray:
+    """The object that each detection is matched to, or -1, (D,).
 
-    In turn each detection, the surest first, takes that object among those still left which it overlaps most, if by
-    0.5 or more; of equals the last, as pycocotools has it.
+    In turn each detection, the highest-scoring first, takes the object with the highest IoU among those left, if that
+    is 0.5 or more; of equals the last, as in pycocotools.
 
     Args:
-        overlaps: of each detection with each object of its class, 0 for others, (D, G); the surest first.
+        ious: of each detection with each object of its class, 0 for others, (D, G); the highest-scoring first.
     """
-    finds = np.full(len(overlaps), -1)
-    left = np.ones(overlaps.shape[1])
-    for place in np.flatnonzero((overlaps >= FOUND).any(axis=1)):
-        candidates = (overlaps[place] * left)[::-1]
+    matches = np.full(len(ious), -1)
+    left = np.ones(ious.shape[1])
+    for place in np.flatnonzero((ious >= MATCH_IOU).any(axis=1)):
+        candidates = (ious[place] * left)[::-1]
         best = int(candidates.argmax())
-        if candidates[best] >= FOUND:
-            finds[place] = len(left) - 1 - best
-            left[finds[place]] = 0.0
-    return finds
+        if candidates[best] >= MATCH_IOU:
+            matches[place] = len(left) - 1 - best
+            left[matches[place]] = 0.0
+    return matches
 
 
-def join(images: Iterable[Judged]) -> Judged:
+def join(images: Iterable[Outcomes]) -> Outcomes:
     """All images as one."""
     parts = list(images)
     starts = np.cumsum([0, *(len(part.object_classes) for part in parts[:-1])])
@@ -126,52 +176,52 @@ def join(images: Iterable[Judged]) -> Judged:
         part._replace(targets=np.where(part.targets >= 0, part.targets + start, -1))
         for part, start in zip(parts, starts, strict=True)
     ]
-    return Judged(*(np.concatenate(column) for column in zip(*shifted, strict=True)))
+    return Outcomes(*(np.concatenate(column) for column in zip(*shifted, strict=True)))
 
 
-def counts(judged: Judged) -> dict[str, int]:
-    """How many detections are of each kind, and how many objects are missed."""
-    kinds = np.bincount(judged.kinds, minlength=len(Kind))
-    kinds[Kind.MISSED] = judged.missed.sum()
-    numbers = {"detections": len(judged.kinds), "objects": len(judged.object_classes)}
-    return {**numbers, **{kind.name.lower(): int(kinds[kind]) for kind in Kind}}
+def counts(joined: Outcomes) -> dict[str, int]:
+    """How many detections have each outcome, and how many objects are missed."""
+    numbers = np.bincount(joined.outcomes, minlength=len(Outcome))
+    numbers[Outcome.MISSED] = joined.missed.sum()
+    totals = {"detections": len(joined.outcomes), "objects": len(joined.object_classes)}
+    return {**totals, **{outcome.name.lower(): int(numbers[outcome]) for outcome in Outcome}}
 
 
-def gains(judged: Judged, classes: int) -> dict[str, float]:
-    """By how many points AP50 would rise with each kind of error, and no other, put right; never negative."""
-    now = corrected_ap50(judged, classes, ())
-    return {kind.name.lower(): 100 * (corrected_ap50(judged, classes, {kind}) - now) for kind in ERRORS}
+def gains(joined: Outcomes, classes: int) -> dict[str, float]:
+    """By how many points AP50 would rise with each kind of error, and no other, corrected; never negative."""
+    now = corrected_ap50(joined, classes, ())
+    return {error.name.lower(): 100 * (corrected_ap50(joined, classes, {error}) - now) for error in ERRORS}
 
 
-def corrected_ap50(judged: Judged, classes: int, kinds: Collection[Kind]) -> float:
-    """AP at an overlap of 0.5, in [0, 1], with all errors of these kinds put right; NaN without any object.
+def corrected_ap50(joined: Outcomes, classes: int, corrected: Collection[Outcome]) -> float:
+    """AP at an IoU of 0.5, in [0, 1], with all errors of some kinds corrected; NaN without any object.
 
     Args:
-        judged: the detections of all images.
+        joined: the detections of all images.
         classes: their number K; a class is a number in [0, K). Those without objects do not count.
-        kinds: the errors to put right.
+        corrected: the kinds of error.
     """
-    winners = _winners(judged, kinds)
-    kept = ~np.isin(judged.kinds, [Kind.IGNORED, *kinds])
+    winners = _winners(joined, corrected)
+    kept = ~np.isin(joined.outcomes, [Outcome.IGNORED, *corrected])
     kept[winners] = True
-    correct, found_class = judged.kinds == Kind.CORRECT, judged.classes.copy()
+    correct, detected_class = joined.outcomes == Outcome.CORRECT, joined.classes.copy()
     correct[winners] = True
-    found_class[winners] = judged.object_classes[judged.targets[winners]]
-    counted = ~judged.missed if Kind.MISSED in kinds else np.ones(len(judged.missed), bool)
-    objects = np.bincount(judged.object_classes[counted], minlength=classes)
-    order = np.argsort(-judged.scores, kind="stable")
+    detected_class[winners] = joined.object_classes[joined.targets[winners]]
+    counted = ~joined.missed if Outcome.MISSED in corrected else np.ones(len(joined.missed), bool)
+    objects = np.bincount(joined.object_classes[counted], minlength=classes)
+    order = np.argsort(-joined.scores, kind="stable")
     order = order[kept[order]]
     averages = [
-        average_precision(correct[order[found_class[order] == index]], objects[index])
-        for index in np.unique(judged.object_classes)
+        average_precision(correct[order[detected_class[order] == index]], objects[index])
+        for index in np.unique(joined.object_classes)
     ]
     return float(np.mean(averages)) if averages else float("nan")
 
 
-def _winners(judged: Judged, kinds: Collection[Kind]) -> np.ndarray:
-    """Of the detections that would find an object not found otherwise, the surest for each object."""
-    movable = np.flatnonzero(np.isin(judged.kinds, [kind for kind in MOVABLE if kind in kinds]))
-    movable = movable[~judged.found[judged.targets[movable]]]
-    order = movable[np.argsort(-judged.scores[movable], kind="stable")]
-    _, first = np.unique(judged.targets[order], return_index=True)
+def _winners(joined: Outcomes, corrected: Collection[Outcome]) -> np.ndarray:
+    """Of the detections that would match an object without a match, the highest-scoring one for each object."""
+    movable = np.flatnonzero(np.isin(joined.outcomes, [outcome for outcome in MOVABLE if outcome in corrected]))
+    movable = movable[~joined.matched[joined.targets[movable]]]
+    order = movable[np.argsort(-joined.scores[movable], kind="stable")]
+    _, first = np.unique(joined.targets[order], return_index=True)
     return order[first]

@@ -6,6 +6,7 @@ Cityscapes' own scripts, or intersection over union for semantic segmentation.
 
 import importlib
 import math
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,9 @@ from detectron2.evaluation import (
 )
 from fvcore.common.config import CfgNode
 
-from detection.data import optional_packages
-from detection.data.requirements import needs_of
+from detection.data import datasets, optional_packages
+from detection.data.requirements import requirements_of
+from detection.data.voc import list_path, read_image, read_list
 from detection.evaluation.coco import FastCOCOEvaluator
 from foundation.errors import UserError
 
@@ -48,8 +50,51 @@ def build_evaluator(config: CfgNode, dataset_name: str, output_folder: str | Pat
 
 def predicted_tasks(config: CfgNode) -> tuple[str, ...]:
     """What the model predicts of an object, by COCO's names: bbox, and segm and keypoints if it has such heads."""
-    needs = needs_of(config)
-    return ("bbox", *["segm"] * needs.masks, *["keypoints"] * bool(needs.keypoints))
+    requirements = requirements_of(config)
+    return ("bbox", *["segm"] * requirements.masks, *["keypoints"] * bool(requirements.keypoints))
+
+
+class VOCEvaluator(PascalVOCDetectionEvaluator):
+    """Detectron2's, with the annotations that training would read (`detection/data/voc.py`).
+
+    Detectron2 reads the XML files anew, and fails on coordinates with a fraction and on objects without `difficult`,
+    `pose` or `truncated`.
+    """
+
+    def evaluate(self) -> dict[str, Any] | None:
+        """AP, AP50 and AP75 of the boxes, in percent; in the first process only."""
+        metadata = MetadataCatalog.get(self._dataset_name)
+        folder = Path(metadata.dirname)
+        names = read_list(list_path(folder, metadata.split))
+        objects = {name: _voc_objects(folder / "Annotations" / f"{name}.xml") for name in names}
+        module: Any = importlib.import_module("detectron2.evaluation.pascal_voc_evaluation")
+        parse = module.parse_rec
+        module.parse_rec, self._anno_file_template = objects.__getitem__, "{}"
+        try:
+            with tempfile.TemporaryDirectory() as temporary:
+                self._image_set_path = str(Path(temporary, "names.txt"))
+                Path(self._image_set_path).write_text("\n".join(names))
+                return super().evaluate()
+        finally:
+            module.parse_rec = parse
+
+
+class PresentClassesEvaluator(SemSegEvaluator):
+    """Detectron2's, whose mIoU is the mean over the classes that the labels hold, in all of its versions.
+
+    v0.6 averages over classes that are in the labels or in the predictions, its main branch over those in the labels.
+    """
+
+    def evaluate(self) -> dict[str, Any] | None:
+        """mIoU, frequency-weighted IoU, mean and pixel accuracy, in percent; in the first process only."""
+        results = super().evaluate()
+        if results:
+            confusion = self._conf_matrix[:-1, :-1]  # rows: predicted, columns: labels; the last of each is ignored
+            present = confusion.sum(axis=0) > 0
+            union = confusion.sum(axis=0) + confusion.sum(axis=1) - confusion.diagonal()
+            iou = confusion.diagonal()[present] / union[present]
+            results["sem_seg"]["mIoU"] = 100 * float(iou.mean()) if present.any() else float("nan")
+        return results
 
 
 def main_metric(config: CfgNode) -> str:
@@ -75,8 +120,8 @@ class CountingLVISEvaluator(LVISEvaluator):
 class QuietCityscapesInstanceEvaluator(CityscapesInstanceEvaluator):
     """Detectron2's, with scripts that write no files.
 
-    They would put `matches.json`, which nobody reads, into the working folder, and stop at it, after the last iteration
-    of training: it holds numbers of NumPy's, which `json` does not know.
+    They would write `matches.json`, which nobody reads, into the working folder, and fail at it, after the last
+    iteration of training: it holds NumPy's numbers, which `json` does not write.
     """
 
     def evaluate(self) -> dict[str, Any] | None:
@@ -90,14 +135,24 @@ class QuietCityscapesInstanceEvaluator(CityscapesInstanceEvaluator):
             scripts.writeDict2JSON = write
 
 
+def _voc_objects(path: Path) -> list[dict[str, Any]]:
+    """The objects of an XML file as VOC's evaluation takes them."""
+    try:
+        objects = read_image(path).objects
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from error
+    return [{"name": each.name, "difficult": int(each.difficult), "bbox": list(each.corners)} for each in objects]
+
+
 def _coco(config: CfgNode, name: str, folder: str) -> DatasetEvaluator:
     tasks = predicted_tasks(config)
     keypoints = {"kpt_oks_sigmas": config.TEST.KEYPOINT_OKS_SIGMAS} if "keypoints" in tasks else {}
-    return FastCOCOEvaluator(name, tasks=tasks, output_dir=folder, **keypoints)
+    ids = datasets.category_ids(config, name)
+    return FastCOCOEvaluator(name, tasks=tasks, output_dir=folder, category_ids=ids, **keypoints)
 
 
 def _voc(config: CfgNode, name: str, folder: str) -> DatasetEvaluator:
-    return PascalVOCDetectionEvaluator(name)
+    return VOCEvaluator(name)
 
 
 def _lvis(config: CfgNode, name: str, folder: str) -> DatasetEvaluator:
@@ -116,7 +171,7 @@ def _cityscapes_semantic(config: CfgNode, name: str, folder: str) -> DatasetEval
 
 
 def _semantic(config: CfgNode, name: str, folder: str) -> DatasetEvaluator:
-    return SemSegEvaluator(name, output_dir=folder)
+    return PresentClassesEvaluator(name, output_dir=folder)
 
 
 EVALUATORS: dict[str, Callable[[CfgNode, str, str], DatasetEvaluator]] = {

@@ -14,7 +14,7 @@ import torch
 from detectron2.engine import SimpleTrainer
 
 from detection.data.loading import Share, TrainingBatches
-from detection.data.seeding import Use, seed_libraries
+from detection.data.seeding import Stream, seed_libraries
 
 
 class AccumulatingTrainer(SimpleTrainer):
@@ -51,7 +51,7 @@ class AccumulatingTrainer(SimpleTrainer):
             start = time.perf_counter()
             batch = next(self._batches)
             waited += time.perf_counter() - start
-            seed_libraries(self._seed, Use.PASS, self.iter, number * self._share.processes + self._share.rank)
+            seed_libraries(self._seed, Stream.PASS, self.iter, number * self._share.processes + self._share.rank)
             with self._gradients_stay_here(number < passes - 1):
                 losses: dict[str, Any] = {name: loss / passes for name, loss in self.model(batch).items()}
                 sum(losses.values()).backward()

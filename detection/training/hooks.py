@@ -17,7 +17,7 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventStorage, EventWriter
 from fvcore.nn.precise_bn import update_bn_stats
 
-from detection.data.seeding import Use, seed_libraries
+from detection.data.seeding import Stream, seed_libraries
 from detection.training import checkpoints, run_folder
 from foundation.errors import UserError
 
@@ -35,7 +35,7 @@ class RepeatablePreciseBN(hooks.PreciseBN):
         if self._disabled:
             return
         logger.info("Estimating the statistics of the batch norms over %d batches", self._num_iter)
-        seed_libraries(self.trainer.cfg.SEED, Use.PRECISE_BN, comm.get_rank())
+        seed_libraries(self.trainer.cfg.SEED, Stream.PRECISE_BN, comm.get_rank())
         with EventStorage():  # what the model records is dropped
             update_bn_stats(self._model, iter(self._data_loader), self._num_iter)
 

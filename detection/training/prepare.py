@@ -3,18 +3,20 @@ the first step.
 """
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from fvcore.common.config import CfgNode
 
 from detection import config as configs
+from detection.checks import preflight
 from detection.data import datasets, requirements
 from detection.training import checkpoints, run_folder, scaling, trainer
 from foundation import devices
 from foundation.config import override_pairs
 from foundation.errors import UserError
+
+COCO_KEYPOINTS, MEAN_SIGMA = 17, 0.067  # of a person; the mean of their tolerances in COCO's evaluation
 
 
 def configure(arguments: argparse.Namespace) -> CfgNode:
@@ -58,7 +60,7 @@ def check(config: CfgNode, resume: bool) -> None:
         if not resume:
             raise UserError(f"{folder} already holds a run: continue it with --resume, or choose another --output")
         run_folder.check_same(folder, config)
-    _check_datasets(config, (*config.DATASETS.TRAIN, *config.DATASETS.TEST))
+    preflight.check(config, config.DATASETS.TRAIN, config.DATASETS.TEST)
     if config.MODEL.WEIGHTS and not (begun and resume):
         trainer.check_weights(config, whole=False)
 
@@ -82,17 +84,10 @@ def check_evaluation(config: CfgNode, weights_given: bool) -> bool:
         raise UserError(f"{folder} already holds a run: leave --weights out to evaluate it, or choose another --output")
     if not own and not config.MODEL.WEIGHTS:
         raise UserError(f"{folder} holds no checkpoint to evaluate; name a detector with --weights FILE")
-    _check_datasets(config, config.DATASETS.TEST)
+    preflight.check(config, (), config.DATASETS.TEST)
     if not own:
         trainer.check_weights(config, whole=True)
     return own
-
-
-def _check_datasets(config: CfgNode, names: Sequence[str]) -> None:
-    datasets.register(names)
-    for name in names:
-        datasets.check_dataset(name, config)
-    datasets.check_same_classes(names)
 
 
 def nothing_left(config: CfgNode) -> bool:
@@ -132,9 +127,26 @@ def _with_own_data(config: CfgNode, arguments: argparse.Namespace) -> CfgNode:
                 " DIR; with --eval-only, the latter two"
             )
         config.DATASETS[part] = (datasets.custom_name(Path(annotations), Path(images)),)
-    datasets.register(config.DATASETS.TEST)
-    requirements.set_classes(config, datasets.count_classes(config.DATASETS.TEST[0]))
+    _fit_to_data(config, trains=any(train))
     return config
+
+
+def _fit_to_data(config: CfgNode, trains: bool) -> None:
+    """Set the number of classes, and of keypoints if the model has them, to those of the user's own data.
+
+    The training set decides, also where a run of it is evaluated on other data, which may have fewer classes.
+    """
+    name = config.DATASETS.TRAIN[0]
+    if not trains and not (datasets.CUSTOM in name and Path(f"{name.partition(datasets.CUSTOM)[0]}.json").is_file()):
+        name = config.DATASETS.TEST[0]
+    datasets.register([name])
+    requirements.set_classes(config, len(datasets.known_classes(name)))
+    points = datasets.count_keypoints(name) if config.MODEL.KEYPOINT_ON else 0
+    if points:
+        config.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS = points
+        if points != (len(config.TEST.KEYPOINT_OKS_SIGMAS) or COCO_KEYPOINTS):
+            config.TEST.KEYPOINT_OKS_SIGMAS = [MEAN_SIGMA] * points
+            print(f"note: TEST.KEYPOINT_OKS_SIGMAS is {MEAN_SIGMA}, the mean of COCO's, for each of {points} keypoints")
 
 
 def _gpus(arguments: argparse.Namespace, device: str) -> int:

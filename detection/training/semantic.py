@@ -1,86 +1,19 @@
-"""Semantic segmentation: reading labels, and the head of MoCo's protocol.
+"""The head of MoCo's protocol for semantic segmentation.
 
 Importing this module registers the head with Detectron2.
 """
 
-import copy
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-import numpy
 import torch
-from detectron2.data import detection_utils, transforms
 from detectron2.layers import Conv2d, get_norm
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from fvcore.common.config import CfgNode
 from torch import nn
 from torch.nn import functional
 
-from detection.checks.folders import check_labels
-
 CONVOLUTIONS = 2
 DILATION = 6  # a wide field of view
-
-
-class LabelMapper:
-    """Turns a record of an image and its labels into what a model trains on.
-
-    It differs from Detectron2's own in two ways. Labels are read as they are, where Detectron2 converts them to grey
-    levels first, which turns the palette of VOC's labels into other numbers. And the crop is taken from the resized
-    image, not from the original one.
-    """
-
-    def __init__(
-        self, augmentations: Sequence[transforms.Augmentation], image_format: str, classes: int, ignored: int
-    ) -> None:
-        """Keep the settings.
-
-        Args:
-            augmentations: of image and labels alike.
-            image_format: order of the colours, RGB or BGR.
-            classes: labels must be below this.
-            ignored: the label of pixels that do not count.
-        """
-        self.augmentations = transforms.AugmentationList(augmentations)
-        self.image_format = image_format
-        self.classes = classes
-        self.ignored = ignored
-
-    def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
-        """The record with `image` (3, H, W) uint8 and `sem_seg` (H, W) int64 in place of the file of labels.
-
-        Raises:
-            UserError: a label is no class.
-        """
-        record = copy.deepcopy(record)
-        path = record.pop("sem_seg_file_name")
-        image = detection_utils.read_image(record["file_name"], format=self.image_format)
-        detection_utils.check_image_size(record, image)
-        labels = detection_utils.read_image(path)  # no format: a palette's indices stay what they are
-        check_labels(labels, Path(path), self.classes, self.ignored)
-        both = transforms.AugInput(image, sem_seg=labels)
-        self.augmentations(both)
-        record["image"] = torch.from_numpy(numpy.ascontiguousarray(both.image.transpose(2, 0, 1)))
-        record["sem_seg"] = torch.from_numpy(both.sem_seg.astype(numpy.int64))
-        return record
-
-
-def training_mapper(config: CfgNode) -> LabelMapper | None:
-    """The mapper for a config's training images; None where Detectron2's own is right: all but semantic segmentation.
-
-    Resizes the shorter side as `INPUT.MIN_SIZE_TRAIN` says, crops if `INPUT.CROP` is enabled, and flips.
-    """
-    if config.MODEL.META_ARCHITECTURE != "SemanticSegmentor":
-        return None
-    resize, *flip = detection_utils.build_augmentation(config, is_train=True)
-    crop = []
-    if config.INPUT.CROP.ENABLED:
-        kind, size = config.INPUT.CROP.TYPE, config.INPUT.CROP.SIZE
-        # The key holds shares by default, so that pixels come as floats too.
-        crop = [transforms.RandomCrop(kind, [int(side) for side in size] if kind.startswith("absolute") else size)]
-    head = config.MODEL.SEM_SEG_HEAD
-    return LabelMapper([resize, *crop, *flip], config.INPUT.FORMAT, head.NUM_CLASSES, head.IGNORE_VALUE)
 
 
 @SEM_SEG_HEADS_REGISTRY.register()

@@ -8,13 +8,14 @@ tracebacks where the loss diverges.
 
 import contextlib
 import logging
+import math
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from detectron2.data import DatasetCatalog
+from detectron2.data import DatasetCatalog, build_detection_test_loader
 from detectron2.engine import DefaultTrainer, TrainerBase, create_ddp_model, hooks
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.modeling import GeneralizedRCNNWithTTA, build_model
@@ -29,7 +30,7 @@ import detection.roi_heads  # registers the head that the C4 recipes name
 import detection.training.semantic  # noqa: F401  and the one for labels of pixels
 from detection.config import computes_in_bfloat16, for_one_process
 from detection.data import datasets, loading, training_data
-from detection.data.seeding import Use, generator
+from detection.data.seeding import Stream, generator
 from detection.evaluation import evaluators as evaluation
 from detection.training import checkpoints, run_folder, scaling, summary, weights
 from detection.training.accumulation import AccumulatingTrainer
@@ -76,7 +77,7 @@ class TransferTrainer(DefaultTrainer):
         own: list[hooks.HookBase] = [hooks.IterationTimer(), hooks.LRScheduler()]
         if self.cfg.TEST.PRECISE_BN.ENABLED and get_bn_modules(self.model):
             # A different set of images than in training.
-            seed = int(generator(self.cfg.SEED, Use.PRECISE_BN).integers(2**31))
+            seed = int(generator(self.cfg.SEED, Stream.PRECISE_BN).integers(2**31))
             batches = training_data.build_batches(self.cfg, self.images, self.share, seed, workers=0)
             passes = self.cfg.TEST.PRECISE_BN.NUM_ITER * self.share.passes
             self._precise_bn = RepeatablePreciseBN(self.cfg.TEST.EVAL_PERIOD, self.model, batches, passes)
@@ -169,14 +170,24 @@ class TransferTrainer(DefaultTrainer):
         return model
 
     @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
+        """Detectron2's, with this project's image decoder."""
+        mapper = training_data.evaluation_mapper(cfg)
+        return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
+
+    @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
         """The dataset's own; predictions go to `predictions/`."""
         return evaluation.build_evaluator(cfg, dataset_name, Path(cfg.OUTPUT_DIR) / "predictions")
 
     @classmethod
     def test(cls, cfg: CfgNode, model: torch.nn.Module, evaluators: Any = None) -> dict[str, Any]:
-        """Metrics of each task; NaN where there is nothing to evaluate."""
+        """Metrics of each task; NaN where there is nothing to evaluate, which `results.json` has as null."""
         results: dict[str, Any] = super().test(cfg, model, evaluators)
+        for task, metrics in results.items():
+            without = [name for name, value in metrics.items() if math.isnan(value)]
+            if without:
+                logger.info("%s: not evaluated, because there are no objects: %s", task, ", ".join(without))
         return results
 
     def _evaluate(self) -> dict[str, Any]:

@@ -1,5 +1,5 @@
-"""Each defect is put into a good dataset, must be found there and nothing else, and must do to Detectron2's own
-loader and mapper what the list says that training does with it."""
+"""Each defect is put into a good dataset, must be found there and nothing else, and must do to the loader and the
+mapper what the list says that training does with it."""
 
 import dataclasses
 import json
@@ -11,21 +11,26 @@ from pycocotools import mask as coco_mask
 
 pytest.importorskip("detectron2")
 
-from detection.checks import audit, coco
+from detection.checks import audit
 from detection.checks import content as check_content
 from detection.checks import findings as defects
-from detection.checks import voc as check_voc
-from detection.checks.findings import Findings, Use
+from detection.checks.findings import Findings
+from detection.data import datasets, masks
+from detection.data.annotations import read_annotations
+from detection.data.requirements import Requirements
+from detection.data.training_data import ImageMapper
 from detection.evaluation import scores
+from foundation.errors import UserError
+from foundation.images import UnreadableImage
 
 # isort: split
-from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.build import get_detection_dataset_dicts
 from detectron2.data.datasets import register_coco_instances, register_pascal_voc
 from detectron2.data.detection_utils import SizeMismatchError
 
 WIDTH, HEIGHT = 40, 30
-TRAINING = Use(training=True, masks=True, polygons=True, keypoints=0, drops_empty=True, classes=2)
+TRAINING = Requirements(masks=True, polygons=True, classes=2)
 
 
 def polygon(x, y, width, height):
@@ -60,6 +65,7 @@ def register(tmp_path):
         path = tmp_path / f"{name}.json"
         path.write_text(content if isinstance(content, str) else json.dumps(content))
         register_coco_instances(name, metadata, str(path), str(tmp_path))
+        datasets.register([name])
         names.append(name)
         return name
 
@@ -69,15 +75,15 @@ def register(tmp_path):
         MetadataCatalog.remove(name)
 
 
-def found(name, use=TRAINING):
-    findings = Findings()
-    audit.check(name, use, findings)
+def found(name, use=TRAINING, training=True):
+    findings = Findings(training, decode=True)
+    audit.check_dataset(name, [], use, findings)
     return {each.defect: (each.count, each.examples) for each in findings}
 
 
 def trained_on(name, use=TRAINING):
-    """The instances that Detectron2 hands to the model, by image; or the error that it ends with."""
-    mapper = DatasetMapper(
+    """The instances that are handed to the model, by image; or the error that it ends with."""
+    mapper = ImageMapper(
         **{"is_train": True, "augmentations": [], "image_format": "RGB", "use_instance_mask": use.masks},
         **{"use_keypoint": bool(use.keypoints), "instance_mask_format": "polygon" if use.polygons else "bitmask"},
     )
@@ -115,19 +121,27 @@ def rotated(content, folder):
 WHERE = ("annotation 3 in 2.jpg",)
 WITHOUT = {1: 2, 2: 1, 3: 2}  # instances by image, where that one is left out
 CASES = {
-    "missing": (lambda c, f: (f / "2.jpg").unlink(), defects.MISSING_FILES, ("2.jpg",), FileNotFoundError),
+    "missing": (lambda c, f: (f / "2.jpg").unlink(), defects.MISSING_FILES, ("{folder}/2.jpg",), UnreadableImage),
     "no image": (
         *(lambda c, f: (f / "2.jpg").write_text("<html>"), defects.UNREADABLE_FILES),
-        *(("2.jpg (cannot identify image file)",), Image.UnidentifiedImageError),
+        *(("2.jpg (cannot identify image file)",), UnreadableImage),
     ),
     "size": (
         *(lambda c, f: c["images"][1].update(width=41), defects.WRONG_SIZES),
         *((f"2.jpg ({WIDTH}x{HEIGHT}, annotated 41x{HEIGHT})",), SizeMismatchError),
     ),
     "rotated": (rotated, defects.WRONG_SIZES, ("2.jpg (30x40, annotated 40x30)",), SizeMismatchError),
-    "annotation id": (edit(id=4), defects.DUPLICATE_ANNOTATIONS, ("id 4",), AssertionError),
-    "category": (*(edit(category_id=7), defects.UNKNOWN_CATEGORIES, ("annotation 3 of category 7",), KeyError),),
-    "ignore": (edit(ignore=1), defects.IGNORED, WHERE, AssertionError),
+    "annotation id": (
+        edit(id=4),
+        defects.DUPLICATE_ANNOTATIONS,
+        ("annotations[3].id is 4, which another annotation has",),
+        UserError,
+    ),
+    "category": (
+        *(edit(category_id=7), defects.UNKNOWN_CATEGORIES),
+        *(("annotations[2].category_id is 7, which no category has",), UserError),
+    ),
+    "ignore": (edit(ignore=1), defects.IGNORED, ("annotations[2].ignore is 1",), UserError),
     "empty box": (edit(bbox=[5, 5, 0, 8]), defects.EMPTY_BOXES, WHERE, WITHOUT),
     "negative box": (edit(bbox=[5, 5, 4, -8]), defects.EMPTY_BOXES, WHERE, WITHOUT),
     "outside": (edit(bbox=[41, 5, 10, 8]), defects.OUTSIDE_BOXES, WHERE, WITHOUT),
@@ -151,7 +165,7 @@ def test_a_defect_is_found_alone_and_does_what_is_said(case, content, register, 
     change, defect, examples, outcome = CASES[case]
     change(content, tmp_path)
     name = register(content)
-    assert found(name) == {defect: (1, examples)}
+    assert found(name) == {defect: (1, tuple(each.format(folder=tmp_path) for each in examples))}
     assert counts(name) == outcome
     ends = not isinstance(outcome, dict)
     assert (defect.training.level == "error") == ends
@@ -179,7 +193,6 @@ def test_a_box_that_reaches_out_is_clipped(content, register, tmp_path):
         (defects.SHORT_POLYGONS, {"segmentation": [[1, 2, 3, 4]]}, "segm"),
         (defects.SOME_SHORT_POLYGONS, {"segmentation": [[1, 2], polygon(5, 5, 10, 8)]}, "segm"),
         (defects.FLAT_POLYGONS, {"segmentation": [[5, 5, 10, 9, 15, 13]]}, "segm"),
-        (defects.CODE_SIZES, {"segmentation": code(HEIGHT + 2)}, "segm"),
     ],
 )
 def test_the_evaluation_does_what_is_said(defect, fields, task, content, tmp_path):
@@ -222,8 +235,8 @@ def test_codes_are_fine_for_bitmaps_but_for_their_size(content, register, tmp_pa
     assert counts(name, use) == {1: 2, 2: 2, 3: 2}
     edit(segmentation=code(HEIGHT + 2))(content, tmp_path)
     name = register(content, "other")
-    assert found(name, use) == {defects.CODE_SIZES: (1, WHERE)}
-    assert counts(name, use) is AssertionError
+    text = f"annotations[2].segmentation has the size {HEIGHT + 2} x {WIDTH}, its image {HEIGHT} x {WIDTH}"
+    assert found(name, use) == {defects.CODE_SIZES: (1, (text,))}
 
 
 def test_masks_do_not_matter_to_a_model_of_boxes(content, register, tmp_path):
@@ -246,23 +259,27 @@ def test_keypoints(content, register, tmp_path):
     assert counts(name, use) == {1: 2, 2: 2}
     edit(keypoints=[6, 6, 2, 0])(content, tmp_path)
     name = register(content, "other", **points)
-    assert found(name, use)[defects.WRONG_KEYPOINTS] == (1, WHERE)
-    assert counts(name, use) is ValueError
+    text = "annotations[2].keypoints must be x, y and visibility of each point"
+    assert found(name, use)[defects.WRONG_KEYPOINTS] == (1, (text,))
+    edit(keypoints=[6, 6, 2])(content, tmp_path)
+    assert found(register(content, "few", **points), use)[defects.WRONG_KEYPOINTS] == (1, WHERE)
 
 
 def test_many_defects_at_once_are_all_listed_with_their_counts(content, register):
     content["annotations"] += [annotation(7, 9, 1), annotation(8, 1, 1, (5, 5, 0, 0)), {"id": 9}]
-    content["annotations"] += [annotation(8, 2, 3), annotation(10, 3, 1) | {"bbox": [1, 2, 3, "4"]}]
+    content["annotations"] += [annotation(8, 2, 3), annotation(10, 3, 1) | {"bbox": [1, 2, 3, "x"]}]
     content["images"] += [content["images"][0] | {"id": 3}, content["images"][1] | {"id": 4}]
     content["categories"].append({"id": 5, "name": "third"})
     got = found(register(content))
     assert {defect: count for defect, (count, _) in got.items()} == {
         **{defects.MALFORMED: 2, defects.DUPLICATE_IMAGES: 1, defects.DUPLICATE_ANNOTATIONS: 1},
-        **{defects.UNKNOWN_IMAGES: 1, defects.UNKNOWN_CATEGORIES: 1, defects.CLASS_COUNT: 1},
-        **{defects.EMPTY_BOXES: 1, defects.ABSENT_CLASSES: 1, defects.EMPTY_IMAGES: 2, defects.REPEATED_FILES: 2},
-        defects.FLAT_POLYGONS: 1,
+        **{defects.UNKNOWN_IMAGES: 1, defects.CLASS_COUNT: 1, defects.CONVERTED: 1, defects.FLAT_POLYGONS: 1},
+        **{defects.EMPTY_BOXES: 1, defects.ABSENT_CLASSES: 1, defects.EMPTY_IMAGES: 1, defects.REPEATED_FILES: 1},
     }
-    assert got[defects.MALFORMED][1] == ("annotations[8]", "annotations[10]")
+    assert got[defects.MALFORMED][1] == (
+        "annotations[8].image_id is missing: must be a whole number or text",
+        "annotations[10].bbox is [1, 2, 3, 'x']: must be x, y, width and height",
+    )
     assert got[defects.ABSENT_CLASSES][1] == ("third",)
 
 
@@ -271,28 +288,36 @@ def test_a_file_that_holds_something_else(text, register):
     ((defect, (count, (example,))),) = found(register(text)).items()
     assert defect is defects.UNREADABLE
     assert count == 1
-    assert "broken.json (not COCO's instances format" in example
+    assert "broken.json is damaged" in example or "broken.json is not in COCO's format" in example
 
 
 def test_a_polygon_that_is_no_list_of_numbers(content, register, tmp_path):
     edit(segmentation=[[1, 2, 3, 4, None, 6]])(content, tmp_path)
     content["annotations"][0]["segmentation"] = [5, 5, 10, 8]
-    assert found(register(content)) == {defects.MALFORMED: (2, ("annotation 1 in 1.jpg", "annotation 3 in 2.jpg"))}
+    examples = (
+        "annotations[0].segmentation is a list of 4 numbers: must be a list of polygons of three or more points",
+        "annotations[2].segmentation must be finite numbers",
+    )
+    assert found(register(content)) == {defects.MALFORMED: (2, examples)}
 
 
 def test_areas_by_hand():
     triangle, bow_tie = [0, 0, 4, 0, 0, 3], [0, 0, 2, 2, 2, 0, 0, 2]
     numpy.testing.assert_allclose(
-        coco.polygon_areas([triangle, polygon(1, 2, 3, 4), triangle[::-1], bow_tie]), [6, 12, 6, 0], atol=1e-12
+        masks.polygon_areas([triangle, polygon(1, 2, 3, 4), triangle[::-1], bow_tie]), [6, 12, 6, 0], atol=1e-12
     )
 
 
 def test_the_file_names_of_lvis(content, tmp_path):
     for image in content["images"]:
         image["coco_url"] = f"http://images.cocodataset.org/train2017/{image.pop('file_name')}"
+        image.update(neg_category_ids=[], not_exhaustive_category_ids=[])
+    for category in content["categories"]:
+        category["frequency"] = "f"
     (tmp_path / "lvis.json").write_text(json.dumps(content))
-    read = coco.read(tmp_path / "lvis.json", TRAINING, Findings())
-    assert read.pictures[0].file_name == "train2017/1.jpg"
+    read = read_annotations(tmp_path / "lvis.json", lvis=True)
+    assert not read.problems
+    assert read.images[0]["file_name"] == "train2017/1.jpg"
 
 
 @pytest.fixture
@@ -331,12 +356,12 @@ def test_voc(voc):
     register_pascal_voc("tiny_voc", str(folder), "trainval", 2007, ("cat", "dog", "emu"))
     MetadataCatalog.get("tiny_voc").evaluator_type = "pascal_voc"
     try:
-        got = found("tiny_voc", dataclasses.replace(TRAINING, masks=False, classes=3))
+        got = found("tiny_voc", Requirements(classes=3))
     finally:
         DatasetCatalog.remove("tiny_voc")
         MetadataCatalog.remove("tiny_voc")
     assert {defect: count for defect, (count, _) in got.items()} == {
-        **{defects.UNREADABLE: 1, defects.MALFORMED: 2, defects.UNKNOWN_CATEGORIES: 1, defects.DIFFICULT: 1},
+        **{defects.MISSING_PARTS: 1, defects.MALFORMED: 2, defects.UNKNOWN_CATEGORIES: 1, defects.DIFFICULT: 1},
         **{defects.EMPTY_BOXES: 1, defects.ABSENT_CLASSES: 1, defects.EMPTY_IMAGES: 1, defects.MISSING_FILES: 1},
     }
     assert got[defects.UNKNOWN_CATEGORIES][1] == ("cow in b.jpg",)
@@ -344,33 +369,41 @@ def test_voc(voc):
     assert got[defects.EMPTY_IMAGES][1] == ("c.jpg",)
 
 
-def test_voc_without_its_split(tmp_path):
-    findings = Findings()
-    assert check_voc.read(tmp_path, "trainval", ("cat",), findings) is None
-    (each,) = findings
-    assert each.defect is defects.UNREADABLE
-    assert "trainval.txt (No such file or directory)" in each.examples[0]
+def test_voc_without_its_split(voc):
+    folder = voc({"a": []})
+    (folder / "ImageSets/Main/trainval.txt").unlink()
+    register_pascal_voc("tiny_voc", str(folder), "trainval", 2007, ("cat", "dog"))
+    MetadataCatalog.get("tiny_voc").evaluator_type = "pascal_voc"
+    try:
+        ((defect, (_, (example,))),) = found("tiny_voc", Requirements(classes=2)).items()
+    finally:
+        DatasetCatalog.remove("tiny_voc")
+        MetadataCatalog.remove("tiny_voc")
+    assert defect is defects.MISSING_PARTS
+    assert example.startswith(f"{folder}/ImageSets/Main/trainval.txt (expected are ")
 
 
 def test_labels_of_segmentation(tmp_path):
-    """A dataset of another layout, as its loader gives it."""
-    sizes = {"a": (WIDTH, HEIGHT), "b": (WIDTH, HEIGHT - 1)}
-    for name, size in sizes.items():
+    """Labels of another size, with a value that is no class, and none."""
+    for name, size, value in (("a", (WIDTH, HEIGHT), 1), ("b", (WIDTH, HEIGHT - 1), 0), ("c", (WIDTH, HEIGHT), 7)):
         Image.new("RGB", (WIDTH, HEIGHT)).save(tmp_path / f"{name}.jpg")
-        Image.new("L", size).save(tmp_path / f"{name}.png")
-    records = [
-        {"file_name": str(tmp_path / f"{name}.jpg"), "sem_seg_file_name": str(tmp_path / f"{name}.png")}
-        for name in ("a", "b")
-    ]
-    records.append({"file_name": str(tmp_path / "a.jpg"), "sem_seg_file_name": str(tmp_path / "none.png")})
-    DatasetCatalog.register("tiny_labels", lambda: records)
+        Image.new("L", size, value).save(tmp_path / f"{name}.png")
+    (tmp_path / "list.txt").write_text("a\nb\n\nc\nd\n")
+    Image.new("RGB", (WIDTH, HEIGHT)).save(tmp_path / "d.jpg")
+    DatasetCatalog.register("tiny_labels", list)
+    MetadataCatalog.get("tiny_labels").set(
+        evaluator_type="sem_seg", stuff_classes=["x", "y"], ignore_label=255, image_root=str(tmp_path)
+    )
+    MetadataCatalog.get("tiny_labels").set(sem_seg_root=str(tmp_path), image_list=str(tmp_path / "list.txt"))
     try:
-        got = found("tiny_labels")
+        got = found("tiny_labels", Requirements(classes=2, semantic=True))
     finally:
         DatasetCatalog.remove("tiny_labels")
+        MetadataCatalog.remove("tiny_labels")
     assert {defect: count for defect, (count, _) in got.items()} == {
-        **{defects.MISSING_LABELS: 1, defects.LABEL_SIZES: 1, defects.REPEATED_FILES: 1}
+        **{defects.MISSING_LABELS: 1, defects.LABEL_SIZES: 1, defects.WRONG_LABELS: 1}
     }
+    assert got[defects.LABEL_SIZES][1] == (f"{tmp_path}/b.png ((40, 29), the image (40, 30))",)
 
 
 def test_the_list_that_is_printed(content, register, tmp_path, capsys):
@@ -388,10 +421,10 @@ def test_the_list_that_is_printed(content, register, tmp_path, capsys):
     assert "good (training): 3 images, 6 objects, 2 classes\n  error" in printed  # the same file is missing
     broken_part = printed[printed.index("broken (evaluation)") :]
     lines = [line.strip() for line in broken_part.splitlines()]
-    assert lines[1].startswith("error         1  images whose file is not there: 2.jpg -> the run does not start")
+    assert lines[1].startswith("error         1  classes that differ from those of the training set: 'other' -> name")
     assert "1  boxes without width or height: annotation 1 in 1.jpg -> an object" in broken_part
     assert "3  images that are in training and in evaluation" in broken_part
-    assert "1  classes that differ from those of the training set: other for second ->" in broken_part
+    assert "1  classes that differ from those of the training set: 'other' -> name the classes alike" in broken_part
     assert printed.endswith("3 of these findings would stop a run.\n")
     Image.new("RGB", (WIDTH, HEIGHT)).save(tmp_path / "2.jpg")
     good_only = configs.load("shapes_R18_FPN", [*overrides, "DATASETS.TEST", f"('{good}',)"])

@@ -5,8 +5,9 @@ import pytest
 pytest.importorskip("detectron2")
 
 from detection import config as configs
-from detection.data import datasets, voc_segmentation
-from detection.data.requirements import Needs, needs_of, set_classes
+from detection.checks import preflight
+from detection.data import datasets
+from detection.data.requirements import Requirements, requirements_of, set_classes
 from foundation.errors import UserError
 from tests.detection import formats
 
@@ -29,10 +30,11 @@ def spoil(path, change):
     path.write_text(json.dumps(content))
 
 
-def check(name, recipe, *pairs):
+def check(name, recipe, *pairs, training=True):
     """What the command checks of a recipe's dataset."""
-    datasets.register([name])
-    datasets.check_dataset(name, configs.load(recipe, pairs))
+    pairs = ["DATASETS.TRAIN", f"({name!r},)", *pairs] if training else pairs
+    config = configs.load(recipe, ["DATASETS.TEST", f"({name!r},)", *pairs])
+    preflight.check(config, (name,) if training else (), () if training else (name,))
 
 
 def test_a_whole_dataset_passes(tiny):
@@ -48,30 +50,30 @@ def test_a_whole_dataset_passes(tiny):
     ],
 )
 def test_the_number_of_classes_is_compared_with_that_of_the_architecture(pairs, key, tiny):
-    with pytest.raises(UserError, match=rf"instances_train2017\.json has 2 categories, but {key}"):
+    with pytest.raises(UserError, match=rf"instances_train2017\.json\): number of classes .*: 2, but {key}"):
         check("tiny_train", "coco_R50_C4", *pairs)
 
 
 def test_missing_files_are_named_with_the_layout(tiny, annotations, coco_root, monkeypatch):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(coco_root))
     (coco_root / "coco" / "train2017").rename(coco_root / "elsewhere")
-    with pytest.raises(UserError, match=r"train2017 does not exist; expected are .*DETECTRON2_DATASETS"):
+    with pytest.raises(UserError, match=r"missing files or folders: .*/train2017 \(expected are .*DETECTRON2_DATASETS"):
         check("tiny_train", "coco_R50_C4", *TWO)
     annotations.unlink()
-    with pytest.raises(UserError, match=r"instances_train2017\.json does not exist"):
+    with pytest.raises(UserError, match=r"missing files or folders: .*instances_train2017\.json"):
         check("tiny_train", "coco_R50_C4", *TWO)
 
 
 def test_images_that_are_not_on_the_disk_are_counted(tiny, coco_root):
     for name in ("001.jpg", "003.jpg"):
         (coco_root / "coco" / "train2017" / name).unlink()
-    with pytest.raises(UserError, match=r"2 of the 4 images that .*, the first being 001\.jpg"):
+    with pytest.raises(UserError, match=r"2 images whose file is missing: .*001\.jpg, .*003\.jpg"):
         check("tiny_train", "coco_R50_C4", *TWO)
 
 
 def test_text_that_is_no_json_is_named(tiny, annotations):
     annotations.write_text(annotations.read_text()[:-20])
-    with pytest.raises(UserError, match=r"instances_train2017\.json: not valid JSON"):
+    with pytest.raises(UserError, match=r"instances_train2017\.json is damaged: not valid JSON"):
         check("tiny_train", "coco_R50_C4", *TWO)
 
 
@@ -79,14 +81,20 @@ def test_text_that_is_no_json_is_named(tiny, annotations):
     ("change", "message"),
     [
         (lambda c: c.clear(), "there is no list 'images'"),
-        (lambda c: c.pop("annotations"), "there is no list 'annotations'"),
+        (lambda c: c.pop("annotations"), "datasets without annotations: .*name annotated images for training"),
         (lambda c: c.update(images={}), "there is no list 'images'"),
-        (lambda c: c["images"].clear(), "the list 'images' is empty"),
-        (lambda c: c["images"][1].pop("height"), r"images\[1\] has no 'height'"),
-        (lambda c: c["annotations"][3].pop("bbox"), r"annotations\[3\] has no 'bbox'"),
-        (lambda c: c["annotations"][2].update(id=1), "an id occurs twice in 'annotations'"),
-        (lambda c: c["annotations"][2].update(category_id=9), r"annotations\[2\] has category_id 9, which 'cat"),
-        (lambda c: c["annotations"][2].update(image_id=9), r"annotations\[2\] has image_id 9, which 'images'"),
+        (lambda c: c["images"].clear(), "datasets without an image"),
+        (lambda c: c["images"][1].pop("height"), r"images\[1\]\.height is missing: must be a whole number of pixels"),
+        (
+            lambda c: c["annotations"][3].pop("bbox"),
+            r"annotations\[3\]\.bbox is missing: must be x, y, wid",
+        ),
+        (lambda c: c["annotations"][2].update(id=1), r"annotations\[2\]\.id is 1, which another annotation has"),
+        (
+            lambda c: c["annotations"][2].update(category_id=9),
+            r"annotations\[2\]\.category_id is 9, which no",
+        ),
+        (lambda c: c["annotations"][2].update(image_id=9), r"annotations\[2\]\.image_id is 9, which no image has"),
     ],
 )
 def test_what_the_format_asks_for_is_checked(change, message, tiny, annotations):
@@ -96,15 +104,15 @@ def test_what_the_format_asks_for_is_checked(change, message, tiny, annotations)
 
 
 def test_masks_must_be_there_if_they_are_learned_and_as_they_are_read(tiny, annotations):
-    runs = {"size": [64, 64], "counts": "abc"}
+    runs = {"size": [64, 64], "counts": [640, 64, 3392]}
     spoil(annotations, lambda c: c["annotations"][0].update(iscrowd=1, segmentation=runs))
     check("tiny_train", "coco_R50_C4", *TWO)
     spoil(annotations, lambda c: c["annotations"][3].update(segmentation=runs))
-    with pytest.raises(UserError, match=r"1 of 7 masks are run lengths .* id 4; set INPUT\.MASK_FORMAT bitmask"):
+    with pytest.raises(UserError, match=r"run-length code: annotation 4 in .*; set INPUT\.MASK_FORMAT bitmask"):
         check("tiny_train", "coco_R50_C4", *TWO)
     check("tiny_train", "coco_R50_C4", *TWO, "INPUT.MASK_FORMAT", "bitmask")
     spoil(annotations, lambda c: [one.pop("segmentation") for one in c["annotations"][1:3]])
-    with pytest.raises(UserError, match=r"2 of 7 objects have no 'segmentation', .* id 2; set MODEL\.MASK_ON False"):
+    with pytest.raises(UserError, match=r"2 objects without a mask: annotation 2 in .*; set MODEL\.MASK_ON False"):
         check("tiny_train", "coco_R50_C4", *TWO)
     check("tiny_train", "coco_R50_C4", *TWO, "MODEL.MASK_ON", "False")
 
@@ -114,23 +122,23 @@ def test_keypoints_must_be_there_if_they_are_learned(scenes, dataset_root, tiny)
     check("keypoints_coco_2017_train", "coco_keypoints_R50_FPN")
     with pytest.raises(UserError, match=r"no names of keypoints .* set MODEL\.KEYPOINT_ON False"):
         check("coco_2017_train", "coco_keypoints_R50_FPN", "MODEL.ROI_HEADS.NUM_CLASSES", "80")
-    with pytest.raises(UserError, match=r"17 keypoints an object, but MODEL\.ROI_KEYPOINT_HEAD\.NUM_KEYPOINTS is 5"):
+    with pytest.raises(UserError, match=r"17, but MODEL\.ROI_KEYPOINT_HEAD\.NUM_KEYPOINTS is 5"):
         check("keypoints_coco_2017_train", "coco_keypoints_R50_FPN", "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS", "5")
     file = dataset_root / "coco" / "annotations" / "person_keypoints_train2017.json"
     spoil(file, lambda c: c["annotations"][2]["keypoints"].pop())
-    with pytest.raises(UserError, match=r"annotations\[2\] has no 'keypoints' of 51 numbers"):
+    with pytest.raises(UserError, match=r"annotations\[2\]\.keypoints must be x, y and visibility of each point"):
         check("keypoints_coco_2017_train", "coco_keypoints_R50_FPN")
 
 
 def test_a_model_of_pixels_wants_labels_and_one_of_objects_does_not(scenes, dataset_root):
-    with pytest.raises(UserError, match="'coco_2017_train' holds objects, which the model does not learn"):
+    with pytest.raises(UserError, match="coco_2017_train holds objects, which the model does not learn"):
         check("coco_2017_train", "voc_semseg_R50_FCN")
-    with pytest.raises(UserError, match="'voc_2012_sem_seg_val' holds a class for each pixel, which"):
+    with pytest.raises(UserError, match="voc_2012_sem_seg_val holds a class for each pixel, which"):
         check("voc_2012_sem_seg_val", "coco_R50_C4")
 
 
 def test_a_format_without_evaluation_is_refused(dataset_root):
-    with pytest.raises(UserError, match="has evaluator_type 'coco_panoptic_seg', which is none of coco, lvis"):
+    with pytest.raises(UserError, match="has evaluator_type 'coco_panoptic_seg', not one of coco, lvis"):
         check("coco_2017_val_panoptic", "coco_R50_C4")
 
 
@@ -146,19 +154,19 @@ def test_data_of_ones_own_is_named_by_its_paths(coco_root, annotations, dataset_
     name = datasets.custom_name(annotations, images)
     assert name == f"{annotations}@{images}"
     datasets.register([name, name])  # of several processes each registers, and so does each command of one
-    assert datasets.count_classes(name) == 2
+    assert len(datasets.known_classes(name)) == 2
     assert datasets.class_names(name, 2) == ["rectangle", "triangle"]
     assert datasets.sources(name) == {"image_root": str(images), "annotations": str(annotations)}
     check(name, "coco_R50_C4", *TWO)
     assert len(DatasetCatalog.get(name)) == 4
     annotations.unlink()
-    with pytest.raises(UserError, match=rf"dataset {name}: {annotations} does not exist; expected are .* {images}/$"):
+    with pytest.raises(UserError, match=rf"missing files or folders: {annotations} \(expected are .* {images}/\)"):
         check(name, "coco_R50_C4", *TWO)
     MetadataCatalog.remove(name)
     DatasetCatalog.remove(name)
     datasets.register([name])
-    with pytest.raises(UserError, match=r"instances_train2017\.json does not exist"):
-        datasets.count_classes(name)
+    with pytest.raises(UserError, match=r"instances_train2017\.json cannot be read: No such file"):
+        datasets.known_classes(name)
 
 
 def test_any_folder_can_hold_data_of_ones_own(tmp_path, dataset_root):
@@ -170,35 +178,62 @@ def test_any_folder_can_hold_data_of_ones_own(tmp_path, dataset_root):
         datasets.custom_name(tmp_path / "a.txt", tmp_path)
 
 
-def test_sets_of_one_run_number_their_classes_alike(coco_root, dataset_root):
+def test_the_classes_of_a_test_set_are_found_by_name(coco_root, dataset_root):
     names = []
     for split in ("train", "val"):
         file = coco_root / "coco" / "annotations" / f"instances_{split}2017.json"
         names.append(datasets.custom_name(file, coco_root / "coco" / f"{split}2017"))
-    datasets.register(names)
-    datasets.check_same_classes(names)
-    spoil(file, lambda c: c["categories"].reverse())  # their order in the file does not count
-    datasets.check_same_classes(names)
+    pairs = ["DATASETS.TRAIN", f"({names[0]!r},)", "DATASETS.TEST", f"({names[1]!r},)", *TWO]
+    config = configs.load("coco_R50_C4", pairs)
+    preflight.check(config, (), names[1:])
+    assert datasets.model_classes(config) == ["rectangle", "triangle"]
+    assert datasets.category_ids(config, names[1]) == [1, 2]
     spoil(file, lambda c: [one.update(id=3 - one["id"]) for one in c["categories"]])
-    with pytest.raises(UserError, match=r"class 0 is 'rectangle' in .*train2017 but 'triangle' in .*val2017"):
-        datasets.check_same_classes(names)
+    preflight.check(config, (), names[1:])
+    assert datasets.category_ids(config, names[1]) == [2, 1]
+
+    def keep_triangles(content):
+        content["categories"] = [one for one in content["categories"] if one["name"] == "triangle"]
+        content["annotations"] = [one for one in content["annotations"] if one["category_id"] == 1]
+
+    spoil(file, keep_triangles)
+    preflight.check(config, (), names[1:])
+    assert datasets.category_ids(config, names[1]) == [None, 1]
+    spoil(file, lambda c: c["categories"][0].update(name="Triangle"))
+    with pytest.raises(UserError, match="classes that differ from those of the training set: 'Triangle'"):
+        preflight.check(config, (), names[1:])
 
 
-def test_needs_follow_the_config():
-    assert needs_of(configs.load("coco_R50_C4")) == Needs(80, masks=True, polygons=True)
-    assert needs_of(configs.load("voc_R50_C4_24k")) == Needs(20)
-    keypoints = needs_of(configs.load("coco_keypoints_R50_FPN"))
-    assert keypoints == Needs(1, keypoints=17)
+def test_training_sets_of_one_run_number_their_classes_alike(coco_root, dataset_root):
+    names = []
+    for split in ("train", "val"):
+        file = coco_root / "coco" / "annotations" / f"instances_{split}2017.json"
+        names.append(datasets.custom_name(file, coco_root / "coco" / f"{split}2017"))
+    config = configs.load("coco_R50_C4", ["DATASETS.TRAIN", f"{tuple(names)!r}", *TWO])
+    spoil(file, lambda c: c["categories"].reverse())  # their order in the file does not count
+    preflight.check(config, names, ())
+    spoil(file, lambda c: [one.update(id=3 - one["id"]) for one in c["categories"]])
+    with pytest.raises(UserError, match=r"2 classes that differ .*: 'triangle' for 'rectangle', 'rectangle' for 'tri"):
+        preflight.check(config, names, ())
+
+
+def test_requirements_follow_the_config():
+    assert requirements_of(configs.load("coco_R50_C4")) == Requirements(80, masks=True, polygons=True)
+    assert requirements_of(configs.load("voc_R50_C4_24k")) == Requirements(20)
+    keypoints = requirements_of(configs.load("coco_keypoints_R50_FPN"))
+    assert keypoints == Requirements(1, keypoints=17)
     # MASK_ON and KEYPOINT_ON mean nothing to an architecture without regions.
     pairs = ["MODEL.MASK_ON", "True", "MODEL.KEYPOINT_ON", "True"]
-    assert needs_of(configs.load("coco_R50_RetinaNet_1x", pairs)) == Needs(80, "MODEL.RETINANET.NUM_CLASSES")
-    pixels = needs_of(configs.load("voc_semseg_R50_FPN"))
-    assert pixels == Needs(21, "MODEL.SEM_SEG_HEAD.NUM_CLASSES", semantic=True)
+    assert requirements_of(configs.load("coco_R50_RetinaNet_1x", pairs)) == Requirements(
+        80, "MODEL.RETINANET.NUM_CLASSES"
+    )
+    pixels = requirements_of(configs.load("voc_semseg_R50_FPN"))
+    assert pixels == Requirements(21, "MODEL.SEM_SEG_HEAD.NUM_CLASSES", semantic=True)
     config = configs.load("coco_R50_RetinaNet_1x")
     set_classes(config, 7)
     assert (config.MODEL.RETINANET.NUM_CLASSES, config.MODEL.ROI_HEADS.NUM_CLASSES) == (7, 80)
     with pytest.raises(UserError, match=r"MODEL\.META_ARCHITECTURE must be one of GeneralizedRCNN, RetinaNet, Sem"):
-        needs_of(configs.load("coco_R50_C4", ["MODEL.META_ARCHITECTURE", "PanopticFPN"]))
+        requirements_of(configs.load("coco_R50_C4", ["MODEL.META_ARCHITECTURE", "PanopticFPN"]))
 
 
 def test_sources_of_the_built_in_datasets(dataset_root):
@@ -230,7 +265,7 @@ def test_class_names(dataset_root):
 
     assert datasets.class_names("shapes_val", len(CLASSES)) == list(CLASSES)
     assert datasets.class_names("coco_2017_val", 80)[0] == "person"
-    assert datasets.class_names("voc_2012_sem_seg_val", 21) == list(voc_segmentation.CLASSES)
+    assert datasets.class_names("voc_2012_sem_seg_val", 21) == list(datasets.VOC_SEGMENTATION_CLASSES)
     assert datasets.class_names("cityscapes_fine_sem_seg_val", 19)[0] == "road"
     assert datasets.class_names("cityscapes_fine_instance_seg_val", 8)[0] == "person"
     assert datasets.class_names("elsewhere", 2) == ["class 0", "class 1"]

@@ -16,8 +16,8 @@ from pycocotools import mask as masks
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from detection.evaluation import coco_analysis, errors, scores
-from detection.evaluation.coco import FastCOCOEvaluator
+from detection.evaluation import errors, scores
+from detection.evaluation.coco import FastCOCOEvaluator, analyse, classify_images
 from foundation.errors import UserError
 from tests.detection.coco_scenes import CATEGORIES, HEIGHT, WIDTH, add_detection, scenes
 
@@ -87,7 +87,7 @@ def test_an_image_set_without_objects_has_no_scores():
     evaluation = scores.score(dataset, results, "bbox")
     equal(evaluation, reference(dataset, results, "bbox"))
     assert set(evaluation.stats) == {-1.0}
-    entry = coco_analysis.analyse(evaluation)
+    entry = analyse(evaluation)
     assert set(entry["summary"].values()) == {None}
     assert entry["errors"] is None
     assert entry["counts"]["background"] == len(results)
@@ -107,9 +107,9 @@ def test_more_detections_than_count(limits, task):
     equal(evaluation, expected)
     if limits[-1] == 100:
         equal(evaluation, reference(dataset, results, task))
-    judged = errors.join(coco_analysis.judge_images(evaluation))
-    assert len(judged.kinds) < len(results)
-    assert errors.corrected_ap50(judged, 4, ()) == pytest.approx(expected.stats[1], abs=1e-12)
+    joined = errors.join(classify_images(evaluation))
+    assert len(joined.outcomes) < len(results)
+    assert errors.corrected_ap50(joined, 4, ()) == pytest.approx(expected.stats[1], abs=1e-12)
 
 
 def test_some_of_the_images():
@@ -118,7 +118,7 @@ def test_some_of_the_images():
     evaluation = scores.score(dataset, results, "bbox", image_ids=chosen)
     equal(evaluation, reference(dataset, results, "bbox", images=chosen))
     assert evaluation.stats[0] != reference(dataset, results, "bbox").stats[0]
-    entry = coco_analysis.analyse(evaluation)
+    entry = analyse(evaluation)
     mine = [entry for entry in dataset["annotations"] if entry["image_id"] in chosen and not entry["iscrowd"]]
     assert sum(line["objects"] for line in entry["classes"]) == entry["counts"]["objects"] == len(mine)
 
@@ -134,7 +134,7 @@ def test_without_the_library_pycocotools_and_one_line(monkeypatch, caplog):
                 slow = scores.score(dataset, results, task)
                 assert isinstance(slow, COCOeval)
                 equal(slow, evaluation)
-                assert coco_analysis.analyse(slow)["counts"] == coco_analysis.analyse(evaluation)["counts"]
+                assert analyse(slow)["counts"] == analyse(evaluation)["counts"]
             equal(scores.score(dataset, [], "bbox"), reference(dataset, [], "bbox"))
     finally:
         scores.libraries.cache_clear()
@@ -162,7 +162,7 @@ def test_masks_of_objects_are_encoded_as_pycocotools_encodes_them():
     like = [[[200, 200, 210, 200, 210, 210]]] * 3 + [[square]]  # nothing, and what is left
     size = {"id": 1, "height": HEIGHT, "width": WIDTH}
     entries = [{"image_id": 1, "segmentation": copy.deepcopy(region)} for region in [*regions, *short]]
-    scores.encode_polygons(entries, [size])
+    scores.encode_masks(entries, [size])
     api = COCO()
     api.imgs = {1: size}
     for entry, region in zip(entries, [*regions, *like], strict=True):
@@ -183,7 +183,7 @@ def test_sigmas_have_to_be_as_many_as_the_keypoints():
 @pytest.mark.parametrize("seed", range(4))
 def test_the_analysis_agrees_with_the_scores(task, seed):
     evaluation = scores.score(*scenes(seed), task)
-    entry = coco_analysis.analyse(evaluation)
+    entry = analyse(evaluation)
     assert list(entry["summary"].values()) == pytest.approx(100 * evaluation.stats)
     curves, classes = entry["precision_recall"], entry["classes"]
     assert [line["name"] for line in classes] == ["cat", "dog", "cow", "never"]
@@ -193,9 +193,9 @@ def test_the_analysis_agrees_with_the_scores(task, seed):
         assert 100 * np.mean(curves[curve]) == pytest.approx(entry["summary"][name])
     assert 100 * np.mean(curves["0.75"]) == pytest.approx(entry["summary"]["AP75"])
     assert {len(curve) for curve in curves.values()} == {101}
-    judged = errors.join(coco_analysis.judge_images(evaluation))
-    assert errors.corrected_ap50(judged, 4, ()) == pytest.approx(evaluation.stats[1], abs=1e-12)
-    assert errors.corrected_ap50(judged, 4, errors.ERRORS) == 1
+    joined = errors.join(classify_images(evaluation))
+    assert errors.corrected_ap50(joined, 4, ()) == pytest.approx(evaluation.stats[1], abs=1e-12)
+    assert errors.corrected_ap50(joined, 4, errors.ERRORS) == 1
     assert entry["counts"]["ignored"] > 0
     assert min(entry["errors"].values()) >= 0
 

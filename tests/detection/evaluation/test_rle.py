@@ -5,7 +5,7 @@ import pytest
 import torch
 from pycocotools import mask as coco_masks
 
-from detection.evaluation import rle
+from detection.evaluation import scores
 
 
 def conventional(masks):
@@ -40,28 +40,28 @@ EDGES = {
 @pytest.mark.parametrize("name", EDGES)
 def test_edge_cases_equal_pycocotools(name):
     masks = EDGES[name][None]
-    assert rle.encode(masks) == conventional(masks)
+    assert scores.encode(masks) == conventional(masks)
 
 
 def test_all_of_an_image_at_once():
     masks = torch.stack(list(EDGES.values()))
-    assert rle.encode(masks) == conventional(masks)
-    assert rle.encode(masks.flip(0)) == conventional(masks)[::-1]
-    assert rle.encode(masks[:0]) == []
+    assert scores.encode(masks) == conventional(masks)
+    assert scores.encode(masks.flip(0)) == conventional(masks)[::-1]
+    assert scores.encode(masks[:0]) == []
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 40), (40, 1), (37, 53), (480, 640)])
 def test_random_masks_equal_pycocotools(height, width):
     share = torch.linspace(0, 1, 9)[:, None, None]
     masks = torch.rand(9, height, width, generator=torch.manual_seed(0)) < share
-    assert rle.encode(masks) == conventional(masks)
+    assert scores.encode(masks) == conventional(masks)
 
 
 def test_masks_need_not_be_contiguous():
     masks = torch.rand(3, 20, 30, generator=torch.manual_seed(1)) < 0.3
     turned = masks.transpose(1, 2)
-    assert rle.encode(turned) == conventional(turned)
-    assert rle.encode(masks[:, ::2, 3:9]) == conventional(masks[:, ::2, 3:9])
+    assert scores.encode(turned) == conventional(turned)
+    assert scores.encode(masks[:, ::2, 3:9]) == conventional(masks[:, ::2, 3:9])
 
 
 def test_pasted_masks_give_the_records_that_detectron2_gives(tmp_path):

@@ -7,7 +7,8 @@ from torch.nn import functional
 pytest.importorskip("detectron2")
 
 from detection import config as configs
-from detection.training.semantic import FCNHead, LabelMapper, training_mapper
+from detection.data.training_data import LabelMapper, training_mapper
+from detection.training.semantic import FCNHead
 from foundation.errors import UserError
 
 # isort: split
