@@ -11,6 +11,7 @@ DETECTION = [
     # What Detectron2's Python tree imports. Detectron2 itself: python -m detection.install
     "pycocotools>=2.0.6",
     "faster-coco-eval>=1.6",
+    "shapely>=2.0",  # cuts polygons where training images are cropped
     "omegaconf>=2.1,<2.4",
     "hydra-core>=1.1",
     "cloudpickle",

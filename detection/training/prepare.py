@@ -11,7 +11,7 @@ from fvcore.common.config import CfgNode
 from detection import config as configs
 from detection.checks import preflight
 from detection.data import datasets, requirements
-from detection.training import checkpoints, run_folder, scaling, trainer
+from detection.training import checkpoints, model, run_folder, scaling
 from foundation import devices
 from foundation.config import override_pairs
 from foundation.errors import UserError
@@ -61,8 +61,8 @@ def check(config: CfgNode, resume: bool) -> None:
             raise UserError(f"{folder} already holds a run: continue it with --resume, or choose another --output")
         run_folder.check_same(folder, config)
     preflight.check(config, config.DATASETS.TRAIN, config.DATASETS.TEST)
-    if config.MODEL.WEIGHTS and not (begun and resume):
-        trainer.check_weights(config, whole=False)
+    if not (begun and resume):
+        model.check(config, whole=False)
 
 
 def check_evaluation(config: CfgNode, weights_given: bool) -> bool:
@@ -86,7 +86,7 @@ def check_evaluation(config: CfgNode, weights_given: bool) -> bool:
         raise UserError(f"{folder} holds no checkpoint to evaluate; name a detector with --weights FILE")
     preflight.check(config, (), config.DATASETS.TEST)
     if not own:
-        trainer.check_weights(config, whole=True)
+        model.check(config, whole=True)
     return own
 
 

@@ -18,7 +18,7 @@ import torch
 from detectron2.data import DatasetCatalog, build_detection_test_loader
 from detectron2.engine import DefaultTrainer, TrainerBase, create_ddp_model, hooks
 from detectron2.evaluation import DatasetEvaluator
-from detectron2.modeling import GeneralizedRCNNWithTTA, build_model
+from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
 from detectron2.utils.collect_env import collect_env_info
 from detectron2.utils.env import seed_all_rng
@@ -26,13 +26,11 @@ from detectron2.utils.events import CommonMetricPrinter, EventStorage, Tensorboa
 from fvcore.common.config import CfgNode
 from fvcore.nn.precise_bn import get_bn_modules
 
-import detection.roi_heads  # registers the head that the C4 recipes name
-import detection.training.semantic  # noqa: F401  and the one for labels of pixels
-from detection.config import computes_in_bfloat16, for_one_process
 from detection.data import datasets, loading, training_data
 from detection.data.seeding import Stream, generator
 from detection.evaluation import evaluators as evaluation
 from detection.training import checkpoints, run_folder, scaling, summary, weights
+from detection.training import model as modeling
 from detection.training.accumulation import AccumulatingTrainer
 from detection.training.hooks import PERIOD, Evaluation, Records, RepeatablePreciseBN, check_expected
 from foundation import devices
@@ -161,13 +159,8 @@ class TransferTrainer(DefaultTrainer):
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> torch.nn.Module:
-        """The model, described in the log file only; its `forward` computes in the precision asked for."""
-        model = build_model(cfg)
-        logger.debug("Model:\n%s", model)
-        if computes_in_bfloat16(cfg):
-            logger.info("The model computes in bfloat16")
-            model.forward = torch.autocast(cfg.MODEL.DEVICE, torch.bfloat16)(model.forward)
-        return model
+        """The model; its `forward` computes in `SOLVER.PRECISION`."""
+        return modeling.build(cfg)
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
@@ -233,27 +226,6 @@ class TransferTrainer(DefaultTrainer):
             if self._precise_bn:
                 self._precise_bn.update_stats()
             self.checkpointer.mark_changed()
-
-
-def check_weights(config: CfgNode, whole: bool) -> None:
-    """See that `MODEL.WEIGHTS` fit the config, on a model that is thrown away, before a run leaves a trace.
-
-    Args:
-        config: of the run.
-        whole: the file has to fill the whole detector, not only its backbone.
-
-    Raises:
-        UserError: they do not fit, or the converter's note beside them disagrees with the config.
-    """
-    path = Path(config.MODEL.WEIGHTS)
-    weights.check_sidecar(path, config)
-    trial, _ = for_one_process(config)
-    trial.MODEL.DEVICE = "cpu"
-    model = build_model(trial)
-    if whole:
-        weights.load_detector(model, path)
-    else:
-        weights.load_backbone(model, path)
 
 
 def train(config: CfgNode, name: str, resume: bool) -> None:

@@ -1,13 +1,20 @@
+import importlib.util
 import json
+import sys
 
 import pytest
 
 pytest.importorskip("detectron2")
 
 from detection import config as configs
+from detection import train_net
 from detection.training import trainer
-from foundation.config import config_folder, load_config
+from foundation.config import config_folder, keys, load_config, value_of
+from foundation.detectron2_compat import MissingOperators
 from foundation.errors import UserError
+
+# isort: split
+from detectron2.config import get_cfg
 
 RECIPES = sorted(path.stem for path in config_folder("detection").glob("[!B]*.yaml"))
 
@@ -107,22 +114,120 @@ def test_one_process_has_no_synchronised_norm_and_the_original_stays():
         (["SOLVER.MAX_ITER", "0"], "SOLVER.MAX_ITER must be at least 1, not 0"),
         (["SOLVER.IMS_PER_BATCH", "0"], "SOLVER.IMS_PER_BATCH must be at least 1"),
         (["SOLVER.BASE_LR", "-1"], "SOLVER.BASE_LR must be above 0"),
-        (["SOLVER.PRECISION", "float16"], "SOLVER.PRECISION must be one of"),
+        (["SOLVER.PRECISION", "float16"], "SOLVER.PRECISION is 'float16', which is not one of"),
         (["SOLVER.AMP.ENABLED", "True"], "set SOLVER.PRECISION bfloat16 instead"),
         (["SOLVER.ACCUMULATION", "0"], "SOLVER.ACCUMULATION must be at least 1"),
         (["SOLVER.KEEP_CHECKPOINTS", "-1"], "SOLVER.KEEP_CHECKPOINTS must be at least 0"),
         (["SOLVER.FRACTION_EXPONENT", "-0.5"], "SOLVER.FRACTION_EXPONENT must be at least 0"),
         (["SEED", "-1"], "SEED must be at least 0"),
-        (["DATALOADER.SAMPLER_TRAIN", "RandomSubsetTrainingSampler"], "a share of the images is DATASETS.FRACTION"),
+        (["DATALOADER.SAMPLER_TRAIN", "RandomSubsetTrainingSampler"], "a fraction of the images is DATASETS.FRACTION"),
         (["DATASETS.FRACTION", "1.5"], "DATASETS.FRACTION must be above 0"),
         (["DATASETS.TRAIN", "()"], "DATASETS.TRAIN names no dataset"),
         (["DATASETS.TEST", "('a', 'b')"], "must name one dataset, not a, b"),
         (["MODEL.RESNETS.DEPTH", "49"], "must be 18, 34, 50, 101 or 152"),
+        (["MODEL.RESNETS.DEPTH", "18"], "does not go with Res5ROIHeadsExtraNorm, a C4 head"),
+        (["MODEL.RESNETS.NORM", "batch"], "MODEL.RESNETS.NORM must be one of BN, .* not 'batch'"),
+        (["MODEL.FPN.NORM", "X"], "MODEL.FPN.NORM must be one of"),
+        (["SOLVER.LR_SCHEDULER_NAME", "Cosine"], "SOLVER.LR_SCHEDULER_NAME is 'Cosine', .* WarmupCosineLR"),
+        (["SOLVER.STEPS", "(2, 1)"], r"SOLVER.STEPS must be iterations in ascending order, not \(2, 1\)"),
+        (["INPUT.RANDOM_FLIP", "diagonal"], "INPUT.RANDOM_FLIP is 'diagonal'"),
+        (["INPUT.CROP.TYPE", "some"], "INPUT.CROP.TYPE is 'some'"),
+        (["INPUT.CROP.ENABLED", "True", "INPUT.CROP.SIZE", "[300.0, 300.0]"], "must be fractions of the image"),
+        (["INPUT.MIN_SIZE_TRAIN", "()"], "INPUT.MIN_SIZE_TRAIN must list sizes"),
+        (["INPUT.MIN_SIZE_TRAIN_SAMPLING", "range"], "needs two sizes in INPUT.MIN_SIZE_TRAIN"),
+        (["TEST.AUG.ENABLED", "True", "MODEL.KEYPOINT_ON", "True"], "R-CNNs without keypoints only"),
     ],
 )
 def test_wrong_values_are_named(overrides, message):
     with pytest.raises(UserError, match=message):
         configs.load("coco_R50_C4", overrides)
+
+
+@pytest.mark.parametrize(
+    ("module", "overrides", "message"),
+    [
+        ("shapely", ["INPUT.CROP.ENABLED", "True"], "INPUT.CROP.ENABLED needs shapely"),
+        ("cv2", ["VIS_PERIOD", "1"], "VIS_PERIOD needs OpenCV"),
+    ],
+)
+def test_a_key_that_needs_a_package_names_it(module, overrides, message, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == module else find(name))
+    with pytest.raises(UserError, match=message):
+        configs.load("coco_R50_C4", overrides)
+
+
+@pytest.mark.parametrize("key", ["MODEL.RESNETS.DEFORM_ON_PER_STAGE", "MODEL.PROPOSAL_GENERATOR.NAME"])
+def test_what_needs_compiled_operators_is_refused_without_them(key, monkeypatch):
+    monkeypatch.setitem(sys.modules, "detectron2._C", MissingOperators())
+    value = "RRPN" if key.endswith("NAME") else "[False, True, True, True]"
+    with pytest.raises(UserError, match=r"need Detectron2's C\+\+ operators"):
+        configs.load("coco_R50_C4", [key, value])
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("MODEL.ROI_HEADS.NAME", "StandartROIHeads", "MODEL.ROI_HEADS.NAME is 'StandartROIHeads', .*StandardROIHeads"),
+        ("MODEL.ROI_MASK_HEAD.NAME", "X", "MODEL.ROI_MASK_HEAD.NAME is 'X', .*MaskRCNNConvUpsampleHead"),
+        ("MODEL.BACKBONE.NAME", "X", "MODEL.BACKBONE.NAME is 'X', .*build_resnet_fpn_backbone"),
+        ("MODEL.RPN.IN_FEATURES", "['p9']", "the model of this config cannot be built"),
+        ("MODEL.ANCHOR_GENERATOR.SIZES", "[[8], [16], [32]]", "the model of this config cannot be built"),
+    ],
+)
+def test_a_model_that_cannot_be_built_is_refused_before_the_run_folder_exists(
+    key, value, message, tiny_overrides, tmp_path
+):
+    fixed = ["--config", "shapes_R18_FPN", "--num-gpus", "0", "--output", str(tmp_path / "run")]
+    with pytest.raises(UserError, match=message):
+        train_net.main([*fixed, *tiny_overrides, key, value])
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_width_follows_from_the_depth():
+    pairs = ["MODEL.RESNETS.DEPTH", "18"]
+    config, _ = configs.for_one_process(configs.load("coco_R50_FPN_1x_moco", [*pairs, "MODEL.DEVICE", "cpu"]))
+    assert config.MODEL.RESNETS.RES2_OUT_CHANNELS == 64
+    assert trainer.TransferTrainer.build_model(config).backbone.bottom_up.res5[0].conv1.out_channels == 512
+    assert configs.load("shapes_R18_FPN", ["MODEL.RESNETS.DEPTH", "50"]).MODEL.RESNETS.RES2_OUT_CHANNELS == 256
+
+
+# Who reads each key: the function of Detectron2's that this project calls, or a module of this project.
+READ_BY_DETECTRON2 = {
+    "MODEL": "build_model: the keys of the architectures and heads that a config names",
+    "INPUT": "build_augmentation and DatasetMapper",
+    "SOLVER": "build_optimizer and build_lr_scheduler",
+}
+READ_HERE = {
+    *("MODEL.DEVICE", "MODEL.WEIGHTS"),
+    *("DATASETS.TRAIN", "DATASETS.TEST"),
+    *("DATALOADER.NUM_WORKERS", "DATALOADER.ASPECT_RATIO_GROUPING", "DATALOADER.SAMPLER_TRAIN"),
+    *("DATALOADER.REPEAT_THRESHOLD", "DATALOADER.REPEAT_SQRT", "DATALOADER.FILTER_EMPTY_ANNOTATIONS"),
+    *("TEST.EXPECTED_RESULTS", "TEST.EVAL_PERIOD", "TEST.KEYPOINT_OKS_SIGMAS", "TEST.DETECTIONS_PER_IMAGE"),
+    *("TEST.AUG.ENABLED", "TEST.AUG.MIN_SIZES", "TEST.AUG.MAX_SIZE", "TEST.AUG.FLIP"),
+    *("TEST.PRECISE_BN.ENABLED", "TEST.PRECISE_BN.NUM_ITER"),
+    *("OUTPUT_DIR", "SEED", "CUDNN_BENCHMARK", "VIS_PERIOD", "FLOAT32_PRECISION"),
+}
+
+
+def test_no_key_of_detectron2_is_silently_without_effect():
+    """Each is read, or refused with another value than the default. A key that a newer Detectron2 adds is seen here."""
+    for key in keys(get_cfg()):
+        if key in configs.REFUSED:
+            default = value_of(configs.default_config(), key)
+            other = "('x',)" if isinstance(default, tuple) else str(not default if isinstance(default, bool) else 7)
+            with pytest.raises(UserError, match=f"{key}.* has no effect here"):
+                configs.load("coco_R50_C4", [key, other])
+        else:
+            assert key.partition(".")[0] in READ_BY_DETECTRON2 or key in READ_HERE, key
+
+
+def test_evaluation_reads_its_keys(monkeypatch):
+    """Keys that no result of a tiny run shows."""
+    config = configs.load("coco_keypoints_R50_FPN", ["TEST.DETECTIONS_PER_IMAGE", "7", "MODEL.DEVICE", "cpu"])
+    config, _ = configs.for_one_process(config)
+    model = trainer.TransferTrainer.build_model(config)
+    assert model.roi_heads.box_predictor.test_topk_per_image == 7
 
 
 def test_an_unknown_recipe_is_answered_with_the_nearest():

@@ -7,7 +7,6 @@ import pytest
 pytest.importorskip("detectron2")
 
 from detection import config as configs
-from detection import newer_keys
 from foundation.errors import UserError
 
 
@@ -18,7 +17,7 @@ def written_with_main(tmp_path, monkeypatch):
 
     def get_cfg_of_main():
         config = real()
-        for key, value in newer_keys.DEFAULTS.items():
+        for key, value in configs.NEWER_KEYS.items():
             *groups, last = key.split(".")
             group = config
             for name in groups:
@@ -39,7 +38,7 @@ def written_with_main(tmp_path, monkeypatch):
 
 def test_a_run_of_main_is_read_as_the_same_run_of_this_detectron2(written_with_main):
     path = written_with_main()
-    assert all(key.rpartition(".")[2] in path.read_text() for key in newer_keys.DEFAULTS)
+    assert all(key.rpartition(".")[2] in path.read_text() for key in configs.NEWER_KEYS)
     assert json.dumps(configs.load(str(path))) == json.dumps(configs.load("shapes_R18_FPN", ["SEED", "7"]))
 
 

@@ -199,7 +199,8 @@ def test_training_in_bfloat16_keeps_weights_and_gradients_in_float32(train, monk
         seen.extend(parameter.grad.dtype for parameter in self.model.parameters())
 
     monkeypatch.setattr(AccumulatingTrainer, "run_step", watch)
-    folder = train("SOLVER.PRECISION", "bfloat16", "SOLVER.ACCUMULATION", 2)
+    crop = ("INPUT.CROP.ENABLED", "True", "INPUT.CROP.SIZE", "[0.7, 0.7]")  # of polygons too
+    folder = train("SOLVER.PRECISION", "bfloat16", "SOLVER.ACCUMULATION", 2, *crop)
     assert set(seen) == {torch.float32}
     state = torch.load(folder / "model_final.pth", weights_only=True)["model"]
     assert all(torch.isfinite(value).all() for value in state.values())

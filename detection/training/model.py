@@ -1,0 +1,77 @@
+"""Building the model of a config, and trying it before a run leaves a trace."""
+
+import logging
+from pathlib import Path
+
+import torch
+from detectron2 import modeling
+from detectron2.modeling.backbone import BACKBONE_REGISTRY
+from detectron2.modeling.proposal_generator.rpn import RPN_HEAD_REGISTRY
+from fvcore.common.config import CfgNode
+
+import detection.roi_heads  # registers the head that the C4 recipes name
+import detection.training.semantic  # noqa: F401  and the one for semantic segmentation
+from detection.config import computes_in_bfloat16, for_one_process
+from detection.training import weights
+from foundation.config import value_of
+from foundation.config_checks import one_of
+from foundation.errors import UserError
+
+REGISTRIES = {
+    "MODEL.BACKBONE.NAME": BACKBONE_REGISTRY,
+    "MODEL.PROPOSAL_GENERATOR.NAME": modeling.PROPOSAL_GENERATOR_REGISTRY,
+    "MODEL.ANCHOR_GENERATOR.NAME": modeling.ANCHOR_GENERATOR_REGISTRY,
+    "MODEL.RPN.HEAD_NAME": RPN_HEAD_REGISTRY,
+    "MODEL.ROI_HEADS.NAME": modeling.ROI_HEADS_REGISTRY,
+    "MODEL.ROI_BOX_HEAD.NAME": modeling.ROI_BOX_HEAD_REGISTRY,
+    "MODEL.ROI_MASK_HEAD.NAME": modeling.ROI_MASK_HEAD_REGISTRY,
+    "MODEL.ROI_KEYPOINT_HEAD.NAME": modeling.ROI_KEYPOINT_HEAD_REGISTRY,
+    "MODEL.SEM_SEG_HEAD.NAME": modeling.SEM_SEG_HEADS_REGISTRY,
+}
+logger = logging.getLogger(__name__)
+
+
+def build(config: CfgNode) -> torch.nn.Module:
+    """The model, described in the log file only; its `forward` computes in `SOLVER.PRECISION`.
+
+    Raises:
+        UserError: the config names a part that Detectron2 does not have, or parts that do not go together.
+    """
+    for key, registry in REGISTRIES.items():
+        if value_of(config, key):  # C4 names no box head
+            one_of(config, key, tuple(name for name, _ in registry))
+    try:
+        model: torch.nn.Module = modeling.build_model(config)
+    except (AssertionError, AttributeError, IndexError, KeyError, NotImplementedError, TypeError, ValueError) as error:
+        raise UserError(
+            f"the model of this config cannot be built ({type(error).__name__}: {error}); compare the keys of MODEL"
+            " that were changed with the recipe's"
+        ) from error
+    logger.debug("Model:\n%s", model)
+    if computes_in_bfloat16(config):
+        logger.info("The model computes in bfloat16")
+        model.forward = torch.autocast(config.MODEL.DEVICE, torch.bfloat16)(model.forward)
+    return model
+
+
+def check(config: CfgNode, whole: bool) -> None:
+    """Build the model and load `MODEL.WEIGHTS` into it, if they are named, before a run leaves a trace.
+
+    Args:
+        config: of the run.
+        whole: the file has to fill the whole detector, not only its backbone.
+
+    Raises:
+        UserError: the model cannot be built, or the weights do not fit, or the converter's sidecar beside them
+            disagrees with the config.
+    """
+    trial, _ = for_one_process(config)
+    trial.MODEL.DEVICE = "cpu"
+    path = Path(config.MODEL.WEIGHTS)
+    if config.MODEL.WEIGHTS:
+        weights.check_sidecar(path, config)
+    model = build(trial)
+    if config.MODEL.WEIGHTS and whole:
+        weights.load_detector(model, path)
+    elif config.MODEL.WEIGHTS:
+        weights.load_backbone(model, path)
