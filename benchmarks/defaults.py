@@ -25,7 +25,7 @@ from pretrain.batches.views import Batch, ViewDataset
 from pretrain.config import build_recipes, get_defaults, resolve_precision
 from pretrain.images.sources import Source
 from pretrain.training.build import build_parts
-from pretrain.training.estimate import synthetic_batch
+from pretrain.training.dry_run import synthetic_batch
 from pretrain.training.step import Trainer
 
 AHEAD = 2  # batches for each worker, PyTorch's default and ours

@@ -21,7 +21,7 @@ from pretrain.batches.views import Batch, ViewDataset, collate
 from pretrain.config import build_recipes, get_defaults
 from pretrain.images.sources import build_source
 from pretrain.training.build import build_parts
-from pretrain.training.estimate import synthetic_batch
+from pretrain.training.dry_run import synthetic_batch
 
 
 class Case(NamedTuple):

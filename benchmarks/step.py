@@ -26,7 +26,7 @@ from foundation.config import load_config
 from pretrain.config import get_defaults, resolve_precision
 from pretrain.corinfomax import CorInfoMaxLoss
 from pretrain.training.build import build_parts
-from pretrain.training.estimate import synthetic_batch
+from pretrain.training.dry_run import synthetic_batch
 from pretrain.training.step import Trainer
 
 

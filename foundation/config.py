@@ -49,12 +49,17 @@ def load_config(defaults: CfgNode, name: str, command: str, overrides: Sequence[
     config = defaults.clone()
     for path, values in _read_chain(find_config(name, command)):
         merge(config, values, source=str(path))
+    apply_overrides(config, overrides)
+    return config
+
+
+def apply_overrides(config: CfgNode, overrides: Sequence[str]) -> None:
+    """Put `KEY VALUE` and `KEY=VALUE` tokens into `config`, in place. Raises UserError as `load_config`."""
     for key, text in override_pairs(overrides):
         nested: Any = _literal(text)
         for part in reversed(key.split(".")):
             nested = {part: nested}
         merge(config, nested, source="the command line")
-    return config
 
 
 def override_pairs(tokens: Sequence[str]) -> list[tuple[str, str]]:

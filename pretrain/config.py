@@ -27,6 +27,7 @@ def get_defaults() -> CfgNode:
     c.ENCODER.NAME = "resnet50"  # one of pretrain.encoder.ENCODERS
     c.ENCODER.STEM = "imagenet"  # or cifar, for images of about 32 pixels
     c.ENCODER.ZERO_INIT_RESIDUAL = False  # initialise residual branches with 0; short trainings of ResNet-50 need it
+    c.ENCODER.WEIGHTS = ""  # file or run to begin from: any checkpoint that can be converted; empty: random weights
     c.PROJECTOR = CfgNode()
     c.PROJECTOR.DIMS = [8192, 8192, 512]  # the last is P, the dimension of the embedding
     c.PROJECTOR.NORM = True  # BatchNorm in the hidden layers
@@ -43,9 +44,10 @@ def get_defaults() -> CfgNode:
     c.LOG = CfgNode()
     c.LOG.PERIOD = 10  # steps between lines of metrics.json
     c.LOG.WANDB = ""  # project of Weights & Biases that gets them too; empty: none
-    c.PROBE = CfgNode()  # kNN accuracy on the labelled part of the dataset as training goes
+    c.PROBE = CfgNode()  # kNN accuracy of the encoder on labelled images during training
     c.PROBE.EVERY = 0  # epochs; 0: never
-    c.PROBE.K = 20
+    c.PROBE.ROOT = ""  # folder of the labelled images, one folder per class; empty: those of the dataset
+    c.PROBE.K = 20  # neighbours
     c.PROBE.MAX_TRAIN = 20000  # reference images at most
     return c
 

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from fvcore.common.config import CfgNode
 
+from foundation.command_line import add_run_options
 from foundation.config import load_config
 from foundation.errors import ArgumentParser, run
 from pretrain.batches.views import ViewRecipe
@@ -31,7 +32,7 @@ from pretrain.evaluation.probe import build_pipeline
 from pretrain.images.labelled import Subset, build_labelled_splits, class_balanced, listed, read_list
 from pretrain.images.sources import Source
 from pretrain.runs import checkpoint
-from pretrain.runs.folder import add_run_options, plain
+from pretrain.runs.folder import plain
 from pretrain.runs.weights import RANDOM, EncoderWeights, write_encoder
 from pretrain.training.schedule import StepRange
 

@@ -17,6 +17,7 @@ import torch
 from fvcore.common.config import CfgNode
 from torch import Tensor
 
+from foundation.command_line import add_run_options
 from foundation.config import load_config
 from foundation.errors import ArgumentParser, run
 from pretrain.batches.views import ViewRecipe
@@ -31,7 +32,7 @@ from pretrain.evaluation.probe import build_pipeline
 from pretrain.images.labelled import build_labelled_splits
 from pretrain.images.sources import Source
 from pretrain.runs import checkpoint
-from pretrain.runs.folder import add_run_options, plain
+from pretrain.runs.folder import plain
 from pretrain.runs.weights import EncoderWeights, fingerprint
 from pretrain.training.schedule import StepRange
 

@@ -1,218 +1,237 @@
 """Pretrain an encoder with CorInfoMax.
 
-    python pretrain/train.py                                            the embedded dataset, minutes on a CPU
+    python pretrain/train.py PHOTOS                   your own images: folders (nested or flat) or tars, one or several
+    python pretrain/train.py PHOTOS --dry-run         the plan for them with its reasons, and a verdict; trains nothing
+    python pretrain/train.py PHOTOS --weights FILE    the same, beginning from existing weights
+    python pretrain/train.py                          the embedded dataset, minutes on a CPU
     python pretrain/train.py --config imagenet1k_R50 DATA.ROOT /imagenet
     torchrun --nproc_per_node 8 pretrain/train.py --config imagenet1k_R50 DATA.ROOT /imagenet
 
-The run directory gets config.yaml, log.txt, metrics.json, spectrum.json, TensorBoard events, checkpoints/ and, in the
-end, encoder.safetensors. An interrupted run goes on with the same command and --resume. At SIGTERM, SIGINT or SIGUSR1
-a run saves and leaves with status 75 (docs/reliability.md).
+The run directory gets config.yaml, log.txt, metrics.json, spectrum.json, TensorBoard events, checkpoints/ and, at the
+end, encoder.safetensors. `--resume` continues an interrupted run with the configuration in its config.yaml. At SIGTERM,
+SIGINT or SIGUSR1 a run saves and exits with status 75 (docs/reliability.md).
 """
 
-import contextlib
-import logging
+import argparse
 from collections.abc import Sequence
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
-import torch
-import yaml
-from fvcore.common.config import CfgNode
-from torch import nn
-
-from foundation import devices
-from foundation.config import load_config
+from foundation.command_line import add_run_options, split_paths
 from foundation.errors import ArgumentParser, UserError, run
-from foundation.files import report_disk_errors
-from pretrain.batches.loader import report_dead_workers
-from pretrain.batches.sampler import check_batch
-from pretrain.batches.scan import check_data
-from pretrain.config import build_streaming, get_defaults, validate
-from pretrain.distributed import group
-from pretrain.distributed.signals import STOPPED, StopRequest
-from pretrain.encoder import SiameseNetwork
-from pretrain.evaluation.probe import OnlineProbe
-from pretrain.images.sources import build_source
-from pretrain.runs import checkpoint, listing
-from pretrain.runs.folder import add_run_options, open_run, plain
-from pretrain.runs.weights import write_encoder
-from pretrain.training.build import (
-    build_batches,
-    build_checkpoint_policy,
-    build_network,
-    build_parts,
-    build_recorder,
-    build_schedule,
-    build_trainer,
-)
-from pretrain.training.estimate import describe_cost
-from pretrain.training.loop import Skipped, train
-from pretrain.training.plan import build_without_memory, describe_plan
-from pretrain.training.recorder import Recorder
-from pretrain.training.schedule import StepRange
 
-logger = logging.getLogger("pretrain")
+if TYPE_CHECKING:
+    import torch
+    from fvcore.common.config import CfgNode
+
+    from pretrain.distributed.signals import StopRequest
+
+DEMO = "shapes_R18"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command."""
+    args = parse(argv)
+    if args.keys:
+        print_keys(args.keys)
+    elif args.list_runs:
+        list_runs(Path(args.list_runs))
+    elif args.check_data or args.dry_run:
+        inspect(args)
+    else:
+        train(args)
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line, with `paths` and `overrides` apart and the plain options among the overrides."""
     args = build_parser().parse_args(argv)
-    if args.list_runs:
-        print(listing.table(Path(args.list_runs)))
-        return
-    config = load_config(get_defaults(), args.config, "pretrain", args.overrides)
-    validate(config)
-    if args.dry_run or args.check_data:
-        place, processes = group.announced()
-        if place == 0:  # one look is enough
-            look(config, processes, check_images=args.check_data)
-        return
-    output = Path(args.output or f"output/{Path(args.config).stem}")
-    with StopRequest() as request, report_disk_errors(output):
-        device = group.start(devices.is_usable(), timedelta(seconds=config.TRAIN.PEER_TIMEOUT))
-        try:
-            with group.report_lost_peers(), devices.report_out_of_memory(advise(config)):
-                complete = pretrain(config, output, args.resume, device, request)
-        finally:
-            group.stop()
-    if not complete:
-        raise SystemExit(STOPPED)
+    args.paths, args.overrides = split_paths(args.overrides)
+    for option, key in PLAIN_OPTIONS.items():
+        value = getattr(args, option)
+        if value is not None:
+            args.overrides += [key, str(value)]
+    if args.hours is not None and (not args.paths or args.config or args.hours <= 0):
+        raise UserError("--hours is the time that a plan may use: give it with PATH, without --config, and above 0")
+    return args
+
+
+PLAIN_OPTIONS = {
+    "epochs": "TRAIN.EPOCHS",
+    "batch_size": "TRAIN.BATCH_SIZE",
+    "encoder": "ENCODER.NAME",
+    "weights": "ENCODER.WEIGHTS",
+}
 
 
 def build_parser() -> ArgumentParser:
     """The command line."""
-    parser = ArgumentParser(prog="pretrain/train.py", description="Pretrain an encoder with CorInfoMax.")
-    parser.add_argument("--config", default="shapes_R18", help="a recipe in configs/pretrain, or a yaml file")
-    add_run_options(parser, "output/<config>")
-    parser.add_argument("--dry-run", action="store_true", help="print what the configuration comes to, and stop")
-    parser.add_argument("--check-data", action="store_true", help="read every image, list the damaged ones, and stop")
-    parser.add_argument(
-        "--list-runs", nargs="?", const="output", metavar="DIR", help="list the runs below DIR (output), and stop"
+    parser = ArgumentParser(
+        prog="pretrain/train.py",
+        description="Pretrain an encoder with CorInfoMax: on your own images (PATH...), by a recipe (--config), or, "
+        "without either, on the embedded dataset.",
     )
+    parser.add_argument("--config", default="", help="a recipe in configs/pretrain, or a yaml file")
+    add_run_options(parser, "output/<config or folder>", paths=True)
+    own = parser.add_argument_group("plain options")
+    own.add_argument("--epochs", type=int, metavar="N", help="passes over the images (TRAIN.EPOCHS)")
+    own.add_argument("--batch-size", type=int, metavar="N", help="images in a step, over all processes")
+    own.add_argument("--hours", type=float, metavar="H", help="time that the plan for your own images may use")
+    own.add_argument("--encoder", metavar="NAME", help="resnet18, resnet34, resnet50 or resnet101")
+    own.add_argument("--weights", metavar="FILE", help="begin from these weights (ENCODER.WEIGHTS)")
+    only = parser.add_argument_group("print and stop")
+    only.add_argument("--dry-run", action="store_true", help="the plan with its reasons, its cost and a verdict")
+    only.add_argument("--check-data", action="store_true", help="read every image and list the damaged ones")
+    only.add_argument("--keys", nargs="?", const="*", metavar="GLOB", help="config keys with default and meaning")
+    only.add_argument("--list-runs", nargs="?", const="output", metavar="DIR", help="the runs below DIR (output)")
     return parser
 
 
-def advise(config: CfgNode) -> str:
+def print_keys(pattern: str) -> None:
+    """Print the config keys that match a pattern."""
+    import inspect as source
+
+    from foundation.config_keys import describe_keys
+    from pretrain import config
+
+    print("\n".join(describe_keys(config.get_defaults(), source.getsource(config), pattern)))
+
+
+def list_runs(root: Path) -> None:
+    """Print a table of the runs below a folder."""
+    from pretrain.runs import listing
+
+    print(listing.table(root))
+
+
+def inspect(args: argparse.Namespace) -> None:
+    """Check the images, or print what the configuration amounts to in as many processes as were started."""
+    import torch
+    import yaml
+
+    from foundation import devices
+    from pretrain.batches.sampler import check_batch
+    from pretrain.batches.scan import check_data
+    from pretrain.config import build_streaming
+    from pretrain.distributed import group
+    from pretrain.images.sources import build_source
+    from pretrain.runs.folder import plain
+    from pretrain.training.dry_run import describe
+
+    place, processes = group.announced()
+    if place != 0:  # one process answers for all
+        return
+    config = load_settings(args)
+    device = torch.device("cuda" if devices.is_usable() else "cpu")
+    if args.check_data:
+        source = build_source(
+            config.DATA.NAME, config.DATA.ROOT, "pretrain", config.DATA.CLASSES, build_streaming(config)
+        )
+        check_data(source, config.DATA.WORKERS, config.DATA.WORKER_TIMEOUT)
+        return
+    config, plan = resolve(args, config, device, processes)
+    source = build_source(config.DATA.NAME, config.DATA.ROOT, "pretrain", config.DATA.CLASSES, build_streaming(config))
+    check_batch(len(source), config.TRAIN.BATCH_SIZE, processes)
+    if not args.planned:
+        print(yaml.safe_dump(plain(config), sort_keys=False))
+    print("\n".join([*plan, *describe(config, source, processes, device)]))
+
+
+def train(args: argparse.Namespace) -> None:
+    """Train, in each of the processes that were started."""
+    from pretrain.distributed.signals import STOPPED, StopRequest
+
+    with StopRequest() as request:  # from here on Ctrl-C is acknowledged, while the imports take seconds
+        complete = train_in_group(args, request)
+    if not complete:
+        raise SystemExit(STOPPED)
+
+
+def train_in_group(args: argparse.Namespace, request: "StopRequest") -> bool:
+    """Join the other processes, resolve the configuration and train. Returns False where a signal stopped the run."""
+    from datetime import timedelta
+
+    from foundation import devices
+    from foundation.files import report_disk_errors
+    from pretrain.distributed import group
+    from pretrain.evaluation.probe import OnlineProbe
+    from pretrain.training.run import pretrain
+
+    output = output_folder(args)
+    config = load_settings(args)
+    with report_disk_errors(output):
+        device = group.start(devices.is_usable(), timedelta(seconds=config.TRAIN.PEER_TIMEOUT))
+        try:
+            with group.report_lost_peers(), devices.report_out_of_memory(advise(config)):
+                config, remarks = group.from_main(lambda: resolve(args, config, device, group.world_size()))
+                build_probe = partial(OnlineProbe, config, device)
+                return pretrain(config, output, args.resume, device, request, build_probe, remarks)
+        finally:
+            group.stop()
+
+
+def output_folder(args: argparse.Namespace) -> Path:
+    """The run directory: as given, or named after the recipe or the first folder of images."""
+    if args.output:
+        return Path(args.output)
+    name = Path(args.config or DEMO).stem
+    if args.paths and not args.config:
+        name = Path(args.paths[0]).resolve().name.removesuffix(".tar") or "images"
+    return Path("output") / name
+
+
+def load_settings(args: argparse.Namespace) -> "CfgNode":
+    """The configuration as far as it is known before the images are looked at.
+
+    A run that is resumed without --config has its own config.yaml as the recipe. PATH sets DATA.NAME and DATA.ROOT.
+
+    Raises:
+        UserError: a wrong key or value, or a PATH that holds no images.
+    """
+    from foundation.config import apply_overrides, load_config
+    from pretrain.config import get_defaults, validate
+    from pretrain.images.paths import locate
+
+    own = output_folder(args) / "config.yaml"
+    recipe = args.config or (str(own) if args.resume and own.is_file() else "" if args.paths else DEMO)
+    config = load_config(get_defaults(), recipe, "pretrain") if recipe else get_defaults()
+    if args.paths:
+        config.DATA.NAME, config.DATA.ROOT = locate(args.paths)
+    apply_overrides(config, args.overrides)
+    args.planned = not recipe
+    if not args.planned:
+        validate(config)
+    return config
+
+
+def resolve(
+    args: argparse.Namespace, config: "CfgNode", device: "torch.device", processes: int
+) -> "tuple[CfgNode, list[str]]":
+    """The configuration that the run uses, with remarks on it: the plan for own images, or what a recipe lacks.
+
+    Raises:
+        UserError: the images cannot be read, or the recipe cannot work on them.
+    """
+    from foundation.config import override_pairs
+    from pretrain.config import validate
+    from pretrain.training.own_images import plan_run
+    from pretrain.training.suitability import check_recipe
+
+    if not args.planned:
+        return config, [] if args.dry_run else check_recipe(config, device, processes)
+    given = {key for key, _ in override_pairs(args.overrides)}
+    planned, remarks = plan_run(config, given, device, processes, args.hours)
+    validate(planned)
+    return planned, remarks
+
+
+def advise(config: "CfgNode") -> str:
     """What to do where the batch does not fit a GPU."""
+    from pretrain.distributed import group
+
     part, share = config.TRAIN.MICRO_BATCH, config.TRAIN.BATCH_SIZE // group.world_size()
     change = f"lower TRAIN.MICRO_BATCH (now {part})" if 0 < part < share else f"set TRAIN.MICRO_BATCH below {share}"
     return f"{change}; loss and gradient stay those of the whole batch"
-
-
-def look(config: CfgNode, processes: int, check_images: bool) -> None:
-    """Check the configuration and the images without training, and print what they come to in so many processes."""
-    data = config.DATA
-    source = build_source(data.NAME, data.ROOT, "pretrain", data.CLASSES, build_streaming(config))
-    if check_images:
-        check_data(source, config.DATA.WORKERS, config.DATA.WORKER_TIMEOUT)
-        return
-    check_batch(len(source), config.TRAIN.BATCH_SIZE, processes)
-    span = StepRange.of(config, len(source), first=0)
-    print(yaml.safe_dump(plain(config), sort_keys=False))
-    lines = describe_plan(
-        images=len(source),
-        batch_size=config.TRAIN.BATCH_SIZE,
-        micro_batch=config.TRAIN.MICRO_BATCH,
-        processes=processes,
-        epochs=config.TRAIN.EPOCHS,
-        warmup_epochs=config.TRAIN.WARMUP_EPOCHS,
-        last_step=span.last,
-        schedule=build_schedule(config, span.total, span.per_epoch),
-        network=build_without_memory(partial(build_network, config)),
-        dim=config.PROJECTOR.DIMS[-1],
-    )
-    print("\n".join(lines))
-    device = torch.device("cuda" if devices.is_usable() else "cpu")
-    print("\n".join(describe_cost(config, processes=processes, steps=span.last, device=device)))
-
-
-def pretrain(config: CfgNode, output: Path, resume: bool, device: torch.device, request: StopRequest) -> bool:
-    """Pretrain as the configuration says, into a run directory. Returns False where a signal has stopped it."""
-    data = config.DATA
-    source = build_source(data.NAME, data.ROOT, "pretrain", data.CLASSES, build_streaming(config))
-    check_batch(len(source), config.TRAIN.BATCH_SIZE, group.world_size())
-    probe = OnlineProbe(config, device) if config.PROBE.EVERY and group.is_main() else None
-    start = open_run(output, config, resume)
-
-    torch.manual_seed(config.SEED)
-    parts = build_parts(config, device)
-    position = restore(start, parts, output, len(source)) if start else {"step": 0}
-    group.check_same(position["step"], "the step to go on from", device)
-    span = StepRange.of(config, len(source), position["step"])
-    trainer = build_trainer(config, parts, device, span.total, span.per_epoch)
-    loader = build_batches(config, source, span, device)
-    recorder = build_recorder(config, output, parts["criterion"], span) if group.is_main() else None
-    logger.info("%d images, steps %d to %d, %d an epoch", len(source), span.first, span.last, span.per_epoch)
-    logger.info("%s on %d %s process(es)", trainer.precision, group.world_size(), device.type)
-    if group.world_size() == 1 and torch.cuda.device_count() > 1:
-        logger.info("one of %d GPUs is used; torchrun --nproc_per_node takes more", torch.cuda.device_count())
-    with report_dead_workers(loader), contextlib.closing(recorder) if recorder else contextlib.nullcontext():
-        complete = train(
-            trainer,
-            loader,
-            first_step=span.first,
-            last_step=span.last,
-            steps_per_epoch=span.per_epoch,
-            log_period=config.LOG.PERIOD,
-            max_unreadable=config.DATA.MAX_UNREADABLE,
-            skipped=Skipped(position.get("skipped", 0), config.TRAIN.MAX_SKIPPED),
-            recorder=recorder,
-            request=request,
-            checkpoints=build_checkpoint_policy(config, output, parts, recorder, span.first, len(source)),
-            end_epoch=partial(end_epoch, config, parts["network"], probe, recorder),
-        )
-    if not complete:
-        logger.info("stopped as asked to; the same command with --resume goes on")
-    elif group.is_main():
-        export(config, output, parts["network"])
-    return complete
-
-
-def restore(state: dict[str, Any], parts: dict[str, Any], output: Path, images: int) -> dict[str, int]:
-    """Put a checkpoint's state back. Returns the position to go on from.
-
-    Raises:
-        UserError: it is of another architecture, or of another number of `images`: its place in the epoch is lost.
-    """
-    if state["images"] != images:
-        raise UserError(
-            f"cannot resume {output}: it was begun on {state['images']} images, and there are {images} now; restore "
-            "the dataset, or choose another --output"
-        )
-    checkpoint.fill(parts["network"], state["model"], output)
-    checkpoint.fill(parts["criterion"], state["objective"], output)
-    parts["optimizer"].load_state_dict(state["optimizer"])
-    return state["position"]
-
-
-def end_epoch(
-    config: CfgNode,
-    network: SiameseNetwork,
-    probe: OnlineProbe | None,
-    recorder: Recorder | None,
-    epoch: int,
-    step: int,
-) -> None:
-    """Probe the encoder when it is time."""
-    if probe and recorder and epoch % config.PROBE.EVERY == 0:
-        values = probe(network.encoder)
-        recorder.write(step - 1, values)
-        logger.info("epoch %d: kNN top-1 %.2f %%", epoch, values["knn_top1"])
-
-
-def export(config: CfgNode, output: Path, network: nn.Module) -> None:
-    """Write the finished encoder for everyone."""
-    write_encoder(
-        output,
-        network.encoder,  # type: ignore[arg-type]
-        objective=config.OBJECTIVE.NAME,
-        name=config.ENCODER.NAME,
-        stem=config.ENCODER.STEM,
-        mean=config.DATA.MEAN,
-        std=config.DATA.STD,
-    )
 
 
 def cli() -> NoReturn:

@@ -7,9 +7,9 @@ import contextlib
 import inspect
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from foundation.errors import UserError
 from pretrain.distributed import slurm
 
+T = TypeVar("T")
 TIMEOUT = timedelta(minutes=10)
 GLOO_SIGNS = ("gloo", "Connection closed by peer", "Timed out waiting", "Connection reset by peer")
 MISTAKES = {  # in how the processes were started, by what the communication library says
@@ -190,6 +191,22 @@ def check_same(value: int, name: str, device: torch.device) -> None:
     high, low = bounds[0].item(), -bounds[1].item()
     if high != low:
         raise UserError(f"the processes differ in {name} ({low} to {high}); do all of them see the same run directory?")
+
+
+def from_main(make: Callable[[], T]) -> T:
+    """What `make` returns on the main process, on every process. A UserError of the main process is raised on all."""
+    if world_size() == 1:
+        return make()
+    message: list[Any] = [None, None]
+    if is_main():
+        try:
+            message[0] = make()
+        except UserError as error:
+            message[1] = str(error)
+    dist.broadcast_object_list(message)
+    if message[1] is not None:
+        raise UserError(message[1])
+    return message[0]
 
 
 def any_process(flag: bool, device: torch.device) -> bool:

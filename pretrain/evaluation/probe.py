@@ -7,7 +7,7 @@ from torch import nn
 
 from pretrain.config import build_streaming, resolve_precision
 from pretrain.evaluation.features import Pipeline, extract, knn_accuracy, nearest
-from pretrain.images.labelled import build_labelled_splits
+from pretrain.images.labelled import build_labelled_splits, split_labelled_folder
 
 TEMPERATURE = 0.07  # of the votes; DINO's
 
@@ -20,7 +20,10 @@ class OnlineProbe:
     """
 
     def __init__(self, config: CfgNode, device: torch.device) -> None:
-        self._train, self._val = build_labelled_splits(config.DATA.NAME, config.DATA.ROOT, build_streaming(config))
+        if config.PROBE.ROOT:
+            self._train, self._val = split_labelled_folder(config.PROBE.ROOT)
+        else:
+            self._train, self._val = build_labelled_splits(config.DATA.NAME, config.DATA.ROOT, build_streaming(config))
         count = min(len(self._train), config.PROBE.MAX_TRAIN)
         self._chosen = np.sort(np.random.Generator(np.random.Philox(0)).permutation(len(self._train))[:count])
         self._k, self._device = config.PROBE.K, device

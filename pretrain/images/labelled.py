@@ -67,6 +67,21 @@ def build_labelled_splits(name: str, root: str, streaming: Streaming | None = No
     return train, val
 
 
+def split_labelled_folder(root: str) -> tuple[Source, Source]:
+    """Reference and query images of any labelled folder: its train/ and val/, or else 4/5 and 1/5 of each class.
+
+    Raises:
+        UserError: as `build_labelled_splits`.
+    """
+    if (Path(root) / "val").is_dir():
+        return build_labelled_splits("folder", root)
+    source = build_labelled_source("folder", root, "pretrain")
+    if len(source.classes) < 2:
+        raise UserError(f"PROBE.ROOT {root} has one class only, {source.classes[0]!r}; kNN needs two or more")
+    reference = class_balanced(source.labels, 0.8, seed=0)
+    return Subset(source, reference), Subset(source, np.setdiff1d(np.arange(len(source)), reference))
+
+
 def class_balanced(labels: Sequence[int], fraction: float, seed: int) -> np.ndarray:
     """Places of a random fraction of each class, sorted: round(fraction x size), but at least one.
 

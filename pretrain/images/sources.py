@@ -17,6 +17,8 @@ from foundation.config import config_folder
 from foundation.errors import UserError
 from foundation.images import EXTENSIONS, read_rgb
 from pretrain.images.fetch import stall_of
+from pretrain.images.joined import JoinedSource
+from pretrain.images.paths import split_roots
 from pretrain.images.shards import is_listing, list_shards
 from pretrain.images.stream import StreamedTars, Streaming
 from pretrain.images.tars import UNLABELED, TarSource, local_tars
@@ -107,8 +109,8 @@ def build_source(name: str, root: str, split: str, classes: str = "", streaming:
 
     Args:
         name: one of `DATASETS`.
-        root: the dataset's folder; empty for the embedded set, and for the small sets' default place. Of `webdataset`
-            also what names tars one by one, as in `shards.py`.
+        root: the dataset's folder; empty for the embedded set, and for the small sets' default place. Of `folder` also
+            several, in braces: `{/a,/b}`. Of `webdataset` also what names tars one by one, as in `shards.py`.
         split: `pretrain` (labels are not used), `train` or `val`.
         classes: a list of class folders to take, as in `read_class_list`; empty: all of them. Of `imagenet100`, in a
             folder that holds more than its classes: those.
@@ -129,6 +131,8 @@ def build_source(name: str, root: str, split: str, classes: str = "", streaming:
         raise UserError(f"DATA.NAME {name!r} is not one of {', '.join(DATASETS)}")
     if not root:
         raise UserError(f"DATA.ROOT is empty; set it to the folder of {name} (DATA.ROOT /path/to/images)")
+    if name == "folder" and len(roots := split_roots(root)) > 1:
+        return JoinedSource([build_source(name, one, split, classes, streaming) for one in roots])
     if name == "webdataset" and is_listing(root):
         return _listed_tars(root, split, streaming or Streaming())
     if name == "tiny_imagenet" and split == "val" and not classes:

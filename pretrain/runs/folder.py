@@ -1,6 +1,5 @@
 """A run directory: one run at a time, its configuration on record, and no mixing of two runs."""
 
-import argparse
 import json
 import logging
 from collections.abc import Mapping
@@ -36,24 +35,19 @@ MAY_CHANGE = {
     "PROBE.EVERY",
     "PROBE.K",
     "PROBE.MAX_TRAIN",
+    "PROBE.ROOT",
 }
 # Keys that checkpoints of earlier versions do not have, with the value that does what was done then.
 BEFORE = {
     "DATA.WINDOW": 0,
     "ENCODER.ZERO_INIT_RESIDUAL": False,
+    "ENCODER.WEIGHTS": "",
     "PROJECTOR.NORM": True,
     "PROJECTOR.LAST_BIAS": True,
     "TRAIN.LR_PER_256": 0.0,
     "TRAIN.OPTIMIZER": "sgd",
 }
 logger = logging.getLogger("pretrain")
-
-
-def add_run_options(parser: argparse.ArgumentParser, default: str) -> None:
-    """The options of every command that works in a run directory; `default` says where that is."""
-    parser.add_argument("--output", default="", help=f"the run directory; {default} by default")
-    parser.add_argument("--resume", action="store_true", help="go on where the run directory's last checkpoint is")
-    parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="config keys to change")
 
 
 def open_run(output: Path, config: CfgNode, resume: bool) -> dict[str, Any] | None:

@@ -148,6 +148,7 @@ def write_encoder(
     stem: str,
     mean: Sequence[float],
     std: Sequence[float],
+    begun_from: str = "",
 ) -> None:
     """Write a finished encoder for everyone: `encoder.safetensors` in the run directory, in torchvision's naming.
 
@@ -155,6 +156,7 @@ def write_encoder(
         objective: that trained it.
         name, stem: its architecture.
         mean, std: pixel statistics it was trained with.
+        begun_from: the weights that its training began from; empty: it began from random weights.
     """
     metadata = {
         "objective": objective,
@@ -162,6 +164,7 @@ def write_encoder(
         "stem": stem,
         "mean": ",".join(map(str, mean)),
         "std": ",".join(map(str, std)),
+        **({"begun_from": begun_from} if begun_from else {}),
     }
     checkpoint.export_encoder(run / "encoder.safetensors", encoder, metadata)
     logger.info("the encoder is in %s", run / "encoder.safetensors")

@@ -26,7 +26,7 @@ from pretrain.evaluation.frozen import _from_cache
 from pretrain.images.sources import ArraySource, FileSource
 from pretrain.runs import checkpoint
 from pretrain.training import build, loop
-from pretrain.training.estimate import synthetic_batch
+from pretrain.training.dry_run import synthetic_batch
 from pretrain.training.guard import PendingChecks
 from pretrain.training.step import Trainer
 from tests.pretrain.fake_cuda import CUDA, fake_cuda, pinned_batch, small_network

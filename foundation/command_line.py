@@ -1,0 +1,44 @@
+"""Command lines that the commands have in common. Imports nothing heavy, so that `--help` answers at once."""
+
+import argparse
+import re
+from collections.abc import Sequence
+
+CONFIG_KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Za-z0-9_]+)*(=.*)?", re.DOTALL)
+
+
+def add_run_options(parser: argparse.ArgumentParser, default: str, paths: bool = False) -> None:
+    """The options of every command that works in a run directory.
+
+    Args:
+        parser: to which they are added; the positional arguments are its `overrides`.
+        default: where the run directory is.
+        paths: whether positional arguments may also be paths, for `split_paths`.
+    """
+    parser.add_argument("--output", default="", help=f"the run directory; {default} by default")
+    parser.add_argument("--resume", action="store_true", help="continue from the run directory's last checkpoint")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="PATH | KEY VALUE" if paths else "KEY VALUE",
+        help=("folders of images or tars, and " if paths else "") + "config keys to change; KEY=VALUE works too",
+    )
+
+
+def split_paths(tokens: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Positional arguments that may be paths and config overrides in any order, as (paths, overrides).
+
+    A token in capitals (`TRAIN.LR`, `SEED`) is a config key, and the token after it is its value unless the first has
+    the form `KEY=VALUE`; everything else is a path. A path in capitals needs a slash: `./PHOTOS`.
+    """
+    paths: list[str] = []
+    overrides: list[str] = []
+    rest = iter(tokens)
+    for token in rest:
+        if not CONFIG_KEY.fullmatch(token):
+            paths.append(token)
+            continue
+        overrides.append(token)
+        if "=" not in token:
+            overrides.extend(value for value in [next(rest, None)] if value is not None)
+    return paths, overrides

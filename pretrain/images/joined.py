@@ -1,0 +1,43 @@
+"""Several sources of images as one."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pretrain.images.tars import UNLABELED
+
+if TYPE_CHECKING:
+    from pretrain.images.sources import Source
+
+
+@dataclass(frozen=True)
+class JoinedSource:
+    """The images of several sources, one after the other, without labels: each source has classes of its own."""
+
+    sources: "Sequence[Source]"
+    labels: Sequence[int] = field(init=False)
+    classes: Sequence[str] = field(init=False, default=())
+    _ends: np.ndarray = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_ends", np.cumsum([len(source) for source in self.sources]))
+        object.__setattr__(self, "labels", [UNLABELED] * len(self))
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def read(self, index: int) -> np.ndarray:
+        """The image as (H, W, 3) uint8 RGB. Raises `UnreadableImage`."""
+        source, place = self._place(index)
+        return source.read(place)
+
+    def name(self, index: int) -> str:
+        """What its source calls the image."""
+        source, place = self._place(index)
+        return source.name(place)
+
+    def _place(self, index: int) -> "tuple[Source, int]":
+        number = int(np.searchsorted(self._ends, index, side="right"))
+        return self.sources[number], index - (int(self._ends[number - 1]) if number else 0)

@@ -1,0 +1,65 @@
+"""What the paths on a command line hold: folders of images or tars, as values of DATA.NAME and DATA.ROOT."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from foundation.errors import UserError
+from foundation.images import EXTENSIONS
+from pretrain.images.shards import WEB, expand_braces, is_listing
+
+
+def locate(paths: Sequence[str]) -> tuple[str, str]:
+    """(DATA.NAME, DATA.ROOT) for one or several folders of images, or one or several tars.
+
+    Several are joined in braces, `{/a,/b}`, which both kinds of source expand. Relative paths become absolute, so that
+    the run can be resumed from another folder.
+
+    Raises:
+        UserError: a path does not exist or is a single image, or images and tars are mixed.
+    """
+    kinds = {path: _kind(path) for path in paths}
+    if len(set(kinds.values())) > 1:
+        tars, folders = ([path for path in paths if kinds[path] == kind] for kind in ("webdataset", "folder"))
+        raise UserError(f"{tars[0]} holds tars and {folders[0]} images; give only one of the two kinds in one run")
+    name = kinds[paths[0]]
+    roots = [path if is_listing(path) and path.startswith(WEB) else str(Path(path).resolve()) for path in paths]
+    if len(roots) == 1:
+        return name, roots[0]
+    if name == "webdataset":
+        roots = [str(tar) for root in roots for tar in (_tars(Path(root)) or [Path(root)])]
+        if not all(root.endswith(".tar") for root in roots):
+            raise UserError(f"several indexes cannot be joined: give tars, or one index; not {roots[0]}")
+        return name, _braces([root.removesuffix(".tar") for root in roots]) + ".tar"
+    return name, _braces(roots)
+
+
+def split_roots(root: str) -> list[str]:
+    """The folders of a DATA.ROOT: one, or those of its braces."""
+    return [root] if Path(root).exists() else expand_braces(root)
+
+
+def _kind(path: str) -> str:
+    if path.startswith(WEB) or (is_listing(path) and Path(path).is_file()):
+        return "webdataset"
+    place = Path(path)
+    if place.is_dir():
+        return "webdataset" if _tars(place) else "folder"
+    if place.is_file():
+        what = "is a single image" if path.lower().endswith(EXTENSIONS) else "is neither a folder nor a .tar"
+        raise UserError(f"{path} {what}; give the folder that holds the images")
+    raise UserError(
+        f"there is no folder or tar {path}; PATH is a folder of images (config keys are written in capitals, and "
+        "recipes are given by --config)"
+    )
+
+
+def _tars(folder: Path) -> list[Path]:
+    """The tars of a folder, or of its train/, as `build_source` looks for them."""
+    return sorted(folder.glob("*.tar")) or sorted((folder / "train").glob("*.tar"))
+
+
+def _braces(parts: Sequence[str]) -> str:
+    odd = next((part for part in parts if any(sign in part for sign in "{},")), None)
+    if odd:
+        raise UserError(f"{odd} has a comma or brace in its name, which cannot be joined with other paths; rename it")
+    return parts[0] if len(parts) == 1 else "{" + ",".join(parts) + "}"

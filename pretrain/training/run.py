@@ -1,0 +1,167 @@
+"""A pretraining run in its run directory: begin or resume, train, export the encoder."""
+
+import contextlib
+import logging
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from fvcore.common.config import CfgNode
+from torch import nn
+
+from foundation.errors import UserError
+from pretrain.batches.loader import report_dead_workers
+from pretrain.batches.sampler import check_batch
+from pretrain.config import build_streaming
+from pretrain.distributed import group
+from pretrain.distributed.signals import StopRequest
+from pretrain.encoder import SiameseNetwork
+from pretrain.images.sources import build_source
+from pretrain.runs import checkpoint
+from pretrain.runs.folder import open_run
+from pretrain.runs.weights import read_weights, write_encoder
+from pretrain.training.build import build_batches, build_checkpoint_policy, build_parts, build_recorder, build_trainer
+from pretrain.training.loop import Skipped, train
+from pretrain.training.recorder import Recorder
+from pretrain.training.schedule import StepRange
+
+Probe = Callable[[nn.Module], dict[str, float]]
+logger = logging.getLogger("pretrain")
+
+
+def pretrain(
+    config: CfgNode,
+    output: Path,
+    resume: bool,
+    device: torch.device,
+    request: StopRequest,
+    build_probe: Callable[[], Probe],
+    remarks: Sequence[str] = (),
+) -> bool:
+    """Pretrain as the configuration says, into a run directory.
+
+    Args:
+        config: of the run.
+        output: the run directory.
+        resume: continue from its last checkpoint, if there is one.
+        device: of this process.
+        request: of the signals that stop a run.
+        build_probe: builds what measures the encoder each `PROBE.EVERY` epochs; called only where that is set.
+        remarks: lines for the log, such as the plan that the configuration comes from.
+
+    Returns:
+        False where a signal has stopped the run before its end.
+    """
+    data = config.DATA
+    source = build_source(data.NAME, data.ROOT, "pretrain", data.CLASSES, build_streaming(config))
+    check_batch(len(source), config.TRAIN.BATCH_SIZE, group.world_size())
+    probe = build_probe() if config.PROBE.EVERY and group.is_main() else None
+    start = open_run(output, config, resume)
+    for line in remarks:
+        logger.info("%s", line)
+
+    torch.manual_seed(config.SEED)
+    parts = build_parts(config, device)
+    if start:
+        position = restore(start, parts, output, len(source))
+    else:
+        position = {"step": 0}
+        fill_encoder(parts["network"].encoder, config.ENCODER.WEIGHTS, config)
+    group.check_same(position["step"], "the step to go on from", device)
+    span = StepRange.of(config, len(source), position["step"])
+    trainer = build_trainer(config, parts, device, span.total, span.per_epoch)
+    loader = build_batches(config, source, span, device)
+    recorder = build_recorder(config, output, parts["criterion"], span) if group.is_main() else None
+    logger.info("%d images, steps %d to %d, %d an epoch", len(source), span.first, span.last, span.per_epoch)
+    logger.info("%s on %d %s process(es)", trainer.precision, group.world_size(), device.type)
+    if group.world_size() == 1 and torch.cuda.device_count() > 1:
+        logger.info("one of %d GPUs is used; torchrun --nproc_per_node uses more", torch.cuda.device_count())
+    with report_dead_workers(loader), contextlib.closing(recorder) if recorder else contextlib.nullcontext():
+        complete = train(
+            trainer,
+            loader,
+            first_step=span.first,
+            last_step=span.last,
+            steps_per_epoch=span.per_epoch,
+            log_period=config.LOG.PERIOD,
+            max_unreadable=config.DATA.MAX_UNREADABLE,
+            skipped=Skipped(position.get("skipped", 0), config.TRAIN.MAX_SKIPPED),
+            recorder=recorder,
+            request=request,
+            checkpoints=build_checkpoint_policy(config, output, parts, recorder, span.first, len(source)),
+            end_epoch=partial(run_probe, config.PROBE.EVERY, parts["network"], probe, recorder),
+        )
+    if not complete:
+        logger.info("stopped as requested; the same command with --resume continues")
+    elif group.is_main():
+        export(config, output, parts["network"])
+    return complete
+
+
+def fill_encoder(encoder: nn.Module, weights: str, config: CfgNode) -> None:
+    """Begin from existing weights: every tensor of the encoder is replaced; the projector stays as initialised.
+
+    Args:
+        encoder: as `build_encoder` gives it, on its device.
+        weights: a file or a run directory that `read_weights` reads; empty: nothing is done.
+        config: whose ENCODER.NAME and ENCODER.STEM the weights must have.
+
+    Raises:
+        UserError: they cannot be read, or are of another architecture.
+    """
+    if not weights:
+        return
+    found = read_weights(weights)
+    for key, asked, own in (("NAME", config.ENCODER.NAME, found.name), ("STEM", config.ENCODER.STEM, found.stem)):
+        if own and own != asked:
+            raise UserError(f"{found.source} holds a {own}, but ENCODER.{key} is {asked}; set ENCODER.{key} {own}")
+    checkpoint.fill(encoder, found.tensors, Path(found.source))
+    logger.info("the encoder begins from %s (%s); the projector is new", found.source, found.init)
+
+
+def restore(state: dict[str, Any], parts: dict[str, Any], output: Path, images: int) -> dict[str, int]:
+    """Put a checkpoint's state back. Returns the position to go on from.
+
+    Raises:
+        UserError: it is of another architecture, or of another number of `images`: its place in the epoch is lost.
+    """
+    if state["images"] != images:
+        raise UserError(
+            f"cannot resume {output}: it was begun on {state['images']} images, and there are {images} now; restore "
+            "the dataset, or choose another --output"
+        )
+    checkpoint.fill(parts["network"], state["model"], output)
+    checkpoint.fill(parts["criterion"], state["objective"], output)
+    parts["optimizer"].load_state_dict(state["optimizer"])
+    return state["position"]
+
+
+def run_probe(
+    every: int,
+    network: SiameseNetwork,
+    probe: Probe | None,
+    recorder: Recorder | None,
+    epoch: int,
+    step: int,
+) -> None:
+    """Measure the encoder at the end of each `every`-th epoch."""
+    if probe and recorder and epoch % every == 0:
+        values = probe(network.encoder)
+        recorder.write(step - 1, values)
+        logger.info("epoch %d: kNN top-1 %.2f %%", epoch, values["knn_top1"])
+
+
+def export(config: CfgNode, output: Path, network: nn.Module) -> None:
+    """Write the finished encoder to the run directory."""
+    write_encoder(
+        output,
+        network.encoder,  # type: ignore[arg-type]
+        objective=config.OBJECTIVE.NAME,
+        name=config.ENCODER.NAME,
+        stem=config.ENCODER.STEM,
+        mean=config.DATA.MEAN,
+        std=config.DATA.STD,
+        begun_from=config.ENCODER.WEIGHTS,
+    )

@@ -1,0 +1,79 @@
+"""Whether a recipe can work on the images at hand, said before the run begins."""
+
+import sys
+
+import torch
+from fvcore.common.config import CfgNode
+
+from foundation.errors import UserError
+from pretrain.config import build_streaming
+from pretrain.images.sources import build_source
+from pretrain.training.dry_run import (
+    ENOUGH_STEPS,
+    FEW_STEPS,
+    count_memory,
+    device_memory,
+    format_size,
+)
+from pretrain.training.schedule import StepRange
+
+OWN = ("folder", "webdataset")  # sets whose size no recipe knows
+
+
+def check_recipe(config: CfgNode, device: torch.device, processes: int) -> list[str]:
+    """Warnings about a recipe on these images, for the log; they are printed to standard error at once, too.
+
+    Raises:
+        UserError: the activations alone are more than the memory of the device.
+    """
+    warnings = []
+    if config.DATA.NAME in OWN and not config.TRAIN.MAX_STEPS:
+        source = build_source(
+            config.DATA.NAME, config.DATA.ROOT, "pretrain", config.DATA.CLASSES, build_streaming(config)
+        )
+        warnings += steps_warning(config, len(source))
+    warnings += memory_warning(config, device, processes)
+    for line in warnings:
+        print(line, file=sys.stderr)
+    return warnings
+
+
+def steps_warning(config: CfgNode, images: int) -> list[str]:
+    """A warning where a recipe takes fewer steps on so many images than anything is learned in."""
+    per_epoch = images // config.TRAIN.BATCH_SIZE
+    steps = StepRange.of(config, images, first=0).last
+    if steps >= FEW_STEPS or not per_epoch:
+        return []
+    batch = config.TRAIN.BATCH_SIZE
+    return [
+        f"warning: {steps} steps are too few to learn much ({images} images, TRAIN.BATCH_SIZE {batch}: {per_epoch} an "
+        f"epoch); set TRAIN.EPOCHS {-(-ENOUGH_STEPS // per_epoch)}, lower TRAIN.BATCH_SIZE with P, or leave --config "
+        "out and name the folder: `pretrain/train.py FOLDER --dry-run` plans for it"
+    ]
+
+
+def memory_warning(config: CfgNode, device: torch.device, processes: int) -> list[str]:
+    """A warning where a run needs more memory than is free, by counting.
+
+    Raises:
+        UserError: the activations alone are more than is free.
+    """
+    there = device_memory(device)
+    if there is None:
+        return []
+    memory = count_memory(config, processes, device)
+    share = config.TRAIN.BATCH_SIZE // processes
+    part = min(share, config.TRAIN.MICRO_BATCH or share)
+    fitting = max(2, int(part * 0.9 * (there - memory.parameters) / max(1.0, memory.training - memory.parameters)))
+    advice = f"set TRAIN.MICRO_BATCH {2 ** (fitting.bit_length() - 1)} (the loss stays that of the whole batch)"
+    where = "the GPU" if device.type == "cuda" else "this machine"
+    if memory.activations > there:
+        raise UserError(
+            f"{part} pairs at once need {format_size(memory.activations)} for activations, and {where} has "
+            f"{format_size(there)} free; {advice}, or lower DATA.IMAGE_SIZE"
+        )
+    loader = 0 if device.type == "cuda" else memory.loader
+    if memory.training + loader > there:
+        needed = format_size(memory.training + loader)
+        return [f"warning: about {needed} of memory are needed, and {where} has {format_size(there)} free; {advice}"]
+    return []
