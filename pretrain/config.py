@@ -36,7 +36,7 @@ def get_defaults() -> CfgNode:
     c.OBJECTIVE.NAME = "corinfomax"  # or one to compare with: pretrain.objectives.OBJECTIVES
     c.OBJECTIVE.ATTRACTION = 2000.0  # alpha
     c.OBJECTIVE.FORGETTING = 0.1  # lambda, the weight of the OLD covariance
-    c.OBJECTIVE.EPS = 1e-8
+    c.OBJECTIVE.EPS = 1e-8  # added to the diagonals of the covariances
     _add_training(c)
     c.CHECKPOINT = CfgNode()  # besides the one after each epoch
     c.CHECKPOINT.MINUTES = 10.0  # save when so much time has passed, looked at with each log line; 0: never
@@ -64,36 +64,36 @@ def _add_images(c: CfgNode) -> None:
     c.DATA.WORKERS = 2  # loader processes for each training process; 0 reads in the training process itself
     c.DATA.IMAGE_SIZE = 64  # pixels
     c.DATA.MEAN = [0.485, 0.456, 0.406]  # RGB, of values in [0, 1]
-    c.DATA.STD = [0.229, 0.224, 0.225]
+    c.DATA.STD = [0.229, 0.224, 0.225]  # likewise, standard deviations
     c.DATA.MAX_UNREADABLE = 0.01  # share of damaged images above which a run stops
     c.DATA.WORKER_TIMEOUT = 300  # seconds without a batch after which a hanging worker is reported and the run stops
     c.AUGMENT = CfgNode()  # thesis Table B.1; pairs are [first view, second view]
     c.AUGMENT.CROP_SCALE = [0.08, 1.0]  # share of the image's area
-    c.AUGMENT.FLIP = 0.5
-    c.AUGMENT.JITTER = 0.8
-    c.AUGMENT.BRIGHTNESS = 0.4
-    c.AUGMENT.CONTRAST = 0.4
-    c.AUGMENT.SATURATION = 0.2
-    c.AUGMENT.HUE = 0.1
-    c.AUGMENT.GRAY = 0.2
-    c.AUGMENT.BLUR = [1.0, 0.1]
+    c.AUGMENT.FLIP = 0.5  # probability of a horizontal flip
+    c.AUGMENT.JITTER = 0.8  # probability of the colour jitter
+    c.AUGMENT.BRIGHTNESS = 0.4  # largest change of brightness, as a fraction
+    c.AUGMENT.CONTRAST = 0.4  # largest change of contrast, as a fraction
+    c.AUGMENT.SATURATION = 0.2  # largest change of saturation, as a fraction
+    c.AUGMENT.HUE = 0.1  # largest shift of the hue, as a fraction of the circle
+    c.AUGMENT.GRAY = 0.2  # probability of greyscale
+    c.AUGMENT.BLUR = [1.0, 0.1]  # probability of Gaussian blur, of the first and the second view
     c.AUGMENT.BLUR_SIGMA = [0.1, 2.0]  # pixels
-    c.AUGMENT.SOLARIZE = [0.0, 0.2]
+    c.AUGMENT.SOLARIZE = [0.0, 0.2]  # probability of solarisation, of the first and the second view
 
 
 def _add_training(c: CfgNode) -> None:
     """The optimisation, and what bounds a run."""
     c.TRAIN = CfgNode()
-    c.TRAIN.EPOCHS = 100
+    c.TRAIN.EPOCHS = 100  # passes over the images
     c.TRAIN.BATCH_SIZE = 1536  # over all processes
     c.TRAIN.LR = 0.2  # after the warm-up
     c.TRAIN.LR_PER_256 = 0.0  # above 0: for each 256 images of the batch, instead of TRAIN.LR
     c.TRAIN.MIN_LR = 1e-6  # at the last step
-    c.TRAIN.WARMUP_EPOCHS = 10
+    c.TRAIN.WARMUP_EPOCHS = 10  # epochs of linear warm-up, fewer than TRAIN.EPOCHS
     c.TRAIN.WARMUP_LR = 0.003  # at the first step
     c.TRAIN.OPTIMIZER = "sgd"  # or lars (as Barlow Twins has it) or lars_vicreg (as VICReg has it)
-    c.TRAIN.MOMENTUM = 0.9
-    c.TRAIN.WEIGHT_DECAY = 1e-4
+    c.TRAIN.MOMENTUM = 0.9  # of the optimizer
+    c.TRAIN.WEIGHT_DECAY = 1e-4  # of the optimizer
     c.TRAIN.PRECISION = "auto"  # float32, bfloat16, or auto: bfloat16 where the hardware has units for it
     c.TRAIN.COMPILE = False  # torch.compile
     c.TRAIN.MICRO_BATCH = 0  # images at a time in each process; 0: the whole share. The loss stays that of the batch
@@ -163,7 +163,8 @@ def _check_agreement(config: CfgNode) -> None:
         raise UserError(f"DATA.WINDOW is a number of tars, and {config.DATA.NAME} has none; leave it 0")
     if config.TRAIN.WARMUP_EPOCHS >= config.TRAIN.EPOCHS:
         raise UserError(
-            f"TRAIN.WARMUP_EPOCHS ({config.TRAIN.WARMUP_EPOCHS}) must be below TRAIN.EPOCHS ({config.TRAIN.EPOCHS})"
+            f"TRAIN.WARMUP_EPOCHS ({config.TRAIN.WARMUP_EPOCHS}) must be below TRAIN.EPOCHS ({config.TRAIN.EPOCHS}); "
+            f"add TRAIN.WARMUP_EPOCHS {config.TRAIN.EPOCHS // 10}"
         )
 
 

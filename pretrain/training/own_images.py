@@ -218,7 +218,7 @@ def _choose_encoder(plan: _Plan, facts: Survey, place: Place, weights: EncoderWe
 
 def _choose_batch(plan: _Plan, facts: Survey, place: Place) -> None:
     most = 128 if place.kind == "cpu" else 256 if facts.count < 2000 else 512 if facts.count < 30000 else 1024
-    batch = min(most, 2 ** round(math.log2(facts.count / 4)))
+    batch = min(most, max(MIN_IMAGES, 2 ** round(math.log2(facts.count / 4))))
     batch = max(place.processes * 2, batch // place.processes * place.processes)
     why = f"a quarter of the {facts.count:,} images" if batch < most else "smaller batches give more steps in the time"
     plan.set("TRAIN.BATCH_SIZE", batch, why)
@@ -306,11 +306,11 @@ def _choose_steps(
     per_epoch = max(1, facts.count // batch)
     steps = target_steps(facts.count, place.kind, start)
     why = "existing weights need few" if start else "5,000 to 30,000 are usual for small sets"
+    epochs = math.ceil(steps / per_epoch)
     if hours is not None:
         affordable = int(hours * 3600 / (batch // place.processes * plan.seconds(measures, place)))
         if affordable < steps:
-            steps, why = affordable, f"what {hours:g} hours allow here"
-    epochs = max(1, round(steps / per_epoch))
+            epochs, why = max(1, affordable // per_epoch), f"what {hours:g} hours allow here"
     plan.set("TRAIN.EPOCHS", epochs, f"{epochs * per_epoch:,} steps: {why}")
     epochs = plan.config.TRAIN.EPOCHS
     plan.set("TRAIN.WARMUP_EPOCHS", min(math.ceil(0.05 * epochs), epochs - 1), "5 % of the epochs")

@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from fvcore.common.config import CfgNode
@@ -11,9 +12,17 @@ from torch import Tensor, nn
 
 from pretrain import train
 from pretrain.config import get_defaults
-from pretrain.training import estimate
-from pretrain.training.estimate import activation_bytes
-from pretrain.training.plan import build_without_memory, text_curve
+from pretrain.images.sources import ArraySource
+from pretrain.training import dry_run
+from pretrain.training.dry_run import (
+    Cost,
+    Memory,
+    activation_bytes,
+    build_without_memory,
+    seconds_per_pair,
+    text_curve,
+    verdict,
+)
 
 SETTINGS = [
     *("DATA.NAME", "folder", "DATA.IMAGE_SIZE", "32", "TRAIN.BATCH_SIZE", "10", "PROJECTOR.DIMS", "[16, 8]"),
@@ -32,10 +41,10 @@ def test_dry_run_says_what_a_recipe_comes_to(
     monkeypatch.setenv("WORLD_SIZE", "2")  # as torchrun would
     train.main(["--dry-run", *SETTINGS, "DATA.ROOT", str(photos), "TRAIN.MICRO_BATCH", "2", "DATA.WORKERS", "0"])
     printed = capsys.readouterr().out
-    lines = {line[:18].strip(): line[18:] for line in printed.splitlines()}
+    lines = {line[:18].strip(): line[18:] for line in printed.partition("verdict\n")[0].splitlines()}
     assert "  BATCH_SIZE: 10\n" in printed
     assert lines["batch"] == "10 = 2 process(es) x 5, each in 3 pass(es)"
-    assert lines["epoch"] == "2 steps; 4 of 24 images are left out, others each time"
+    assert lines["epoch"] == "2 steps; 4 of 24 images are left out, a different set each epoch"
     assert lines["steps"] == "20 of 20 (10 epochs)"
     # Warm-up is one epoch, so two steps: from 0.003 half way to 0.5.
     assert lines["first"] == "0.003 (step 0)"
@@ -50,7 +59,7 @@ def test_dry_run_says_what_a_recipe_comes_to(
         r"about \d+\.\d MB, 2 pairs at once in (float32|bfloat16) \(TRAIN.MICRO_BATCH\)", lines["activations"]
     )
     time = re.fullmatch(
-        r"about 0:\d\d:\d\d if .*: (.*) pairs/s on this cpu, timed on 3 steps of 2 pairs", lines["time"]
+        r"about 0:\d\d:\d\d: (.*) pairs/s on this cpu, limited by .* \(timed on 3 steps and 16 images\)", lines["time"]
     )
     assert time is not None
     assert float(time[1]) > 0
@@ -88,28 +97,75 @@ def test_activations_are_what_autograd_keeps() -> None:
     assert activation_bytes(network, 8, "bfloat16") == 2 * numbers
 
 
+def images_in_memory(count: int = 2) -> ArraySource:
+    return ArraySource(np.zeros((count, 8, 8, 3), np.uint8), [0] * count, ["one"])
+
+
 def test_time_follows_from_speed_and_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     """1,000 steps of 120 pairs over two processes are 60,000 for each; a third more in parts."""
     config = get_defaults()
     config.TRAIN.BATCH_SIZE = 120
-    monkeypatch.setattr(estimate, "pairs_per_second", lambda config, size, device: {60: 60.0, 16: 40.0, 10: 20.0}[size])
+    config.DATA.WORKERS = 0
+    monkeypatch.setattr(dry_run, "pairs_per_second", lambda config, size, device: {32: 40.0, 10: 20.0}[size])
+    monkeypatch.setattr(dry_run, "loading_seconds", lambda config, source: 1 / 40)
 
-    def duration(part: int) -> str:
+    def seconds(part: int) -> float | None:
         config.TRAIN.MICRO_BATCH = part
-        *_, line = estimate.describe_cost(config, processes=2, steps=1000, device=torch.device("cpu"))
-        return line[18:].split(" if ")[0]
+        device = torch.device("cpu")
+        return dry_run.measure_cost(config, images_in_memory(), processes=2, steps=1000, device=device).seconds
 
-    assert duration(0) == "about 0:25:00"  # at 40 pairs a second, the speed of 16 pairs at once
-    assert duration(10) == "about 1:06:40"
+    assert seconds(0) == pytest.approx(60000 / 20)  # 1/40 s to compute a pair, 1/40 s to load it
+    assert seconds(10) == pytest.approx(60000 * (4 / 3 / 20 + 1 / 40))
+
+
+@pytest.mark.parametrize(
+    ("workers", "cores", "on_cpu", "seconds", "loading_bound"),
+    [
+        (0, 2, True, 5, False),  # one after the other
+        (1, 2, True, 3.5, False),  # 2 s of one of two cores are 1 s of both, beside 3 s... less than a worker alone
+        (4, 8, False, 3, False),  # a GPU computes while the workers load
+        (1, 8, False, 4, True),
+    ],
+)
+def test_loading_and_training_overlap_as_the_cores_allow(
+    workers: int, cores: int, on_cpu: bool, seconds: float, loading_bound: bool
+) -> None:
+    load = {0: 2.0, 1: 1.0 if on_cpu else 4.0, 4: 4.0}[workers]
+    found = seconds_per_pair(compute=3.0, load=load, workers=workers, cores=cores, on_cpu=on_cpu)
+    assert found == (pytest.approx(seconds), loading_bound)
 
 
 def test_too_large_for_the_device_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(config: CfgNode, size: int, device: torch.device) -> float:
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr(estimate, "pairs_per_second", fail)
-    *_, line = estimate.describe_cost(get_defaults(), processes=1, steps=1, device=torch.device("cpu"))
-    assert "16 pairs at once do not fit this cpu; set TRAIN.MICRO_BATCH" in line
+    monkeypatch.setattr(dry_run, "pairs_per_second", fail)
+    config, device = get_defaults(), torch.device("cpu")
+    cost = dry_run.measure_cost(config, images_in_memory(), processes=1, steps=1, device=device)
+    *_, line = dry_run.describe_cost(cost, config, device)
+    assert "unknown: the timed steps do not fit this cpu; set TRAIN.MICRO_BATCH" in line
+
+
+@pytest.mark.parametrize(
+    ("device", "steps", "expected"),
+    [
+        (
+            "cpu",
+            999,
+            ["fits: training and the loader's workers need about 1.60 GB of this machine's 2.00 GB", "NOT enough"],
+        ),
+        ("cuda", 1000, ["does NOT fit: training need about 1.50 GB of the GPU's 1.00 GB", "fits: the loader's", "few"]),
+        ("cuda", 5000, ["does NOT fit", "fits", "enough: 5,000"]),
+    ],
+)
+def test_the_verdict_is_in_words(device: str, steps: int, expected: list[str]) -> None:
+    memory = Memory(parameters=100_000_000, activations=1_000_000_000, loader=100_000_000)
+    there = 2_000_000_000 if device == "cpu" else 1_000_000_000
+    cost = Cost(8, memory, there, 2_000_000_000, pairs_per_second=1.0, loading_bound=False, seconds=9000.0)
+    title, *lines, last = verdict(cost, steps, device)
+    assert title == "verdict"
+    assert [text in line for text, line in zip(expected, lines, strict=True)] == [True] * len(expected)
+    assert "about 2.5 hours" in last
 
 
 def test_a_curve_shows_its_shape() -> None:

@@ -1,0 +1,249 @@
+"""The plan for own images: its rules, with the machine's measurements replaced, and a real run by it."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from foundation.errors import UserError
+from pretrain import train
+from pretrain.config import get_defaults, validate
+from pretrain.images.survey import Survey
+from pretrain.runs import checkpoint
+from pretrain.runs.weights import EncoderWeights
+from pretrain.training import dry_run, own_images
+from pretrain.training.dry_run import Memory
+from pretrain.training.own_images import Measures, Place, choose, target_steps
+
+CPU = Place("cpu", cores=2, memory=16_000_000_000)
+GPU = Place("cuda", cores=16, memory=24_000_000_000)
+
+
+def facts(count: int, side: int = 300, grey: bool = False) -> Survey:
+    return Survey(count, side, 2 * side, [0.4, 0.4, 0.4], [0.2, 0.2, 0.2], grey, damaged=0, sampled=96)
+
+
+def measures(second_per_pair: float = 0.01, megabytes: int = 10) -> Measures:
+    """A pair of 64 pixels takes that long, and so much memory; both grow with the area."""
+
+    def area(config: Any) -> float:
+        return (config.DATA.IMAGE_SIZE / 64) ** 2
+
+    def memory(config: Any) -> Memory:
+        pairs = config.TRAIN.MICRO_BATCH or config.TRAIN.BATCH_SIZE
+        return Memory(0, int(pairs * megabytes * 1e6 * area(config)), 0)
+
+    return Measures(lambda config: second_per_pair * area(config), lambda config: 0.002, memory)
+
+
+def plan(count: int, place: Place, *, given: dict[str, Any] | None = None, **more: Any) -> Any:
+    config = get_defaults()
+    for key, value in (given or {}).items():
+        group, name = key.split(".")
+        config[group][name] = value
+    options = {"side": 300, "grey": False, "measures": measures(), **more}
+    found = facts(count, options.pop("side"), options.pop("grey"))
+    config, lines = choose(config, set(given or {}), found, place, options.pop("measures"), **options)
+    validate(config)
+    return config, lines
+
+
+@pytest.mark.parametrize("place", [CPU, GPU], ids=["cpu", "gpu"])
+@pytest.mark.parametrize("count", [16, 100, 1000, 4000, 10000, 100000, 1000000])
+def test_every_plan_keeps_the_ratios_that_the_objective_needs(count: int, place: Place) -> None:
+    config, lines = plan(count, place)
+    batch, dim = config.TRAIN.BATCH_SIZE, config.PROJECTOR.DIMS[-1]
+    assert batch / dim >= 8
+    assert 3.8 <= config.OBJECTIVE.ATTRACTION / dim <= 4.0
+    assert batch <= max(16, count / 2.5)
+    assert ("resnet18" if place is CPU else "resnet50") == config.ENCODER.NAME
+    assert config.TRAIN.WARMUP_EPOCHS < config.TRAIN.EPOCHS
+    steps = count // batch * config.TRAIN.EPOCHS
+    assert steps >= 5000
+    assert all(len(line.split(None, 2)) == 3 for line in lines if line.startswith("  "))
+
+
+def test_the_values_for_6000_images_on_two_cores() -> None:
+    config, _ = plan(6000, CPU)
+    assert (config.TRAIN.BATCH_SIZE, config.PROJECTOR.DIMS, config.OBJECTIVE.ATTRACTION) == (128, [512, 512, 16], 62.5)
+    assert config.DATA.IMAGE_SIZE == 64  # 5,000 steps of 128 pairs at 0.011 s are 1.96 hours
+    assert config.TRAIN.EPOCHS == 109  # of 46 steps: 5,014
+    assert config.TRAIN.WARMUP_EPOCHS == 6
+    assert config.TRAIN.LR == 0.0707  # 0.1 x sqrt(128 / 256)
+    assert config.DATA.MEAN == [0.4, 0.4, 0.4]
+
+
+def test_a_slow_cpu_gets_smaller_views_then_fewer_steps() -> None:
+    config, lines = plan(6000, CPU, measures=measures(0.03))  # at 64 pixels 5.5 hours, at 48 3.2
+    assert config.DATA.IMAGE_SIZE == 48
+    config, lines = plan(6000, CPU, measures=measures(0.2))  # at 40 pixels 14 hours
+    assert config.DATA.IMAGE_SIZE == 40
+    steps = 46 * config.TRAIN.EPOCHS
+    assert pytest.approx(steps, rel=0.05) == 4 * 3600 / (128 * (0.2 * (40 / 64) ** 2 + 0.001))
+    assert any("what 4 hours allow here" in line for line in lines)
+
+
+def test_hours_bound_the_steps() -> None:
+    config, _ = plan(10000, GPU, hours=1.0, measures=measures(0.001, megabytes=1))  # 128 pixels: 0.004 s
+    assert pytest.approx(3600 / (512 * 0.004), rel=0.02) == 19 * config.TRAIN.EPOCHS
+
+
+def test_memory_that_does_not_hold_the_batch_holds_a_part_of_it() -> None:
+    small = Place("cuda", cores=8, memory=8_000_000_000)
+    config, _ = plan(10000, small)  # 512 pairs of 128 pixels at 40 MB are 20 GB, and 1.4 times that
+    assert config.TRAIN.BATCH_SIZE == 512
+    assert config.TRAIN.MICRO_BATCH == 128  # 128 x 40 MB x 1.4 is 7.17 of 7.2 GB
+
+
+def test_views_are_no_larger_than_the_images() -> None:
+    assert plan(5000, GPU, side=100)[0].DATA.IMAGE_SIZE == 96
+    config, _ = plan(5000, GPU, side=28)
+    assert (config.DATA.IMAGE_SIZE, config.ENCODER.STEM) == (32, "cifar")
+    assert plan(5000, CPU, side=50)[0].DATA.IMAGE_SIZE == 48
+
+
+def test_what_is_given_stays_and_the_rest_follows() -> None:
+    given = {"TRAIN.BATCH_SIZE": 64, "TRAIN.EPOCHS": 3, "ENCODER.NAME": "resnet34", "DATA.IMAGE_SIZE": 100}
+    config, lines = plan(6000, CPU, given=given)
+    assert (config.TRAIN.BATCH_SIZE, config.TRAIN.EPOCHS, config.ENCODER.NAME) == (64, 3, "resnet34")
+    assert config.DATA.IMAGE_SIZE == 100
+    assert config.PROJECTOR.DIMS[-1] == 8
+    assert config.TRAIN.WARMUP_EPOCHS == 1
+    assert sum("as given" in line for line in lines) == 4
+
+
+def test_existing_weights_need_fewer_steps_at_a_lower_rate() -> None:
+    weights = EncoderWeights("w.pth", "supervised", {}, "resnet18", "imagenet", [0.1] * 3, [0.3] * 3)
+    config, _ = plan(1000, GPU, weights=weights, given={"ENCODER.WEIGHTS": "w.pth"})
+    assert config.ENCODER.NAME == "resnet18"
+    assert config.DATA.MEAN == [0.1] * 3
+    assert config.TRAIN.BATCH_SIZE == 256
+    assert config.TRAIN.LR == 0.03
+    assert pytest.approx(500, abs=3) == 3 * config.TRAIN.EPOCHS
+    assert config.DATA.IMAGE_SIZE == 224
+
+
+def test_grey_images_get_no_colour_changes() -> None:
+    config, _ = plan(5000, CPU, grey=True)
+    assert (config.AUGMENT.HUE, config.AUGMENT.SATURATION, config.AUGMENT.GRAY) == (0, 0, 0)
+    assert plan(5000, CPU)[0].AUGMENT.GRAY > 0
+
+
+def test_labels_are_used_to_monitor() -> None:
+    assert plan(6000, CPU, labelled=True)[0].PROBE.EVERY == 5
+    assert plan(6000, CPU, given={"PROBE.ROOT": "/labelled"})[0].PROBE.EVERY == 5
+    assert plan(6000, CPU)[0].PROBE.EVERY == 0
+
+
+def test_too_few_images() -> None:
+    with pytest.raises(UserError, match="15 images are too few"):
+        plan(15, CPU)
+
+
+def test_target_steps() -> None:
+    """Hierarchical pretraining (Reed et al. 2021) took 500 to 5,000 steps where training from scratch took 400,000."""
+    assert [target_steps(n, "cuda", False) for n in (1000, 10000, 100000)] == [10000, 22000, 50000]
+    assert [target_steps(n, "cuda", True) for n in (1000, 10000, 100000)] == [500, 2500, 12600]
+    assert target_steps(10**9, "cpu", False) == 5000
+
+
+@pytest.fixture
+def slow_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A run of two epochs where the plan is followed, since a pair seems to take a minute; in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(dry_run, "pairs_per_second", lambda config, size, device: 0.0042)
+    monkeypatch.setattr(own_images, "CPU_SIDES", (32,))
+
+
+def test_a_run_by_plan_and_its_exact_continuation(slow_machine: None, photos: Path, tmp_path: Path) -> None:
+    train.main([str(photos / "train"), "TRAIN.MAX_STEPS=4", "--epochs", "6", "DATA.WORKERS=0"])
+    run = tmp_path / "output" / "train"
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert config["DATA"]["ROOT"] == str(photos / "train")
+    assert config["TRAIN"]["BATCH_SIZE"] == 16
+    assert config["TRAIN"]["EPOCHS"] == 6
+    log = (run / "log.txt").read_text()
+    assert "plan for 24 images" in log
+    assert "TRAIN.BATCH_SIZE" in log
+    # The plan would come out differently now; the run's own configuration is what counts.
+    (tmp_path / "other").mkdir()
+    train.main([str(photos / "train"), "--resume", "TRAIN.MAX_STEPS=6"])
+    state = checkpoint.load(run / "checkpoints" / "last.pt")
+    assert state["position"]["step"] == 6
+    again = {**config, "TRAIN": {**config["TRAIN"], "MAX_STEPS": 6}}
+    assert yaml.safe_load((run / "config.yaml").read_text()) == again
+
+
+def test_folders_are_joined_and_a_plan_is_printed(
+    slow_machine: None, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    train.main(["--dry-run", str(photos / "train" / "circle"), str(photos / "train" / "square"), "--hours", "1"])
+    printed = capsys.readouterr().out
+    assert printed.startswith("plan for 24 images (median ")
+    assert "fewer than 1,000 images" in printed
+    assert "what 1 hours allow here" in printed
+    assert "memory          fits" in printed
+    assert "steps           NOT enough" in printed
+    assert not (tmp_path / "output").exists()
+    train.main(["--dry-run", str(photos)])
+    assert "images of train/ only; val left out" in capsys.readouterr().out
+
+
+def test_a_run_from_existing_weights(slow_machine: None, photos: Path, tmp_path: Path, error_of: Callable) -> None:
+    common = [str(photos / "train"), "--epochs", "1", "TRAIN.MAX_STEPS=1", "DATA.WORKERS=0"]
+    train.main([*common, "--output", "first", "--encoder", "resnet18"])
+    first = tmp_path / "first" / "encoder.safetensors"
+    still = ["TRAIN.LR=1e-12", "TRAIN.WARMUP_LR=0", "TRAIN.MIN_LR=0"]
+    train.main([*common, "--output", "second", "--weights", str(first), *still])
+    before, after = (checkpoint.load_encoder(tmp_path / run / "encoder.safetensors") for run in ("first", "second"))
+    weights = [name for name in before if name.endswith("weight")]
+    assert all(torch.allclose(before[name], after[name], atol=1e-6) for name in weights)
+    metadata = json.loads(_header(tmp_path / "second" / "encoder.safetensors"))["__metadata__"]
+    assert metadata["begun_from"] == str(first)
+    wrong = error_of(train.main, [*common, "--output", "third", "--weights", str(first), "--encoder", "resnet34"])
+    assert "resnet18" in wrong
+    assert "resnet34" in wrong
+
+
+def _header(path: Path) -> bytes:
+    data = path.read_bytes()
+    return data[8 : 8 + int.from_bytes(data[:8], "little")]
+
+
+def test_wrong_paths_are_named(slow_machine: None, photos: Path, tmp_path: Path, error_of: Callable) -> None:
+    picture = next((photos / "train" / "circle").iterdir())
+    tars = tmp_path / "tars"
+    tars.mkdir()
+    (tars / "a.tar").write_bytes(b"")
+    for argv, message in [
+        (["nowhere"], "there is no folder or tar nowhere"),
+        ([str(picture)], "is a single image; give the folder"),
+        ([str(tars), str(photos)], "give only one of the two kinds"),
+        (["--hours", "2"], "--hours is the time that a plan may use"),
+        ([str(tmp_path / "tars")], "a.tar"),
+    ]:
+        assert message in error_of(train.main, argv)
+
+
+def test_a_recipe_that_cannot_work_says_so(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture, error_of: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    argv = ["--config", "shapes_R18", "--output", "run", str(photos), "TRAIN.BATCH_SIZE=8", "PROJECTOR.DIMS=[16,4]"]
+    small = [*argv, "DATA.IMAGE_SIZE=32", "DATA.WORKERS=0", "TRAIN.EPOCHS=1", "TRAIN.WARMUP_EPOCHS=0"]
+    train.main(small)
+    advice = (
+        "warning: 3 steps are too few to learn much (24 images, TRAIN.BATCH_SIZE 8: 3 an epoch); set TRAIN.EPOCHS 1667"
+    )
+    assert advice in capsys.readouterr().err
+    assert advice in (tmp_path / "run" / "log.txt").read_text()
+    huge = [*argv, "DATA.IMAGE_SIZE=4096", "--output", "huge"]
+    monkeypatch.setattr(dry_run.machine, "available_memory", lambda: 1_000_000_000)
+    message = error_of(train.main, huge)
+    assert "8 pairs at once need" in message
+    assert "set TRAIN.MICRO_BATCH 2" in message
+    assert "add TRAIN.WARMUP_EPOCHS 0" in error_of(train.main, [*argv, "--epochs", "1"])
