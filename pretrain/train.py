@@ -215,14 +215,18 @@ def resolve(
     from foundation.config import override_pairs
     from pretrain.config import validate
     from pretrain.training.own_images import plan_run
-    from pretrain.training.suitability import check_recipe
+    from pretrain.training.suitability import check_inputs, check_recipe
 
-    if not args.planned:
-        return config, [] if args.dry_run else check_recipe(config, device, processes)
-    given = {key for key, _ in override_pairs(args.overrides)}
-    planned, remarks = plan_run(config, given, device, processes, args.hours)
-    validate(planned)
-    return planned, remarks
+    remarks: list[str] = []
+    if args.planned:
+        given = {key for key, _ in override_pairs(args.overrides)}
+        config, remarks = plan_run(config, given, device, processes, args.hours)
+        validate(config)
+    if not args.resume:
+        check_inputs(config)
+    if not args.planned and not args.dry_run:
+        remarks = check_recipe(config, device, processes)
+    return config, remarks
 
 
 def advise(config: "CfgNode") -> str:

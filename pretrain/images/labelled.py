@@ -73,9 +73,12 @@ def split_labelled_folder(root: str) -> tuple[Source, Source]:
     Raises:
         UserError: as `build_labelled_splits`.
     """
-    if (Path(root) / "val").is_dir():
-        return build_labelled_splits("folder", root)
-    source = build_labelled_source("folder", root, "pretrain")
+    try:
+        if (Path(root) / "val").is_dir():
+            return build_labelled_splits("folder", root)
+        source = build_labelled_source("folder", root, "pretrain")
+    except UserError as error:
+        raise UserError(f"PROBE.ROOT: {error}") from error
     if len(source.classes) < 2:
         raise UserError(f"PROBE.ROOT {root} has one class only, {source.classes[0]!r}; kNN needs two or more")
     reference = class_balanced(source.labels, 0.8, seed=0)

@@ -26,6 +26,7 @@ from pretrain.training.build import build_batches, build_checkpoint_policy, buil
 from pretrain.training.loop import Skipped, train
 from pretrain.training.recorder import Recorder
 from pretrain.training.schedule import StepRange
+from pretrain.training.suitability import check_architecture
 
 Probe = Callable[[nn.Module], dict[str, float]]
 logger = logging.getLogger("pretrain")
@@ -114,9 +115,7 @@ def fill_encoder(encoder: nn.Module, weights: str, config: CfgNode) -> None:
     if not weights:
         return
     found = read_weights(weights)
-    for key, asked, own in (("NAME", config.ENCODER.NAME, found.name), ("STEM", config.ENCODER.STEM, found.stem)):
-        if own and own != asked:
-            raise UserError(f"{found.source} holds a {own}, but ENCODER.{key} is {asked}; set ENCODER.{key} {own}")
+    check_architecture(found, config)
     checkpoint.fill(encoder, found.tensors, Path(found.source))
     logger.info("the encoder begins from %s (%s); the projector is new", found.source, found.init)
 

@@ -1,4 +1,4 @@
-"""Whether a recipe can work on the images at hand, said before the run begins."""
+"""What is checked before a run begins: its inputs, and whether its recipe can work on the images at hand."""
 
 import sys
 
@@ -7,7 +7,9 @@ from fvcore.common.config import CfgNode
 
 from foundation.errors import UserError
 from pretrain.config import build_streaming
+from pretrain.images.labelled import split_labelled_folder
 from pretrain.images.sources import build_source
+from pretrain.runs.weights import EncoderWeights, read_weights
 from pretrain.training.dry_run import (
     ENOUGH_STEPS,
     FEW_STEPS,
@@ -18,6 +20,25 @@ from pretrain.training.dry_run import (
 from pretrain.training.schedule import StepRange
 
 OWN = ("folder", "webdataset")  # sets whose size no recipe knows
+
+
+def check_inputs(config: CfgNode) -> None:
+    """Read what a new run needs besides its images: the weights to begin from, the labelled images.
+
+    Raises:
+        UserError: they are not there, or do not fit.
+    """
+    if config.ENCODER.WEIGHTS:
+        check_architecture(read_weights(config.ENCODER.WEIGHTS), config)
+    if config.PROBE.ROOT:
+        split_labelled_folder(config.PROBE.ROOT)
+
+
+def check_architecture(weights: EncoderWeights, config: CfgNode) -> None:
+    """Raises UserError where weights say that they are of another encoder than the configuration's."""
+    for key, asked, own in (("NAME", config.ENCODER.NAME, weights.name), ("STEM", config.ENCODER.STEM, weights.stem)):
+        if own and own != asked:
+            raise UserError(f"{weights.source} holds a {own}, but ENCODER.{key} is {asked}; set ENCODER.{key} {own}")
 
 
 def check_recipe(config: CfgNode, device: torch.device, processes: int) -> list[str]:

@@ -39,6 +39,7 @@ OUTSIDE: dict[str, list[str]] = {
     "AUGMENT.SOLARIZE": ["[0.2]", "[0.0, 1.2]", "[-0.1, 0.2]"],
     "ENCODER.NAME": ["resnet", "ResNet18", "vit_b_16", "''"],
     "ENCODER.STEM": ["ImageNet", "''"],
+    "ENCODER.WEIGHTS": ["/no/such/file"],
     "PROJECTOR.DIMS": ["[]", "[8, 0]", "[-8]", "[8, 1.5]", "[8, '8']"],
     "OBJECTIVE.NAME": ["moco", "''"],
     "OBJECTIVE.ATTRACTION": ["-1"],
@@ -48,6 +49,7 @@ OUTSIDE: dict[str, list[str]] = {
     "TRAIN.BATCH_SIZE": ["0", "1", "-8"],
     "TRAIN.LR": ["0", "-0.1"],
     "TRAIN.MIN_LR": ["-0.1", "100"],
+    "TRAIN.LR_PER_256": ["-0.1"],
     "TRAIN.WARMUP_EPOCHS": ["-1", "10", "1000"],
     "TRAIN.WARMUP_LR": ["-0.1"],
     "TRAIN.MOMENTUM": ["-0.1", "1"],
@@ -63,6 +65,7 @@ OUTSIDE: dict[str, list[str]] = {
     "LOG.PERIOD": ["0", "-1"],
     "PROBE.EVERY": ["-1"],
     "PROBE.K": ["0", "-1"],
+    "PROBE.ROOT": ["/no/such/folder"],
     "PROBE.MAX_TRAIN": ["0", "-1"],
 }
 
@@ -106,6 +109,7 @@ def wrong_overrides() -> Iterator[list[str]]:
 
 def test_every_key_is_covered() -> None:
     free = {"DATA.CACHE", "ENCODER.ZERO_INIT_RESIDUAL", "TRAIN.COMPILE", "LOG.WANDB"}
+    free |= {"PROJECTOR.NORM", "PROJECTOR.LAST_BIAS"}
     assert set(OUTSIDE) | free == set(keys(get_defaults()))
 
 
