@@ -6,7 +6,7 @@ SEED ?= 0
 DEMO ?= output/demo
 RUN := $(DEMO)/seed$(SEED)
 
-.PHONY: demo test test-slow lint format clean
+.PHONY: demo test test-slow gpu lint format clean
 .DEFAULT_GOAL := test
 
 $(STAMP): requirements.txt setup.py
@@ -34,6 +34,11 @@ test: $(STAMP)
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
+
+# What only a GPU can answer, in nine minutes at most; called again it continues. GPU_PYTHON names another environment's
+# Python where .venv cannot be made; OUT is the folder for gpu.json and gpu.md.
+gpu: $(if $(GPU_PYTHON),,$(STAMP))
+	$(or $(GPU_PYTHON),$(BIN)/python) benchmarks/gpu.py --output $(or $(OUT),output/gpu) $(if $(FASHION),--fashion $(FASHION))
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -195,9 +195,7 @@ def three_batches(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("around", ["autocast", "low precision", "compile"])
-@pytest.mark.parametrize(
-    "device", ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
-)
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
 def test_what_is_around_the_objective_changes_nothing_in_it(around: str, device: str) -> None:
     if around == "compile" and device == "cpu" and not shutil.which(os.environ.get("CXX", "g++")):
         pytest.skip("torch.compile needs a C++ compiler on a CPU")

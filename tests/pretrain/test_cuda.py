@@ -304,7 +304,7 @@ def test_the_checkpoint_of_a_run_that_is_stopped_counts_its_last_bad_batches() -
     assert saved == [(0, 4, 1)]  # epochs and steps complete, batches skipped
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.cuda
 class TestOnAGpu:
     """The results of a real one beside a CPU's."""
 

@@ -14,7 +14,7 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 @pytest.fixture
 def benchmark(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    yield runpy.run_path(str(BENCHMARKS / "detection.py"))
+    yield runpy.run_path(str(BENCHMARKS / "detector.py"))
     from detectron2.data import DatasetCatalog, MetadataCatalog
 
     for name in ("benchmark_train", "benchmark_val", "benchmark_scored"):

@@ -1,8 +1,8 @@
 """Fine-tuning a detector and evaluating it, by our means and by those that Detectron2 has on board.
 
-    python benchmarks/detection.py                      a CPU: the recipes for the embedded scenes
-    python benchmarks/detection.py --device cuda        the recipes for COCO, on pictures of COCO's size
-    python benchmarks/detection.py --part scores --images 5000     COCO's AP alone, as many detections as val2017 has
+    python benchmarks/detector.py                       a CPU: the recipes for the embedded scenes
+    python benchmarks/detector.py --device cuda         the recipes for COCO, on pictures of COCO's size
+    python benchmarks/detector.py --part scores --images 5000      COCO's AP alone, as many detections as val2017 has
 
 Models: both sides train the same model on the same pictures, from the same random weights, and then detect with it.
 Ours is the recipe as it is; stock is Detectron2's default trainer with its loader, in float32. An iteration is all of
@@ -22,7 +22,6 @@ import gc
 import io
 import json
 import logging
-import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -31,18 +30,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from coco_like import HEIGHT, OBJECTS, WIDTH, synthetic_results
-from timing import Side, alternate, build_parser, print_table, ratio, start
-
-# A script's folder comes first on the path, and with it this file before the package of the same name.
-sys.path.pop(0)
-
 import numpy as np
 import torch
+from coco_like import HEIGHT, OBJECTS, WIDTH, synthetic_results
 from fvcore.common.config import CfgNode
 from pycocotools import mask as masks
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from timing import Side, alternate, build_parser, print_table, ratio, start
 
 from detection.config import computes_in_bfloat16, for_one_process, load
 from detection.evaluation import scores
