@@ -29,6 +29,11 @@ class Metric:
     path: Keys
 
     @property
+    def key(self) -> str:
+        """The name in one word, such as `linear_top1` or `bbox/AP`: as in metrics.json and published results."""
+        return "/".join(self.path[1:] if self.path[0] == "results" else self.path)
+
+    @property
     def heading(self) -> str:
         """The title with a capital first letter, except for names that have none."""
         return self.title if self.title.startswith("kNN") else self.title[0].upper() + self.title[1:]
@@ -42,11 +47,11 @@ class RunKind:
         name: the `kind` in results.json.
         title: of its section in a report.
         command: that makes it.
-        description: of runs that can be compared with one another: a format of the values of `conditions`.
         config_key: the top-level key of config.yaml that only this kind has; empty if it writes no config.yaml.
         last_file: the file with which a run is complete.
         conditions: paths of the values that must be equal for two runs to be compared; in results.json, or for
             pretraining in config.yaml.
+        wording: for each of the conditions, how its value is put into the name of what is compared.
         metrics: what it measures; empty where this depends on the run.
         headline: the metrics that a report's sentences are about.
         is_collection: whether the runs themselves are in folders below.
@@ -55,10 +60,10 @@ class RunKind:
     name: str
     title: str
     command: str
-    description: str = "{}"
     config_key: str = ""
     last_file: str = "results.json"
     conditions: tuple[Keys, ...] = ()
+    wording: tuple[str, ...] = ()
     metrics: tuple[Metric, ...] = ()
     headline: tuple[Metric, ...] = ()
     is_collection: bool = False
@@ -78,18 +83,18 @@ KINDS: Mapping[str, RunKind] = {
             PRETRAIN,
             "Pretraining",
             "pretrain/train.py",
-            description="{} on {}",
             config_key="OBJECTIVE",
             last_file="encoder.safetensors",
             conditions=(("ENCODER.NAME",), ("DATA.NAME",)),
+            wording=("{}", " on {}"),
         ),
         RunKind(
             "linear",
             "Frozen encoder",
             "pretrain/linear.py",
-            description="{} on {}, k = {}",
             config_key="LINEAR",
             conditions=(("config",), ("dataset",), ("k",)),
+            wording=("{}", " on {}", ", kNN with k = {}"),
             metrics=(_LINEAR, Metric("linear top-5", ("linear_top5",)), _KNN, Metric("kNN top-5", ("knn_top5",))),
             headline=(_LINEAR, _KNN),
         ),
@@ -97,9 +102,9 @@ KINDS: Mapping[str, RunKind] = {
             "finetune",
             "Fine-tuning with labels",
             "pretrain/finetune.py",
-            description="{}, {} of the labels ({} images)",
             config_key="FINETUNE",
             conditions=(("config",), ("fraction",), ("images",)),
+            wording=("{}", ", {} of the labels", " ({} images)"),
             metrics=(_TOP1, Metric("top-5", ("top5",))),
             headline=(_TOP1,),
         ),
@@ -107,8 +112,8 @@ KINDS: Mapping[str, RunKind] = {
             "transfer",
             "Frozen encoder on other images",
             "pretrain/transfer.py",
-            description="{} on {}",
             conditions=(("encoder",), ("data",)),
+            wording=("{}", " on {}"),
             metrics=(_TOP1, _MAP),
             headline=(_TOP1, _MAP),
         ),
@@ -116,9 +121,9 @@ KINDS: Mapping[str, RunKind] = {
             DETECTION,
             "Detection and segmentation",
             "detection/train_net.py",
-            description="{0}, {3} iterations on {2} images, evaluated on {1}",
             config_key="SOLVER",
-            conditions=(("config",), ("dataset", "name"), ("train_images",), ("iterations",)),
+            conditions=(("config",), ("train_images",), ("iterations",), ("dataset", "name")),
+            wording=("{}", " on {} images", ", {} iterations", ", evaluated on {}"),
         ),
         RunKind("sweep", "Sweep of pretraining", "pretrain/sweep.py", is_collection=True),
         RunKind("series", "Series of detectors", "detection/train_net.py", is_collection=True),

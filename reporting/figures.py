@@ -1,18 +1,20 @@
-"""The plots of a report: AP of each initialisation, and the curves of training."""
+"""The plots of results and training: AP of each initialisation, AP over the number of labels, training curves."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from numpy.typing import NDArray
+from matplotlib.ticker import NullFormatter, NullLocator
 
-from reporting.columns import Column
-from reporting.groups import BASELINE, Group, Setting
-from reporting.runs import PRETRAIN
+from foundation.run_kinds import DETECTION, PRETRAIN, Metric
+from reporting.analysis import FloatArray
+from reporting.groups import BASELINE, LabelCurve, Setting
 
 STYLE = {
     "font.family": "DejaVu Sans",
@@ -41,10 +43,11 @@ FIXED_COLOURS = {BASELINE: "#767676", "corinfomax": "#0072b2"}
 OTHER_COLOURS = ("#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 DPI = 200
 BARS = 3  # of a task
-MOST_IN_LINE = 5  # entries of a legend
+MAX_IN_LINE = 4  # entries of a legend
+MAX_LABEL = 40  # letters of an entry
 SMOOTHED_SHARE = 0.1  # of the run that a point of the smoothed loss averages over
+TERMS = {"total": "-", "big bang": "--", "attraction, weighted": ":"}  # of the loss, with their line styles
 Colours = Mapping[str, str]
-Points = NDArray[np.float64]
 
 
 def label_colours(labels: Iterable[str]) -> dict[str, str]:
@@ -53,56 +56,118 @@ def label_colours(labels: Iterable[str]) -> dict[str, str]:
     return FIXED_COLOURS | {label: OTHER_COLOURS[i % len(OTHER_COLOURS)] for i, label in enumerate(others)}
 
 
+@contextmanager
+def panels(
+    path: Path,
+    title: str,
+    rows: Sequence[Setting],
+    counts: Sequence[int],
+    colours: Colours | None,
+    size: tuple[float, float] = (4.2, 3.0),
+) -> Iterator[list[list[Axes]]]:
+    """A figure with a title, to be filled and then written to `path`.
+
+    Args:
+        rows: the setting of each row, whose name stands above it.
+        counts: the number of panels of each row.
+        colours: of the initialisations, for the legend at the bottom; None for no legend.
+        size: of a panel, in inches.
+
+    Yields:
+        The panels, row by row.
+    """
+    with rc_context(STYLE):  # type: ignore[arg-type]
+        shape = (size[0] * max(*counts, 1.2), 0.7 + (size[1] + 0.3) * len(rows))
+        figure = Figure(figsize=shape, layout="constrained")
+        figure.suptitle(title, x=0.008, ha="left", fontsize=12, fontweight="bold")
+        grid = []
+        parts = figure.subfigures(len(rows), 1, squeeze=False)[:, 0]
+        for part, setting, count in zip(parts, rows, counts, strict=True):
+            part.suptitle(setting.name, x=0.008, ha="left", fontsize=9.5, color="#555555")
+            grid.append(list(part.subplots(1, count, squeeze=False)[0]))
+        yield grid
+        if colours is not None:
+            labels = dict.fromkeys(group.label for setting in rows for group in setting.groups)
+            handles = [Patch(color=colours[label], label=_cut(label)) for label in labels]
+            figure.legend(handles=handles, loc="outside lower left", ncols=min(len(handles), MAX_IN_LINE))
+        figure.savefig(path, dpi=DPI)
+
+
 def draw_transfer(settings: Sequence[Setting], colours: Colours, path: Path) -> bool:
     """Bars of what detectors reach: a row for each setting, a panel for each task. False if there is nothing."""
-    rows = [setting for setting in settings if setting.kind.name == "detection" and _is_measured(setting)]
+    rows = [setting for setting in settings if setting.kind.name == DETECTION and _is_measured(setting)]
     if not rows:
         return False
-    most = max(len(setting.tasks) for setting in rows)
-    with rc_context(STYLE):  # type: ignore[arg-type]
-        figure = Figure(figsize=(4.2 * max(most, 1.2), 0.35 + 3.0 * len(rows)), layout="constrained")
-        counts = [len(setting.tasks) for setting in rows]
-        for row, setting in zip(panels(figure, rows, counts, named=len(rows) > 1), rows, strict=True):
-            for axes, (task, columns) in zip(row, setting.tasks, strict=True):
+    counts = [len(setting.tasks) for setting in rows]
+    with panels(path, "Detection and segmentation after fine-tuning", rows, counts, colours) as grid:
+        for row, setting in zip(grid, rows, strict=True):
+            for axes, (task, metrics) in zip(row, setting.tasks, strict=True):
                 axes.set_title(task.title)
-                _draw_bars(axes, setting, columns[:BARS], colours)
+                _draw_bars(axes, setting, metrics[:BARS], colours)
             top = max(axes.get_ylim()[1] for axes in row)  # one scale, so that boxes and masks compare
             for axes in row:
                 axes.set_ylim(0, top)
-        add_legend(figure, rows, colours)
-        figure.savefig(path, dpi=DPI)
     return True
 
 
-def panels(figure: Figure, rows: Sequence[Setting], counts: Sequence[int], named: bool) -> list[list[Axes]]:
-    """A row of so many axes for each setting, under its name where rows must be told apart."""
-    grid = []
-    parts = figure.subfigures(len(rows), 1, squeeze=False)[:, 0]
-    for part, setting, count in zip(parts, rows, counts, strict=True):
-        if named:
-            part.suptitle(setting.name, x=0.008, ha="left", fontsize=9.5, color="#555555")
-        grid.append(list(part.subplots(1, count, squeeze=False)[0]))
-    return grid
+def draw_label_curves(curves: Sequence[LabelCurve], colours: Colours, path: Path) -> None:
+    """The headline of each curve's tasks over the number of images; whiskers are the spread over runs."""
+    rows = [list(curve.settings.values())[-1] for curve in curves]
+    counts = [len(curve.headline) for curve in curves]
+    with panels(path, "AP over the number of labelled images", rows, counts, colours) as grid:
+        for row, curve in zip(grid, curves, strict=True):
+            for axes, metric in zip(row, curve.headline, strict=True):
+                axes.set_title(metric.heading)
+                _draw_label_curve(axes, curve, metric, colours)
 
 
-def add_legend(figure: Figure, settings: Sequence[Setting], colours: Colours) -> None:
-    """The initialisations and their colours, above all panels."""
-    labels = dict.fromkeys(group.label for setting in settings for group in setting.groups)
-    handles = [Patch(color=colours[label], label=label) for label in labels]
-    figure.legend(handles=handles, loc="outside upper right", ncols=min(len(handles), MOST_IN_LINE))
+def draw_curves(settings: Sequence[Setting], colours: Colours, path: Path) -> bool:
+    """A row of panels for pretraining and for each detection setting. False if there is nothing to draw."""
+    kinds = (PRETRAIN, DETECTION)
+    rows = [each for each in settings if each.kind.name in kinds and any(run.lines for run in each.runs)]
+    if not rows:
+        return False
+    counts = [3 if setting.kind.name == PRETRAIN else 1 + len(setting.tasks) for setting in rows]
+    with panels(path, "Training curves", rows, counts, colours, size=(3.5, 2.7)) as grid:
+        for row, setting in zip(grid, rows, strict=True):
+            draw = _draw_pretraining if setting.kind.name == PRETRAIN else _draw_detection
+            draw(row, setting, colours)
+            for axes in row:
+                axes.set_xlabel("iteration")
+                axes.margins(x=0.02)
+    return True
+
+
+def _cut(label: str) -> str:
+    return label if len(label) <= MAX_LABEL else f"{label[: MAX_LABEL - 1]}…"
 
 
 def _is_measured(setting: Setting) -> bool:
-    return any(group.statistic(column) for group in setting.groups for column in setting.columns)
+    return any(group.statistic(metric) for group in setting.groups for metric in setting.metrics)
 
 
-def _draw_bars(axes: Axes, setting: Setting, columns: Sequence[Column], colours: Colours) -> None:
-    """A place for each column; whiskers are the spread, points the single runs."""
+def _draw_label_curve(axes: Axes, curve: LabelCurve, metric: Metric, colours: Colours) -> None:
+    for label in curve.labels:
+        points = curve.statistics(label, metric)
+        means = [statistic.mean for statistic in points.values()]
+        spreads = [statistic.spread or 0.0 for statistic in points.values()]
+        axes.errorbar(list(points), means, spreads, fmt="o-", ms=5, lw=2, elinewidth=1, capsize=3, color=colours[label])
+    axes.set_xscale("log")
+    axes.set_xticks(list(curve.settings), [f"{images:,}" for images in curve.settings])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlabel("labelled training images")
+    axes.set_ylabel(f"{metric.path[-1]} (%)")
+    axes.set_ylim(bottom=0)
+
+
+def _draw_bars(axes: Axes, setting: Setting, metrics: Sequence[Metric], colours: Colours) -> None:
+    """A place for each metric; whiskers are the spread, points the single runs."""
     width = 0.78 / len(setting.groups)
     for number, group in enumerate(setting.groups):
         offset = (number - (len(setting.groups) - 1) / 2) * width
-        for position, column in enumerate(columns):
-            statistic = group.statistic(column)
+        for position, metric in enumerate(metrics):
+            statistic = group.statistic(metric)
             if statistic is None:
                 continue
             x, spread = position + offset, statistic.spread or 0.0
@@ -120,79 +185,55 @@ def _draw_bars(axes: Axes, setting: Setting, columns: Sequence[Column], colours:
                 ha="center",
                 fontsize=8 if len(setting.groups) < 4 else 6.5,
             )
-    if not axes.patches:
-        _say_not_measured(axes)
-    axes.set_xticks(range(len(columns)), [column.path[-1] for column in columns])
+    _mark_empty(axes)
+    axes.set_xticks(range(len(metrics)), [metric.path[-1] for metric in metrics])
     axes.margins(y=0.12)
-    axes.set_ylabel("%")
-
-
-def draw_curves(settings: Sequence[Setting], colours: Colours, path: Path) -> bool:
-    """A row of panels for pretraining and for each detection setting. False if there is nothing to draw."""
-    rows = [
-        setting
-        for setting in settings
-        if setting.kind.name in (PRETRAIN, "detection") and any(run.lines for run in setting.runs)
-    ]
-    if not rows:
-        return False
-    counts = [3 if setting.kind.name == PRETRAIN else 1 + len(setting.tasks) for setting in rows]
-    with rc_context(STYLE):  # type: ignore[arg-type]
-        figure = Figure(figsize=(3.5 * max(counts), 0.35 + 2.7 * len(rows)), layout="constrained")
-        # Of one pretraining and one detection setting, the panels' titles say which is which.
-        for row, setting in zip(panels(figure, rows, counts, named=len(rows) > 2), rows, strict=True):
-            draw = _draw_pretraining if setting.kind.name == PRETRAIN else _draw_detection
-            draw(row, setting, colours)
-            for axes in row:
-                axes.set_xlabel("iteration")
-                axes.margins(x=0.02)
-        figure.savefig(path, dpi=DPI)
-    return True
+    axes.set_ylabel("average precision (%)" if all("AP" in each.path[-1] for each in metrics) else "percent")
 
 
 def _draw_pretraining(row: Sequence[Axes], setting: Setting, colours: Colours) -> None:
-    terms, rate, probe = row
+    """The loss with its terms, the learning rate and the online accuracy of each run."""
+    loss, rate, probe = row
     for group in setting.groups:
         colour = colours[group.label]
-        for number, run in enumerate(group.runs):
+        for run in group.runs:
             total, big_bang = run.series("total"), run.series("big_bang")
             attraction = {i: value - big_bang[i] for i, value in total.items() if i in big_bang}
-            for name, values, style in (
-                ("total", total, "-"),
-                ("big bang", big_bang, "--"),
-                ("attraction, weighted", attraction, ":"),
-            ):
-                _line(terms, values, colour, style, f"{group.label}: {name}" if not number else "")
-            _line(rate, run.series("learning_rate"), colour, "-", group.label if not number else "")
-            _line(probe, run.series("knn_top1"), colour, "o-", group.label if not number else "")
-    for axes, title in zip(row, ("Pretraining loss", "Learning rate", "Online kNN top-1, %"), strict=True):
+            for values, style in zip((total, big_bang, attraction), TERMS.values(), strict=True):
+                _line(loss, values, colour, style)
+            _line(rate, run.series("learning_rate"), colour, "-")
+            _line(probe, run.series("knn_top1"), colour, "o-")
+    for axes, title in zip(row, ("Loss", "Learning rate", "Online kNN accuracy"), strict=True):
         axes.set_title(title)
-        _finish(axes)
+        _mark_empty(axes)
+    probe.set_ylabel("top-1 (%)")
+    if loss.lines:
+        loss.legend(handles=[Line2D([], [], color="#555555", ls=style, label=name) for name, style in TERMS.items()])
     rate.set_ylim(bottom=0)
 
 
-def _line(axes: Axes, values: Mapping[int, float], colour: str, style: str, label: str) -> None:
-    if not values:
-        return
-    axes.plot(list(values), list(values.values()), style, color=colour, lw=1.5, ms=4, label=label or "_")
+def _line(axes: Axes, values: Mapping[int, float], colour: str, style: str) -> None:
+    if values:
+        axes.plot(list(values), list(values.values()), style, color=colour, lw=1.5, ms=4)
 
 
 def _draw_detection(row: Sequence[Axes], setting: Setting, colours: Colours) -> None:
     """Each run as a thin line, the mean of a group as a thick one."""
-    curves = [("total_loss", "Detection loss, smoothed", "")]
-    curves += [("/".join(column.path[1:]), f"{column.heading}, %", "o") for column in setting.headline]
-    for axes, (key, title, marker) in zip(row, curves, strict=True):
+    curves = [("total_loss", "Training loss, smoothed", "", "")]
+    curves += [(metric.key, metric.heading, f"{metric.path[-1]} (%)", "o") for metric in setting.headline]
+    for axes, (key, title, unit, marker) in zip(row, curves, strict=True):
         for group in setting.groups:
             series = [run.series(key) for run in group.runs]
             if key == "total_loss":
                 series = [_smoothed(values) for values in series]
-            _draw_group(axes, group, [values for values in series if values], colours[group.label], marker)
+            _draw_group(axes, [values for values in series if values], colours[group.label], marker)
         axes.set_title(title)
+        axes.set_ylabel(unit)
         axes.set_ylim(bottom=0)
-        _finish(axes)
+        _mark_empty(axes)
 
 
-def _draw_group(axes: Axes, group: Group, series: Sequence[Mapping[int, float]], colour: str, marker: str) -> None:
+def _draw_group(axes: Axes, series: Sequence[Mapping[int, float]], colour: str, marker: str) -> None:
     if not series:
         return
     if len(series) > 1:
@@ -200,24 +241,17 @@ def _draw_group(axes: Axes, group: Group, series: Sequence[Mapping[int, float]],
             axes.plot(list(values), list(values.values()), f"{marker}-", color=colour, lw=0.8, ms=2.5, alpha=0.4)
     shared = sorted(set.intersection(*(set(values) for values in series)))
     mean = [float(np.mean([values[i] for values in series])) for i in shared]
-    axes.plot(shared, mean, f"{marker}-", color=colour, lw=2, ms=5, label=group.label)
+    axes.plot(shared, mean, f"{marker}-", color=colour, lw=2, ms=5)
 
 
 def _smoothed(values: Mapping[int, float]) -> dict[int, float]:
     """A centred moving average; at both ends over what there is."""
     half = round(len(values) * SMOOTHED_SHARE / 2)
-    points: Points = np.array(list(values.values()))
+    points: FloatArray = np.array(list(values.values()))
     return {iteration: float(points[max(0, i - half) : i + half + 1].mean()) for i, iteration in enumerate(values)}
 
 
-def _finish(axes: Axes) -> None:
-    """A legend, if there is a line."""
-    if axes.lines:
-        axes.legend(fontsize=8)
-    else:
-        _say_not_measured(axes)
-
-
-def _say_not_measured(axes: Axes) -> None:
-    axes.set_yticks([])
-    axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", color="#888888")
+def _mark_empty(axes: Axes) -> None:
+    if not axes.lines and not axes.patches:
+        axes.set_yticks([])
+        axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", color="#888888")

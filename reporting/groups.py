@@ -1,4 +1,4 @@
-"""Runs that are compared, runs that repeat one another, and the few numbers that sum them up.
+"""Which runs are compared, which repeat one another, and the statistics over them.
 
 A setting is one experiment: the same recipe, schedule and data. In it, a group is one initialisation, with a
 run for each seed.
@@ -6,71 +6,21 @@ run for each seed.
 
 import math
 import statistics
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from foundation.errors import UserError
 from foundation.names import short_names
-from reporting.columns import Column, Task, measured_tasks
-from reporting.runs import PRETRAIN, Run
+from foundation.run_kinds import DETECTION, KINDS, PRETRAIN, Metric, RunKind
+from reporting.analysis import Task, measured_tasks
+from reporting.runs import Run, warn_once
 
 BASELINE = "random"
 WHERE_KEYS = {"OUTPUT_DIR"}  # config keys that only say where a run's files are
-REPEAT_KEYS = {  # may differ between repetitions of one thing: chance, origin of the weights, machine, bookkeeping
+REPEAT_KEYS = {  # may differ between repetitions of one experiment: chance, origin of the weights, machine, bookkeeping
     *("SEED", "DATASETS.FRACTION_SEED", "MODEL.WEIGHTS", "MODEL.DEVICE", "DATALOADER.NUM_WORKERS"),
     *("DATA.ROOT", "DATA.WORKERS", "LOG.PERIOD", "LOG.WANDB", "PROBE.EVERY", "CHECKPOINT.MINUTES", "CHECKPOINT.STEPS"),
     *("SOLVER.CHECKPOINT_PERIOD", "SOLVER.KEEP_CHECKPOINTS", "TEST.EVAL_PERIOD"),
-}
-
-
-@dataclass(frozen=True)
-class Kind:
-    """What the runs of a kind have in common.
-
-    Attributes:
-        conditions: the keys of results.json that must agree for two runs to be compared.
-        columns: what is measured; of detection it depends on the model and the dataset.
-        headline: the columns that sentences are about.
-    """
-
-    name: str
-    title: str
-    conditions: tuple[tuple[str, ...], ...]
-    columns: tuple[Column, ...]
-    headline: tuple[Column, ...]
-
-
-_LINEAR, _KNN, _TOP1 = (
-    Column("linear top-1", ("linear_top1",)),
-    Column("kNN top-1", ("knn_top1",)),
-    Column("top-1", ("top1",)),
-)
-KINDS = {
-    kind.name: kind
-    for kind in (
-        Kind(PRETRAIN, "Pretraining", (), (), ()),
-        Kind(
-            "linear",
-            "Frozen encoder",
-            (("config",), ("dataset",), ("k",)),
-            (_LINEAR, Column("linear top-5", ("linear_top5",)), _KNN, Column("kNN top-5", ("knn_top5",))),
-            (_LINEAR, _KNN),
-        ),
-        Kind(
-            "finetune",
-            "Fine-tuning on few labels",
-            (("config",), ("fraction",), ("images",)),
-            (_TOP1, Column("top-5", ("top5",))),
-            (_TOP1,),
-        ),
-        Kind(
-            "detection",
-            "Detection and segmentation",
-            (("config",), ("dataset", "name"), ("train_images",), ("iterations",)),
-            (),
-            (),
-        ),
-    )
 }
 
 
@@ -93,7 +43,7 @@ class Statistic:
 
 @dataclass(frozen=True)
 class Difference:
-    """Of two means; `spread` is what it would vary by if single runs were compared, None if not known."""
+    """Of two means. `spread` is the standard deviation of a difference of single runs; None if it is not known."""
 
     value: float
     spread: float | None
@@ -101,14 +51,14 @@ class Difference:
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that differ in their seed only. `label` is unique among what it is compared with."""
+    """Runs that differ in their seed only. `label` is unique among the groups that it is compared with."""
 
     label: str
     runs: tuple[Run, ...]
 
-    def statistic(self, column: Column) -> Statistic | None:
+    def statistic(self, metric: Metric) -> Statistic | None:
         """Of the runs that measured it; None if none did."""
-        values = [run.measured(*column.path) for run in self.runs]
+        values = [run.measured(*metric.path) for run in self.runs]
         there = tuple(value for value in values if value is not None)
         return Statistic(there) if there else None
 
@@ -120,24 +70,17 @@ class Group:
 
 @dataclass(frozen=True)
 class Setting:
-    """Groups that are compared, the baseline first; `conditions` is what they have in common."""
+    """Groups that are compared, the baseline first.
 
-    kind: Kind
+    Attributes:
+        conditions: the values that all runs have in common, in the order of `kind.conditions`.
+        name: the conditions in words.
+    """
+
+    kind: RunKind
     conditions: tuple[object, ...]
     groups: tuple[Group, ...]
-
-    @property
-    def name(self) -> str:
-        """The conditions in words."""
-        first, *rest = ("?" if value is None else value for value in self.conditions)
-        if self.kind.name == "finetune":
-            fraction, images = rest
-            share = f"{100 * fraction:g} %" if isinstance(fraction, int | float) else fraction
-            return f"{first}, {share} of the labels ({images} images)"
-        if self.kind.name == "detection":
-            dataset, images, iterations = rest
-            return f"{first}, {iterations} iterations on {images} images, evaluated on {dataset}"
-        return f"{first} on {rest[0]}"
+    name: str
 
     @property
     def runs(self) -> list[Run]:
@@ -145,81 +88,194 @@ class Setting:
         return [run for group in self.groups for run in group.runs]
 
     @property
-    def tasks(self) -> list[tuple[Task, tuple[Column, ...]]]:
-        """Of a detector, what it was evaluated on, with the columns of each; else none."""
-        return measured_tasks(self.runs) if self.kind.name == "detection" else []
+    def tasks(self) -> list[tuple[Task, tuple[Metric, ...]]]:
+        """Of detectors, what they were evaluated on, with the metrics of each; else none."""
+        return measured_tasks(self.runs) if self.kind.name == DETECTION else []
 
     @property
-    def columns(self) -> tuple[Column, ...]:
-        """What was measured."""
-        return self.kind.columns or tuple(column for _, columns in self.tasks for column in columns)
+    def metrics(self) -> tuple[Metric, ...]:
+        """What a run measured or, of a detector, names as not measured."""
+        of_detectors = tuple(metric for _, metrics in self.tasks for metric in metrics)
+        return of_detectors or tuple(metric for metric in self.kind.metrics if self._is_measured(metric))
 
     @property
-    def headline(self) -> tuple[Column, ...]:
-        """The columns that sentences and curves are about: the first of each task."""
-        return self.kind.headline or tuple(columns[0] for _, columns in self.tasks)
+    def headline(self) -> tuple[Metric, ...]:
+        """The metrics that sentences and curves are about: the first of each task."""
+        return self.kind.headline or tuple(metrics[0] for _, metrics in self.tasks)
 
     @property
     def baseline(self) -> Group:
-        """What the others are compared with: random initialisation, or else the first that was named."""
+        """The group that others are compared with: random initialisation, or else the first that was named."""
         return self.groups[0]
+
+    def difference(self, group: Group, metric: Metric) -> Difference | None:
+        """By how much a group is above the baseline; None where one of them was not measured."""
+        base, other = self.baseline.statistic(metric), group.statistic(metric)
+        return difference(base, other) if base and other else None
+
+    def _is_measured(self, metric: Metric) -> bool:
+        return any(run.measured(*metric.path) is not None for run in self.runs)
+
+
+@dataclass(frozen=True)
+class LabelCurve:
+    """One recipe and evaluation set with several numbers of training images.
+
+    Attributes:
+        settings: by the number of images, ascending.
+    """
+
+    recipe: str
+    dataset: str
+    settings: Mapping[int, Setting]
+
+    @property
+    def labels(self) -> list[str]:
+        """The initialisations, in the order of their first appearance."""
+        return list(dict.fromkeys(group.label for setting in self.settings.values() for group in setting.groups))
+
+    @property
+    def headline(self) -> list[Metric]:
+        """The metrics that any of the settings is about."""
+        return list(dict.fromkeys(metric for setting in self.settings.values() for metric in setting.headline))
+
+    @property
+    def is_line(self) -> bool:
+        """Whether an initialisation was measured with more than one number of images."""
+        return any(len(self.statistics(label, metric)) > 1 for label in self.labels for metric in self.headline)
+
+    def statistics(self, label: str, metric: Metric) -> dict[int, Statistic]:
+        """What an initialisation reached, by the number of images, where it was measured."""
+        found = {}
+        for images, setting in self.settings.items():
+            for group in setting.groups:
+                statistic = group.statistic(metric) if group.label == label else None
+                if statistic:
+                    found[images] = statistic
+        return found
 
 
 def difference(base: Statistic, other: Statistic) -> Difference:
-    """`other` minus `base`. The spreads are of independent runs, so their squares add up."""
+    """`other` minus `base`. The runs are independent, so their variances add up."""
     known = base.spread is not None and other.spread is not None
     spread = math.hypot(base.spread or 0.0, other.spread or 0.0) if known else None
     return Difference(other.mean - base.mean, spread)
 
 
 def settings(runs: Sequence[Run]) -> list[Setting]:
-    """The runs by kind, conditions and initialisation; kinds in the order of the protocol."""
+    """The runs by kind, conditions and initialisation; kinds in the order of their table."""
     found = []
     for kind in KINDS.values():
         by_conditions: dict[tuple[object, ...], list[Run]] = {}
         for run in runs:
-            if run.kind == kind.name:
+            if run.kind.name == kind.name:
                 by_conditions.setdefault(_conditions(run, kind), []).append(run)
-        kinds = [Setting(kind, conditions, tuple(_groups(members))) for conditions, members in by_conditions.items()]
-        found += _in_order(kinds)
+        short = _short_values(by_conditions)
+        of_kind = [
+            Setting(kind, conditions, tuple(_groups(members)), _describe(kind, conditions, short))
+            for conditions, members in by_conditions.items()
+        ]
+        found += _in_order(of_kind)
     return found
 
 
-def _in_order(kinds: Sequence[Setting]) -> list[Setting]:
-    """As first named, but those that differ in numbers only (labels, images, iterations) by these, ascending."""
-    words = [tuple(value for value in setting.conditions if isinstance(value, str)) for setting in kinds]
+def label_curves(settings: Sequence[Setting]) -> list[LabelCurve]:
+    """The recipes that were trained on several numbers of images; of several schedules on one, the longest."""
+    by_recipe: dict[tuple[str, str], dict[int, Setting]] = {}
+    for setting in settings:
+        if setting.kind.name != DETECTION:
+            continue
+        recipe, images, iterations, dataset = setting.conditions
+        if not isinstance(images, int) or not isinstance(iterations, int) or images < 1:
+            continue
+        found = by_recipe.setdefault((str(recipe), str(dataset)), {})
+        before = found.get(images)
+        if before is None or before.conditions[2] < iterations:  # type: ignore[operator]
+            found[images] = setting
+    curves = [
+        LabelCurve(recipe, dataset, dict(sorted(found.items()))) for (recipe, dataset), found in by_recipe.items()
+    ]
+    return [curve for curve in curves if curve.is_line]
 
-    def key(place: int) -> tuple[object, ...]:
-        numbers = [value if isinstance(value, int | float) else 0 for value in kinds[place].conditions]
-        return (words.index(words[place]), *numbers)
 
-    return [kinds[place] for place in sorted(range(len(kinds)), key=key)]
+def leading(settings: Sequence[Setting]) -> list[Setting]:
+    """The settings without those that a label curve sums up: of each curve only the one with the most images."""
+    curves = label_curves(settings)
+    last = [list(curve.settings.values())[-1] for curve in curves]
+    summed = {(curve.recipe, curve.dataset) for curve in curves}
+    return [
+        each
+        for each in settings
+        if each in last
+        or each.kind.name != DETECTION
+        or (str(each.conditions[0]), str(each.conditions[3])) not in summed
+    ]
 
 
 def differing_keys(runs: Iterable[Run]) -> list[str]:
-    """The config keys in which runs differ, but for where their files are."""
+    """The config keys in which runs differ, except for those that only say where files are."""
     configs = [run.config for run in runs if run.config]
     keys = dict.fromkeys(key for config in configs for key in config)
     return [key for key in keys if key not in WHERE_KEYS and len({repr(config.get(key)) for config in configs}) > 1]
 
 
-def _conditions(run: Run, kind: Kind) -> tuple[object, ...]:
+def short_dataset(name: str) -> str:
+    """A dataset's name without the folders of a path, and without the folder of images behind an `@`."""
+    annotations = name.partition("@")[0] if "/" in name else name
+    return Path(annotations).name or name
+
+
+def _conditions(run: Run, kind: RunKind) -> tuple[object, ...]:
     if kind.name == PRETRAIN:
-        return (run.config.get("ENCODER.NAME"), run.config.get("DATA.NAME"))
+        return tuple(run.config.get(".".join(path)) for path in kind.conditions)
     values = []
     for path in kind.conditions:
         value: object = run.results
         for key in path:
             value = value.get(key) if isinstance(value, dict) else None
         if isinstance(value, dict | list):
-            raise UserError(f"{run.path / 'results.json'}: {'.'.join(path)} must be one value, not {value!r}")
+            warn_once(f"{run.path / 'results.json'}: {'.'.join(path)} is not one value and counts as not given")
+            value = None
         values.append(value)
     return tuple(values)
 
 
+def _short_values(conditions: Iterable[tuple[object, ...]]) -> dict[str, str]:
+    """For each text among the conditions that is a path, a short name; unlike paths get unlike names."""
+    paths = list(
+        dict.fromkeys(value for each in conditions for value in each if isinstance(value, str) and "/" in value)
+    )
+    names = [short_dataset(path) for path in paths]
+    if len(set(names)) < len(names):
+        names = short_names([Path(path.partition("@")[0]) for path in paths])
+    return dict(zip(paths, names, strict=True)) if len(set(names)) == len(names) else {}
+
+
+def _describe(kind: RunKind, conditions: Sequence[object], short: Mapping[str, str]) -> str:
+    """The conditions in words. A condition that is not known is left out, but for the first."""
+    words: list[str] = []
+    for path, wording, value in zip(kind.conditions, kind.wording, conditions, strict=True):
+        if path == ("fraction",) and isinstance(value, int | float):
+            value = f"{100 * value:g} %"
+        if value is not None or not words:
+            words.append(wording.format("?" if value is None else short.get(str(value), value)))
+    return "".join(words)
+
+
+def _in_order(settings: Sequence[Setting]) -> list[Setting]:
+    """As first named, but those that differ in numbers only (labels, images, iterations) by these, ascending."""
+    words = [tuple(value for value in setting.conditions if isinstance(value, str)) for setting in settings]
+
+    def key(place: int) -> tuple[object, ...]:
+        numbers = [value if isinstance(value, int | float) else 0 for value in settings[place].conditions]
+        return (words.index(words[place]), *numbers)
+
+    return [settings[place] for place in sorted(range(len(settings)), key=key)]
+
+
 def _groups(runs: Sequence[Run]) -> Iterator[Group]:
     """The baseline first. Of an initialisation with several variants, each is named after its first run."""
-    # A key that some of the runs do not have, being of another version, does not tell them apart.
+    # A key that some of the runs do not have, because they are of another version, does not tell runs apart.
     configs = [set(run.config) for run in runs if run.config]
     shared = set.intersection(*configs) if configs else set()
     by_init: dict[str, dict[object, list[Run]]] = {}
@@ -239,9 +295,7 @@ def _variant(run: Run, keys: Collection[str]) -> object:
 
 
 def _split_repeats(runs: list[Run]) -> list[list[Run]]:
-    """Runs whose seeds all differ repeat one another. Where a seed comes twice, it is the weights that are
-    compared, so those tell the groups apart.
-    """
+    """Runs whose seeds all differ repeat one another. If a seed occurs twice, the weights tell the groups apart."""
     if len({run.seed for run in runs}) == len(runs):
         return [runs]
     by_weights: dict[str, list[Run]] = {}

@@ -1,174 +1,212 @@
-"""Run directories as a report reads them: which kind of run each one is, and what it measured."""
+"""Run folders as a report reads them: which kind of run each one is, and what it measured."""
 
-import json
+import logging
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
-from typing import Any
-
-import yaml
+from typing import Any, NamedTuple
 
 from foundation.errors import UserError
+from foundation.json_files import read_json, read_json_lines
+from foundation.run_kinds import KINDS, PRETRAIN, RunKind, flatten, read_config
+from foundation.run_states import RUN_FILES, RunState, find_runs, read_state
 
-PRETRAIN = "pretrain"
-EVALUATIONS = ("linear", "finetune", "detection")  # the kinds that results.json tells apart
+ANALYSIS = "predictions/analysis.json"
+MAX_ITERATION = 2**53  # larger integers are not exact as floats, and no run is as long
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run directory.
+    """One run folder.
 
     Attributes:
-        init: what the run started from: `random`, or a name such as `corinfomax`. For a pretraining run, the
-            name of its objective, which is the name that later runs give to what it made.
+        init: the origin of the run's initial weights: `random`, or a name such as `corinfomax`. For a pretraining run
+            the name of its objective, because later runs name their weights so.
+        state: how far it is, in words: `complete`, or what is left to do.
+        results: results.json; empty for pretraining.
         config: dotted keys to values.
         lines: metrics.json, from the first line to the last.
-        analysis: predictions/analysis.json, which `detection/evaluation/coco.py` describes; empty of runs
-            without it.
+        analysis: predictions/analysis.json, which `detection/evaluation/coco.py` describes; empty if there is none.
     """
 
     path: Path
-    kind: str
+    kind: RunKind
     init: str
     seed: int | None
-    results: Mapping[str, Any] = field(repr=False)
-    config: Mapping[str, Any] = field(repr=False)
-    lines: tuple[Mapping[str, Any], ...] = field(repr=False)
+    state: str = field(repr=False, default="complete")
+    results: Mapping[str, Any] = field(repr=False, default_factory=dict)
+    config: Mapping[str, Any] = field(repr=False, default_factory=dict)
+    lines: tuple[Mapping[str, Any], ...] = field(repr=False, default=())
     analysis: Mapping[str, Any] = field(repr=False, default_factory=dict)
 
     def measured(self, *keys: str) -> float | None:
         """A number of results.json, by the keys that lead to it; None where it was not measured.
 
-        Raises:
-            UserError: there is something else than a number.
+        A value that is no number counts as not measured, and one warning tells so.
         """
         value: Any = self.results
         for key in keys:
             value = value.get(key) if isinstance(value, Mapping) else None
-        if value is None:
-            return None
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise UserError(f"{self.path / 'results.json'}: {'.'.join(keys)} must be a number, not {value!r}")
-        return float(value) if math.isfinite(value) else None
+        number = as_number(value)
+        if number is None and value is not None and not isinstance(value, float):
+            warn_once(f"{self.path / 'results.json'}: {'.'.join(keys)} is not a number and counts as not measured")
+        return number
 
     def series(self, key: str) -> dict[int, float]:
         """The values of a metric by iteration.
 
-        A resumed run writes some iterations a second time; what the interrupted process had written of them
-        does not count.
+        A resumed run writes some iterations a second time. Then the values that the interrupted process wrote for them
+        and for later iterations do not count.
         """
         values: dict[int, float] = {}
         for line in self.lines:
-            value = line.get(key)
-            if not isinstance(value, int | float) or not math.isfinite(value):
+            value, iteration = as_number(line.get(key)), line["iteration"]
+            if value is None:
                 continue
-            iteration = int(line["iteration"])
             if values and iteration <= next(reversed(values)):
                 values = {before: kept for before, kept in values.items() if before < iteration}
-            values[iteration] = float(value)
+            values[iteration] = value
         return values
 
 
-def read_runs(paths: Iterable[Path]) -> list[Run]:
-    """The runs in these directories, each directory once; of a folder of runs, all that are finished.
+@dataclass(frozen=True)
+class Skipped:
+    """A run that is not reported, with the reason."""
+
+    path: Path
+    kind: str
+    reason: str
+
+
+class Found(NamedTuple):
+    """What there is in the folders that a report is made of."""
+
+    runs: list[Run]
+    skipped: list[Skipped]
+
+
+def read_runs(paths: Iterable[Path]) -> Found:
+    """The runs in these folders, each once. A folder that is not a run itself stands for all runs below it.
+
+    Unfinished pretraining is reported, because its curves are of interest; other unfinished runs and damaged ones are
+    skipped.
 
     Raises:
-        UserError: a directory is missing, holds no finished run, or a file in it is damaged.
+        UserError: a folder is missing or holds no run, or none of the runs can be reported.
     """
-    found = [run for path in paths for run in _runs_below(path)]
-    return [_read_run(path) for path in {path.resolve(): path for path in found}.values()]
+    states = {state.folder.resolve(): state for path in paths for state in _states(path)}
+    found = Found([], [])
+    for state in states.values():
+        try:
+            found.runs.append(_read_run(state))
+        except UserError as error:
+            found.skipped.append(Skipped(state.folder, state.kind.name, str(error)))
+    if not found.runs:
+        raise UserError(
+            f"there is nothing to report: {'; '.join(f'{run.path}: {run.reason}' for run in found.skipped)}"
+        )
+    return found
 
 
-def _runs_below(path: Path) -> list[Path]:
-    """The directory itself, or the runs in it if it has neither results nor metrics of its own."""
-    if (path / "results.json").exists() or (path / "metrics.json").exists():
-        return [path]
-    below = {file.parent for name in ("results.json", "encoder.safetensors") for file in path.rglob(name)}
-    return sorted(below) or [path]
-
-
-def _read_run(path: Path) -> Run:
-    if not path.is_dir():
-        raise UserError(f"{path} is not a directory; name the directories of finished runs")
-    config, lines = _read_config(path / "config.yaml"), _read_metrics(path / "metrics.json")
-    if (path / "results.json").is_file():
-        results = _read_results(path / "results.json")
-        analysis = _read_analysis(path / "predictions" / "analysis.json")
-        return Run(path, results["kind"], results["init"], results.get("seed"), results, config, lines, analysis)
-    if any("total_loss" in line for line in lines):
-        raise UserError(f"{path} holds a detection run without results.json: finish it with --resume")
-    if lines and config and (any("total" in line for line in lines) or _is_pretrained(path)):
-        objective = str(config.get("OBJECTIVE.NAME", "pretrained"))
-        return Run(path, PRETRAIN, objective, config.get("SEED"), {}, config, lines)
-    raise UserError(f"there is no run in {path}: expected results.json, or config.yaml and metrics.json of pretraining")
-
-
-def _is_pretrained(path: Path) -> bool:
-    return (path / "encoder.safetensors").is_file()
-
-
-def _read_results(path: Path) -> dict[str, Any]:
-    results = _read_object(path, "make it anew: the run's command with --resume")
-    if results.get("kind") not in EVALUATIONS:
-        known = ", ".join(EVALUATIONS)
-        raise UserError(f"{path}: kind must be one of {known}, not {results.get('kind')!r}")
-    if not isinstance(results.get("init"), str):
-        raise UserError(f"{path}: init must name the initialisation, not {results.get('init')!r}")
-    return results
-
-
-def _read_analysis(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    analysis = _read_object(path, "run the evaluation again with --eval-only")
-    if not all(isinstance(entry, dict) for entry in analysis.values()):
-        raise UserError(f"{path} must hold a JSON object for each task")
-    return analysis
-
-
-def _read_object(path: Path, advice: str) -> dict[str, Any]:
+def as_number(value: object) -> float | None:
+    """A finite number as float; None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
     try:
-        content = json.loads(path.read_text())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{path} is damaged ({error}); {advice}") from error
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:  # an integer that no float can hold
+        return None
+
+
+@cache
+def warn_once(text: str) -> None:
+    """Log a warning, unless this process has logged the same one before."""
+    logger.warning("%s", text)
+
+
+def _states(path: Path) -> list[RunState]:
+    """The run in a folder, or the runs below it. Collections, such as a sweep, are left out: their runs count."""
+    if not path.is_dir():
+        raise UserError(f"{path} is not a folder; name the folders of runs")
+    own = read_state(path)
+    if own is not None and not own.kind.is_collection:
+        return [own]
+    below = [state for state in find_runs(path) if not state.kind.is_collection]
+    if not below:
+        raise UserError(f"there is no run in {path}: {_explain(path)}")
+    return below
+
+
+def _explain(path: Path) -> str:
+    """Why a folder is no run."""
+    if (path / "results.json").exists():
+        kind = _read_object(path / "results.json").get("kind")
+        return f"results.json names the kind {kind!r}, which is not one of {', '.join(KINDS)}"
+    there = [name for name in sorted(RUN_FILES) if (path / name).exists()]
+    return f"its {there[0]} is not that of a run" if there else f"expected one of {', '.join(sorted(RUN_FILES))}"
+
+
+def _read_run(state: RunState) -> Run:
+    """Raises UserError where a run is unfinished or its results are damaged."""
+    folder, kind = state.folder, state.kind
+    config = flatten(read_config(folder))
+    if kind.name == PRETRAIN:
+        objective, seed = str(config.get("OBJECTIVE.NAME", "pretrained")), config.get("SEED")
+        text = "complete" if state.complete else f"{state.outlook} ({state.progress})"
+        return Run(folder, kind, objective, _seed(seed), text, config=config, lines=_read_metrics(folder))
+    if not (folder / kind.last_file).is_file():
+        raise UserError(f"{state.outlook} ({state.progress})")
+    results = _read_object(folder / "results.json")
+    if results.get("kind") != kind.name:
+        raise UserError(f"{folder / 'results.json'} names another kind than {kind.name}: {results.get('kind')!r}")
+    if not isinstance(results.get("init"), str):
+        raise UserError(f"{folder / 'results.json'}: init must name the initialisation, not {results.get('init')!r}")
+    return Run(
+        folder,
+        kind,
+        results["init"],
+        _seed(results.get("seed")),
+        "complete" if state.complete else f"{state.outlook} ({state.progress})",
+        results,
+        config,
+        _read_metrics(folder),
+        _read_analysis(folder),
+    )
+
+
+def _seed(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    content = read_json(path)
     if not isinstance(content, dict):
         raise UserError(f"{path} must hold a JSON object, not {type(content).__name__}")
     return content
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def _read_analysis(folder: Path) -> dict[str, Any]:
+    """The analysis of a detector's evaluation; a damaged one counts as none, and one warning tells so."""
+    path = folder / ANALYSIS
     if not path.is_file():
         return {}
     try:
-        content = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path} is damaged: not valid YAML") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} is damaged: it must hold a mapping of keys to values")
-    return _flat(content, "")
+        analysis = _read_object(path)
+    except UserError as error:
+        warn_once(f"{error}; the report does without it: run the evaluation again with --eval-only")
+        return {}
+    return {task: entry for task, entry in analysis.items() if isinstance(entry, dict)}
 
 
-def _flat(content: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in content.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
+def _read_metrics(folder: Path) -> tuple[Mapping[str, Any], ...]:
+    """The lines of metrics.json that belong to an iteration."""
+    path = folder / "metrics.json"
+    lines = read_json_lines(path) if path.is_file() else []
+    return tuple(line for line in lines if _is_iteration(line.get("iteration")))
 
 
-def _read_metrics(path: Path) -> tuple[Mapping[str, Any], ...]:
-    """The lines that are whole: of a killed process, the last one may not be."""
-    if not path.is_file():
-        return ()
-    lines = []
-    for text in path.read_text(errors="replace").splitlines():
-        try:
-            line = json.loads(text)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(line, dict) and isinstance(line.get("iteration"), int):
-            lines.append(line)
-    return tuple(lines)
+def _is_iteration(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < MAX_ITERATION

@@ -1,71 +1,177 @@
-"""Held-out scenes with what was there and what each detector found, side by side."""
+"""Pictures of evaluation images with the ground truth and with what each detector finds."""
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
-from pycocotools import mask as coco_mask
 
-from foundation.canvas import Overlay, class_colours, compose_sheet, draw_cell
+from foundation.canvas import INK, Overlay, Point, class_colours, compose_sheet, draw_cell
 from foundation.errors import UserError
+from reporting.analysis import TASKS, best_threshold
 from reporting.groups import Group, Setting
+from reporting.instances import (
+    MATCH_IOU,
+    GroundTruth,
+    Instance,
+    Matches,
+    decode_mask,
+    match,
+    open_image,
+    read_detections,
+    read_ground_truth,
+)
 
 PREDICTIONS = "coco_instances_results.json"
 ROWS = 5
-MIN_SCORE = 0.5
+EXTREMES = 3  # images of each kind that are shown of the worst and of those that changed
+MIN_SCORE = 0.5  # where a run has not measured its best threshold
 LEAST_VISIBLE = 0.05  # of a keypoint to be drawn, as in Detectron2's visualizer
-MATCH_IOU = 0.5  # of boxes of the same class, for an object to count as found
 
 
 @dataclass(frozen=True)
-class Truth:
-    """A dataset in COCO's format: images and annotations by image id; by category, its name and the pairs of
-    keypoints, counted from 0, that belong together.
+class Detector:
+    """The run with the lowest seed of a group, on the evaluation set.
+
+    Attributes:
+        threshold: the score from which on its detections count.
+        detections: by image id, the highest-scoring last.
+        matches: by image id, for every image.
     """
 
-    image_root: Path
-    images: Mapping[int, Mapping[str, Any]]
-    annotations: Mapping[int, Sequence[Mapping[str, Any]]]
-    names: Mapping[int, str]
-    skeletons: Mapping[int, Sequence[tuple[int, int]]]
+    group: Group
+    threshold: float
+    detections: Mapping[int, Sequence[Instance]]
+    matches: Mapping[int, Matches]
 
 
-def obstacle(setting: Setting) -> str | None:
-    """Why the scenes of a detection setting cannot be drawn; None if they can."""
-    if not _shown(setting):
-        return f"no picture of scenes, since no run has its {PREDICTIONS}."
-    for path in _dataset(setting):
-        if not path.exists():
-            return f"no picture of scenes, since {path} is not on this machine."
-    return None
+@dataclass(frozen=True)
+class Evaluation:
+    """The evaluation set of a setting, with its detectors in the order of the groups."""
+
+    truth: GroundTruth
+    detectors: Sequence[Detector]
+
+    @property
+    def images(self) -> list[int]:
+        """The ids of all images, ascending."""
+        return sorted(self.truth.files)
 
 
-def draw_predictions(setting: Setting, colours: Mapping[str, str], path: Path) -> str:
-    """Draw the scenes of a detection setting: a row each, a column for the truth and one for each group.
-
-    Returns:
-        What is to be seen, with the rule that chose it.
+def load(setting: Setting) -> Evaluation:
+    """Read what the pictures of a detection setting need.
 
     Raises:
-        UserError: annotations or predictions are damaged, or an image is missing.
+        UserError: no run has its predictions, the dataset is not on this machine, or a file is damaged.
     """
-    shown = _shown(setting)
-    truth = _read_truth(*_dataset(setting))
-    chosen = evenly_spaced(sorted(truth.images), ROWS)
-    fills = class_colours(truth.names)
-    rows = [[_truth_cell(truth, identity, fills)] for identity in chosen]
-    for _, file in shown:
-        found = _read_predictions(file, chosen)
-        for row, identity in zip(rows, chosen, strict=True):
-            row.append(_prediction_cell(truth, identity, found[identity], file, fills))
-    titles = [("ground truth", "#1a1a1a")] + [(group.label, colours[group.label]) for group, _ in shown]
-    compose_sheet(titles, rows, [f"image {identity}" for identity in chosen]).save(path, optimize=True)
-    return _caption(truth, [group for group, _ in shown])
+    files = [(group, sorted(group.runs[0].path.rglob(PREDICTIONS))) for group in setting.groups]
+    if not any(found for _, found in files):
+        raise UserError(f"no run has its {PREDICTIONS}")
+    truth = read_ground_truth(*_dataset(setting))
+    detectors = []
+    for group, found in files:
+        if not found:
+            continue
+        threshold = _threshold(group)
+        detections = read_detections(found[0], truth, threshold)
+        matches = {image: match(truth.objects.get(image, ()), detections.get(image, ())) for image in truth.files}
+        detectors.append(Detector(group, threshold, detections, matches))
+    return Evaluation(truth, detectors)
+
+
+def draw_predictions(evaluation: Evaluation, colours: Mapping[str, str], path: Path) -> str:
+    """Draw images chosen by rule: a row each, a column for the ground truth and one for each detector.
+
+    Returns:
+        The caption, with the rule.
+
+    Raises:
+        UserError: an image cannot be read.
+    """
+    chosen = evenly_spaced(evaluation.images, ROWS)
+    _draw_sheet(evaluation, evaluation.detectors, chosen, colours, path, _plain_cell)
+    detectors = ", ".join(
+        f"{each.group.label}: seed {each.group.runs[0].seed}, scores from {each.threshold:.2f}"
+        for each in evaluation.detectors
+    )
+    return (
+        "Images of the evaluation set, not chosen by eye: they are evenly spaced among its"
+        f" {len(evaluation.images)} images, in the order of their ids. Each detector is the run with the lowest seed,"
+        " and is shown with the detections above the score threshold with the best F1, or above"
+        f" {MIN_SCORE:g} where that was not measured ({detectors}). An object counts as found when a detection of its"
+        f" class overlaps its box with an IoU of {MATCH_IOU:g} or more; detections without an object are false."
+    )
+
+
+def draw_worst(evaluation: Evaluation, colours: Mapping[str, str], path: Path) -> str | None:
+    """Draw the images in which the last detector misses most objects, then those with most false detections.
+
+    Returns:
+        The caption; None, and no picture, where nothing is missed or false.
+
+    Raises:
+        UserError: an image cannot be read.
+    """
+    detector = evaluation.detectors[-1]
+    missed = _largest(evaluation.images, lambda image: len(detector.matches[image].missed))
+    others = [image for image in evaluation.images if image not in missed]
+    false = _largest(others, lambda image: len(detector.matches[image].false))
+    if not missed and not false:
+        return None
+    _draw_sheet(evaluation, [detector], [*missed, *false], colours, path, _judged_cell)
+    parts = [f"the {len(missed)} with most missed objects"] if missed else []
+    parts += [f"{'then ' if missed else ''}the {len(false)} with most false detections"] if false else []
+    return (
+        f"The worst images of {detector.group.label} (seed {detector.group.runs[0].seed}): {', '.join(parts)}. Objects"
+        f" that were found have no label; scores from {detector.threshold:.2f}."
+    )
+
+
+def draw_changes(evaluation: Evaluation, colours: Mapping[str, str], path: Path) -> str | None:
+    """Draw the images in which the last detector finds more objects than the first, then those with fewer.
+
+    Returns:
+        The caption; None, and no picture, where there is one detector or no such image.
+
+    Raises:
+        UserError: an image cannot be read.
+    """
+    if len(evaluation.detectors) < 2:
+        return None
+    base, other = evaluation.detectors[0], evaluation.detectors[-1]
+    gains = {image: len(other.matches[image].found) - len(base.matches[image].found) for image in evaluation.images}
+    more = _largest(evaluation.images, lambda image: gains[image])
+    fewer = _largest(evaluation.images, lambda image: -gains[image])
+    if not more and not fewer:
+        return None
+    _draw_sheet(evaluation, [base, other], [*more, *fewer], colours, path, _judged_cell)
+    parts = [f"the {len(more)} with the largest gain"] if more else []
+    parts += [f"{'then ' if more else ''}the {len(fewer)} with the largest loss"] if fewer else []
+    names = f"{other.group.label} finds more or fewer objects than {base.group.label}"
+    return f"Images in which {names}: {', '.join(parts)}."
+
+
+def change_rows(evaluation: Evaluation) -> list[list[str]]:
+    """Images and objects by what the first and the last detector find, as rows of a table; empty for one detector."""
+    if len(evaluation.detectors) < 2:
+        return []
+    base, other = evaluation.detectors[0], evaluation.detectors[-1]
+    a, b = base.group.label, other.group.label
+    gains = [len(other.matches[image].found) - len(base.matches[image].found) for image in evaluation.images]
+    by_base, by_other = ({id(each) for match in one.matches.values() for each in match.found} for one in (base, other))
+    objects = sum(not each.crowd for found in evaluation.truth.objects.values() for each in found)
+    counts = [
+        (f"images in which {b} finds more objects than {a}", sum(gain > 0 for gain in gains)),
+        (f"images in which {b} finds fewer objects than {a}", sum(gain < 0 for gain in gains)),
+        ("images in which both find as many", sum(gain == 0 for gain in gains)),
+        ("objects found by both", len(by_base & by_other)),
+        (f"objects found by {b} only", len(by_other - by_base)),
+        (f"objects found by {a} only", len(by_base - by_other)),
+        ("objects found by neither", objects - len(by_base | by_other)),
+        (f"false detections of {b}", sum(len(each.false) for each in other.matches.values())),
+        (f"false detections of {a}", sum(len(each.false) for each in base.matches.values())),
+    ]
+    return [[text, f"{count:,}"] for text, count in counts]
 
 
 def evenly_spaced(ids: Sequence[int], count: int) -> list[int]:
@@ -75,141 +181,126 @@ def evenly_spaced(ids: Sequence[int], count: int) -> list[int]:
     return [ids[int((part + 0.5) * len(ids) / count)] for part in range(count)]
 
 
-def _caption(truth: Truth, groups: Sequence[Group]) -> str:
-    seeds = ", ".join(f"{group.label}: seed {group.runs[0].seed}" for group in groups)
-    return (
-        f"Held-out scenes, not chosen by eye: they are evenly spaced among the {len(truth.images)} of the"
-        " evaluation set, in the order of their ids. Each detector is the run with the lowest seed"
-        f" ({seeds}); detections that score {MIN_SCORE:g} or more are shown. An object counts as found when a"
-        f" detection of its class overlaps its box with an IoU of {MATCH_IOU:g} or more; detections without"
-        " an object are false."
-    )
-
-
-def _shown(setting: Setting) -> list[tuple[Group, Path]]:
-    """The groups whose first run has its predictions, with their file."""
-    files = [(group, sorted(group.runs[0].path.rglob(PREDICTIONS))) for group in setting.groups]
-    return [(group, found[0]) for group, found in files if found]
-
-
 def _dataset(setting: Setting) -> tuple[Path, Path]:
-    """The annotation file and the folder of images, as the first run has them."""
+    """The annotation file and the folder of images, as the first run names them."""
     run = setting.groups[0].runs[0]
     dataset = run.results.get("dataset")
     if not isinstance(dataset, dict) or not {"annotations", "image_root"} <= dataset.keys():
-        raise UserError(f"{run.path / 'results.json'}: dataset must name its annotations and its image_root")
-    return Path(str(dataset["annotations"])), Path(str(dataset["image_root"]))
+        raise UserError(f"{run.path / 'results.json'} names no annotations and image_root of the dataset")
+    paths = Path(str(dataset["annotations"])), Path(str(dataset["image_root"]))
+    for path in paths:
+        if not path.exists():
+            raise UserError(f"{path} is not on this machine")
+    return paths
 
 
-def _read_truth(path: Path, image_root: Path) -> Truth:
-    content = _read_json(path)
-    try:
-        annotations: dict[int, list[Mapping[str, Any]]] = {}
-        for annotation in content["annotations"]:
-            annotations.setdefault(annotation["image_id"], []).append(annotation)
-        images = {image["id"]: image for image in content["images"]}
-        names = {category["id"]: str(category["name"]) for category in content["categories"]}
-        skeletons = {
-            category["id"]: [(a - 1, b - 1) for a, b in category.get("skeleton", ())]
-            for category in content["categories"]
-        }
-        if not images or not {each["category_id"] for each in content["annotations"]} <= names.keys():
-            raise UserError(f"{path} has no images, or an annotation of a category that it does not list")
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} is not in COCO's format: {error!r}") from error
-    return Truth(image_root, images, annotations, names, skeletons)
+def _threshold(group: Group) -> float:
+    """The score threshold with the best F1 of boxes, as the evaluation of the group's first run measured it."""
+    best = best_threshold(group.runs[0], TASKS[0])
+    return float(best["score"]) if best else MIN_SCORE
 
 
-def _read_predictions(path: Path, ids: Sequence[int]) -> dict[int, list[Mapping[str, Any]]]:
-    """The detections to show of these images, the most certain last, so that it is drawn on top."""
-    by_image: dict[int, list[Mapping[str, Any]]] = {identity: [] for identity in ids}
-    try:
-        for detection in _read_json(path):
-            if detection["image_id"] in by_image and detection["score"] >= MIN_SCORE:
-                by_image[detection["image_id"]].append(detection)
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{path} does not hold COCO results: {error!r}") from error
-    return {i: sorted(found, key=lambda each: float(each["score"])) for i, found in by_image.items()}
+def _largest(images: Sequence[int], count: Callable[[int], int]) -> list[int]:
+    """The images with the largest counts above zero; of equal ones, those with the lowest ids."""
+    positive = [image for image in images if count(image) > 0]
+    return sorted(positive, key=lambda image: (-count(image), image))[:EXTREMES]
 
 
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{path} is damaged ({error})") from error
+def _draw_sheet(
+    evaluation: Evaluation,
+    detectors: Sequence[Detector],
+    images: Sequence[int],
+    colours: Mapping[str, str],
+    path: Path,
+    cell: "Callable[[Evaluation, Image.Image, int, Detector, Mapping[int, str]], Image.Image]",
+) -> None:
+    fills = class_colours(evaluation.truth.names)
+    rows = []
+    for image in images:
+        photograph = open_image(evaluation.truth.files[image])
+        first = _truth_cell(evaluation, photograph, image, detectors, cell is _judged_cell, fills)
+        rows.append([first, *(cell(evaluation, photograph, image, each, fills) for each in detectors)])
+    titles = [("ground truth", INK), *((each.group.label, colours[each.group.label]) for each in detectors)]
+    compose_sheet(titles, rows, [f"image {image}" for image in images]).save(path, optimize=True)
 
 
-def _truth_cell(truth: Truth, identity: int, fills: Mapping[int, str]) -> Image.Image:
-    objects = truth.annotations.get(identity, [])
-    overlays = [_overlay(truth, identity, each, truth.names[each["category_id"]], fills) for each in objects]
-    count = f"{len(overlays)} object{'' if len(overlays) == 1 else 's'}"
-    return draw_cell(_open(truth, identity), overlays, count)
-
-
-def _prediction_cell(
-    truth: Truth, identity: int, found: Sequence[Mapping[str, Any]], source: Path, fills: Mapping[int, str]
+def _truth_cell(
+    evaluation: Evaluation,
+    photograph: Image.Image,
+    image: int,
+    detectors: Sequence[Detector],
+    judged: bool,
+    fills: Mapping[int, str],
 ) -> Image.Image:
-    unknown = {each["category_id"] for each in found} - truth.names.keys()
-    if unknown:
-        raise UserError(f"{source}: the dataset has no category {min(unknown)}; these are another dataset's results")
-    overlays = [
-        _overlay(truth, identity, each, f"{truth.names[each['category_id']]} {each['score']:.2f}", fills)
-        for each in found
+    """The objects of an image. If they are judged, only those that the last detector misses are labelled."""
+    objects = evaluation.truth.objects.get(image, ())
+    missed = set(map(id, detectors[-1].matches[image].missed))
+    texts = ["" if judged and id(each) not in missed else evaluation.truth.names[each.category] for each in objects]
+    count = sum(not each.crowd for each in objects)
+    note = f"{count} object{'' if count == 1 else 's'}"
+    return draw_cell(photograph, _overlays(evaluation.truth, photograph, objects, texts, fills), note)
+
+
+def _plain_cell(
+    evaluation: Evaluation, photograph: Image.Image, image: int, detector: Detector, fills: Mapping[int, str]
+) -> Image.Image:
+    """The detections of an image with their classes and scores."""
+    detections = detector.detections.get(image, ())
+    texts = [f"{evaluation.truth.names[each.category]} {each.score:.2f}" for each in detections]
+    return draw_cell(
+        photograph, _overlays(evaluation.truth, photograph, detections, texts, fills), _note(detector.matches[image])
+    )
+
+
+def _judged_cell(
+    evaluation: Evaluation, photograph: Image.Image, image: int, detector: Detector, fills: Mapping[int, str]
+) -> Image.Image:
+    """The detections of an image, of which only the false ones are labelled."""
+    detections, false = detector.detections.get(image, ()), set(map(id, detector.matches[image].false))
+    texts = [
+        f"false: {evaluation.truth.names[each.category]} {each.score:.2f}" if id(each) in false else ""
+        for each in detections
     ]
-    objects = truth.annotations.get(identity, [])
-    matched = count_found(objects, found)
-    note = f"{matched} of {len(objects)} found, {len(found) - matched} false"
-    return draw_cell(_open(truth, identity), overlays, note)
+    return draw_cell(
+        photograph, _overlays(evaluation.truth, photograph, detections, texts, fills), _note(detector.matches[image])
+    )
 
 
-def count_found(objects: Sequence[Mapping[str, Any]], found: Sequence[Mapping[str, Any]]) -> int:
-    """How many objects have a detection of their class on them; each counts once, the surest first."""
-    left = list(objects)
-    for detection in sorted(found, key=lambda each: -float(each["score"])):
-        same = [each for each in left if each["category_id"] == detection["category_id"]]
-        if not same:
-            continue
-        boxes = np.array([each["bbox"] for each in same], dtype=np.float64)
-        overlaps = coco_mask.iou(np.array([detection["bbox"]], dtype=np.float64), boxes, [0] * len(same))[0]
-        if overlaps.max() >= MATCH_IOU:
-            left.remove(same[int(overlaps.argmax())])
-    return len(objects) - len(left)
+def _note(matches: Matches) -> str:
+    count = len(matches.found) + len(matches.missed)
+    return f"{len(matches.found)} of {count} found, {len(matches.false)} false"
 
 
-def _open(truth: Truth, identity: int) -> Image.Image:
-    path = truth.image_root / truth.images[identity]["file_name"]
-    try:
-        return Image.open(path).convert("RGB")
-    except OSError as error:
-        raise UserError(f"{path}, an image of the evaluation set, cannot be read: {error}") from error
+def _overlays(
+    truth: GroundTruth,
+    photograph: Image.Image,
+    instances: Sequence[Instance],
+    texts: Sequence[str],
+    fills: Mapping[int, str],
+) -> list[Overlay]:
+    overlays = []
+    for instance, text in zip(instances, texts, strict=True):
+        mask = decode_mask(instance.segmentation, photograph.height, photograph.width)
+        points = _visible_points(instance)
+        limbs = [(points[a], points[b]) for a, b in truth.skeletons[instance.category] if a in points and b in points]
+        box = _clipped(instance, photograph)
+        overlays.append(Overlay(box, mask, text, fills[instance.category], tuple(points.values()), tuple(limbs)))
+    return overlays
 
 
-def _overlay(
-    truth: Truth, identity: int, annotation: Mapping[str, Any], text: str, fills: Mapping[int, str]
-) -> Overlay:
-    image = truth.images[identity]
-    mask = decode_mask(annotation.get("segmentation"), int(image["height"]), int(image["width"]))
-    x, y, width, height = annotation["bbox"]
-    kind = annotation["category_id"]
-    points = annotation.get("keypoints") or []
-    # COCO counts pixels by their centres; 0 is not visible, and for a detection a score takes the place.
-    seen = {
-        place: (points[3 * place] + 0.5, points[3 * place + 1] + 0.5)
-        for place in range(len(points) // 3)
-        if points[3 * place + 2] > LEAST_VISIBLE
+def _clipped(instance: Instance, photograph: Image.Image) -> tuple[float, float, float, float]:
+    """The box of an instance, within the picture but for a margin, in which its line is not seen."""
+    width, height = photograph.size
+    left, top, right, bottom = instance.box
+    return (max(left, -width), max(top, -height), min(right, 2 * width), min(bottom, 2 * height))
+
+
+def _visible_points(instance: Instance) -> dict[int, Point]:
+    """The keypoints that are visible or, of a detection, score enough, by their place."""
+    values = instance.keypoints
+    # COCO counts pixels by their centres; visibility 0 is not labelled, and a detection has a score in its place.
+    return {
+        place: (values[3 * place] + 0.5, values[3 * place + 1] + 0.5)
+        for place in range(len(values) // 3)
+        if values[3 * place + 2] > LEAST_VISIBLE
     }
-    limbs = [(seen[a], seen[b]) for a, b in truth.skeletons[kind] if a in seen and b in seen]
-    return Overlay((x, y, x + width, y + height), mask, text, fills[kind], tuple(seen.values()), limbs)
-
-
-def decode_mask(segmentation: Any, height: int, width: int) -> NDArray[np.uint8] | None:
-    """A mask (height, width) of 0 and 1, from polygons or from a run-length code in either spelling."""
-    if not segmentation:
-        return None
-    if isinstance(segmentation, list):
-        code = coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
-    elif isinstance(segmentation["counts"], list):
-        code = coco_mask.frPyObjects(segmentation, height, width)
-    else:
-        code = segmentation
-    return np.asarray(coco_mask.decode(code), dtype=np.uint8)

@@ -1,40 +1,84 @@
-"""Tables of a report behind the main one: published results, classes, errors by kind, numbers of labels."""
+"""The further tables of a report: published results, object sizes, classes, thresholds, errors, numbers of labels."""
 
 from collections.abc import Sequence
 
-from reporting.columns import Column, class_columns
-from reporting.diagnosis import KINDS, LabelCurve, analysed, class_sizes, error_cost
-from reporting.groups import Setting
+from foundation.published import of_recipe
+from foundation.run_kinds import Metric
+from reporting.analysis import ERRORS, Task, best_threshold, best_thresholds, class_sizes
+from reporting.diagnosis import analysed, error_cost
+from reporting.groups import LabelCurve, Setting
 from reporting.page import Block, Table
-from reporting.published import of_recipe
-from reporting.text import difference_to_baseline, signed_text, value_text
+from reporting.runs import Run
+from reporting.text import signed_text, value_text
 
-MOST_CLASSES = 100  # that are all listed
-FEW_CLASSES = 20  # else these many from each end
-MOST_COLUMNS = 8  # of classes
+MAX_CLASSES = 100  # that are all listed
+FEW_CLASSES = 20  # otherwise so many from each end
+MAX_COLUMNS = 8  # of the table of classes
 
 
 def published_table(setting: Setting) -> list[Block]:
     """What is published for the setting's recipe, in the columns of its own table."""
-    rows = of_recipe(setting.conditions[0])
-    columns = setting.columns
-    if not rows or not columns:
+    rows = of_recipe(setting.conditions[0], setting.kind.name)
+    metrics = [metric for metric in setting.metrics if any(metric.key in row.values for row in rows)]
+    if not metrics:
         return []
     cells = []
     for row in rows:
-        numbers = [row.values.get((column.path[1], column.path[2])) for column in columns]
-        cells.append([row.label, row.source, *("" if number is None else f"{number:.1f}" for number in numbers)])
+        numbers = [row.values.get(metric.key) for metric in metrics]
+        if any(number is not None for number in numbers):
+            cells.append([row.label, row.source, *("" if number is None else f"{number:g}" for number in numbers)])
     title = f"Published for {setting.conditions[0]}, with all images and its whole schedule. Empty: not published."
-    return [Table(["initialisation", "source", *(column.title for column in columns)], cells, title, labels=2)]
+    return [Table(["initialisation", "source", *(metric.title for metric in metrics)], cells, title, labels=2)]
+
+
+def size_table(setting: Setting) -> list[Block]:
+    """AP by the size of objects: of each initialisation, and the difference of the others to the baseline."""
+    tasks = [(task, task.by_size(setting.runs)) for task, _ in setting.tasks]
+    tasks = [(task, metrics) for task, metrics in tasks if metrics]
+    if not tasks:
+        return []
+    header = ["initialisation", *(f"{task.word}, {metric.title}" for task, metrics in tasks for metric in metrics)]
+    every = [metric for _, metrics in tasks for metric in metrics]
+    rows = [[group.label, *(value_text(group.statistic(metric)) for metric in every)] for group in setting.groups]
+    for group in setting.groups[1:]:
+        cells = [signed_text(setting.difference(group, metric)) for metric in every]
+        rows.append([f"{group.label} − {setting.baseline.label}", *cells])
+    summary = len(setting.groups) if len(setting.groups) > 1 else None
+    title = f"AP by the area of the objects in pixels, in percent ({setting.name})."
+    return [Table(header, rows, title, summary=summary)]
+
+
+def threshold_table(setting: Setting) -> list[Block]:
+    """The score threshold with the best F1, overall and by class, of the first run of each initialisation."""
+    blocks: list[Block] = []
+    for _, tasks in analysed([setting], "thresholds"):
+        for task in tasks:
+            rows = [row for group in setting.groups for row in _thresholds(group.label, group.runs[0], task)]
+            title = (
+                f"{task.title}: the score threshold with the best F1 at an IoU of 0.5, for all classes and for each"
+                f" ({setting.name}). It is chosen on the evaluation set itself, so F1 on other images will be lower."
+            )
+            header = ["initialisation", "class", "threshold", "precision", "recall", "F1"]
+            blocks += [Table(header, rows, title, labels=2)] if rows else []
+    return blocks
+
+
+def _thresholds(label: str, run: Run, task: Task) -> list[list[str]]:
+    best, classes = best_threshold(run, task), best_thresholds(run, task)
+    if len(classes) > MAX_CLASSES:
+        classes = {}
+    entries = ([("all", best)] if best else []) + list(classes.items())
+    keys = ("score", "precision", "recall", "f1")
+    return [[label, name, *(f"{float(entry[key]):.2f}" for key in keys)] for name, entry in entries]
 
 
 def class_table(setting: Setting) -> list[Block]:
     """AP of each class: of each initialisation, and for two or more the difference of the last to the baseline."""
-    tasks = [(task, class_columns(task, setting.runs)) for task, _ in setting.tasks]
-    tasks = [(task, columns) for task, columns in tasks if columns]
+    tasks = [(task, task.of_classes(setting.runs)) for task, _ in setting.tasks]
+    tasks = [(task, metrics) for task, metrics in tasks if metrics]
     if not tasks:
         return []
-    if len(tasks) * (len(setting.groups) + 1) > MOST_COLUMNS:
+    if len(tasks) * (len(setting.groups) + 1) > MAX_COLUMNS:
         tasks = tasks[:1]
     compared = setting.groups[-1] if len(setting.groups) > 1 else None
     order, note = _order(setting, tasks[0][1])
@@ -46,29 +90,29 @@ def class_table(setting: Setting) -> list[Block]:
     rows = []
     for name in order:
         row = [name, f"{sizes[name]:,}" if name in sizes else ""] if sizes else [name]
-        for _, columns in tasks:
-            column = next((each for each in columns if each.title == name), None)
-            row += [value_text(group.statistic(column)) if column else "" for group in setting.groups]
+        for _, metrics in tasks:
+            metric = next((each for each in metrics if each.title == name), None)
+            row += [value_text(group.statistic(metric)) if metric else "" for group in setting.groups]
             if compared:
-                row.append(signed_text(difference_to_baseline(setting, compared, column)) if column else "")
+                row.append(signed_text(setting.difference(compared, metric)) if metric else "")
         rows.append(row)
-    metric = tasks[0][0].classes.rstrip("-")
-    return [Table(header, rows, f"{metric} of each class, {note} ({setting.name}).")]
+    name = tasks[0][0].class_prefix.rstrip("-")
+    return [Table(header, rows, f"{name} of each class, {note} ({setting.name}).")]
 
 
-def _order(setting: Setting, columns: Sequence[Column]) -> tuple[list[str], str]:
+def _order(setting: Setting, metrics: Sequence[Metric]) -> tuple[list[str], str]:
     """The classes by what the last initialisation gains on the baseline, or by AP where there is but one."""
 
-    def key(column: Column) -> float:
+    def key(metric: Metric) -> float:
         if len(setting.groups) > 1:
-            gap = difference_to_baseline(setting, setting.groups[-1], column)
+            gap = setting.difference(setting.groups[-1], metric)
             return gap.value if gap else float("-inf")
-        statistic = setting.baseline.statistic(column)
+        statistic = setting.baseline.statistic(metric)
         return statistic.mean if statistic else float("-inf")
 
-    names = [column.title for column in sorted(columns, key=key, reverse=True)]
+    names = [metric.title for metric in sorted(metrics, key=key, reverse=True)]
     note = "the greatest gain first" if len(setting.groups) > 1 else "the best first"
-    if len(names) > MOST_CLASSES:
+    if len(names) > MAX_CLASSES:
         note += f"; of {len(names)} classes the first and last {FEW_CLASSES}"
         names = names[:FEW_CLASSES] + names[-FEW_CLASSES:]
     return names, note
@@ -80,11 +124,11 @@ def error_tables(settings: Sequence[Setting]) -> list[Block]:
     for setting, tasks in analysed(settings, "errors"):
         for task in tasks:
             rows = [
-                [group.label, *(value_text(error_cost(group, task, kind)) for kind in KINDS)]
+                [group.label, *(value_text(error_cost(group, task, kind)) for kind in ERRORS)]
                 for group in setting.groups
             ]
             title = f"{task.title}: by how many points AP50 would rise without this kind of error ({setting.name})."
-            blocks.append(Table(["initialisation", *KINDS], rows, title))
+            blocks.append(Table(["initialisation", *ERRORS], rows, title))
     return blocks
 
 
@@ -92,12 +136,12 @@ def label_tables(curves: Sequence[LabelCurve]) -> list[Block]:
     """What each initialisation reaches with each number of labelled images."""
     blocks: list[Block] = []
     for curve in curves:
-        for column in curve.headline:
+        for metric in curve.headline:
             rows = []
             for label in curve.labels:
-                found = curve.statistics(label, column)
+                found = curve.statistics(label, metric)
                 rows.append([label, *(value_text(found.get(images)) for images in curve.settings)])
             header = ["training images", *(f"{images:,}" for images in curve.settings)]
-            title = f"{column.heading}, in percent: {curve.recipe} evaluated on {curve.dataset}."
+            title = f"{metric.heading}, in percent: {curve.recipe} evaluated on {curve.dataset}."
             blocks.append(Table(header, rows, title))
     return blocks

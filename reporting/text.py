@@ -1,9 +1,10 @@
-"""What a report says: tables, and sentences that follow from their numbers alone."""
+"""The main tables of a report, and the sentences that follow from their numbers."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from reporting.columns import Column
+from foundation import published
+from foundation.run_kinds import Metric
 from reporting.groups import (
     REPEAT_KEYS,
     Difference,
@@ -13,16 +14,18 @@ from reporting.groups import (
     difference,
     differing_keys,
 )
-from reporting.page import Block, Heading, Paragraph, Points, Table
-from reporting.runs import Run
+from reporting.page import Block, BulletList, Heading, Paragraph, Table
+from reporting.runs import Run, Skipped
 
 LONGEST_VALUE = 60  # letters of a config value that are shown
+IDENTITY_KEYS = ("weights", "encoder_sha256", "images")  # of results.json
+PUBLISHED_BESIDE = ("linear", "finetune")  # of detectors the published results are a table
 
 
 def summary(setting: Setting) -> list[Block]:
     """What a setting found, each number with the spread that it must be held against."""
-    sentences = list(_comparisons(setting))
-    return [Paragraph(f"{setting.kind.title}: {setting.name}"), Points(sentences)] if sentences else []
+    sentences = [*_comparisons(setting), *_published_sentences(setting)]
+    return [Paragraph(f"{setting.kind.title}: {setting.name}"), BulletList(sentences)] if sentences else []
 
 
 def pretraining_tables(setting: Setting) -> list[Block]:
@@ -40,12 +43,12 @@ def pretraining_tables(setting: Setting) -> list[Block]:
 
 def evaluation_tables(setting: Setting) -> list[Block]:
     """A setting's measurements with the differences to the baseline."""
-    columns = setting.columns
-    header = ["initialisation", "seeds", "runs", *(column.title for column in columns)]
-    rows = [_measurements(group, columns) for group in setting.groups]
+    metrics = setting.metrics
+    header = ["initialisation", "seeds", "runs", *(metric.title for metric in metrics)]
+    rows = [_measurements(group, metrics) for group in setting.groups]
     others = setting.groups[1:]
     for group in others:
-        cells = [signed_text(difference_to_baseline(setting, group, column)) for column in columns]
+        cells = [signed_text(setting.difference(group, metric)) for metric in metrics]
         rows.append([f"{group.label} − {setting.baseline.label}", "", "", *cells])
     title = f"{setting.name}. All numbers in percent"
     if any(len(group.runs) > 1 for group in setting.groups):
@@ -57,21 +60,62 @@ def evaluation_tables(setting: Setting) -> list[Block]:
     return [table]
 
 
-def run_table(runs: Sequence[Run]) -> list[Block]:
-    """Every run that the report was made from."""
-    rows = [[str(run.path), run.kind, run.init, _text(run.seed)] for run in runs]
-    title = "What this page was made from."
-    return [Heading("Runs"), Table(["directory", "kind", "initialisation", "seed"], rows, title, labels=4)]
+def repeat_table(setting: Setting) -> list[Block]:
+    """In what runs differ that are averaged as repetitions, besides their seed and the place of their files."""
+    rows = []
+    for group in setting.groups:
+        for key, values in _differing_values(group).items():
+            words = [
+                f"{_text(each) or '(none)'} (seed {run.seed})" for each, run in zip(values, group.runs, strict=True)
+            ]
+            rows.append([group.label, key, "; ".join(words)])
+    if not rows:
+        return []
+    title = f"Runs that are averaged as repetitions of one another differ in these values too ({setting.name})."
+    return [Table(["initialisation", "key", "values"], rows, title, labels=3)]
+
+
+def run_table(runs: Sequence[Run], skipped: Sequence[Skipped]) -> list[Block]:
+    """Every run that was found: those that the report was made from, and those that it leaves out."""
+    rows = [[str(run.path), run.kind.name, run.init, _text(run.seed), run.state] for run in runs]
+    rows += [[str(run.path), run.kind, "", "", f"left out: {run.reason}"] for run in skipped]
+    title = "The runs that this page was made from" + (", and those that were left out." if skipped else ".")
+    return [Heading("Runs"), Table(["folder", "kind", "initialisation", "seed", "state"], rows, title, labels=5)]
+
+
+def _published_sentences(setting: Setting) -> Iterator[str]:
+    """The mean of each initialisation beside the number that is published for it, where there is one."""
+    if setting.kind.name not in PUBLISHED_BESIDE:
+        return
+    for group in setting.groups:
+        for metric in setting.headline:
+            statistic = group.statistic(metric)
+            if statistic is not None:
+                recipe, command = setting.conditions[0], setting.kind.name
+                text = published.compare(statistic.mean, recipe, command, metric.key, group.runs[0].init)
+                if text is not None:
+                    yield f"{metric.heading} of {group.label}, {text}."
+
+
+def _differing_values(group: Group) -> dict[str, list[Any]]:
+    """What the runs of a group differ in, by key of config.yaml or results.json: a value for each run."""
+    keys = [key for key in differing_keys(group.runs) if key != "SEED"]
+    values: dict[str, list[Any]] = {key: [run.config.get(key) for run in group.runs] for key in keys}
+    for key in IDENTITY_KEYS:
+        found = [run.results.get(key) for run in group.runs]
+        if len(set(map(str, found))) > 1:
+            values[key] = found
+    return values
 
 
 def _comparisons(setting: Setting) -> Iterator[str]:
     base = setting.baseline
     for group in setting.groups[1:]:
-        for column in setting.headline:
-            reference, measured = base.statistic(column), group.statistic(column)
+        for metric in setting.headline:
+            reference, measured = base.statistic(metric), group.statistic(metric)
             if reference and measured:
                 yield (
-                    f"{column.heading}: {value_text(measured)} from {group.label} ({_count(measured)}),"
+                    f"{metric.heading}: {value_text(measured)} from {group.label} ({_count(measured)}),"
                     f" {value_text(reference)} from {base.label} ({_count(reference)}):"
                     f" {_verdict(group.label, base.label, reference, measured)}."
                 )
@@ -88,7 +132,7 @@ def _verdict(name: str, base_name: str, base: Statistic, other: Statistic) -> st
     gap = difference(base, other)
     by = f"a difference of {_number(gap.value, sign=True)}"
     if gap.spread is None:
-        return f"{by}, of which the spread over seeds was not measured"
+        return f"{by}; its spread over seeds was not measured"
     if abs(gap.value) <= gap.spread:
         return f"{by}, within the spread ({_number(gap.spread)}): these runs do not tell the two apart"
     apart = ""
@@ -99,20 +143,14 @@ def _verdict(name: str, base_name: str, base: Statistic, other: Statistic) -> st
     return f"{by}, more than the spread ({_number(gap.spread)}){apart}"
 
 
-def _measurements(group: Group, columns: Sequence[Column]) -> list[str]:
+def _measurements(group: Group, metrics: Sequence[Metric]) -> list[str]:
     cells = [group.label, group.seeds, str(len(group.runs))]
-    for column in columns:
-        statistic = group.statistic(column)
+    for metric in metrics:
+        statistic = group.statistic(metric)
         cells.append(value_text(statistic))
         if statistic and len(statistic.values) < len(group.runs):
             cells[-1] += f" (n = {len(statistic.values)})"
     return cells
-
-
-def difference_to_baseline(setting: Setting, group: Group, column: Column) -> Difference | None:
-    """By how much a group is above the baseline; None where one of them was not measured."""
-    base, other = setting.baseline.statistic(column), group.statistic(column)
-    return difference(base, other) if base and other else None
 
 
 def _pretraining_numbers(run: Run) -> list[str]:

@@ -1,0 +1,68 @@
+"""Which runs are compared, which repeat one another, and the statistics over them."""
+
+import pytest
+import yaml
+
+from reporting.figures import label_colours
+from reporting.groups import Statistic, difference, label_curves, leading, settings, short_dataset
+from reporting.runs import read_runs
+
+
+def test_the_baseline_comes_first_and_a_folder_counts_once(linear):
+    folders = [linear("corinfomax", 1, knn_top1=1.0), linear("random", 1, knn_top1=1.0)]
+    (setting,) = settings(read_runs([*folders, folders[0]]).runs)
+    assert setting.kind.name == "linear"
+    assert [(group.label, len(group.runs)) for group in setting.groups] == [("random", 1), ("corinfomax", 1)]
+
+
+def test_the_spread_of_a_difference_needs_both():
+    assert difference(Statistic((1.0, 3.0)), Statistic((5.0,))).spread is None
+    assert difference(Statistic((1.0, 3.0)), Statistic((5.0, 7.0))).spread == pytest.approx(2.0)
+
+
+def test_bookkeeping_and_keys_of_another_version_do_not_tell_runs_apart(linear):
+    folders = [linear("random", seed, knn_top1=1.0) for seed in (1, 2, 3)]
+    configs = [{"LOG": {"WANDB": ""}, "A": 1}, {"LOG": {"WANDB": "mine"}, "A": 1}, {"A": 1, "B": 2}]
+    for folder, config in zip(folders, configs, strict=True):
+        (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    (setting,) = settings(read_runs(folders).runs)
+    assert [(group.label, len(group.runs)) for group in setting.groups] == [("random", 3)]
+    (folders[0] / "config.yaml").write_text(yaml.safe_dump({"A": 3}))
+    (setting,) = settings(read_runs(folders).runs)
+    assert [len(group.runs) for group in setting.groups] == [1, 2]
+
+
+def test_ap_over_the_number_of_labels(detection, change, make_report):
+    folders = []
+    for images, factor in ((8, 1.0), (80, 2.0), (800, 3.0)):
+        for init, base in (("random", 5.0), ("corinfomax", 10.0)):
+            for seed in (1, 2):
+                folder = detection(init, seed, base * factor + seed, name=f"{init}-{images}-{seed}")
+                folders.append(change(folder, train_images=images))
+    longer = detection("random", 1, 99.0, name="longer")
+    folders.append(change(longer, train_images=8, iterations=80))
+    page = make_report(*folders)
+    assert "labels.png" in page.files
+    below = "Box AP, in percent: tiny_FPN evaluated on tiny"
+    assert page.rows("training images", below)[0] == ["training images", "8", "80", "800"]
+    assert page.rows("random", below)[0] == ["random", "99.0", "11.5 ± 0.7", "16.5 ± 0.7"]
+    assert page.rows("corinfomax", below)[0] == ["corinfomax", "", "21.5 ± 0.7", "31.5 ± 0.7"]
+    assert "predictions-2.png" not in page.files  # scenes of the most images only
+    found = settings(read_runs(folders).runs)
+    assert [setting.conditions[1:3] for setting in found] == [(8, 40), (8, 80), (80, 40), (800, 40)]
+    assert [setting.conditions[1] for setting in leading(found)] == [800]
+    assert label_curves(found[:1]) == []
+    assert leading(found[:1]) == found[:1]
+
+
+def test_a_colour_belongs_to_a_name():
+    assert label_colours(["corinfomax", "a", "random", "a", "b"]) == {
+        **{"random": "#767676", "corinfomax": "#0072b2"},
+        **{"a": "#d55e00", "b": "#009e73"},
+    }
+
+
+def test_the_short_name_of_a_dataset():
+    assert short_dataset("/long/val.json@/long/val") == "val.json"
+    assert short_dataset("coco_2017_val") == "coco_2017_val"
+    assert short_dataset("a@b") == "a@b"
