@@ -57,12 +57,11 @@ class Family:
 
     def fits(self, container: Container, prefix: str, scheme: Scheme) -> bool:
         """Whether an encoder is of this family."""
-        names = [*container.tensors, *container.siblings]
         return (
             scheme is self.scheme
             and re.fullmatch(self.container, container.label) is not None
             and re.fullmatch(self.prefix, prefix) is not None
-            and all(any(re.search(pattern, name) for name in names) for pattern in self.beside)
+            and all(re.search(pattern, container.surroundings, re.MULTILINE) for pattern in self.beside)
         )
 
 

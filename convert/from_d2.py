@@ -1,6 +1,6 @@
 """Take the encoder out of a detector that Detectron2 trained, and go back to torchvision's names.
 
-    python convert/from_d2.py INPUT OUTPUT [--to torchvision|timm|safetensors] [--trust] [--overwrite]
+    python convert/from_d2.py INPUT OUTPUT [--to torchvision|timm|safetensors] [--allow-unknown] [--overwrite]
 
 INPUT is a checkpoint of a detector (`model_final.pth`) or converted weights (`.pkl`). The values are those of
 the file, bit for bit. The detector's heads, and the normalisation that MoCo's protocol adds after res5, are
@@ -31,11 +31,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("input", type=Path, help="a detector's checkpoint (.pth) or converted weights (.pkl)")
     parser.add_argument("output", type=Path, help="file to write")
     parser.add_argument("--to", choices=sorted(SUFFIXES.keys() - {"d2"}), default="torchvision", help="what to write")
-    parser.add_argument("--trust", action="store_true", help="read unknown classes in the file as empty records")
+    parser.add_argument(
+        "--allow-unknown", action="store_true", help="read unknown classes in the file as empty records"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace an output that exists")
     arguments = parser.parse_args(argv)
     check_output(arguments.input, arguments.output, arguments.to, arguments.overwrite)
-    source = read_checkpoint(arguments.input, arguments.trust)
+    source = read_checkpoint(arguments.input, arguments.allow_unknown)
     selection = select(source)
     if selection.candidate.scheme is not DETECTRON2:
         raise UserError(f"{source.path} is not one of Detectron2's files; convert/to_d2.py --to reads all others")

@@ -20,21 +20,24 @@ class Scheme:
 
     Attributes:
         name: for messages.
-        anchor: matches the anchor tensor's whole name; its group `prefix` is what precedes the encoder.
+        anchors: the names that the anchor tensor may have.
         canonical: the torchvision name of a name without prefix, or None where the scheme knows no such name.
         adapt: brings a tensor to PyTorch's layout, given its canonical name.
         elsewhere: prefixes, beside the encoder's own, under which parts of it may lie.
+        separator: what the prefix of an encoder ends with.
     """
 
     name: str
-    anchor: re.Pattern[str]
+    anchors: tuple[str, ...]
     canonical: Callable[[str], str | None]
     adapt: Callable[[str, StoredTensor], StoredTensor] = lambda name, tensor: tensor
     elsewhere: tuple[str, ...] = ()
+    separator: str = "."
 
     def prefixes(self, names: Mapping[str, StoredTensor]) -> list[str]:
         """The prefixes under which there is an encoder."""
-        return [match["prefix"] for name in names if (match := self.anchor.fullmatch(name))]
+        found = [name.removesuffix(anchor) for name in names for anchor in self.anchors if name.endswith(anchor)]
+        return [prefix for prefix in found if prefix == "" or prefix.endswith(self.separator)]
 
     def translate(self, name: str, prefix: str) -> str | None:
         """The canonical name of a tensor of the encoder under `prefix`; None where it is no part of it."""
@@ -176,25 +179,19 @@ def _from_haiku(name: str, tensor: StoredTensor) -> StoredTensor:
     return tensor.permuted(3, 2, 0, 1) if tensor.shape[:3] != (1, 1, 1) else tensor.reshaped(tensor.shape[3])
 
 
-TORCHVISION = Scheme("torchvision", re.compile(r"(?P<prefix>(?:.+\.)?)layer1\.0\.conv1\.weight"), _TORCHVISION)
+TORCHVISION = Scheme("torchvision", ("layer1.0.conv1.weight",), _TORCHVISION)
 DETECTRON2 = Scheme(
     "Detectron2",
-    re.compile(r"(?P<prefix>(?:.+\.)?)res2\.0\.conv1\.weight"),
+    ("res2.0.conv1.weight",),
     _DETECTRON2,
     elsewhere=("roi_heads.", "roi_heads.box_head."),  # a C4 detector keeps res5 in its head
 )
-HUGGING_FACE = Scheme(
-    "Hugging Face",
-    re.compile(r"(?P<prefix>(?:.+\.)?)encoder\.stages\.0\.layers\.0\.layer\.0\.convolution\.weight"),
-    _HUGGING_FACE,
-)
-SEQUENTIAL = Scheme("nn.Sequential", re.compile(r"(?P<prefix>(?:.+\.)?)4\.0\.conv1\.weight"), _SEQUENTIAL)
-SEQUENTIAL_CIFAR = Scheme(
-    "nn.Sequential for CIFAR", re.compile(r"(?P<prefix>(?:.+\.)?)[23]\.0\.conv1\.weight"), _SEQUENTIAL_CIFAR
-)
-SIMCLR_V2 = Scheme("SimCLRv2", re.compile(r"(?P<prefix>(?:.+\.)?)net\.1\.blocks\.0\.net\.0\.weight"), _SIMCLR_V2)
-HAIKU = Scheme("haiku", re.compile(r"(?P<prefix>(?:.+/)?)block_group_0/~/block_0/~/conv_0/w"), _HAIKU, _from_haiku)
-CAFFE2 = Scheme("Caffe2", re.compile(r"(?P<prefix>(?:.+/)?)res2_0_branch2a_w"), _CAFFE2)
+HUGGING_FACE = Scheme("Hugging Face", ("encoder.stages.0.layers.0.layer.0.convolution.weight",), _HUGGING_FACE)
+SEQUENTIAL = Scheme("nn.Sequential", ("4.0.conv1.weight",), _SEQUENTIAL)
+SEQUENTIAL_CIFAR = Scheme("nn.Sequential for CIFAR", ("2.0.conv1.weight", "3.0.conv1.weight"), _SEQUENTIAL_CIFAR)
+SIMCLR_V2 = Scheme("SimCLRv2", ("net.1.blocks.0.net.0.weight",), _SIMCLR_V2)
+HAIKU = Scheme("haiku", ("block_group_0/~/block_0/~/conv_0/w",), _HAIKU, _from_haiku, separator="/")
+CAFFE2 = Scheme("Caffe2", ("res2_0_branch2a_w",), _CAFFE2, separator="/")
 
 SCHEMES = (TORCHVISION, DETECTRON2, HUGGING_FACE, SEQUENTIAL, SEQUENTIAL_CIFAR, SIMCLR_V2, HAIKU, CAFFE2)
 

@@ -1,265 +1,393 @@
-"""Unpickling without running anything that a file names.
+"""Reading a pickle without running anything that it names.
 
-A pickle is a program: each global in it is imported and called. Here every global resolves to something of
-ours. The few that carry tensors (PyTorch's rebuild functions and storages, numpy's arrays) resolve to readers
-with checked arguments. Classes that training code puts beside its weights, such as `argparse.Namespace`,
-resolve to inert `Record`s. Any other name stops the reading, unless the caller trusts the file; then it, too,
-becomes a `Record`, so that nothing of it is imported or run in any case.
-
-The allow-list is in `_TENSORS` and `_INERT`.
+A pickle is a program for a stack machine. This is such a machine, which builds plain values only: texts, numbers,
+lists, tuples, dictionaries, and what `convert.stand_ins` has for the names in the file. Nothing is imported, and no
+method of a value is called by the file's choice. What a file can make the machine do is bounded: the number of steps,
+the length of names, the size of numbers. Long strings stay in the file, so that arrays in a pickle cost no memory.
 """
 
+import codecs
 import pickle
-import re
-from collections.abc import Callable, Sequence
-from typing import Any, BinaryIO
+import pickletools
+import struct
+from collections.abc import Callable
+from typing import Any
 
-import numpy as np
+from convert import stand_ins
+from convert.stand_ins import Blob
+from convert.tensors import Kind, Record, UnreadableTensor
 
-from convert.tensors import Record, StoredTensor, record_class
+MAX_STEPS = 1_000_000
+_LONGEST_NAME = 1000
+_LONG = 4096  # bytes from which on a string is left in the file
+_LONGEST_NUMBER = 256  # bytes
+_EMPTY_SET = Kind("set")
 
-ITEM_TYPES = {
-    "DoubleStorage": "float64",
-    "FloatStorage": "float32",
-    "HalfStorage": "float16",
-    "BFloat16Storage": "bfloat16",
-    "LongStorage": "int64",
-    "IntStorage": "int32",
-    "ShortStorage": "int16",
-    "CharStorage": "int8",
-    "ByteStorage": "uint8",
-    "BoolStorage": "bool",
-    "UntypedStorage": "uint8",
-    "ComplexFloatStorage": "complex64",
-    "ComplexDoubleStorage": "complex128",
-}
-
-# Inert: modules whose classes are settings, logs, optimizer state or network structure. A name that ends with
-# a dot covers the modules below it.
-_INERT = re.compile(
-    r"(argparse|collections|pathlib|datetime|enum|typing|functools|uuid|decimal|fractions|numpy\.random"
-    r"|torch\.(nn|optim|distributions|cuda\.amp|amp|backends|distributed\.\w+)|torchvision|timm|transformers"
-    r"|omegaconf|yacs|fvcore|easydict|addict|ml_collections|munch|box|attr|hydra"
-    r"|mmcv|mmengine|mmcls|mmselfsup|mmpretrain|openselfsup|vissl|classy_vision|detectron2|apex"
-    r"|pytorch_lightning|lightning|lightning_fabric|lightning_utilities|torchmetrics|lightly|lightly_train|solo"
-    r"|haiku|jax|jaxlib|optax|flax|chex|jaxline|byol|tree|dill)(\..*)?"
-)
-_INERT_BUILTINS = {
-    *("object", "type", "bool", "int", "float", "complex", "str", "bytes", "long", "unicode"),
-    *("dict", "list", "tuple", "slice", "range", "Exception"),
-}
-_BYOL_STATE = ("online_params", "target_params", "online_state", "target_state", "opt_state")
+Handler = Callable[["Unpickler"], None]
+_HANDLERS: dict[int, Handler] = {}
 
 
-class ForbiddenGlobal(pickle.UnpicklingError):
-    """The pickle names something outside the allow-list."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__(name)
-        self.name = name
-
-
-class UnreadableTensor(pickle.UnpicklingError):
-    """A tensor is described in a way that cannot be right, or that is not supported here."""
-
-
-class Storage:
-    """A flat run of elements in a file, which several tensors may share.
-
-    Attributes:
-        dtype: numpy's name of the element type, or `bfloat16`.
-        count: number of elements.
-        locate: returns the storage's bytes as a uint8 array; set by the reader of the surrounding format.
-    """
-
-    def __init__(self, dtype: str, count: int) -> None:
-        self.dtype = dtype
-        self.count = count
-        self.locate: Callable[[], np.ndarray] | None = None
-
-    @property
-    def size(self) -> int:
-        """Number of bytes."""
-        return self.count * item_size(self.dtype)
-
-    def elements(self) -> np.ndarray:
-        """The elements, flat; bfloat16 as float32."""
-        if self.locate is None:
-            raise UnreadableTensor("a tensor's data is missing")
-        raw = self.locate()[: self.size]
-        if raw.size < self.size:
-            raise UnreadableTensor("a tensor's data is shorter than its shape")
-        if self.dtype == "bfloat16":
-            return widen_bfloat16(raw.view(np.uint16))
-        return raw.view(self.dtype)
-
-
-def item_size(dtype: str) -> int:
-    """Bytes of one element."""
-    return 2 if dtype == "bfloat16" else np.dtype(dtype).itemsize
-
-
-def widen_bfloat16(bits: np.ndarray) -> np.ndarray:
-    """Bfloat16 bit patterns (uint16) as float32: bfloat16 is float32 without its lower half."""
-    return (bits.astype(np.uint32) << 16).view(np.float32)
-
-
-class StorageType:
-    """The type of a PyTorch storage, as far as a pickle says it."""
-
-    def __init__(self, dtype: str) -> None:
-        self.dtype = dtype
-
-
-class PickledArray:
-    """A numpy array under construction: pickle makes it empty, then hands over its contents."""
-
-    def __init__(self, *_: Any) -> None:
-        self.tensor: StoredTensor | None = None
-
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
-        _, shape, dtype, fortran, raw = state
-        if not isinstance(dtype, ArrayType) or dtype.name is None or isinstance(raw, list):
-            return  # an array of strings or objects: not a tensor, and of no use here
-        data = raw.encode("latin1") if isinstance(raw, str) else raw  # str: pickled by Python 2
-        flat = np.frombuffer(data, dtype.name)
-        self.tensor = StoredTensor.of(flat.reshape(shape, order="F" if fortran else "C"))
-
-
-class ArrayType:
-    """A numpy dtype, as far as it is a plain number in this machine's byte order or its opposite."""
-
-    def __init__(self, code: Any = None, *_: Any) -> None:
-        self.name: str | None = None
-        if isinstance(code, str) and re.fullmatch(r"[<>|=]?[fiub]\d{1,2}", code):
-            self.name = code.lstrip("<>|=")
-
-    def __setstate__(self, state: Any) -> None:
-        order = state[1] if isinstance(state, tuple) and len(state) > 1 else "="
-        if self.name is not None and order in ("<", ">"):
-            self.name = order + self.name
-
-    def __hash__(self) -> int:
-        return id(self)
-
-
-def _array_from_buffer(buffer: Any, dtype: Any, shape: Any, order: Any = "C") -> PickledArray:
-    """Numpy's arrays in pickles of protocol 5."""
-    array = PickledArray()
-    array.__setstate__((1, shape, dtype, order == "F", bytes(buffer)))
-    return array
-
-
-def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> StoredTensor:
-    """PyTorch's `_rebuild_tensor_v2`: a strided view of a storage. Sizes are in elements."""
-    if not isinstance(storage, Storage):
-        raise UnreadableTensor("a tensor without a storage")
-    shape, strides = tuple(shape), tuple(strides)
-    numbers = (offset, *shape, *strides)
-    if len(shape) != len(strides) or not all(isinstance(number, int) and number >= 0 for number in numbers):
-        raise UnreadableTensor(f"a tensor of shape {shape}, strides {strides} and offset {offset}")
-    last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
-    if 0 not in shape and last >= storage.count:
-        raise UnreadableTensor(f"a tensor of shape {shape} in a storage of {storage.count} elements")
-
-    def read() -> np.ndarray:
-        flat = storage.elements()[offset:]
-        steps = tuple(stride * flat.itemsize for stride in strides)
-        return np.lib.stride_tricks.as_strided(flat, shape, steps, writeable=False)
-
-    return StoredTensor(shape, storage.dtype, read)
-
-
-def _first(value: Any, *_: Any) -> Any:
-    return value
-
-
-class Table(dict[Any, Any]):
-    """An ordered dictionary; the attributes that PyTorch hangs on it (`_metadata`) are left out."""
-
-    def __setstate__(self, state: Any) -> None:
-        """Nothing."""
-
-
-def _encoded(text: str, encoding: str = "latin1") -> bytes:
-    """Bytes, as protocol 2 writes them."""
-    return text.encode("latin1")
-
-
-def _named_tuple(name: str, fields: Sequence[str], *_: Any) -> type[Record]:
-    """The way of dill to pickle a named tuple's class."""
-    return record_class(str(name), tuple(str(field) for field in fields))
-
-
-def _reconstructed(cls: Any, *_: Any) -> Any:
-    """Instances in protocols 0 and 1."""
-    return cls() if isinstance(cls, type) and issubclass(cls, Record) else Record()
-
-
-_TENSORS: dict[str, Any] = {
-    "collections.OrderedDict": Table,
-    "torch._utils._rebuild_tensor": _tensor,
-    "torch._utils._rebuild_tensor_v2": _tensor,
-    "torch._utils._rebuild_parameter": _first,
-    "torch._utils._rebuild_parameter_with_state": _first,
-    "torch._tensor._rebuild_from_type_v2": lambda build, cls, args, state: build(*args),
-    "torch.Size": lambda *sizes: tuple(*sizes),
-    "_codecs.encode": _encoded,
-    "copyreg._reconstructor": _reconstructed,
-    "copy_reg._reconstructor": _reconstructed,
-    "numpy.ndarray": PickledArray,
-    "numpy.dtype": ArrayType,
-    "dill._dill._create_namedtuple": _named_tuple,
-    "dill.dill._create_namedtuple": _named_tuple,
-    "builtins.set": lambda *items: Record(),
-    "builtins.frozenset": lambda *items: Record(),
-    "builtins.bytearray": lambda *items: bytes(*(item for item in items if isinstance(item, (bytes, list)))),
-    **{f"numpy.{core}.multiarray._reconstruct": PickledArray for core in ("core", "_core")},
-    **{f"numpy.{core}.multiarray.scalar": record_class("numpy scalar") for core in ("core", "_core")},
-    **{f"numpy.{core}.numeric._frombuffer": _array_from_buffer for core in ("core", "_core")},
-    **{f"torch.{name}": StorageType(dtype) for name, dtype in ITEM_TYPES.items()},
-    **{f"torch.storage.{name}": StorageType(dtype) for name, dtype in ITEM_TYPES.items()},
-}
-_PLAIN_TORCH = re.compile(
-    r"torch\.(device|Generator|(torch\.)?(b?float\d*\w*|double|half|u?int\d*|long|short|bool|uint8|complex\d*)"
-    r"|memory_format|contiguous_format|channels_last|strided|serialization\._get_layout)"
-)
-
-
-class RestrictedUnpickler(pickle.Unpickler):
-    """Reads one pickle; see the module's docstring for what it accepts.
+class Unpickler:
+    """Reads one pickle; see the module's docstring.
 
     Args:
-        file: at the pickle's first byte.
-        storage: called with a persistent id, (`"storage"`, type, key, location, count, ...), when the pickle
-            refers to tensor data outside itself.
-        trust: names outside the allow-list become inert records instead of an error.
+        data: the bytes that hold it.
+        start: where it begins.
+        storage: called with a persistent id, (`"storage"`, type, key, location, count, ...), where the pickle refers to
+            tensor data outside itself.
+        allow_unknown: names outside the allow-list become inert records instead of an error.
 
-    Raises:
-        ForbiddenGlobal: a name outside the allow-list.
-        pickle.UnpicklingError and the like: not a pickle, or a damaged one.
+    Attributes:
+        position: the next byte; after `load`, the first one after the pickle.
     """
 
-    def __init__(self, file: BinaryIO, storage: Callable[[Any], Any] | None = None, trust: bool = False) -> None:
-        super().__init__(file, encoding="latin1")  # as Detectron2 does, for pickles of Python 2
+    def __init__(
+        self,
+        data: memoryview,
+        start: int = 0,
+        storage: Callable[[Any], Any] | None = None,
+        allow_unknown: bool = False,
+    ) -> None:
+        self.data = data
+        self.position = start
+        self.stack: list[Any] = []
+        self.marks: list[list[Any]] = []
+        self.memo: dict[int, Any] = {}
+        self._steps = MAX_STEPS
         self._storage = storage
-        self._trust = trust
-        self._classes: dict[str, type[Record]] = {}
+        self._allow_unknown = allow_unknown
+        self._names: dict[tuple[str, str], Any] = {}
 
-    def find_class(self, module: str, name: str) -> Any:
-        """Our own stand-in for a name, never the thing itself."""
-        full = f"{module.replace('__builtin__', 'builtins')}.{name}"
-        if full in _TENSORS:
-            return _TENSORS[full]
-        known = _INERT.fullmatch(module) or _PLAIN_TORCH.fullmatch(full) or full.endswith("._ByolExperimentState")
-        plain = module in ("builtins", "__builtin__") and name in _INERT_BUILTINS
-        if not (known or plain or self._trust):
-            raise ForbiddenGlobal(full)
-        fields = _BYOL_STATE if name == "_ByolExperimentState" else ()
-        return self._classes.setdefault(full, record_class(full, fields))
+    def load(self) -> Any:
+        """The object that the pickle describes.
 
-    def persistent_load(self, pid: Any) -> Any:
+        Raises:
+            ForbiddenGlobal: a name outside the allow-list.
+            pickle.UnpicklingError and the like: not a pickle, or a damaged one.
+        """
+        data, end, stop = self.data, len(self.data), pickle.STOP[0]
+        handlers = [_HANDLERS.get(code) for code in range(256)]
+        while self.position < end:
+            code = data[self.position]
+            self.position += 1
+            if code == stop:
+                return self.stack.pop()
+            handler = handlers[code]
+            if handler is None:
+                raise pickle.UnpicklingError(f"byte {self.position - 1} is no instruction of a pickle")
+            handler(self)
+            self._steps -= 1
+            if self._steps < 0:
+                self.spend(0)
+        raise EOFError("the pickle ends early")
+
+    def spend(self, steps: int) -> None:
+        """Account for work.
+
+        Raises:
+            pickle.UnpicklingError: it is more than any file of weights needs.
+        """
+        self._steps -= steps
+        if self._steps < 0:
+            raise pickle.UnpicklingError(
+                f"it holds more than {MAX_STEPS} values beside its tensors; save the state dict alone"
+            )
+
+    def take(self, count: int) -> memoryview:
+        """The next bytes."""
+        taken = self.data[self.position : self.position + count]
+        if len(taken) < count:
+            raise EOFError("the pickle ends within a value")
+        self.position += count
+        return taken
+
+    def number(self, layout: str) -> int:
+        """The next bytes as one number."""
+        return int(struct.unpack(layout, self.take(struct.calcsize(layout)))[0])
+
+    def line(self, limit: int) -> bytes:
+        """The bytes up to the next end of a line."""
+        window = _LONGEST_NUMBER
+        while (found := bytes(self.data[self.position : self.position + window]).find(b"\n")) < 0:
+            if window > min(limit, len(self.data) - self.position):
+                raise pickle.UnpicklingError(f"a line without an end, or of more than {limit} bytes")
+            window *= 4
+        return bytes(self.take(found + 1))[:-1]
+
+    def name(self) -> str:
+        """A line that is a name."""
+        return self.line(_LONGEST_NAME).decode("utf-8")
+
+    def pop_mark(self) -> list[Any]:
+        """The values since the last mark."""
+        items = self.stack
+        self.stack = self.marks.pop()
+        return items
+
+    def find(self, module: Any, name: Any) -> Any:
+        """What a name stands for."""
+        if not isinstance(module, str) or not isinstance(name, str) or len(module) + len(name) > _LONGEST_NAME:
+            raise pickle.UnpicklingError("a class whose name is not a short text")
+        if (module, name) not in self._names:
+            self._names[module, name] = stand_ins.find(module, name, self._allow_unknown)
+        return self._names[module, name]
+
+    def call(self, what: Any, args: Any) -> Any:
+        """Call what a name stands for; arguments that may be copied count as work."""
+        if isinstance(what, stand_ins.Function) and isinstance(args, tuple):
+            self.spend(sum(len(arg) // (64 if isinstance(arg, str) else 1) for arg in args if isinstance(arg, _SIZED)))
+        return stand_ins.apply(what, args)
+
+    def refer(self, pid: Any) -> Any:
         """Tensor data that lies outside the pickle."""
         if self._storage is None:
             raise UnreadableTensor("it refers to data outside itself")
         return self._storage(pid)
+
+
+_SIZED = (str, list, tuple, dict)
+
+
+def _on(*names: str) -> Callable[[Handler], Handler]:
+    """Register the handler of instructions, by their names in `pickletools`."""
+
+    def register(handler: Handler) -> Handler:
+        for name in names:
+            _HANDLERS[_CODES[name]] = handler
+        return handler
+
+    return register
+
+
+_CODES = {opcode.name: ord(opcode.code) for opcode in pickletools.opcodes}
+
+
+def _push(name: str, make: Callable[[Unpickler], Any]) -> None:
+    """Register an instruction that pushes one value."""
+
+    def handle(machine: Unpickler) -> None:
+        value = make(machine)  # first: it may replace the stack
+        machine.stack.append(value)
+
+    _HANDLERS[_CODES[name]] = handle
+
+
+def _string(layout: str, text: bool) -> Callable[[Unpickler], Any]:
+    """A string with its length before it; strings of Python 2, too, are text to us (Latin-1)."""
+
+    def read(machine: Unpickler) -> Any:
+        view = machine.take(machine.number(layout))
+        if len(view) >= _LONG:
+            return Blob(view, text)
+        return bytes(view).decode("utf-8", "surrogatepass") if text else bytes(view)
+
+    return read
+
+
+def _old_string(layout: str) -> Callable[[Unpickler], Any]:
+    read = _string(layout, False)
+
+    def decode(machine: Unpickler) -> Any:
+        value = read(machine)
+        return value.decode("latin-1") if isinstance(value, bytes) else value
+
+    return decode
+
+
+def _quoted(machine: Unpickler) -> str:
+    """Python 2's `'...'` with escapes; such a line may hold an array."""
+    text = machine.line(len(machine.data)).strip()
+    if len(text) < 2 or text[:1] not in (b"'", b'"') or text[:1] != text[-1:]:
+        raise pickle.UnpicklingError("a string without quotes")
+    return str(codecs.escape_decode(text[1:-1])[0].decode("latin-1"))
+
+
+def _integer(machine: Unpickler) -> int:
+    text = machine.line(_LONGEST_NUMBER)
+    return text == b"01" if text in (b"00", b"01") else int(text.rstrip(b"L"))
+
+
+def _long(layout: str) -> Callable[[Unpickler], int]:
+    def read(machine: Unpickler) -> int:
+        size = machine.number(layout)
+        if not 0 <= size <= _LONGEST_NUMBER:
+            raise pickle.UnpicklingError(f"a number of {size} bytes")
+        return int.from_bytes(machine.take(size), "little", signed=True)
+
+    return read
+
+
+def _top(machine: Unpickler) -> Any:
+    return machine.stack[-1]
+
+
+for _name, _value in {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}.items():
+    _push(_name, lambda machine, value=_value: value)  # type: ignore[misc]
+for _name, _layout in {"BININT": "<i", "BININT1": "<B", "BININT2": "<H"}.items():
+    _push(_name, lambda machine, layout=_layout: machine.number(layout))  # type: ignore[misc]
+for _name, _layout in {"BINUNICODE": "<I", "SHORT_BINUNICODE": "<B", "BINUNICODE8": "<Q"}.items():
+    _push(_name, _string(_layout, True))
+for _name, _layout in {"BINBYTES": "<I", "SHORT_BINBYTES": "<B", "BINBYTES8": "<Q", "BYTEARRAY8": "<Q"}.items():
+    _push(_name, _string(_layout, False))
+_push("BINSTRING", _old_string("<I"))
+_push("SHORT_BINSTRING", _old_string("<B"))
+_push("STRING", _quoted)
+_push("UNICODE", lambda machine: machine.line(len(machine.data)).decode("raw-unicode-escape"))
+_push("INT", _integer)
+_push("LONG", _integer)
+_push("LONG1", _long("<B"))
+_push("LONG4", _long("<i"))
+_push("FLOAT", lambda machine: float(machine.line(_LONGEST_NUMBER)))
+_push("BINFLOAT", lambda machine: struct.unpack(">d", machine.take(8))[0])
+_push("EMPTY_LIST", lambda machine: [])
+_push("EMPTY_DICT", lambda machine: {})
+_push("EMPTY_SET", lambda machine: Record(_EMPTY_SET))
+_push("LIST", Unpickler.pop_mark)
+_push("TUPLE", lambda machine: tuple(machine.pop_mark()))
+_push("TUPLE1", lambda machine: (machine.stack.pop(),))
+_push("FROZENSET", lambda machine: Record(_EMPTY_SET, tuple(machine.pop_mark())))
+_push("GET", lambda machine: machine.memo[int(machine.line(_LONGEST_NUMBER))])
+_push("BINGET", lambda machine: machine.memo[machine.number("<B")])
+_push("LONG_BINGET", lambda machine: machine.memo[machine.number("<I")])
+_push("DUP", _top)
+_push("GLOBAL", lambda machine: machine.find(machine.name(), machine.name()))
+_push("PERSID", lambda machine: machine.refer(machine.name()))
+_push("BINPERSID", lambda machine: machine.refer(machine.stack.pop()))
+
+
+@_on("PROTO")
+def _protocol(machine: Unpickler) -> None:
+    if machine.number("<B") > pickle.HIGHEST_PROTOCOL:
+        raise pickle.UnpicklingError("a pickle of an unknown protocol")
+
+
+@_on("FRAME")
+def _frame(machine: Unpickler) -> None:
+    machine.number("<Q")  # how much to read ahead; the file is mapped
+
+
+@_on("MARK")
+def _mark(machine: Unpickler) -> None:
+    machine.marks.append(machine.stack)
+    machine.stack = []
+
+
+@_on("POP")
+def _pop(machine: Unpickler) -> None:
+    if machine.stack:
+        machine.stack.pop()
+    else:
+        machine.pop_mark()
+
+
+@_on("POP_MARK")
+def _drop(machine: Unpickler) -> None:
+    machine.pop_mark()
+
+
+@_on("TUPLE2", "TUPLE3")
+def _short_tuple(machine: Unpickler) -> None:
+    count = machine.data[machine.position - 1] - _CODES["TUPLE1"] + 1
+    if len(machine.stack) < count:
+        raise IndexError("a tuple of values that are not there")
+    machine.stack[-count:] = [tuple(machine.stack[-count:])]
+
+
+@_on("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE")
+def _remember(machine: Unpickler) -> None:
+    code = machine.data[machine.position - 1]
+    if code == _CODES["PUT"]:
+        place = int(machine.line(_LONGEST_NUMBER))
+    elif code == _CODES["MEMOIZE"]:
+        place = len(machine.memo)
+    else:
+        place = machine.number("<B" if code == _CODES["BINPUT"] else "<I")
+    machine.memo[place] = machine.stack[-1]
+
+
+@_on("STACK_GLOBAL")
+def _global(machine: Unpickler) -> None:
+    name, module = machine.stack.pop(), machine.stack.pop()
+    machine.stack.append(machine.find(module, name))
+
+
+def _add_elements(target: Any, items: list[Any]) -> None:
+    if isinstance(target, list):
+        target.extend(items)
+    elif isinstance(target, Record):
+        for item in items:
+            target.add(None, item)
+    else:
+        raise UnreadableTensor("elements for something that is no list")
+
+
+def _add_items(target: Any, items: list[Any]) -> None:
+    for key, value in zip(items[::2], items[1::2], strict=True):
+        if isinstance(target, dict):
+            target[stand_ins.plain_key(key)] = value
+        elif isinstance(target, Record):
+            target.add(key, value)
+        else:
+            raise UnreadableTensor("items for something that is no dictionary")
+
+
+@_on("APPEND")
+def _append(machine: Unpickler) -> None:
+    item = machine.stack.pop()
+    _add_elements(machine.stack[-1], [item])
+
+
+@_on("APPENDS", "ADDITEMS")
+def _append_all(machine: Unpickler) -> None:
+    items = machine.pop_mark()
+    _add_elements(machine.stack[-1], items)
+
+
+@_on("SETITEM")
+def _set_item(machine: Unpickler) -> None:
+    value, key = machine.stack.pop(), machine.stack.pop()
+    _add_items(machine.stack[-1], [key, value])
+
+
+@_on("SETITEMS")
+def _set_items(machine: Unpickler) -> None:
+    items = machine.pop_mark()
+    _add_items(machine.stack[-1], items)
+
+
+@_on("DICT")
+def _dictionary(machine: Unpickler) -> None:
+    items = machine.pop_mark()
+    machine.stack.append({})
+    _add_items(machine.stack[-1], items)
+
+
+@_on("REDUCE", "NEWOBJ")
+def _reduce(machine: Unpickler) -> None:
+    args, what = machine.stack.pop(), machine.stack.pop()
+    machine.stack.append(machine.call(what, args))
+
+
+@_on("NEWOBJ_EX")
+def _new_object(machine: Unpickler) -> None:
+    machine.stack.pop()  # keyword arguments: nothing of ours takes any
+    _reduce(machine)
+
+
+@_on("INST")
+def _instance(machine: Unpickler) -> None:
+    what = machine.find(machine.name(), machine.name())
+    args = machine.pop_mark()
+    machine.stack.append(machine.call(what, tuple(args)))
+
+
+@_on("OBJ")
+def _object(machine: Unpickler) -> None:
+    what, *args = machine.pop_mark()
+    machine.stack.append(machine.call(what, tuple(args)))
+
+
+@_on("BUILD")
+def _build(machine: Unpickler) -> None:
+    state = machine.stack.pop()
+    stand_ins.complete(machine.stack[-1], state)

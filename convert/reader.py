@@ -1,15 +1,17 @@
-"""Read any checkpoint file into nested plain containers, without running it.
+"""Read any checkpoint file into nested plain containers, without running it. All packages read weights with it.
 
 The kind of a file is told from its first bytes, never from its name:
 
 - PyTorch's zip format and its older stream format, safetensors, plain pickles (Detectron2, Caffe2, DeepMind);
 - anything else is refused by what it is: an HTML page, an image, an archive, an empty or a sparse file.
 
-Neither PyTorch nor any class of the file is imported; see `convert.pickles`. Tensors are views of the mapped
-file, so that reading costs no memory until a tensor is used.
+Neither PyTorch nor any class of the file is imported; see `convert.pickles`. Tensors are views of the mapped file, so
+that reading costs no memory until a tensor is used.
 """
 
 import hashlib
+import json
+import math
 import pickle
 import struct
 import zipfile
@@ -19,14 +21,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from convert.archives import STREAM_MAGIC, read_stream, read_zip
-from convert.pickles import ForbiddenGlobal, RestrictedUnpickler
-from convert.tensors import StoredTensor
+from convert.archives import STREAM_MAGIC, map_file, read_stream, read_zip
+from convert.pickles import Unpickler
+from convert.stand_ins import Array, ForbiddenGlobal
+from convert.tensors import Storage, StoredTensor, UnreadableTensor, item_size
 from foundation.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
 
 _SIGNATURES = (
     (b"\xff\xd8\xff", "a JPEG image"),
@@ -49,9 +55,15 @@ _SAFETENSORS_TYPES = {
     "F32": "float32",
     "F16": "float16",
     "BF16": "bfloat16",
-    "I64": "int64",
+    **{
+        f"{sign}{8 * size}": f"{kind}{8 * size}"
+        for sign, kind in (("I", "int"), ("U", "uint"))
+        for size in (1, 2, 4, 8)
+    },
     "BOOL": "bool",
 }
+_LARGEST_HEADER = 16 << 20  # bytes of a safetensors header: 100,000 tensors
+_DEEPEST = 100  # containers within each other
 # What readers raise on bytes that are not what they seem.
 _DAMAGE = (
     pickle.UnpicklingError,
@@ -98,12 +110,12 @@ class Source:
         return digest.hexdigest()
 
 
-def read_checkpoint(path: Path, trust: bool = False) -> Source:
+def read_checkpoint(path: Path, allow_unknown: bool = False) -> Source:
     """Read a file of any supported kind.
 
     Args:
         path: the file.
-        trust: accept names outside the allow-list, as inert records.
+        allow_unknown: accept names outside the allow-list, as inert records.
 
     Raises:
         UserError: the file is missing, not a checkpoint, damaged, or names code that is not on the
@@ -112,15 +124,14 @@ def read_checkpoint(path: Path, trust: bool = False) -> Source:
     head = _head(path)
     with reading(path):
         if head.startswith(b"PK\x03\x04"):
-            return Source(path, read_zip(path, trust))
+            return Source(path, read_zip(path, allow_unknown))
         if head.startswith(STREAM_MAGIC):
-            return Source(path, read_stream(path, trust))
+            return Source(path, read_stream(path, allow_unknown))
         if _looks_like_safetensors(head):
             content, metadata = _read_safetensors(path)
             return Source(path, content, metadata)
         _refuse_by_signature(path, head)
-        with path.open("rb") as file:
-            return Source(path, RestrictedUnpickler(file, trust=trust).load())
+        return Source(path, Unpickler(map_file(path).data, allow_unknown=allow_unknown).load())
 
 
 @contextmanager
@@ -135,11 +146,76 @@ def reading(path: Path) -> Iterator[None]:
     except ForbiddenGlobal as error:
         raise UserError(
             f"{path} asks for {error.name}, which is neither a tensor nor a known record; nothing of it was "
-            "run. If you know where the file comes from, --trust reads such names as empty records"
+            "run. `convert/to_d2.py --allow-unknown` reads such names as empty records"
         ) from error
     except _DAMAGE as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise UserError(f"{path} is not a checkpoint that can be read, or it is damaged: {reason}") from error
+
+
+def load_tree(path: Path) -> Any:
+    """The content of a file with PyTorch's tensors in it, as `torch.load(path, weights_only=True)` gives it.
+
+    Containers become dictionaries, lists and tuples, arrays become tensors, and inert records stay what they are. Every
+    tensor has memory of its own, even where the file shares it.
+
+    Raises:
+        UserError: as `read_checkpoint`; or tensors that cannot be read.
+    """
+    source = read_checkpoint(path)
+    with reading(path):
+        return _TorchCopy(most=8 * path.stat().st_size + (1 << 20)).of(source.content)
+
+
+def to_torch(tensor: StoredTensor) -> "torch.Tensor":
+    """A tensor in PyTorch's memory, of its own type."""
+    import torch
+
+    array = np.asarray(tensor.read())
+    made = torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("="), order="C"))
+    return made.to(torch.bfloat16) if tensor.dtype == "bfloat16" else made
+
+
+class _TorchCopy:
+    """Copies a tree; a part that is in several places is copied once.
+
+    Args:
+        most: bytes that its tensors may take; tensors in a file may share their data.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._left = most
+        self._done: dict[int, Any] = {}
+
+    def of(self, value: Any, depth: int = 0) -> Any:
+        """The copy of a value."""
+        if depth > _DEEPEST:
+            raise UnreadableTensor("its containers are nested too deeply")
+        if not isinstance(value, (dict, list, tuple, StoredTensor, Array)):
+            return value
+        if id(value) in self._done:
+            return self._done[id(value)]
+        made: Any = value
+        if isinstance(value, dict):
+            made = self._done[id(value)] = {}
+            made.update({key: self.of(child, depth + 1) for key, child in value.items()})
+        elif isinstance(value, list):
+            made = self._done[id(value)] = []
+            made.extend(self.of(child, depth + 1) for child in value)
+        elif isinstance(value, tuple):
+            made = tuple(self.of(child, depth + 1) for child in value)
+        elif isinstance(value, StoredTensor):
+            made = self._tensor(value)
+        elif value.tensor is not None:
+            made = self._tensor(value.tensor)
+        self._done[id(value)] = made
+        return made
+
+    def _tensor(self, tensor: StoredTensor) -> "torch.Tensor":
+        self._left -= 4 * tensor.count
+        if self._left < 0:
+            raise UnreadableTensor("its tensors share their data more often than those of a network do")
+        return to_torch(tensor)
 
 
 def read_values(source: Source, tensor: StoredTensor) -> np.ndarray:
@@ -191,31 +267,33 @@ def _looks_like_safetensors(head: bytes) -> bool:
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
-    """The tensors and the metadata of a safetensors file, by its own reader."""
+    """The tensors and the metadata of a safetensors file, once its own library has found it valid."""
     from safetensors import SafetensorError, safe_open
 
+    mapped = map_file(path)
+    start = 8 + struct.unpack("<Q", mapped[:8].tobytes())[0]
+    if start > _LARGEST_HEADER:
+        raise UserError(f"{path} has a header of {start} bytes, which no file of weights needs")
     try:
-        with safe_open(path, framework="numpy") as file:
-            parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-            kinds = {name: (tuple(part.get_shape()), part.get_dtype()) for name, part in parts.items()}
-            metadata = file.metadata() or {}
+        with safe_open(path, framework="numpy"):
+            header = json.loads(mapped[8:start].tobytes())
     except SafetensorError as error:
-        raise UserError(f"{path} is not a valid safetensors file: {error}") from error
-    tensors = {
-        name: StoredTensor(shape, _SAFETENSORS_TYPES.get(kind, kind), _safetensors_reader(path, name, kind))
-        for name, (shape, kind) in kinds.items()
-    }
-    return tensors, metadata
+        raise UserError(f"{path} is not a valid safetensors file: {str(error)[:300]}") from error
+    metadata = header.pop("__metadata__", {})
+    return {name: _safetensor(mapped[start:], entry) for name, entry in header.items()}, metadata
 
 
-def _safetensors_reader(path: Path, name: str, kind: str) -> Callable[[], np.ndarray]:
-    from safetensors import safe_open
+def _safetensor(data: np.ndarray, entry: dict[str, Any]) -> StoredTensor:
+    kind, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if kind not in _SAFETENSORS_TYPES:
+        return StoredTensor(tuple(shape), kind, _unreadable(f"numbers of type {kind} cannot be converted"))
+    dtype = _SAFETENSORS_TYPES[kind]
+    strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
+    return Storage(dtype, (end - begin) // item_size(dtype), lambda: data[begin:end]).tensor(0, shape, strides)
 
+
+def _unreadable(reason: str) -> Callable[[], np.ndarray]:
     def read() -> np.ndarray:
-        if kind != "BF16":
-            with safe_open(path, framework="numpy") as file:
-                return file.get_tensor(name)
-        with safe_open(path, framework="pt") as file:  # numpy knows no bfloat16
-            return file.get_tensor(name).float().numpy()
+        raise UnreadableTensor(reason)
 
     return read

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -15,6 +15,8 @@ from convert.reader import Source, read_values
 from convert.tensors import StoredTensor
 from foundation.errors import UserError
 
+_MOST_ENCODERS = 32
+_MOST_NAMES = 200_000  # characters in the names of a table and what is beside it, for each encoder
 _COUNTER = "num_batches_tracked"
 _NORM_EPS = 1e-5  # of BatchNorm, in torchvision and in Detectron2
 
@@ -104,16 +106,18 @@ def find_candidates(source: Source) -> tuple[list[Candidate], list[Container]]:
     Raises:
         UserError: names are ambiguous once wrappers are removed.
     """
-    metadata = frozenset(f"metadata {key}={value}" for key, value in source.metadata.items())
+    metadata = tuple(f"metadata {key}={value}" for key, value in source.metadata.items())
     try:
         containers = find_containers(source.content)
     except ValueError as error:
         raise UserError(f"{source.path}: {error}") from error
     found = []
     for container in containers:
-        beside = Container(container.path, container.tensors, container.siblings | metadata)
-        for scheme in SCHEMES:
-            found += [_candidate(beside, scheme, prefix) for prefix in scheme.prefixes(container.tensors)]
+        beside = replace(container, above=(*container.above, metadata))
+        prefixes = [(scheme, prefix) for scheme in SCHEMES for prefix in scheme.prefixes(container.tensors)]
+        if prefixes and len(found) + len(prefixes) * len(beside.surroundings) / _MOST_NAMES > _MOST_ENCODERS:
+            raise UserError(f"{source.path} holds more encoders, or more beside them, than any training leaves")
+        found += [_candidate(beside, scheme, prefix) for scheme, prefix in prefixes]
     return sorted(found, key=lambda candidate: candidate.rank), containers
 
 
@@ -245,7 +249,7 @@ def _group(name: str, prefix: str) -> str:
 
 def _nothing_found(source: Source, containers: Sequence[Container]) -> str:
     names = [name for container in containers for name in container.tensors]
-    what = name_other_network(names)
+    what = name_other_network(names[:5000])
     if what is not None:
         return f"{source.path} holds {what}, which Detectron2's ResNet is not; only ResNets can be converted"
     if not names:

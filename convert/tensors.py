@@ -1,26 +1,33 @@
-"""What a checkpoint is made of, once read: tensors that know their shape and are fetched when wanted, and
-inert records.
+"""The values that a checkpoint holds once it is read: tensors that are fetched on demand, and inert records.
 
-Nothing here runs a file's code: a class that a file names becomes a `Record`, which only remembers what it
-was given.
+Nothing here runs a file's code, and nothing that a file describes can be changed afterwards: a tensor's shape, type
+and place are fixed when it is made, and numpy compares them with the size of the data again whenever they are read.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+MAX_DIMENSIONS = 32  # numpy's limit before version 2
+_LARGEST = 1 << 48  # elements; no file is larger
 
-@dataclass(frozen=True)
+
+class UnreadableTensor(ValueError):
+    """A tensor is described in a way that cannot be right, or that is not supported."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class StoredTensor:
     """A tensor in a file: its shape and type now, its values on `read()`.
 
     Attributes:
         shape: as stored.
         dtype: numpy's name, or `bfloat16`.
-        read: returns the values as an array of `shape`; bfloat16 comes as float32. The array may be a
-            read-only view of the file.
+        read: returns the values as an array of `shape`; bfloat16 comes as float32. The array may be a read-only view of
+            the file.
     """
 
     shape: tuple[int, ...]
@@ -30,7 +37,7 @@ class StoredTensor:
     @property
     def count(self) -> int:
         """Number of elements."""
-        return int(np.prod(self.shape, dtype=np.int64))
+        return math.prod(self.shape)
 
     def permuted(self, *axes: int) -> "StoredTensor":
         """The same tensor with its axes in another order."""
@@ -48,60 +55,134 @@ class StoredTensor:
         return StoredTensor(tuple(array.shape), array.dtype.name, lambda: array)
 
 
-class Record(dict[Any, Any]):
-    """Stands for an instance of a class that a file names and that is not imported: it keeps what pickle
-    hands it.
+@dataclass(frozen=True, slots=True, eq=False)
+class Storage:
+    """A flat run of elements in a file, which several tensors may share.
 
-    Items set on it are its own items, constructor arguments are in `args`, instance state in `state`. It is
-    hashable by identity, because enumerations and paths serve as keys, and callable, because factories are
-    pickled as calls.
+    Attributes:
+        dtype: numpy's name of the element type, or `bfloat16`.
+        count: number of elements.
+        locate: returns the storage's bytes, at least `size` of them, as a uint8 array.
     """
 
-    kind = "record"
+    dtype: str
+    count: int
+    locate: Callable[[], np.ndarray]
+
+    @property
+    def size(self) -> int:
+        """Number of bytes."""
+        return self.count * item_size(self.dtype)
+
+    def tensor(self, offset: Any, shape: Any, strides: Any) -> StoredTensor:
+        """A strided view of the storage; offset and strides are in elements.
+
+        Raises:
+            UnreadableTensor: the arguments are not sizes, or reach beyond the storage.
+        """
+        shape, strides = sizes(shape), sizes(strides)
+        if len(shape) != len(strides) or not is_size(offset):
+            raise UnreadableTensor("a tensor without a proper offset, shape and strides")
+        last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
+        if 0 not in shape and last >= self.count:
+            raise UnreadableTensor(f"a tensor of shape {shape} in a storage of {self.count} elements")
+        return StoredTensor(shape, self.dtype, lambda: self._view(offset, shape, strides))
+
+    def _view(self, offset: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> np.ndarray:
+        if math.prod(shape) > self.count:  # PyTorch saves an expanded tensor so; weights never are
+            raise UnreadableTensor(f"a tensor of shape {shape} that repeats the {self.count} elements it has")
+        raw = self.locate()
+        if raw.size < self.size:
+            raise UnreadableTensor("a tensor's data is shorter than its shape")
+        size = item_size(self.dtype)
+        kind = np.dtype(np.uint16 if self.dtype == "bfloat16" else self.dtype)
+        # numpy compares shape and strides with the size of the buffer once more.
+        array = np.ndarray(
+            shape, kind, buffer=raw[: self.size], offset=offset * size, strides=[step * size for step in strides]
+        )
+        array.flags.writeable = False
+        return widen_bfloat16(array) if self.dtype == "bfloat16" else array
+
+
+def is_size(value: Any) -> bool:
+    """Whether a value from a file is a number of elements."""
+    return type(value) is int and 0 <= value < _LARGEST
+
+
+def sizes(values: Any) -> tuple[int, ...]:
+    """A shape, or strides, from a file.
+
+    Raises:
+        UnreadableTensor: it is something else.
+    """
+    if not isinstance(values, (tuple, list)) or len(values) > MAX_DIMENSIONS or not all(map(is_size, values)):
+        raise UnreadableTensor("a tensor whose shape is not a few numbers")
+    return tuple(values)
+
+
+def item_size(dtype: str) -> int:
+    """Bytes of one element."""
+    return 2 if dtype == "bfloat16" else np.dtype(dtype).itemsize
+
+
+def widen_bfloat16(bits: np.ndarray) -> np.ndarray:
+    """Bfloat16 bit patterns (uint16) as float32: bfloat16 is float32 without its lower half."""
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Kind:
+    """Stands for a class that a file names and that is not imported.
+
+    Attributes:
+        name: module and name, dotted.
+        fields: of a named tuple.
+    """
+
+    name: str
     fields: tuple[str, ...] = ()
-    args: tuple[Any, ...]
-    state: Any
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> "Record":
-        """Remember the arguments; those of a dictionary's copy become items."""
-        record = super().__new__(cls)
-        record.args = args
-        record.state = None
-        if len(args) == 1 and isinstance(args[0], Mapping):
-            dict.update(record, args[0])
-        return record
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing: pickle creates instances with and without calling this, so `__new__` does the work."""
+class Record:
+    """Stands for an instance of a class that is not imported: it keeps what the file hands it, and does nothing.
 
-    def __call__(self, *args: Any, **kwargs: Any) -> "Record":
-        """What a pickled factory makes is another record."""
-        return Record(*args)
+    Records are equal by identity, so that enumerations and paths can be keys.
 
-    def __hash__(self) -> int:  # type: ignore[override]
-        return id(self)
+    Attributes:
+        kind: what it is an instance of.
+        args: arguments of its constructor.
+        items: the items set on it as (key, value); elements of a list subclass are keyed by their position.
+        state: what the file says of its attributes, if anything.
+    """
 
-    def __setstate__(self, state: Any) -> None:
-        self.state = state
+    __slots__ = ("args", "items", "kind", "state")
 
-    def append(self, value: Any) -> None:
-        """Keep an element of a list subclass."""
-        self[len(self)] = value
+    def __init__(self, kind: Kind, args: Sequence[Any] = ()) -> None:
+        self.kind = kind
+        self.args = args
+        self.items: list[tuple[Any, Any]] | None = None  # made when needed: a file may hold millions of records
+        self.state: Any = None
 
-    def extend(self, values: Any) -> None:
-        """Keep the elements of a list subclass."""
-        for value in values:
-            self.append(value)
+    def __repr__(self) -> str:
+        return f"<{self.kind.name}>"
+
+    def add(self, key: Any, value: Any) -> None:
+        """Keep an item; without a key, an element."""
+        if self.items is None:
+            self.items = []
+        self.items.append((len(self.items) if key is None else key, value))
 
     def children(self) -> Iterator[tuple[Any, Any]]:
-        """Everything inside: items, fields of a named tuple, attributes."""
-        yield from self.items()
-        yield from zip(self.fields, self.args, strict=False)
-        state = self.state[1] if isinstance(self.state, tuple) and len(self.state) == 2 else self.state
+        """Everything inside: items of a dictionary that it was made from, its own, fields, attributes."""
+        if len(self.args) == 1 and isinstance(self.args[0], Mapping):
+            yield from self.args[0].items()
+        yield from self.items or ()
+        yield from zip(self.kind.fields, self.args, strict=False)
+        state = self.attributes
         if isinstance(state, Mapping):
             yield from state.items()
 
-
-def record_class(kind: str, fields: tuple[str, ...] = ()) -> type[Record]:
-    """A class of records that stands for the class named `kind` (module and name, dotted)."""
-    return type("Record", (Record,), {"kind": kind, "fields": fields})
+    @property
+    def attributes(self) -> Any:
+        """Its attributes; pickle hands over a pair where some of them are in slots."""
+        return self.state[1] if isinstance(self.state, tuple) and len(self.state) == 2 else self.state

@@ -1,7 +1,7 @@
 """Convert a ResNet from any public checkpoint into weights that Detectron2 loads.
 
     python convert/to_d2.py INPUT --list
-    python convert/to_d2.py INPUT OUTPUT.pkl [--verify] [--branch NAME] [--drop NAME] [--trust] [--overwrite]
+    python convert/to_d2.py INPUT OUTPUT.pkl [--verify] [--branch NAME] [--drop NAME] [--allow-unknown] [--overwrite]
     python convert/to_d2.py INPUT OUTPUT --to torchvision|timm|safetensors
 
 The weights come with a note, OUTPUT.json, whose fields `convert.sidecar` lists. Every tensor of the encoder
@@ -9,6 +9,7 @@ is written, in float32, and every other tensor of the file is left out by name; 
 then nothing is written.
 """
 
+from argparse import SUPPRESS
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -32,9 +33,19 @@ def build_parser() -> ArgumentParser:
     parser.add_argument("--drop", action="append", default=[], metavar="NAME", help="leave out tensors that begin so")
     parser.add_argument("--verify", action="store_true", help="prove it on images with torchvision and Detectron2")
     parser.add_argument("--list", action="store_true", help="show what is in the file, and convert nothing")
-    parser.add_argument("--trust", action="store_true", help="read unknown classes in the file as empty records")
+    parser.add_argument(
+        "--allow-unknown", action="store_true", help="read unknown classes in the file as empty records"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace an output that exists")
     return parser
+
+
+def add_allow_unknown(parser: ArgumentParser) -> None:
+    """The option `--allow-unknown`, which was called `--trust` once."""
+    parser.add_argument(
+        "--allow-unknown", action="store_true", help="read unknown classes in the file as empty records"
+    )
+    parser.add_argument("--trust", dest="allow_unknown", action="store_true", help=SUPPRESS)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -45,14 +56,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     arguments = build_parser().parse_args(argv)
     if arguments.list:
-        print(list_contents(read_checkpoint(arguments.input, arguments.trust)))
+        print(list_contents(read_checkpoint(arguments.input, arguments.allow_unknown)))
         return
     if arguments.output is None:
         raise UserError("name the file to write, or say --list")
     check_output(arguments.input, arguments.output, arguments.to, arguments.overwrite)
     if arguments.verify and arguments.to != "d2":
         raise UserError("--verify compares with Detectron2's network, so it goes with --to d2")
-    source = read_checkpoint(arguments.input, arguments.trust)
+    source = read_checkpoint(arguments.input, arguments.allow_unknown)
     selection = select(source, arguments.branch, arguments.drop)
     pixels = find_pixels(source, selection)
     note = describe(source, selection, pixels)

@@ -63,13 +63,13 @@ def test_malicious_files_run_nothing(kind, make, query, convert, tmp_path):
     # The file does what it claims to: an ordinary loader runs it.
     pickle.loads(data) if name.endswith(".pkl") else torch.load(io.BytesIO(data), weights_only=False)
     marker.rmdir()
-    with pytest.raises(UserError, match=r"nothing of it was run.*--trust"):
+    with pytest.raises(UserError, match=r"nothing of it was run.*--allow-unknown"):
         convert(data, name=name)
     if name.endswith(".pkl"):
         with pytest.raises(UserError, match="holds no tensors"):
-            convert(data, "--trust", name=name)
+            convert(data, "--allow-unknown", name=name)
     else:
-        assert_holds(convert(data, "--trust", name=name), values_of(query))
+        assert_holds(convert(data, "--allow-unknown", name=name), values_of(query))
     assert not marker.exists()
 
 
@@ -78,15 +78,15 @@ def test_archives_are_not_opened_for_what_is_in_them(convert, tmp_path):
     with zipfile.ZipFile(buffer, "w") as archive:
         archive.writestr("inner.pth", saved({"x": Evil(tmp_path / "marker")}))
     with pytest.raises(UserError, match="zip archive"):
-        convert(buffer.getvalue(), "--trust", name="evil.zip")
+        convert(buffer.getvalue(), "--allow-unknown", name="evil.zip")
     assert not (tmp_path / "marker").exists()
 
 
 def test_trust_reads_unknown_classes_as_records(query, convert, foreign_class):
     content = {"state_dict": encoder_of(query), "settings": foreign_class("somebody.code", "Settings")(lr=0.1)}
-    with pytest.raises(UserError, match=r"asks for somebody\.code\.Settings.*--trust"):
+    with pytest.raises(UserError, match=r"asks for somebody\.code\.Settings.*--allow-unknown"):
         convert(content)
-    assert_holds(convert(content, "--trust"), values_of(query))
+    assert_holds(convert(content, "--allow-unknown"), values_of(query))
 
 
 def test_known_records_need_no_trust(query, convert, foreign_class):
