@@ -13,7 +13,7 @@ from itertools import chain, islice
 from typing import Any
 
 from convert.pickles import MAX_STEPS
-from convert.stand_ins import Array
+from convert.reader import leaf
 from convert.tensors import Record, StoredTensor
 
 WRAPPERS = {
@@ -75,13 +75,6 @@ def find_containers(content: Any) -> list[Container]:
 def without_wrappers(name: str) -> str:
     """`module.backbone._orig_mod.conv1.weight` -> `backbone.conv1.weight`."""
     return ".".join(part for part in name.split(".") if part not in WRAPPERS)
-
-
-def leaf(value: Any) -> StoredTensor | None:
-    """The tensor that a value is, if it is one."""
-    if isinstance(value, Array):
-        return value.tensor
-    return value if isinstance(value, StoredTensor) else None
 
 
 class _Walk:

@@ -164,23 +164,48 @@ def load_tree(path: Path) -> Any:
     """
     source = read_checkpoint(path)
     with reading(path):
-        return _TorchCopy(most=8 * path.stat().st_size + (1 << 20)).of(source.content)
+        return _TorchCopy(_most(path)).of(source.content)
+
+
+def load_tensors(source: Source, table: Any) -> "dict[str, torch.Tensor]":
+    """The tensors in one dictionary of a file, by name, in PyTorch's memory; its other values are left out.
+
+    Raises:
+        UserError: it is no dictionary, or tensors cannot be read.
+    """
+    if not isinstance(table, dict):
+        raise UserError(f"{source.path} holds no table of tensors; make one with convert/to_d2.py")
+    copy = _TorchCopy(_most(source.path))
+    with reading(source.path):
+        return {str(name): copy.of(value) for name, value in table.items() if leaf(value) is not None}
+
+
+def leaf(value: Any) -> StoredTensor | None:
+    """The tensor that a value is, if it is one."""
+    if isinstance(value, Array):
+        return value.tensor
+    return value if isinstance(value, StoredTensor) else None
 
 
 def to_torch(tensor: StoredTensor) -> "torch.Tensor":
-    """A tensor in PyTorch's memory, of its own type."""
+    """A tensor in PyTorch's memory, of its own type and memory format (channels last, say)."""
     import torch
 
     array = np.asarray(tensor.read())
-    made = torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("="), order="C"))
+    made = torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("="), order="K"))
     return made.to(torch.bfloat16) if tensor.dtype == "bfloat16" else made
+
+
+def _most(path: Path) -> int:
+    """Bytes that a file's tensors may take in memory: they may share their data, be half as wide, or compressed."""
+    return 8 * path.stat().st_size + (1 << 20)
 
 
 class _TorchCopy:
     """Copies a tree; a part that is in several places is copied once.
 
     Args:
-        most: bytes that its tensors may take; tensors in a file may share their data.
+        most: bytes that its tensors may take.
     """
 
     def __init__(self, most: int) -> None:
@@ -204,18 +229,13 @@ class _TorchCopy:
             made.extend(self.of(child, depth + 1) for child in value)
         elif isinstance(value, tuple):
             made = tuple(self.of(child, depth + 1) for child in value)
-        elif isinstance(value, StoredTensor):
-            made = self._tensor(value)
-        elif value.tensor is not None:
-            made = self._tensor(value.tensor)
+        elif (tensor := leaf(value)) is not None:
+            self._left -= 4 * tensor.count
+            if self._left < 0:
+                raise UnreadableTensor("its tensors share their data more often than those of a network do")
+            made = to_torch(tensor)
         self._done[id(value)] = made
         return made
-
-    def _tensor(self, tensor: StoredTensor) -> "torch.Tensor":
-        self._left -= 4 * tensor.count
-        if self._left < 0:
-            raise UnreadableTensor("its tensors share their data more often than those of a network do")
-        return to_torch(tensor)
 
 
 def read_values(source: Source, tensor: StoredTensor) -> np.ndarray:

@@ -111,7 +111,7 @@ def find_candidates(source: Source) -> tuple[list[Candidate], list[Container]]:
         containers = find_containers(source.content)
     except ValueError as error:
         raise UserError(f"{source.path}: {error}") from error
-    found = []
+    found: list[Candidate] = []
     for container in containers:
         beside = replace(container, above=(*container.above, metadata))
         prefixes = [(scheme, prefix) for scheme in SCHEMES for prefix in scheme.prefixes(container.tensors)]

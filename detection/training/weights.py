@@ -9,7 +9,6 @@ or a checkpoint of a whole detector (names like `backbone.res2...`).
 """
 
 import json
-import pickle
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import torch
 from fvcore.common.config import CfgNode
 from torch import nn
 
+from convert.reader import load_tensors, read_checkpoint
 from detection.training import checkpoints
 from foundation.errors import UserError
 from foundation.files import digest_file
@@ -27,26 +27,6 @@ from foundation.files import digest_file
 PLACES = ("backbone.bottom_up.", "backbone.", "roi_heads.")
 STAGES = ("stem.", "res2.", "res3.", "res4.", "res5.")
 EXTRA_NORM = "roi_heads.res5.norm."  # see roi_heads.py; it starts at its initial values
-
-# What a pickle of arrays is made of. A pickle may otherwise run any program.
-ARRAY_PARTS = {
-    ("collections", "OrderedDict"),
-    ("_codecs", "encode"),
-    ("numpy", "ndarray"),
-    ("numpy", "dtype"),
-    *((f"numpy.{core}.multiarray", name) for core in ("core", "_core") for name in ("_reconstruct", "scalar")),
-    *((f"numpy.{core}.numeric", "_frombuffer") for core in ("core", "_core")),
-}
-
-
-class ArrayUnpickler(pickle.Unpickler):
-    """Reads dictionaries, text, numbers and arrays, and refuses everything else."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        """Look up what the pickle asks for, if it is part of an array."""
-        if (module, name) in ARRAY_PARTS:
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no file of weights needs")
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
@@ -59,21 +39,10 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
         raise UserError(f"{path}: there is no such file of weights")
     if path.suffix == ".pth" and digest_file(path).is_file() and (problem := checkpoints.damage(path)):
         raise UserError(f"{path} cannot be read as weights: {problem}")
-    try:
-        if path.suffix == ".pkl":
-            with path.open("rb") as file:
-                content = ArrayUnpickler(file, encoding="latin1").load()
-            model = content["model"]
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-            model = content.get("model", content)
-        return {name: _tensor(value) for name, value in model.items()}
-    except KeyError as error:
-        raise UserError(
-            f"{path}: not in Detectron2's format (no entry {error}); make it with convert/to_d2.py"
-        ) from error
-    except Exception as error:  # a damaged pickle may raise anything
-        raise UserError(f"{path} cannot be read as weights: {error}") from error
+    source = read_checkpoint(path)
+    if not isinstance(source.content, dict) or (path.suffix == ".pkl" and "model" not in source.content):
+        raise UserError(f"{path} is not in Detectron2's format (no entry 'model'); make it with convert/to_d2.py")
+    return load_tensors(source, source.content.get("model", source.content))
 
 
 def load_backbone(model: nn.Module, path: Path) -> list[str]:
@@ -164,10 +133,6 @@ def _same(noted: Any, configured: Any) -> bool:
             and numpy.allclose(noted, configured, rtol=0.0, atol=0.01)  # 0.01 of 255 levels
         )
     return bool(noted == configured)
-
-
-def _tensor(value: Any) -> torch.Tensor:
-    return value if isinstance(value, torch.Tensor) else torch.from_numpy(numpy.array(value))
 
 
 def _wanted(names: Iterable[str]) -> Iterable[tuple[str, str]]:

@@ -36,6 +36,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from convert.reader import load_tree
 from foundation import files
 from foundation.errors import UserError
 
@@ -126,12 +127,7 @@ def load(path: Path) -> dict[str, Any]:
             raise UserError(f"{path} is damaged: its content does not match its sha256")
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises half a dozen kinds for files that are no checkpoints
-        raise UserError(
-            f"{path} is not a checkpoint: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
-        ) from error
+    state = load_tree(path)
     if not isinstance(state, dict) or state.get("format") not in (PRETRAIN, FINETUNE, LINEAR):
         raise UserError(f"{path} is not a checkpoint of this project; convert/to_d2.py reads those of others")
     if state.get("version") != VERSION:

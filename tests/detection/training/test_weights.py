@@ -134,7 +134,7 @@ class Evil:
 def test_no_code_of_a_file_is_run(suffix, tmp_path, capsys):
     path = tmp_path / f"evil{suffix}"
     path.write_bytes(pickle.dumps({"model": {"x": Evil()}, "__author__": "x"}))
-    with pytest.raises(UserError, match="cannot be read as weights"):
+    with pytest.raises(UserError, match=r"asks for builtins\.print.*nothing of it was run"):
         weights.read_weights(path)
     assert capsys.readouterr().out == ""
 
@@ -157,7 +157,7 @@ def test_what_is_no_file_of_weights_is_said(tmp_path):
     with pytest.raises(UserError, match="there is no such file of weights"):
         weights.read_weights(tmp_path / "none.pkl")
     (tmp_path / "text.pkl").write_text("<html>")
-    with pytest.raises(UserError, match="cannot be read as weights"):
+    with pytest.raises(UserError, match=r"text\.pkl is a web page"):
         weights.read_weights(tmp_path / "text.pkl")
     (tmp_path / "other.pkl").write_bytes(pickle.dumps({"blobs": {}}))
     with pytest.raises(UserError, match=r"no entry 'model'.*convert/to_d2\.py"):
