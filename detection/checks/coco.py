@@ -51,7 +51,7 @@ def check_coco(
         The content, or None if nothing can be read.
     """
     layout = f"{metadata.json_file} and the images in {metadata.image_root}/"
-    read = _read(metadata, layout, False, findings)
+    read = _read(metadata, layout, False, requirements, findings)
     if read is None:
         return None
     names = [each["name"] for each in read.categories]
@@ -88,7 +88,7 @@ def check_lvis(
     layout = f"{metadata.json_file} and COCO's folders {images}/train2017 and {images}/val2017"
     if requirements.keypoints:
         findings.add(defects.HAS_NO_KEYPOINTS, [name])
-    read = _read(metadata, layout, True, findings)
+    read = _read(metadata, layout, True, requirements, findings)
     if read is None:
         return None
     names = metadata.thing_classes
@@ -101,7 +101,8 @@ def check_lvis(
     return content
 
 
-def _read(metadata: Any, layout: str, lvis: bool, findings: Findings) -> Annotations | None:
+def _read(metadata: Any, layout: str, lvis: bool, requirements: Requirements, findings: Findings) -> Annotations | None:
+    """Read the file, and note the problems that matter to the model."""
     file, images = Path(metadata.json_file), Path(metadata.image_root)
     check_parts([file, images], layout, findings)
     if not file.exists():
@@ -117,20 +118,21 @@ def _read(metadata: Any, layout: str, lvis: bool, findings: Findings) -> Annotat
         findings.add(defects.NO_CLASSES, [str(file)])
     if not read.annotated:
         findings.add(defects.NOT_ANNOTATED, [str(file)])
+    ignored = {
+        Fault.MASK: not requirements.masks,
+        Fault.MASK_SIZE: not requirements.masks,
+        Fault.KEYPOINTS: not requirements.keypoints,
+    }
+    for fault, defect in DEFECTS.items():
+        if not ignored.get(fault):
+            findings.add(defect, [each.text for each in read.problems if each.fault is fault])
     return read
 
 
 def _examine(
     read: Annotations, folder: Path, names: Sequence[str], requirements: Requirements, findings: Findings
 ) -> Content:
-    """Note the problems that matter to the model, and give the records as arrays."""
-    ignored = {
-        **({} if requirements.masks else {Fault.MASK: True, Fault.MASK_SIZE: True}),
-        **({} if requirements.keypoints else {Fault.KEYPOINTS: True}),
-    }
-    for fault, defect in DEFECTS.items():
-        if fault not in ignored:
-            findings.add(defect, [each.text for each in read.problems if each.fault is fault])
+    """The records as arrays, when their masks have been checked."""
     content = _content(read, folder, names)
     short = [i for i, each in enumerate(read.annotations) if each.get("segmentation") == []]
     # The reader leaves such an object out, whether the model has masks or not.

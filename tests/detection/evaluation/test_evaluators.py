@@ -135,6 +135,27 @@ def test_semantic_segmentation_is_intersection_over_union(scenes, dataset_root, 
     assert metrics["mIoU"] == pytest.approx(100 * share / len(numpy.unique(counted)))
 
 
+def test_classes_that_only_predictions_have_do_not_lower_the_miou(scenes, dataset_root, tmp_path):
+    formats.write_voc_segmentation(scenes, dataset_root)
+    evaluator = evaluator_of("voc_semseg_R50_FCN", "voc_2012_sem_seg_val", tmp_path)
+    records = DatasetCatalog.get("voc_2012_sem_seg_val")
+    outputs = [labels_as_scores(record["sem_seg_file_name"], 21) for record in records]
+    for output in outputs:
+        output["sem_seg"][20, 0] = 2.0  # a row of class 20, which no label has
+    evaluator.process(records, outputs)
+    metrics = evaluator.evaluate()["sem_seg"]
+    predicted, labels = [], []
+    for record, output in zip(records, outputs, strict=True):
+        values = numpy.asarray(Image.open(record["sem_seg_file_name"]))
+        predicted.append(output["sem_seg"].argmax(dim=0).numpy()[values != 255])
+        labels.append(values[values != 255])
+    predicted, labels = numpy.concatenate(predicted), numpy.concatenate(labels)
+    assert 20 in predicted
+    pairs = [(predicted == index, labels == index) for index in numpy.unique(labels)]
+    expected = [(one & two).sum() / (one | two).sum() for one, two in pairs]
+    assert metrics["mIoU"] == pytest.approx(100 * numpy.mean(expected))
+
+
 def test_cityscapes_instances_by_its_own_scripts(scenes, dataset_root, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for package in ("cityscapesscripts", "shapely"):
