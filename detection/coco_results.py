@@ -1,29 +1,33 @@
-"""COCO results of pictures: whose ids they carry, and the file that they go to."""
+"""COCO results of predicted images: the ids of the images, and the file."""
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from foundation.errors import UserError
+from foundation.json_files import read_json
 
 if TYPE_CHECKING:
     from detection.inference import Classes
 
+MAX_BYTES = 8 * 1024**3  # of a file of annotations
+
 
 class Results:
-    """The records of some pictures, which may come in any order.
+    """The records of images, which may come in any order.
 
     Args:
-        files: the pictures.
+        files: the images.
         annotations: a COCO file that lists them, or None to number them from 1.
 
     Attributes:
-        ids: of the pictures, in their order.
+        ids: of the images, in their order.
         categories: as the COCO file lists them, if there is one.
 
     Raises:
-        UserError: it is not a COCO file, or a picture is not in it.
+        UserError: it is not a COCO file, or an image is not in it.
     """
 
     def __init__(self, files: Sequence[Path], annotations: Path | None) -> None:
@@ -37,7 +41,7 @@ class Results:
         self._images: dict[int, dict[str, Any]] = {}
 
     def add(self, index: int, size: tuple[int, int], records: list[dict[str, Any]]) -> None:
-        """Keep the records of the picture with this place among the files; `size` is its width and height."""
+        """Keep the records of the image with this index among the files; `size` is its width and height."""
         self._records[index] = records
         self._images[index] = {
             **{"id": self.ids[index], "file_name": str(self._files[index])},
@@ -45,13 +49,13 @@ class Results:
         }
 
     def write(self, path: Path, classes: "Classes") -> str:
-        """Write the records in the order of the files, and which image is which if the ids are numbers of ours.
+        """Write the records in the order of the files, and which image is which where they are numbered from 1.
 
         Returns:
-            What was written, in words.
+            A line that says what was written.
 
         Raises:
-            UserError: there is no writing to the file.
+            UserError: the file cannot be written.
         """
         records = [record for index in sorted(self._records) for record in self._records[index]]
         said = f"{path}: {len(records)} results on {len(self._records)} images"
@@ -77,11 +81,11 @@ def read_annotations(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     Raises:
         UserError: it is not a COCO file.
     """
+    content = read_json(path, MAX_BYTES)
     try:
-        content = json.loads(path.read_bytes())
-        images = {str(record["file_name"]): record["id"] for record in content["images"]}
+        images = {os.path.normpath(record["file_name"]): record["id"] for record in content["images"]}
         categories = [{"id": int(each["id"]), "name": str(each["name"])} for each in content["categories"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: cannot be read as COCO annotations: {error!r}") from error
     return images, categories
 
@@ -103,5 +107,5 @@ def image_ids(files: Sequence[Path], known: Mapping[str, Any] | None) -> list[An
             raise UserError(f"{file}: --annotations lists no image of that name")
         ids.append(known[name])
     if len(set(ids)) < len(ids):
-        raise UserError("--annotations: two of the pictures are the same image of its list; give each once")
+        raise UserError("--annotations: two of the files are the same image of its list; give each once")
     return ids

@@ -45,7 +45,7 @@ def build_parser() -> ArgumentParser:
         "--output", required=True, type=Path, metavar="FILE", help="for the TorchScript, as detector.ts"
     )
     parser.add_argument(
-        "--images", nargs=2, metavar="IMAGE", help="two pictures of different sizes to compare on; else noise"
+        "--images", nargs=2, metavar="IMAGE", help="two images of different sizes to compare on; else noise"
     )
     return parser
 
@@ -123,26 +123,49 @@ def compare(
     return len(expected["scores"])
 
 
+def compare_without_threshold(model: "torch.nn.Module", images: "Sequence[torch.Tensor]") -> list[int]:
+    """Trace a detector whose score threshold is 0 and compare it in images: where nothing is found, there is nothing to
+    compare. The model is as before afterwards.
+
+    Raises:
+        UserError: the traced detector is not the original, or finds nothing even so.
+    """
+    owner: Any = model.roi_heads.box_predictor if hasattr(model, "roi_heads") else model
+    threshold, owner.test_score_thresh = owner.test_score_thresh, 0.0
+    try:
+        traced, names = trace(model, images[0])
+        counts = [compare(traced, names, model, image) for image in images]
+    finally:
+        owner.test_score_thresh = threshold
+    if not any(counts):
+        raise UserError("the detector finds no object in the images, which proves nothing: name others with --images")
+    return counts
+
+
 def example_images(config: "CfgNode", files: Sequence[str] | None) -> "list[torch.Tensor]":
     """Two images (3, H, W) uint8 of different sizes, as the model sees them: from files, or of noise.
 
     Raises:
-        UserError: a file is no picture, or both come to one size.
+        UserError: a file is not an image, or both are resized to one size.
     """
     import torch
+    from PIL import Image
 
     from detection.inference import to_tensor
-    from detection.predict import read_image
+    from foundation.images import UnreadableImage, read_rgb
 
     if files:
-        images = [to_tensor(read_image(Path(file)), config) for file in files]
+        try:
+            images = [to_tensor(Image.fromarray(read_rgb(Path(file))), config) for file in files]
+        except UnreadableImage as error:
+            raise UserError(f"--images: {error}") from error
     else:
         side = config.INPUT.MIN_SIZE_TEST
         noise = torch.Generator().manual_seed(0)
         shapes = [(3, side * height // 4, side * width // 4) for height, width in EXAMPLE_SIZES]
         images = [torch.randint(0, 256, shape, generator=noise, dtype=torch.uint8) for shape in shapes]
     if images[0].shape == images[1].shape:
-        raise UserError("--images: both come to one size; name two of different shapes")
+        raise UserError("--images: both are resized to one size; name two of different shapes")
     return images
 
 
@@ -168,7 +191,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         with _quiet():
             traced.save(str(draft))
             loaded = torch.jit.load(str(draft))
-        counts = [compare(loaded, names, model, image) for image in images]
+        counts, how = [compare(loaded, names, model, image) for image in images], ""
+        if not any(counts):
+            counts, how = compare_without_threshold(model, images), " if its score threshold is lowered to 0"
         arguments.output.with_suffix(".json").write_text(json.dumps(_note(config, names), indent=2) + "\n")
         os.replace(draft, arguments.output)
     except (OSError, RuntimeError) as error:
@@ -176,7 +201,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     finally:
         draft.unlink(missing_ok=True)
     sizes = " and ".join("x".join(map(str, image.shape[:0:-1])) for image in images)
-    print(f"{arguments.output}: finds the same {counts[0]} and {counts[1]} objects as the original, in {sizes} pixels")
+    found = f"{counts[0]} and {counts[1]} objects"
+    print(f"{arguments.output}: finds the same {found} as the original{how}, in {sizes} pixels")
 
 
 def _note(config: "CfgNode", names: Sequence[str]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 Heavy libraries are imported where they are used, so that the command's help and errors are quick.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,20 +17,20 @@ if TYPE_CHECKING:
     from fvcore.common.config import CfgNode
     from PIL import Image
 
-MOST_WAITING = 8  # batches' worth of pictures that wait for others of their size
-LEAST_KEYPOINT_SCORE = 0.05  # of a joint to be drawn; Detectron2's visualizer has the same
+MOST_WAITING = 8  # batches' worth of images that wait for others of their size
+LEAST_KEYPOINT_SCORE = 0.05  # of a keypoint that is drawn; Detectron2's visualizer has the same
 BACKGROUND = "background"
-LEAST_REGION = 0.002  # of the picture, for a region to be drawn
+LEAST_REGION = 0.002  # of the image, for a region to be drawn
 
 
 @dataclass(frozen=True)
 class Classes:
-    """What the outputs of a model stand for.
+    """What the classes of a model are called.
 
     Attributes:
         names: of its classes, in its order.
         ids: their category ids in COCO results.
-        limbs: pairs of joints, by index, to join by a line.
+        limbs: pairs of keypoints, by index, to join by a line.
     """
 
     names: Sequence[str]
@@ -60,33 +60,48 @@ def build_detector(name: str, weights_file: str, exact: bool = False) -> "tuple[
 
 
 def in_batches(
-    model: "torch.nn.Module", config: "CfgNode", pictures: "Iterable[tuple[int, Image.Image]]", size: int
+    model: "torch.nn.Module",
+    config: "CfgNode",
+    images: "Iterable[tuple[int, Image.Image]]",
+    size: int,
+    failed: Callable[[int, str], None],
 ) -> "Iterator[tuple[int, Image.Image, Mapping[str, Any]]]":
-    """The model's output for each numbered picture, in batches of pictures that it sees in one size.
+    """The model's output for each numbered image, in batches of images that it sees in one size.
 
-    A batch of several sizes would be padded to the largest, and the padding changes what is found near the
-    border. So pictures wait for others of their size, and come out in another order than they came in.
+    A batch of several sizes would be padded to the largest, and the padding changes what is found near the border. So
+    images wait for others of their size, and come out in another order than they came in.
+
+    Args:
+        model: in evaluation mode.
+        config: of the model.
+        images: with their numbers.
+        size: of a batch.
+        failed: is called with the number of an image that cannot be processed, such as one of 5000 x 1 pixels, and the
+            reason. The other images of its batch are not affected.
 
     Yields:
-        (number, picture, output): Detectron2's `instances` or `sem_seg` (C, H, W), in the picture's own pixels,
-        on the CPU.
+        (number, image, output): Detectron2's `instances` or `sem_seg` (C, H, W), in the image's own pixels, on the CPU.
     """
     waiting: dict[tuple[int, ...], list[tuple[int, Image.Image, torch.Tensor]]] = {}
-    for number, picture in pictures:
-        pixels = to_tensor(picture, config)
+    for number, image in images:
+        try:
+            pixels = to_tensor(image, config)
+        except Exception as error:  # whatever resizing raises for sizes that it cannot handle
+            failed(number, _cannot_be_processed(image, error))
+            continue
         group = waiting.setdefault(tuple(pixels.shape), [])
-        group.append((number, picture, pixels))
+        group.append((number, image, pixels))
         if len(group) == size:
-            yield from _through(model, waiting.pop(tuple(pixels.shape)))
+            yield from _predict(model, waiting.pop(tuple(pixels.shape)), failed)
         elif sum(map(len, waiting.values())) >= MOST_WAITING * size:
             fullest = max(waiting, key=lambda shape: len(waiting[shape]))
-            yield from _through(model, waiting.pop(fullest))
+            yield from _predict(model, waiting.pop(fullest), failed)
     for group in waiting.values():
-        yield from _through(model, group)
+        yield from _predict(model, group, failed)
 
 
-def to_tensor(picture: "Image.Image", config: "CfgNode") -> "torch.Tensor":
-    """A picture as the evaluation of the recipe shows it to the model: (3, H, W) uint8, resized."""
+def to_tensor(image: "Image.Image", config: "CfgNode") -> "torch.Tensor":
+    """An image as the evaluation of the recipe shows it to the model: (3, H, W) uint8, resized."""
     import numpy
     import torch
 
@@ -95,7 +110,7 @@ def to_tensor(picture: "Image.Image", config: "CfgNode") -> "torch.Tensor":
     # isort: split
     from detectron2.data.transforms import ResizeShortestEdge
 
-    pixels = numpy.asarray(picture)  # (H, W, 3) RGB
+    pixels = numpy.asarray(image)  # (H, W, 3) RGB
     if config.INPUT.FORMAT == "BGR":
         pixels = pixels[:, :, ::-1]
     resize = ResizeShortestEdge(config.INPUT.MIN_SIZE_TEST, config.INPUT.MAX_SIZE_TEST)
@@ -103,20 +118,43 @@ def to_tensor(picture: "Image.Image", config: "CfgNode") -> "torch.Tensor":
     return torch.from_numpy(numpy.ascontiguousarray(resized.transpose(2, 0, 1)))
 
 
-def _through(
-    model: "torch.nn.Module", group: "Sequence[tuple[int, Image.Image, torch.Tensor]]"
+def _predict(
+    model: "torch.nn.Module",
+    group: "Sequence[tuple[int, Image.Image, torch.Tensor]]",
+    failed: Callable[[int, str], None],
 ) -> "Iterator[tuple[int, Image.Image, Mapping[str, Any]]]":
+    """The outputs for images of one size, which fail or succeed together."""
     import torch
 
-    inputs = [{"image": pixels, "height": picture.height, "width": picture.width} for _, picture, pixels in group]
-    with torch.inference_mode():
-        outputs = model(inputs)
-    for (number, picture, _), output in zip(group, outputs, strict=True):
-        yield number, picture, {key: value.to("cpu") for key, value in output.items() if hasattr(value, "to")}
+    inputs = [{"image": pixels, "height": image.height, "width": image.width} for _, image, pixels in group]
+    try:
+        with torch.inference_mode(), devices.report_out_of_memory("lower --batch-size"):
+            outputs = model(inputs)
+    except UserError:
+        raise
+    except Exception as error:  # whatever the layers of a model raise for sizes that they cannot handle
+        if len(group) == 1:
+            failed(group[0][0], _cannot_be_processed(group[0][1], error))
+            return
+        for single in group:
+            yield from _predict(model, [single], failed)
+        return
+    for (number, image, _), output in zip(group, outputs, strict=True):
+        yield number, image, {key: value.to("cpu") for key, value in output.items() if hasattr(value, "to")}
+
+
+def _cannot_be_processed(image: "Image.Image", error: Exception) -> str:
+    return f"an image of {image.width} x {image.height} pixels cannot be processed: {error}"
+
+
+def highest_score(output: Mapping[str, Any]) -> float:
+    """The highest score of any detection; 0 without one."""
+    scores = output["instances"].scores.tolist() if "instances" in output else []
+    return float(max(scores, default=0.0))
 
 
 def to_overlays(output: Mapping[str, Any], classes: Classes, threshold: float) -> list[Overlay]:
-    """What to draw: the detections with a score of at least `threshold`, the surest last and so on top."""
+    """What to draw: the detections with a score of at least `threshold`, the highest-scoring last and so on top."""
     colours = class_colours(range(len(classes.names)))
     if "instances" not in output:
         return _regions(output["sem_seg"], classes, colours)
@@ -128,7 +166,9 @@ def to_overlays(output: Mapping[str, Any], classes: Classes, threshold: float) -
     for box, mask, kind, score, spots in zip(
         found.pred_boxes.tensor.tolist(), masks, found.pred_classes.tolist(), found.scores.tolist(), joints, strict=True
     ):
-        seen: dict[int, Point] = {i: (x, y) for i, (x, y, sure) in enumerate(spots) if sure > LEAST_KEYPOINT_SCORE}
+        seen: dict[int, Point] = {
+            i: (x, y) for i, (x, y, certainty) in enumerate(spots) if certainty > LEAST_KEYPOINT_SCORE
+        }
         limbs = [(seen[a], seen[b]) for a, b in classes.limbs if a in seen and b in seen]
         text = f"{classes.names[kind]} {score:.2f}"
         overlays.append(Overlay(tuple(box), mask, text, colours[kind], tuple(seen.values()), tuple(limbs)))
@@ -148,10 +188,10 @@ def _regions(scores: "torch.Tensor", classes: Classes, colours: Mapping[int, str
 
 
 def to_records(output: Mapping[str, Any], image_id: Any, classes: Classes) -> list[dict[str, Any]]:
-    """COCO results of one picture: all that the model gives, whatever its score.
+    """COCO results of one image: everything that the model finds, whatever its score.
 
-    Of semantic segmentation a record for each class that is there, as COCO has it for stuff: with a mask, without
-    box and score.
+    Of semantic segmentation there is a record for each class found, as COCO has it for stuff: with a mask, without box
+    and score.
     """
     import numpy
 

@@ -1,7 +1,7 @@
-"""Detectron2's own tools, and programs written for Detectron2, on this project's recipes.
+r"""Run Detectron2's own tools, and programs written for Detectron2, on this project's recipes and datasets.
 
-A program imports this before `detectron2`. From then on `detectron2.config.get_cfg()` has the keys of this project's
-configs, and the registries have the heads that the recipes name:
+A program imports this module before `detectron2`. From then on `detectron2.config.get_cfg()` has the keys of this
+project's configs, and the registries have the heads that the recipes name:
 
     import detection.stock
     from detectron2.config import get_cfg
@@ -9,12 +9,15 @@ configs, and the registries have the heads that the recipes name:
     cfg = get_cfg()
     cfg.merge_from_file("configs/detection/coco_R50_C4_1x.yaml")
 
-A tool that cannot be changed is run by this module, which also registers the datasets that its config names:
+A tool that cannot be changed is run by this module, which also registers the datasets that its config or its arguments
+name (`FILE.json@FOLDER` is a dataset of your own):
 
     python -m detection.stock detectron2/tools/train_net.py --config-file configs/detection/coco_R50_C4_1x.yaml
+    python -m detection.stock detectron2/tools/visualize_json_results.py --dataset test.json@images \
+        --input found.json --output drawn
 
-Detectron2's own trainer knows nothing of the keys that this project adds (DATASETS.FRACTION, SOLVER.PRECISION,
-SOLVER.ACCUMULATION, ..), and logs weights that find no place instead of refusing them.
+Detectron2's own trainer ignores the keys that this project adds (DATASETS.FRACTION, SOLVER.PRECISION,
+SOLVER.ACCUMULATION, ..), and logs weights that do not fit instead of refusing them.
 """
 
 import argparse
@@ -58,31 +61,34 @@ def main(argv: Sequence[str] | None = None) -> None:
     script = parser.parse_args(words[:1]).script
     if not script.is_file():
         raise UserError(f"{script}: there is no such script; Detectron2's source has them in tools/")
-    rest = _with_config(words[1:])
+    rest, names = _with_config(words[1:])
+    datasets.register(names)
     with tempfile.TemporaryDirectory() as folder:
         # A copy that begins with this module, because the processes that it starts, one for each GPU, read it anew.
         copy = Path(folder, script.name)
-        copy.write_text(f"import detection.stock\n{script.read_text()}")
+        head = f"import detection.stock\ndetection.stock.datasets.register({names!r})\n"
+        copy.write_text(head + script.read_text())
         sys.argv = [str(script), *rest]
         sys.path.insert(0, str(script.resolve().parent))  # as `python SCRIPT` has it
         runpy.run_path(str(copy), run_name="__main__")
 
 
-def _with_config(words: Sequence[str]) -> list[str]:
-    """The script's arguments with the path of the recipe that `--config-file` names; its datasets are registered."""
+def _with_config(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The script's arguments, with the path of the recipe that `--config-file` names; and the datasets to register."""
     option = "--config-file"
     words = [part for word in words for part in (word.split("=", 1) if word.startswith(f"{option}=") else [word])]
+    names = [word.rpartition("=")[2] for word in words if datasets.CUSTOM in word]
+    names = [name for name in names if "(" not in name]  # a value of a config key
     if option not in words[:-1]:
-        return words
+        return words, names
     place = words.index(option) + 1
     words[place] = str(find_config(words[place], "detection"))
     if words[place].endswith(".py"):  # Detectron2's other kind of config
-        return words
+        return words, names
     config = load_config(get_cfg(), words[place], "detection")
     known = {*DatasetCatalog.list(), *datasets.EMBEDDED, *datasets.VOC_SEGMENTATION}
-    names = (*config.DATASETS.TRAIN, *config.DATASETS.TEST)
-    datasets.register(name for name in names if name in known or datasets.CUSTOM in name)
-    return words
+    named = (*config.DATASETS.TRAIN, *config.DATASETS.TEST)
+    return words, names + [name for name in named if name in known or datasets.CUSTOM in name]
 
 
 def cli() -> NoReturn:

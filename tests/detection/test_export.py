@@ -74,11 +74,24 @@ def test_the_command_leaves_a_file_that_runs_without_this_project(tmp_path, caps
     assert done.stdout == "4 0\n"
 
 
+def test_a_check_in_which_nothing_is_found_is_repeated_without_a_threshold():
+    _, model = detector("shapes_R18_FPN")
+    model.roi_heads.box_predictor.test_score_thresh = 0.99
+    images = [image(64, 80, 0), image(96, 64, 1)]
+    traced, names = export.trace(model, images[0])
+    assert [export.compare(traced, names, model, each) for each in images] == [0, 0]
+    assert min(export.compare_without_threshold(model, images)) > 0
+    assert model.roi_heads.box_predictor.test_score_thresh == 0.99
+    model.roi_heads.box_predictor.test_topk_per_image = 0
+    with pytest.raises(UserError, match="finds no object in the images, which proves nothing"):
+        export.compare_without_threshold(model, images)
+
+
 def test_examples_of_one_size_prove_too_little(tmp_path):
     from PIL import Image
 
     for name in ("a.png", "b.png"):
         Image.new("RGB", (40, 30)).save(tmp_path / name)
     config = configs.load("shapes_R18_FPN", SMALL)
-    with pytest.raises(UserError, match="both come to one size"):
+    with pytest.raises(UserError, match="both are resized to one size"):
         export.example_images(config, [str(tmp_path / "a.png"), str(tmp_path / "b.png")])

@@ -95,6 +95,10 @@ def test_other_architectures(recipe, fields, pictures, tmp_path, monkeypatch):
     assert len(list((tmp_path / "drawn").iterdir())) == 2
 
 
+def fail(number, reason):
+    raise AssertionError(reason)
+
+
 def test_pictures_wait_for_others_of_their_size_and_none_is_lost():
     class Model:
         def __init__(self):
@@ -107,11 +111,11 @@ def test_pictures_wait_for_others_of_their_size_and_none_is_lost():
     config = configs.load("shapes_R18_FPN", SMALL)
     sizes = [(64, 64), (64, 80), (64, 64), (64, 64), (64, 80)]
     model, pictures = Model(), [(i, Image.new("RGB", size[::-1])) for i, size in enumerate(sizes)]
-    order = [number for number, _, _ in inference.in_batches(model, config, pictures, 2)]
+    order = [number for number, _, _ in inference.in_batches(model, config, pictures, 2, fail)]
     assert order == [0, 2, 1, 4, 3]
     assert model.seen == [[(64, 64)] * 2, [(64, 80)] * 2, [(64, 64)]]
     many = [(i, Image.new("RGB", (64, 64 + i))) for i in range(20)]  # each of its own size
-    assert sorted(number for number, _, _ in inference.in_batches(model, config, many, 2)) == list(range(20))
+    assert sorted(number for number, _, _ in inference.in_batches(model, config, many, 2, fail)) == list(range(20))
 
 
 def test_results_are_coco_results_with_names_beside_them(recipe, pictures, tmp_path):
@@ -133,7 +137,7 @@ def test_results_are_coco_results_with_names_beside_them(recipe, pictures, tmp_p
 
 def test_the_ids_of_annotations(recipe, pictures, tmp_path):
     content = {
-        "images": [{"id": 40 + i, "file_name": f"pictures/{i}.png"} for i in range(7)],
+        "images": [{"id": 40 + i, "file_name": f"./pictures//{i}.png"} for i in range(7)],
         "categories": [{"id": i, "name": str(i)} for i in (9, 5, 7)],
     }
     annotations, path = tmp_path / "instances.json", tmp_path / "found.json"
@@ -165,11 +169,44 @@ def test_ids_by_the_end_of_the_path(tmp_path):
 def test_files_that_are_no_pictures_are_named_when_the_others_are_done(recipe, pictures, tmp_path, capsys):
     (pictures / "3.png").write_text("<html>")
     arguments = [*recipe, "--output", str(tmp_path / "drawn"), "--json", str(tmp_path / "found.json"), str(pictures)]
-    with pytest.raises(UserError, match=r"1 of the 7 files are no pictures: .*3\.png; all others are done"):
+    with pytest.raises(UserError, match=r"1 of the 7 images failed: .*3\.png; all others are done"):
         predict.main(arguments)
     assert len(list((tmp_path / "drawn").iterdir())) == 6
     assert {each["image_id"] for each in results(tmp_path / "found.json")} == {1, 2, 3, 5, 6, 7}
-    assert "3.png cannot be read as a picture" in capsys.readouterr().out
+    assert "3.png: not an image" in capsys.readouterr().out
+
+
+def test_an_image_that_cannot_be_processed_fails_alone(recipe, pictures, tmp_path, capsys):
+    """A strip is resized to a height of no pixel; a model that raises for one image of a batch is asked for each."""
+    Image.new("RGB", (5000, 3)).save(pictures / "1.png")
+    Image.new("RGB", (2000, 2)).save(pictures / "2.png")
+    Image.new("RGB", (9000, 1)).save(pictures / "4.png")
+    arguments = [*recipe, "--json", str(tmp_path / "found.json"), "--batch-size", "2", str(pictures)]
+    with pytest.raises(UserError, match=r"\d of the 7 images failed: .*4\.png; all others are done"):
+        predict.main(arguments)
+    assert {1, 4, 6, 7} <= {each["image_id"] for each in results(tmp_path / "found.json")}
+    assert "an image of 9000 x 1 pixels cannot be processed" in capsys.readouterr().out
+
+
+def test_a_model_that_fails_on_one_image_of_a_batch():
+    class Model:
+        def __call__(self, inputs):
+            if any(each["image"].max() == 255 for each in inputs):
+                raise ValueError("too bright")
+            return [{"sem_seg": torch.zeros(1, each["height"], each["width"])} for each in inputs]
+
+    config, failed = configs.load("shapes_R18_FPN", SMALL), {}
+    images = [(i, Image.new("RGB", (64, 64), (255 * (i == 1), 0, 0))) for i in range(4)]
+    found = [number for number, *_ in inference.in_batches(Model(), config, images, 4, failed.__setitem__)]
+    assert found == [0, 2, 3]
+    assert failed == {1: "an image of 64 x 64 pixels cannot be processed: too bright"}
+
+
+def test_where_nothing_is_found_the_threshold_is_named(recipe, pictures, tmp_path, capsys):
+    predict.main([*recipe, "--json", str(tmp_path / "f.json"), "--score-threshold", "1", str(pictures / "0.png")])
+    said = capsys.readouterr().out
+    assert "0.png: 0 objects (highest score 0." in said
+    assert "no image has an object with a score of 1 or more; the highest score is 0." in said
 
 
 def test_pictures_keep_their_size_unless_asked(recipe, pictures, tmp_path):
@@ -183,7 +220,7 @@ def test_pictures_keep_their_size_unless_asked(recipe, pictures, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "name --output DIR for pictures, or --json FILE"),
+        ([], "name --output DIR for drawn images, or --json FILE"),
         (["--output", "d", "--batch-size", "0"], "--batch-size must be at least 1"),
         (["--output", "d", "--scale", "0"], "--scale must be above 0"),
         (["--output", "d", "--annotations", "f"], "--annotations gives the ids for --json FILE"),

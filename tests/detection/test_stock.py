@@ -72,7 +72,7 @@ def test_a_script_trains_and_predicts_with_a_recipe_as_this_project_predicts(tmp
     scores, boxes = map(torch.tensor, json.loads((tmp_path / "found.json").read_text()))
     run = tmp_path / "run"
     config, model = inference.build_detector(str(run / "config.yaml"), str(run / "model_final.pth"), exact=True)
-    ((_, _, output),) = inference.in_batches(model, config, [(0, picture)], 1)
+    ((_, _, output),) = inference.in_batches(model, config, [(0, picture)], 1, print)
     assert len(scores) == 5
     torch.testing.assert_close(output["instances"].scores, scores, rtol=0, atol=1e-5)
     torch.testing.assert_close(output["instances"].pred_boxes.tensor, boxes, rtol=0, atol=1e-3)
@@ -82,8 +82,9 @@ def test_scripts_and_their_configs_are_found_or_said_to_be_missing():
     program = (
         "import sys; from detection import stock\n"
         "from foundation.errors import UserError\n"
-        "print(*stock._with_config(['--eval-only', '--config-file=coco_R50_C4_1x', 'SEED', '1']))\n"
-        "print(*stock._with_config(['--config-file', 'coco_R50_FPN_1x_moco.yaml']))\n"
+        "print(*stock._with_config(['--eval-only', '--config-file=coco_R50_C4_1x', 'SEED', '1'])[0])\n"
+        "print(*stock._with_config(['--config-file', 'coco_R50_FPN_1x_moco.yaml'])[0])\n"
+        "print(*stock._with_config(['--dataset', 'a.json@b', '--x=c.json@d'])[1])\n"
         "for call, value in (stock._with_config, ['--config-file', 'coco_R50_C5']), (stock.main, ['tools/tool.py']):\n"
         "    try: call(value)\n"
         "    except UserError as error: print(error)\n"
@@ -93,8 +94,9 @@ def test_scripts_and_their_configs_are_found_or_said_to_be_missing():
     command = [sys.executable, "-W", "ignore", "-c", program]
     done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT)
     folder = config_folder("detection")
-    first, second, config, script = done.stdout.splitlines()
+    first, second, named, config, script = done.stdout.splitlines()
     assert first == f"--eval-only --config-file {folder / 'coco_R50_C4_1x.yaml'} SEED 1"
     assert second == f"--config-file {folder / 'coco_R50_FPN_1x_moco.yaml'}"
+    assert named == "a.json@b c.json@d"
     assert "nearest: coco_R50_C4" in config
     assert script == "tools/tool.py: there is no such script; Detectron2's source has them in tools/"
