@@ -130,7 +130,7 @@ def compare_without_threshold(model: "torch.nn.Module", images: "Sequence[torch.
     Raises:
         UserError: the traced detector is not the original, or finds nothing even so.
     """
-    owner: Any = model.roi_heads.box_predictor if hasattr(model, "roi_heads") else model
+    owner: Any = getattr(getattr(model, "roi_heads", None), "box_predictor", model)
     threshold, owner.test_score_thresh = owner.test_score_thresh, 0.0
     try:
         traced, names = trace(model, images[0])
