@@ -9,6 +9,8 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from detection import report
+from foundation.errors import UserError
+from reporting import compose, figures
 
 SIZE = 24  # pixels of a side of the tiny images
 BOX = (4, 6, 10, 12)  # x, y, width, height of the one object in each of them
@@ -35,6 +37,24 @@ def dataset(tmp_path):
     path = tmp_path / "instances.json"
     path.write_text(json.dumps(content))
     return {"name": "tiny", "image_root": str(folder), "annotations": str(path)}
+
+
+@pytest.fixture(autouse=True)
+def coarse_figures(monkeypatch):
+    """Drawing takes most of the time of these tests."""
+    monkeypatch.setattr(figures, "DPI", 60)
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """For tests of what the page says: nothing is drawn."""
+
+    def refuse(setting):
+        raise UserError("no pictures in this test")
+
+    monkeypatch.setattr(compose.scenes, "load", refuse)
+    for name in ("transfer", "curves", "precision", "thresholds", "errors", "confusion"):
+        monkeypatch.setattr(compose, f"draw_{name}", lambda *arguments: False)
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from reporting import figures
 from reporting.analysis import TASKS, confusion
 from reporting.diagnosis import error_cost
 from reporting.groups import settings
@@ -66,8 +67,9 @@ def test_what_lies_behind_the_ap(analysed, make_report):
     assert (names[-1], counts.tolist()) == ("background", [[5, 1, 1], [0, 0, 0], [2, 3, 0]])
 
 
-def test_precision_over_recall_is_drawn_where_it_was_measured(analysed, detection, make_report):
+def test_precision_over_recall_is_drawn_where_it_was_measured(analysed, detection, make_report, monkeypatch):
     """The mean of two runs is seen at its height, in its colour; a run without analysis draws nothing."""
+    monkeypatch.setattr(figures, "DPI", 200)
     folders = [analysed("corinfomax", seed, analysis(value)) for seed, value in ((1, 0.3), (2, 0.5))]
     page = make_report(*folders, detection("random", 1, 9.0))
     picture = np.asarray(Image.open(page.folder / "precision.png").convert("RGB")).astype(int)
@@ -84,26 +86,29 @@ def test_runs_without_analysis_need_none(detection, make_report):
     assert "Errors by kind" not in page.markdown
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        "{",
-        "[" * 100_000,
-        "[]",
-        '{"bbox": 1}',
-        '{"bbox": {"precision_recall": {"recall": [0, 1]}, "errors": {"missed": "x"}, "classes": [1, {"name": 2}]}}',
-        '{"bbox": {"precision_recall": {"recall": [0, 1], "0.5": [1], "mean": "x", "0.75": [1, null]}}}',
-        '{"bbox": {"thresholds": {"best": {"score": "x"}, "classes": [5, {"name": 1}], "curve": {"score": [0]}}}}',
-        '{"bbox": {"confusion": {"names": ["a", "background"], "counts": [[1, 2], [3]]}}}',
-        '{"bbox": {"confusion": {"names": ["a", "background"], "counts": [[1, -2], [3, 0]]}}}',
-    ],
-)
-def test_a_damaged_analysis_costs_itself(analysed, make_report, content):
-    page = make_report(analysed("random", 1, content), analysed("corinfomax", 1, analysis()))
-    assert "precision.png" in page.files
-    assert page.rows("corinfomax")[0][3] == "10.0"
+DAMAGED = [
+    "{",
+    "[" * 100_000,
+    "[]",
+    '{"bbox": 1}',
+    '{"bbox": {"precision_recall": {"recall": [0, 1]}, "errors": {"missed": "x"}, "classes": [1, {"name": 2}]}}',
+    '{"bbox": {"precision_recall": {"recall": [0, 1], "0.5": [1], "mean": "x", "0.75": [1, null]}}}',
+    '{"bbox": {"thresholds": {"best": {"score": "x"}, "classes": [5, {"name": 1}], "curve": {"score": [0]}}}}',
+    '{"bbox": {"confusion": {"names": ["a", "background"], "counts": [[1, 2], [3]]}}}',
+    '{"bbox": {"confusion": {"names": ["a", "background"], "counts": [[1, -2], [3, 0]]}}}',
+]
 
 
+def test_a_damaged_analysis_costs_itself(analysed, make_report):
+    folders = [analysed(f"damaged{number}", 1, content) for number, content in enumerate(DAMAGED)]
+    page = make_report(*folders, analysed("corinfomax", 1, analysis()))
+    assert {"precision.png", "errors.png", "thresholds.png", "confusion.png"} <= page.files
+    for number in range(len(DAMAGED)):
+        assert page.rows(f"damaged{number}")[0][3] == "10.0"
+    assert page.rows("damaged4", "Boxes: by how many points")[0] == ["damaged4", *[""] * 6]
+
+
+@pytest.mark.usefixtures("no_pictures")
 def test_a_damaged_analysis_is_named_once(analysed, make_report, caplog):
     folder = analysed("random", 1, "{")
     make_report(folder)

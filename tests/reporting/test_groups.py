@@ -47,7 +47,7 @@ def test_ap_over_the_number_of_labels(detection, change, make_report):
     assert page.rows("training images", below)[0] == ["training images", "8", "80", "800"]
     assert page.rows("random", below)[0] == ["random", "99.0", "11.5 ± 0.7", "16.5 ± 0.7"]
     assert page.rows("corinfomax", below)[0] == ["corinfomax", "", "21.5 ± 0.7", "31.5 ± 0.7"]
-    assert "predictions-2.png" not in page.files  # scenes of the most images only
+    assert "predictions-2.png" not in page.files  # scenes of the setting with most images only
     found = settings(read_runs(folders).runs)
     assert [setting.conditions[1:3] for setting in found] == [(8, 40), (8, 80), (80, 40), (800, 40)]
     assert [setting.conditions[1] for setting in leading(found)] == [800]

@@ -43,6 +43,7 @@ def test_a_sweep_or_series_stands_for_its_runs(tmp_path, detection, write):
     ]
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_unfinished_runs_are_listed_as_unfinished(tmp_path, detection, write, make_report):
     detector = {"SOLVER": {"MAX_ITER": 90}, "SEED": 3}
     folder = write(tmp_path / "runs" / "killed", config=detector, lines=[{"iteration": 1, "total_loss": 1.0}])
@@ -70,6 +71,7 @@ def test_folders_without_a_run_are_refused_by_name(tmp_path, write):
         read_runs([write(tmp_path / "other", config={"a": 1})])
 
 
+@pytest.mark.usefixtures("no_pictures")
 @pytest.mark.parametrize(
     ("content", "message"),
     [
