@@ -15,6 +15,7 @@ from pretrain.images.stream import Streaming
 from pretrain.objectives import OBJECTIVES
 
 OPTIMIZERS = ("sgd", "lars", "lars_vicreg")
+PROBES = ("knn", "linear")
 PRECISIONS = ("auto", "float32", "bfloat16")
 
 
@@ -44,8 +45,9 @@ def get_defaults() -> CfgNode:
     c.LOG = CfgNode()
     c.LOG.PERIOD = 10  # steps between lines of metrics.json
     c.LOG.WANDB = ""  # project of Weights & Biases that gets them too; empty: none
-    c.PROBE = CfgNode()  # kNN accuracy of the encoder on labelled images during training
+    c.PROBE = CfgNode()  # accuracy of the encoder on labelled images during training
     c.PROBE.EVERY = 0  # epochs; 0: never
+    c.PROBE.KIND = "knn"  # or linear: a linear head, trained anew each time
     c.PROBE.ROOT = ""  # folder of the labelled images, one folder per class; empty: those of the dataset
     c.PROBE.K = 20  # neighbours
     c.PROBE.MAX_TRAIN = 20000  # reference images at most
@@ -108,6 +110,7 @@ def validate(config: CfgNode) -> None:
     one_of(config, "ENCODER.NAME", ENCODERS)
     one_of(config, "ENCODER.STEM", STEMS)
     one_of(config, "OBJECTIVE.NAME", tuple(OBJECTIVES))
+    one_of(config, "PROBE.KIND", PROBES)
     one_of(config, "TRAIN.OPTIMIZER", OPTIMIZERS)
     one_of(config, "TRAIN.PRECISION", PRECISIONS)
     for key in (

@@ -47,8 +47,9 @@ def commands() -> list[str]:
 
 def pretraining_keys(command: str) -> Callable[[], CfgNode]:
     """The defaults of an entry point of `pretrain`."""
-    from pretrain import config, sweep
+    from pretrain import config
     from pretrain.evaluation import config as protocol
+    from pretrain.evaluation import sweep
 
     names = {
         "train": config.get_defaults,
@@ -70,7 +71,7 @@ def check(arguments: argparse.Namespace, package: str, command: str) -> None:
         folder = "pretrain" if command == "train" else command
         config = load_config(pretraining_keys(command)(), arguments.config, folder, overrides)
         if command == "sweep":
-            from pretrain import sweep
+            from pretrain.evaluation import sweep
 
             sweep.plan(config)  # which takes the keys of its runs
 

@@ -28,11 +28,21 @@ def epoch_order(count: int, seed: int, epoch: int, shards: Sequence[int] = (), w
     )
 
 
+def batches_per_epoch(count: int, batch_size: int, drop_last: bool, world_size: int = 1) -> int:
+    """Steps of an epoch over `count` images.
+
+    Without `drop_last` the incomplete last batch counts, if it gives each process two images at least: BatchNorm needs
+    two. What is left over when it is divided among the processes is dropped.
+    """
+    whole, rest = divmod(count, batch_size)
+    return whole + (not drop_last and rest // world_size >= 2)
+
+
 class ShuffledBatches(Sampler):
     """The batches of all epochs from a given step on, each a list of (epoch, index).
 
     The order is `epoch_order`'s. A batch is a run of it, and each process takes its part of the batch, so that the
-    images of a step are the same for any number of processes. An incomplete last batch is dropped.
+    images of a step are the same for any number of processes.
 
     Args:
         count: images in the dataset.
@@ -44,6 +54,7 @@ class ShuffledBatches(Sampler):
         rank: this process.
         world_size: number of processes; divides `batch_size`.
         shards, window: as in `epoch_order`.
+        drop_last: as in `batches_per_epoch`.
     """
 
     def __init__(
@@ -58,12 +69,13 @@ class ShuffledBatches(Sampler):
         world_size: int = 1,
         shards: Sequence[int] = (),
         window: int = 0,
+        drop_last: bool = True,
     ) -> None:
         self.count, self.batch_size, self.seed = count, batch_size, seed
         self.shards, self.window = shards, window
         self.first_step, self.last_step = first_step, last_step
-        self.rank, self.share = rank, batch_size // world_size
-        self.steps_per_epoch = count // batch_size
+        self.rank, self.world_size = rank, world_size
+        self.steps_per_epoch = batches_per_epoch(count, batch_size, drop_last, world_size)
 
     def __len__(self) -> int:
         return self.last_step - self.first_step
@@ -74,8 +86,9 @@ class ShuffledBatches(Sampler):
             epoch, place = divmod(step, self.steps_per_epoch)
             if epoch != order_epoch:
                 order, order_epoch = self._order(epoch), epoch
-            start = place * self.batch_size + self.rank * self.share
-            yield [(epoch, int(index)) for index in order[start : start + self.share]]
+            batch = order[place * self.batch_size : (place + 1) * self.batch_size]
+            share = len(batch) // self.world_size
+            yield [(epoch, int(index)) for index in batch[self.rank * share : (self.rank + 1) * share]]
 
     def images_of(self, step: int) -> np.ndarray:
         """The images of a step over all processes, as indices of the dataset."""

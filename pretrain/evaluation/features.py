@@ -1,35 +1,35 @@
-"""Features of a frozen encoder, and the kNN classifier on them."""
+"""Views of labelled images on the device, and the features that an encoder computes from them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from fvcore.common.config import CfgNode
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from foundation.devices import send
 from pretrain.batches.augment import augment
 from pretrain.batches.loader import build_loader, read_batches, report_unreadable
-from pretrain.batches.sampler import SequentialBatches
+from pretrain.batches.sampler import SequentialBatches, ShuffledBatches
 from pretrain.batches.views import ViewDataset, ViewRecipe
 from pretrain.distributed import group
 from pretrain.images.sources import Source
 from pretrain.runs.metrics import Progress
 
-NO_NEIGHBOUR = float("-inf")  # similarity in the place of a neighbour that is not there: its vote is 0
-TRAIN_CHUNK = 65536  # reference images at a time
-
 
 @dataclass(frozen=True)
 class Pipeline:
-    """How images come to the device.
+    """How images reach the device.
 
     Args:
         size: pixels of the square view.
         mean, std: (3,) of values in [0, 1], on the device.
         workers: loader processes.
         device: where the encoder is.
-        max_unreadable: share of damaged images above which an error is raised.
+        max_unreadable: fraction of damaged images above which an error is raised.
+        interpolation: of every resize, one of `views.INTERPOLATIONS`.
     """
 
     size: int
@@ -38,6 +38,39 @@ class Pipeline:
     workers: int
     device: torch.device
     max_unreadable: float = 0.01
+    interpolation: str = "bicubic"
+
+
+def build_pipeline(config: CfgNode, device: torch.device) -> Pipeline:
+    """The pipeline of a configuration of pretraining or evaluation."""
+    return Pipeline(
+        size=config.DATA.IMAGE_SIZE,
+        mean=torch.tensor(config.DATA.MEAN, device=device),
+        std=torch.tensor(config.DATA.STD, device=device),
+        workers=config.DATA.WORKERS,
+        device=device,
+        max_unreadable=config.DATA.MAX_UNREADABLE,
+        interpolation=config.DATA.get("INTERPOLATION", "bicubic"),  # pretraining has no such key
+    )
+
+
+def random_views(
+    source: Source, pipeline: Pipeline, batches: ShuffledBatches, augmentation: ViewRecipe
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Random views (N, 3, S, S) of the images with their labels (N,), on the device.
+
+    Args:
+        source: the images.
+        batches: which of them, and when.
+        augmentation: distribution of the views.
+    """
+    dataset = ViewDataset(source, pipeline.size, [augmentation], batches.seed, pipeline.interpolation)
+    unreadable: set[str] = set()
+    for batch in read_batches(build_loader(dataset, batches, pipeline.workers, pipeline.device)):
+        report_unreadable(batch, unreadable, pipeline.max_unreadable * len(source))
+        images = batch.images[0].to(pipeline.device, non_blocking=True)
+        labels = batch.labels.to(pipeline.device, non_blocking=True)
+        yield augment(images, batch.params[0], pipeline.mean, pipeline.std), labels
 
 
 @torch.no_grad()
@@ -48,7 +81,7 @@ def extract(
     *,
     precision: str,
     indices: np.ndarray | None = None,
-    recipe: ViewRecipe | None = None,
+    augmentation: ViewRecipe | None = None,
     seed: int = 0,
     epoch: int = 0,
     batch_size: int = 256,
@@ -57,19 +90,20 @@ def extract(
     """Features of one view of each image, in eval mode; the encoder's mode is restored afterwards.
 
     Args:
-        encoder: images (N, 3, size, size) -> features (N, F), or anything with a row for each image.
+        encoder: images (N, 3, size, size) -> features (N, F), or any module with a row for each image.
         source: the images.
         precision: `float32` or `bfloat16`.
         indices: of the images to use; all by default.
-        recipe: a random view; by default the central crop.
+        augmentation: distribution of the view; by default the central crop.
         seed, epoch: of the random view.
-        title: shown with the progress; empty: none is shown.
+        title: shown with the progress; empty: no progress is shown.
 
     Returns:
         features (M, F) float32 and labels (M,) int64, on the CPU, in the order of `indices`.
     """
     chosen = np.arange(len(source)) if indices is None else indices
-    dataset = ViewDataset(source, pipeline.size, [recipe] if recipe else [], seed)
+    augmentations = [augmentation] if augmentation else []
+    dataset = ViewDataset(source, pipeline.size, augmentations, seed, pipeline.interpolation)
     batches = SequentialBatches(chosen, batch_size, epoch)
     progress = Progress(len(batches), unit="batch", shown=bool(title))
     was_training = encoder.training
@@ -94,89 +128,82 @@ def extract(
     return features, labels
 
 
-def own_share(count: int) -> np.ndarray:
+@dataclass(frozen=True)
+class FeatureExtractor:
+    """A frozen encoder with its pipeline.
+
+    Args:
+        encoder: in eval mode, without gradients.
+        pipeline: of its images.
+        precision: `float32` or `bfloat16`.
+    """
+
+    encoder: nn.Module
+    pipeline: Pipeline
+    precision: str
+
+    def local(self, source: Source, title: str, **view: Any) -> tuple[Tensor, Tensor]:
+        """Features and labels of this process's part of the images. `view`: `extract`'s augmentation, seed, epoch."""
+        return extract(
+            self.encoder,
+            source,
+            self.pipeline,
+            precision=self.precision,
+            indices=local_indices(len(source)),
+            title=title,
+            **view,
+        )
+
+    def all(self, source: Source, title: str, **view: Any) -> tuple[Tensor, Tensor]:
+        """Features and labels of all images, on every process."""
+        features, labels = self.local(source, title, **view)
+        return gather(features, self.pipeline.device), gather(labels, self.pipeline.device)
+
+    def batches(
+        self, source: Source, batches: ShuffledBatches, augmentation: ViewRecipe, cached_views: int
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Features (N, F) of random views with labels (N,), on the device.
+
+        Args:
+            source: the images.
+            batches: which of them, and when.
+            augmentation: distribution of the views.
+            cached_views: 0: new views in every epoch. n: the views of the first n epochs, used again in turn.
+        """
+        if cached_views:
+            return self._cached(source, batches, augmentation, cached_views)
+        return self._fresh(source, batches, augmentation)
+
+    @torch.no_grad()
+    def _fresh(
+        self, source: Source, batches: ShuffledBatches, augmentation: ViewRecipe
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        for images, labels in random_views(source, self.pipeline, batches, augmentation):
+            with torch.autocast(images.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+                features = self.encoder(images)
+            yield features.float(), labels
+
+    def _cached(
+        self, source: Source, batches: ShuffledBatches, augmentation: ViewRecipe, views: int
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        cache = []
+        for view in range(views):
+            title = f"features of view {view + 1} of {views}"
+            features, labels = self.all(source, title, augmentation=augmentation, seed=batches.seed, epoch=view)
+            cache.append(features.to(self.pipeline.device))
+        return _from_cache(cache, labels.to(self.pipeline.device), batches)
+
+
+def _from_cache(cache: Sequence[Tensor], labels: Tensor, batches: ShuffledBatches) -> Iterator[tuple[Tensor, Tensor]]:
+    for batch in batches:
+        epoch = batch[0][0]
+        indices = send(torch.tensor([index for _, index in batch]), labels.device)
+        yield cache[epoch % len(cache)][indices], labels[indices]
+
+
+def local_indices(count: int) -> np.ndarray:
     """The places, of `count`, that this process works on: one of as many equal parts as there are processes."""
     return np.array_split(np.arange(count), group.world_size())[group.rank()]
-
-
-def nearest(
-    train: Tensor, train_labels: Tensor, test: Tensor, *, k: int, device: torch.device, chunk: int = 1024
-) -> tuple[Tensor, Tensor]:
-    """The exact k nearest reference images of each test image, by cosine similarity.
-
-    On the device are the test images and, at a time, `TRAIN_CHUNK` references and `chunk` x `TRAIN_CHUNK` similarities.
-
-    Args:
-        train: (M, F) features, on the CPU; train_labels: (M,).
-        test: (N, F) features, on the CPU.
-        k: neighbours.
-        device: where to compute.
-        chunk: test images at a time.
-
-    Returns:
-        similarities (N, k), descending, and labels (N, k), on the CPU. Where M < k, the rest is `NO_NEIGHBOUR`.
-    """
-    queries = [F.normalize(part.to(device), dim=1) for part in test.split(chunk)]
-    best = [torch.full((len(part), k), NO_NEIGHBOUR, device=device) for part in queries]
-    best_labels = [torch.zeros(len(part), k, dtype=torch.int64, device=device) for part in queries]
-    # The references are the many, so they come to the device once and not once for each chunk.
-    for references, labels in zip(train.split(TRAIN_CHUNK), train_labels.split(TRAIN_CHUNK), strict=True):
-        references, labels = F.normalize(references.to(device), dim=1), labels.to(device)
-        for i, part in enumerate(queries):
-            similarity, index = (part @ references.T).topk(min(k, len(references)), dim=1)
-            best[i], order = torch.cat([best[i], similarity], dim=1).topk(k, dim=1)
-            best_labels[i] = torch.cat([best_labels[i], labels[index]], dim=1).gather(1, order)
-    return torch.cat(best).cpu(), torch.cat(best_labels).cpu()
-
-
-def vote(similarity: Tensor, labels: Tensor, *, classes: int, temperature: float) -> Tensor:
-    """Class scores by votes of weight exp(cosine similarity / temperature), as in DINO's protocol.
-
-    Args:
-        similarity: (N, k) of the neighbours, descending; labels: (N, k).
-        classes: number of classes.
-
-    Returns:
-        (N, classes) scores, the higher the likelier.
-    """
-    # Subtracting the largest leaves the ranking as it is, and keeps exp() from overflowing.
-    votes = ((similarity - similarity[:, :1]) / temperature).exp()
-    return votes.new_zeros(len(labels), classes).scatter_add_(1, labels, votes)
-
-
-def knn_accuracy(
-    similarity: Tensor,
-    neighbours: Tensor,
-    labels: Tensor,
-    *,
-    ks: Sequence[int],
-    classes: int,
-    temperature: float,
-) -> dict[int, dict[str, float]]:
-    """Accuracy by weighted k nearest neighbours, for several k from one search.
-
-    Args:
-        similarity: (N, max(ks)) of the neighbours, descending; neighbours: (N, max(ks)), their labels.
-        labels: (N,) true ones.
-        ks: numbers of neighbours.
-
-    Returns:
-        for each k {"top1": percent, "top5": percent}.
-    """
-    results = {}
-    for k in ks:
-        scores = vote(similarity[:, :k], neighbours[:, :k], classes=classes, temperature=temperature)
-        results[k] = {f"top{top}": accuracy(scores, labels, top) for top in (1, 5)}
-    return results
-
-
-def merge_neighbours(similarity: Tensor, labels: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The nearest neighbours (N, k) of all, from those that each process found among its part of the references."""
-    if group.world_size() == 1:
-        return similarity, labels
-    k = similarity.shape[1]
-    merged, order = gather(similarity.T, device).T.topk(k, dim=1)
-    return merged, gather(labels.T, device).T.gather(1, order)
 
 
 def gather(rows: Tensor, device: torch.device) -> Tensor:
@@ -191,9 +218,3 @@ def gather(rows: Tensor, device: torch.device) -> Tensor:
     parts = [torch.empty_like(padded) for _ in counts]
     torch.distributed.all_gather(parts, padded)
     return torch.cat([part[: int(count)].cpu() for part, count in zip(parts, counts, strict=True)])
-
-
-def accuracy(scores: Tensor, labels: Tensor, top: int = 1) -> float:
-    """Share in percent of the images whose label is among the `top` best scores. scores (N, C), labels (N,)."""
-    best = scores.topk(min(top, scores.shape[1]), dim=1).indices
-    return 100 * int((best == labels[:, None]).any(dim=1).sum()) / len(labels)

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 FRAME_RIGHT, FRAME_WRONG = "#2e8b57", "#c0392b"
 LINE_WIDTH = 1.4  # points
+ARTICLE_LDMI = "4 LDMI / P (nats; scale of the thesis)"
 Line = tuple[np.ndarray, np.ndarray]  # x, y
 
 
@@ -41,21 +42,37 @@ def training_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
     return figure
 
 
-def information_curves(information: Line, accuracy: Line) -> Figure:
-    """LDMI and probe accuracy over the epochs, each on its own axis (thesis Fig. 5.1). Either may be empty."""
+def information_curves(
+    information: Line, accuracy: Line, accuracy_label: str, dim: int, ldmi_scale: str = "nats"
+) -> Figure:
+    """LDMI and probe accuracy over the epochs, each on its own axis (thesis Fig. 5.1).
+
+    Args:
+        information: LDMI in nats; accuracy: in percent. Either may be empty.
+        accuracy_label: of its axis.
+        dim: P, dimension of the embedding.
+        ldmi_scale: `nats`; `article`, 4 LDMI / P, as the authors plot it; or `both`.
+    """
     figure = Figure(figsize=(6, 4), layout="constrained")
     left = figure.subplots()
     right = left.twinx()
-    for axes, (x, y), colour, label, marker in (
-        (left, information, "C0", "LDMI (nats)", ""),
-        (right, accuracy, "C1", "kNN top-1 (%)", "o"),
+    factor, label = 4 / dim, "LDMI (nats)"
+    if ldmi_scale == "article":
+        information, label = (information[0], information[1] * factor), ARTICLE_LDMI
+    for axes, (x, y), colour, name, marker in (
+        (left, information, "C0", label, ""),
+        (right, accuracy, "C1", accuracy_label, "o"),
     ):
         axes.spines["top"].set_visible(False)
         if len(x):
             axes.plot(x, y, color=colour, marker=marker, markersize=3, linewidth=LINE_WIDTH)
-            axes.set_ylabel(label, color=colour)
+            axes.set_ylabel(name, color=colour)
         else:
             axes.set_yticks([])
+    if ldmi_scale == "both" and len(information[0]):
+        scales: Any = (lambda nats: nats * factor, lambda scaled: scaled / factor)
+        second = left.secondary_yaxis(-0.25, functions=scales)
+        second.set_ylabel(ARTICLE_LDMI, color="C0")
     left.set_xlabel("epoch")
     return figure
 

@@ -1,19 +1,27 @@
-"""The online probe: kNN accuracy of the encoder on the dataset's labels, while pretraining goes on."""
+"""The online probe: accuracy of the encoder on the dataset's labels during pretraining."""
+
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from fvcore.common.config import CfgNode
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from pretrain.config import build_streaming, resolve_precision
-from pretrain.evaluation.features import Pipeline, extract, knn_accuracy, nearest
+from pretrain.evaluation.features import build_pipeline, extract
+from pretrain.evaluation.knn import TEMPERATURE, accuracy, nearest, vote
 from pretrain.images.labelled import build_labelled_splits, split_labelled_folder
 
-TEMPERATURE = 0.07  # of the votes; DINO's
+ITERATIONS = 100  # of L-BFGS at most, for the linear head
+WEIGHT_DECAY = 1e-3  # of the linear head, on standardised features
 
 
 class OnlineProbe:
-    """Callable on an encoder; gives {"knn_top1": percent}. The labels are used for nothing else.
+    """Callable on an encoder; returns {"knn_top1": percent} or {"linear_top1": percent}, by `PROBE.KIND`.
+
+    The labels are used for nothing else. Each call depends on the encoder alone, so that a resumed run measures what
+    the uninterrupted one does.
 
     Raises:
         UserError: the dataset has no labelled part.
@@ -26,29 +34,46 @@ class OnlineProbe:
             self._train, self._val = build_labelled_splits(config.DATA.NAME, config.DATA.ROOT, build_streaming(config))
         count = min(len(self._train), config.PROBE.MAX_TRAIN)
         self._chosen = np.sort(np.random.Generator(np.random.Philox(0)).permutation(len(self._train))[:count])
-        self._k, self._device = config.PROBE.K, device
+        self._kind, self._k, self._device = config.PROBE.KIND, config.PROBE.K, device
         self._precision = resolve_precision(config.TRAIN.PRECISION, device)
         self._pipeline = build_pipeline(config, device)
 
     def __call__(self, encoder: nn.Module) -> dict[str, float]:
-        """Features of the reference images and of the validation images, and the accuracy by their neighbours."""
+        """Features of the reference images and of the validation images, and the accuracy by either classifier."""
         train, train_labels = extract(
             encoder, self._train, self._pipeline, precision=self._precision, indices=self._chosen
         )
         val, val_labels = extract(encoder, self._val, self._pipeline, precision=self._precision)
-        neighbours = nearest(train, train_labels, val, k=self._k, device=self._device)
         classes = len(self._train.classes)
-        found = knn_accuracy(*neighbours, val_labels, ks=[self._k], classes=classes, temperature=TEMPERATURE)
-        return {"knn_top1": found[self._k]["top1"]}
+        if self._kind == "linear":
+            predict = fit_linear(train.to(self._device), train_labels.to(self._device), classes)
+            return {"linear_top1": accuracy(predict(val.to(self._device)).cpu(), val_labels)}
+        neighbours = nearest(train, train_labels, val, k=self._k, device=self._device)
+        return {"knn_top1": accuracy(vote(*neighbours, classes=classes, temperature=TEMPERATURE), val_labels)}
 
 
-def build_pipeline(config: CfgNode, device: torch.device) -> Pipeline:
-    """How a configuration's images come to the device."""
-    return Pipeline(
-        size=config.DATA.IMAGE_SIZE,
-        mean=torch.tensor(config.DATA.MEAN, device=device),
-        std=torch.tensor(config.DATA.STD, device=device),
-        workers=config.DATA.WORKERS,
-        device=device,
-        max_unreadable=config.DATA.MAX_UNREADABLE,
-    )
+def fit_linear(features: Tensor, labels: Tensor, classes: int) -> Callable[[Tensor], Tensor]:
+    """Multinomial logistic regression by L-BFGS on standardised features, begun at 0.
+
+    Args:
+        features: (M, F); labels: (M,).
+        classes: number of classes.
+
+    Returns:
+        features (N, F) -> logits (N, classes).
+    """
+    std, mean = torch.std_mean(features, dim=0, correction=0)
+    scale = std.clamp(min=1e-6)
+    rows = (features - mean) / scale
+    weight = rows.new_zeros(classes, rows.shape[1], requires_grad=True)
+    bias = rows.new_zeros(classes, requires_grad=True)
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=ITERATIONS, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        value = F.cross_entropy(rows @ weight.T + bias, labels) + WEIGHT_DECAY / 2 * weight.square().sum()
+        value.backward()
+        return value
+
+    optimizer.step(loss)
+    return lambda others: ((others - mean) / scale) @ weight.detach().T + bias.detach()

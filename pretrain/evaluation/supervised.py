@@ -1,4 +1,4 @@
-"""Training with labels: what the linear probe (frozen encoder) and fine-tuning (trained encoder) share.
+"""Training with labels: what the linear evaluation (frozen encoder) and fine-tuning (trained encoder) share.
 
 Learning rates change from epoch to epoch, as in the protocols that are followed here.
 """
@@ -19,23 +19,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from foundation.errors import UserError
-from pretrain.batches.augment import augment
-from pretrain.batches.loader import build_loader, read_batches, report_unreadable
 from pretrain.batches.sampler import ShuffledBatches
-from pretrain.batches.views import ViewDataset, ViewRecipe
 from pretrain.distributed import group as distributed
-from pretrain.evaluation.features import Pipeline
-from pretrain.images.sources import Source
 from pretrain.runs import checkpoint
-from pretrain.runs.metrics import Meter, Metrics, Progress
+from pretrain.runs.metrics import Meter, Metrics, Progress, read_metrics
 from pretrain.training.lars import LARS
 from pretrain.training.schedule import StepRange, multi_step
 
-SCHEDULES = ("cosine", "step")
 logger = logging.getLogger("pretrain")
 
 
-def rate_at(
+def learning_rate_at(
     epoch: int,
     *,
     base: float,
@@ -49,27 +43,34 @@ def rate_at(
 
     Args:
         base: of the first epoch.
-        schedule: `cosine`, which would reach `final` x base after the last of `epochs`; or `step`: times `gamma` from
-            each of `milestones` (epochs) on.
+        schedule: `cosine`, which would reach `final` x base after the last of `epochs`; or `step`: multiplied by
+            `gamma` at each of `milestones` (epochs).
     """
     if schedule == "step":
         return multi_step(epoch, base=base, milestones=milestones, gamma=gamma)
     return base * (final + (1 - final) * 0.5 * (1 + math.cos(math.pi * epoch / epochs)))
 
 
-def build_head(features: int, classes: int) -> nn.Linear:
-    """A linear classifier; weights from N(0, 0.01²), biases 0, as in MoCo's and VICReg's evaluation."""
+def build_head(features: int, classes: int, init: str) -> nn.Linear:
+    """A linear classifier.
+
+    Args:
+        features, classes: its dimensions.
+        init: one of `config.HEAD_INITS`: `uniform` as PyTorch initialises a linear layer, or `normal`, weights from
+            N(0, 0.01²) and biases 0, as in the code of MoCo, SimSiam and VICReg.
+    """
     head = nn.Linear(features, classes)
-    nn.init.normal_(head.weight, std=0.01)
-    nn.init.zeros_(head.bias)
+    if init == "normal":
+        nn.init.normal_(head.weight, std=0.01)
+        nn.init.zeros_(head.bias)
     return head
 
 
 class LinearHeads(nn.ModuleList):
-    """Linear classifiers side by side on the same features, equal in the beginning: (N, F) -> (H, N, C)."""
+    """Linear classifiers side by side on the same features, initialised alike: (N, F) -> (H, N, C)."""
 
-    def __init__(self, count: int, features: int, classes: int) -> None:
-        head = build_head(features, classes)
+    def __init__(self, count: int, features: int, classes: int, init: str) -> None:
+        head = build_head(features, classes, init)
         super().__init__([copy.deepcopy(head) for _ in range(count)])
 
     def forward(self, features: Tensor) -> Tensor:
@@ -100,16 +101,16 @@ class Classifier(nn.Module):
 def build_optimizer(
     name: str, groups: Sequence[Sequence[nn.Parameter]], *, momentum: float, weight_decay: float
 ) -> torch.optim.Optimizer:
-    """SGD, or LARS on it. One parameter group for each learning rate, which the training sets."""
+    """SGD, or LARS as SimSiam's linear evaluation has it. One parameter group for each learning rate schedule."""
     kind = {"sgd": torch.optim.SGD, "lars": LARS}[name]
     parameters = [{"params": list(group)} for group in groups]
     return kind(parameters, lr=0.0, momentum=momentum, weight_decay=weight_decay)
 
 
 def build_schedule(config: CfgNode, base: float, gamma: float) -> Callable[[int], float]:
-    """Epoch -> learning rate, for parameters that begin with `base` and decay by `gamma` where it is by steps."""
+    """Epoch -> learning rate, for parameters that begin with `base` and decay by `gamma` in the step schedule."""
     return partial(
-        rate_at,
+        learning_rate_at,
         base=base,
         schedule=config.TRAIN.SCHEDULE,
         epochs=config.TRAIN.EPOCHS,
@@ -119,30 +120,20 @@ def build_schedule(config: CfgNode, base: float, gamma: float) -> Callable[[int]
     )
 
 
-def training_batches(count: int, span: StepRange, batch_size: int, seed: int) -> ShuffledBatches:
-    """The share of this process in the batches of `count` images, as lists of (epoch, index)."""
+def training_batches(
+    count: int, steps: StepRange, batch_size: int, seed: int, drop_last: bool = True
+) -> ShuffledBatches:
+    """The part of this process in the batches of `count` images, as lists of (epoch, index)."""
     return ShuffledBatches(
         count,
         batch_size=batch_size,
         seed=seed,
-        first_step=span.first,
-        last_step=span.last,
+        first_step=steps.first,
+        last_step=steps.last,
         rank=distributed.rank(),
         world_size=distributed.world_size(),
+        drop_last=drop_last,
     )
-
-
-def image_batches(
-    source: Source, pipeline: Pipeline, batches: ShuffledBatches, recipe: ViewRecipe
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Random views (N, 3, S, S) of the images with their labels (N,), on the device."""
-    dataset = ViewDataset(source, pipeline.size, [recipe], batches.seed)
-    unreadable: set[str] = set()
-    for batch in read_batches(build_loader(dataset, batches, pipeline.workers, pipeline.device)):
-        report_unreadable(batch, unreadable, pipeline.max_unreadable * len(source))
-        images = batch.images[0].to(pipeline.device, non_blocking=True)
-        labels = batch.labels.to(pipeline.device, non_blocking=True)
-        yield augment(images, batch.params[0], pipeline.mean, pipeline.std), labels
 
 
 def head_losses(logits: Tensor, labels: Tensor) -> Tensor:
@@ -152,26 +143,26 @@ def head_losses(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 @dataclass
-class Learner:
-    """A model and how it learns.
+class SupervisedTrainer:
+    """A model with its optimizer and learning rates.
 
     Args:
         model: inputs -> logits, of one head or several.
-        optimizer: with a parameter group for each of `rates`.
-        rates: epoch -> learning rate.
+        optimizer: with a parameter group for each of `schedules`.
+        schedules: epoch -> learning rate.
     """
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
-    rates: Sequence[Callable[[int], float]]
+    schedules: Sequence[Callable[[int], float]]
 
     def step(self, epoch: int, inputs: Tensor, labels: Tensor) -> Tensor:
         """One update of the weights. Returns the loss of each head before it, (H,).
 
-        The gradient of the sum of the losses is, for each head, that of its own: a grid costs one pass.
+        The gradient of the sum of the losses is, for each head, that of its own loss: one pass trains them all.
         """
-        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
-            group["lr"] = rate(epoch)
+        for group, schedule in zip(self.optimizer.param_groups, self.schedules, strict=True):
+            group["lr"] = schedule(epoch)
         losses = head_losses(self.model(inputs), labels)
         self.optimizer.zero_grad(set_to_none=True)
         losses.sum().backward()
@@ -180,55 +171,59 @@ class Learner:
 
 
 def train(
-    learner: Learner,
+    trainer: SupervisedTrainer,
     batches: Iterator[tuple[Tensor, Tensor]],
-    span: StepRange,
+    steps: StepRange,
     *,
     log_period: int,
     names: Sequence[str],
     metrics: Metrics | None,
     end_epoch: Callable[[int, int], None],
 ) -> None:
-    """Take the steps of a span.
+    """Take the given steps.
 
     Args:
+        trainer: takes them.
         batches: inputs and labels, from the first step on.
+        steps: which.
+        log_period: steps between lines of metrics.json.
         names: of the heads' losses, in metrics.json.
         metrics: where to record; None on all processes but the main one.
         end_epoch: called with (epochs complete, steps complete) after each epoch, and at the end.
 
     Raises:
-        UserError: no head's loss is a number any more.
+        UserError: no head's loss is finite any more.
     """
-    progress = Progress(span.last, span.first, shown=metrics is not None)
+    progress = Progress(steps.last, steps.first, shown=metrics is not None)
     meter, waited_from = Meter(), time.monotonic()
     shown = ""
-    for step, (inputs, labels) in zip(range(span.first, span.last), batches, strict=True):
-        epoch = step // span.per_epoch
+    for step, (inputs, labels) in zip(range(steps.first, steps.last), batches, strict=True):
+        epoch = step // steps.per_epoch
         meter.waiting += time.monotonic() - waited_from
         meter.images += len(labels)
-        losses = learner.step(epoch, inputs, labels)
-        complete = (step + 1) % span.per_epoch == 0 or step + 1 == span.last
+        losses = trainer.step(epoch, inputs, labels)
+        complete = (step + 1) % steps.per_epoch == 0 or step + 1 == steps.last
         if (step + 1) % log_period == 0 or complete:
             values = dict(zip(names, check_finite(losses, step).tolist(), strict=True))
-            values |= {"learning_rate": learner.rates[0](epoch), "epoch": (step + 1) / span.per_epoch}
+            least = min(value for value in values.values() if math.isfinite(value))
+            values |= {"learning_rate": trainer.schedules[0](epoch), "epoch": (step + 1) / steps.per_epoch}
             values |= meter.read()
             meter = Meter()
             if metrics:
                 metrics.write(step, values)
-            shown = f"loss {values[names[0]]:.3f} data {values['data_share']:.0%} "
+            shown = f"loss {least:.3f}{' (best head)' if len(names) > 1 else ''} data {values['data_share']:.0%} "
             shown += f"{values['images_per_second']:.0f} img/s lr {values['learning_rate']:.4g}"
         progress.advance(f"epoch {epoch + 1} {shown}")
         if complete:
-            end_epoch((step + 1) // span.per_epoch, step + 1)
+            end_epoch((step + 1) // steps.per_epoch, step + 1)
         waited_from = time.monotonic()
     progress.close()
 
 
 def fit(
-    learner: Learner,
+    trainer: SupervisedTrainer,
     batches: Iterator[tuple[Tensor, Tensor]],
-    span: StepRange,
+    steps: StepRange,
     *,
     output: Path,
     log_period: int,
@@ -240,10 +235,10 @@ def fit(
 
     Args:
         output: the run directory.
-        measure: figures for metrics.json; called by every process.
+        measure: values for metrics.json; called by every process.
         state: what the checkpoint holds besides optimizer and position.
     """
-    metrics = Metrics(output, span.first) if distributed.is_main() else None
+    metrics = Metrics(output, steps.first) if distributed.is_main() else None
     values: Mapping[str, float] = {}
 
     def end_epoch(epoch: int, step: int) -> None:
@@ -252,20 +247,37 @@ def fit(
         if metrics:
             metrics.write(step - 1, values)
             position = {"epoch": epoch, "step": step}
-            checkpoint.save(output, {**state(), "optimizer": learner.optimizer.state_dict(), "position": position})
+            checkpoint.save(output, {**state(), "optimizer": trainer.optimizer.state_dict(), "position": position})
 
-    train(learner, batches, span, log_period=log_period, names=names, metrics=metrics, end_epoch=end_epoch)
+    train(trainer, batches, steps, log_period=log_period, names=names, metrics=metrics, end_epoch=end_epoch)
     if metrics:
         metrics.close()
     return values or measure()  # a run that was complete before has taken no step
 
 
+def best_epoch(output: Path, key: str, steps_per_epoch: int) -> tuple[float, int] | None:
+    """The highest value of a key that `fit` has measured, and its epoch, counted from 1. None: never measured.
+
+    VICReg's evaluation reports this one. It is chosen on the images that it is reported on, so it is the higher of two.
+    """
+    log = output / "metrics.json"
+    epochs = {}
+    for line in read_metrics(log) if log.is_file() else ():
+        epoch, rest = divmod(line["iteration"] + 1, steps_per_epoch)
+        if key in line and rest == 0:  # a run that was stopped within an epoch has measured there too
+            epochs[epoch] = line[key]
+    if not epochs:
+        return None
+    best = max(epochs, key=lambda epoch: epochs[epoch])
+    return epochs[best], best
+
+
 def check_finite(losses: Tensor, step: int) -> Tensor:
-    """The losses, averaged over the processes. Raises UserError, on all of them, where none is a number."""
+    """The losses, averaged over the processes. Raises UserError, on all of them, where none is finite."""
     losses = distributed.reduce_mean(losses)
     if not losses.isfinite().any():
         raise UserError(
-            f"the loss is {losses[0].item()} at step {step}: lower the learning rate; the checkpoint of the epoch "
-            "before is intact"
+            f"the loss is {losses[0].item()} at step {step}: lower the learning rate; the checkpoint of the previous "
+            "epoch is intact"
         )
     return losses

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 
 from foundation.errors import UserError
-from pretrain.classifiers import IGNORED
 from pretrain.images.sources import FileSource
 from pretrain.images.tars import UNLABELED
 
@@ -15,6 +14,7 @@ CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog"),
     *("horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
 )
+IGNORED = -1  # of `MultiLabelSource.present`: the class is present but hard to see
 
 
 @dataclass(frozen=True)

@@ -34,16 +34,20 @@ MAY_CHANGE = {
     "TRAIN.MAX_STEPS",
     "PROBE.EVERY",
     "PROBE.K",
+    "PROBE.KIND",
     "PROBE.MAX_TRAIN",
     "PROBE.ROOT",
 }
 # Keys that checkpoints of earlier versions do not have, with the value that does what was done then.
 BEFORE = {
+    "DATA.INTERPOLATION": "bicubic",
     "DATA.WINDOW": 0,
     "ENCODER.ZERO_INIT_RESIDUAL": False,
     "ENCODER.WEIGHTS": "",
+    "LINEAR.INIT": "normal",
     "PROJECTOR.NORM": True,
     "PROJECTOR.LAST_BIAS": True,
+    "TRAIN.DROP_LAST": True,
     "TRAIN.LR_PER_256": 0.0,
     "TRAIN.OPTIMIZER": "sgd",
 }
@@ -80,6 +84,24 @@ def open_run(output: Path, config: CfgNode, resume: bool) -> dict[str, Any] | No
     if group.is_main():
         write_atomic(output / "config.yaml", yaml.safe_dump(plain(config), sort_keys=False).encode())
     return state
+
+
+def with_earlier_values(defaults: CfgNode, config: str) -> CfgNode:
+    """The defaults under a configuration file: if it is a run's own config.yaml, keys that it lacks keep their meaning.
+
+    Such a key is newer than the run; it gets the value that has the effect of the version that wrote the file.
+
+    Args:
+        defaults: of this version.
+        config: name or path of the configuration file.
+    """
+    path = Path(config)
+    if path.name == "config.yaml" and (path.parent / "metrics.json").is_file():
+        known = keys(defaults)
+        for key, value in BEFORE.items():
+            if key in known:
+                defaults.merge_from_list([key, value])
+    return defaults
 
 
 def plain(config: CfgNode) -> dict[str, Any]:

@@ -149,7 +149,8 @@ def run_probe(
     if probe and recorder and epoch % every == 0:
         values = probe(network.encoder)
         recorder.write(step - 1, values)
-        logger.info("epoch %d: kNN top-1 %.2f %%", epoch, values["knn_top1"])
+        for name, value in values.items():
+            logger.info("epoch %d: %s %.2f %%", epoch, name.replace("_top1", " top-1"), value)
 
 
 def export(config: CfgNode, output: Path, network: nn.Module) -> None:

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from fvcore.common.config import CfgNode
 
+from pretrain.batches.sampler import batches_per_epoch
+from pretrain.distributed import group
+
 
 @dataclass(frozen=True)
 class StepRange:
@@ -18,8 +21,9 @@ class StepRange:
 
     @classmethod
     def of(cls, config: CfgNode, images: int, first: int) -> "StepRange":
-        """From step `first` on, for a dataset of `images`, whose incomplete last batch is left out."""
-        per_epoch = images // config.TRAIN.BATCH_SIZE
+        """From step `first` on, for a dataset of `images`. Pretraining leaves out the incomplete last batch."""
+        drop_last = config.TRAIN.get("DROP_LAST", True)
+        per_epoch = batches_per_epoch(images, config.TRAIN.BATCH_SIZE, drop_last, group.world_size())
         total = per_epoch * config.TRAIN.EPOCHS
         return cls(first, min(total, config.TRAIN.MAX_STEPS or total), per_epoch, total)
 

@@ -21,8 +21,8 @@ from pretrain.config import get_defaults
 from pretrain.corinfomax import CorInfoMaxLoss, Terms
 from pretrain.distributed import group
 from pretrain.distributed.signals import StopRequest
-from pretrain.evaluation import features, supervised
-from pretrain.evaluation.frozen import _from_cache
+from pretrain.evaluation import knn, supervised
+from pretrain.evaluation.features import _from_cache
 from pretrain.images.sources import ArraySource, FileSource
 from pretrain.runs import checkpoint
 from pretrain.training import build, loop
@@ -83,10 +83,10 @@ def test_augmentation_takes_parts_of_a_large_batch(monkeypatch: pytest.MonkeyPat
 
 
 def test_references_come_to_the_gpu_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(features, "TRAIN_CHUNK", 8)
+    monkeypatch.setattr(knn, "TRAIN_CHUNK", 8)
     train, labels, test = torch.randn(20, 5), torch.arange(20), torch.randn(7, 5)
     with fake_cuda() as record, record() as recorded:
-        similarity, found = features.nearest(train, labels, test, k=3, device=CUDA, chunk=2)
+        similarity, found = knn.nearest(train, labels, test, k=3, device=CUDA, chunk=2)
     assert similarity.shape == found.shape == (7, 3)
     assert {similarity.device.type, found.device.type} == {"cpu"}
     moved = [shape for shape, _ in recorded.sent]
@@ -97,16 +97,16 @@ def test_references_come_to_the_gpu_once(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize("name", ["sgd", "lars"])
 def test_heads_learn_from_a_cache_without_waiting(name: str) -> None:
     batches = ShuffledBatches(12, batch_size=4, seed=0, first_step=0, last_step=2)
-    head = supervised.LinearHeads(2, 5, 3)
+    head = supervised.LinearHeads(2, 5, 3, "normal")
     with fake_cuda() as record:
         cache = [torch.zeros(12, 5, device=CUDA)]
         labels = torch.zeros(12, dtype=torch.int64, device=CUDA)
         heads = head.to(CUDA)
         groups = [list(part.parameters()) for part in heads]
         optimizer = supervised.build_optimizer(name, groups, momentum=0.9, weight_decay=1e-4)
-        learner = supervised.Learner(heads, optimizer, [lambda epoch: 0.1] * 2)
+        trainer = supervised.SupervisedTrainer(heads, optimizer, [lambda epoch: 0.1] * 2)
         with record() as recorded:
-            losses = [learner.step(0, *part) for part in _from_cache(cache, labels, batches)]
+            losses = [trainer.step(0, *part) for part in _from_cache(cache, labels, batches)]
     assert [loss.device for loss in losses] == [CUDA, CUDA]
     assert recorded.sent == [((4,), True)] * 2
     assert recorded.fetched == []
@@ -375,7 +375,7 @@ class TestOnAGpu:
 
     def test_neighbours(self) -> None:
         train, labels, test = torch.randn(100, 16), torch.arange(100), torch.randn(9, 16)
-        expected, found = (features.nearest(train, labels, test, k=5, device=device) for device in (CPU, CUDA))
+        expected, found = (knn.nearest(train, labels, test, k=5, device=device) for device in (CPU, CUDA))
         torch.testing.assert_close(found[0], expected[0], rtol=1e-5, atol=1e-5)
         assert torch.equal(found[1], expected[1])
 

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from pretrain import figures, train
-from pretrain.evaluation import plots
+from pretrain import figures as command
+from pretrain import train
+from pretrain.evaluation import figures, plots
+from tests.pretrain.tiny_encoder import use_tiny_encoder
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +24,7 @@ def pretrained(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_figure_as_png_and_svg(pretrained: Path, tmp_path: Path) -> None:
-    figures.main([str(pretrained), "--output", str(tmp_path)])
+    command.main([str(pretrained), "--output", str(tmp_path)])
     drawn = {path.name for path in tmp_path.iterdir() if path.suffix in (".png", ".svg")}
     assert drawn == {f"{name}.{suffix}" for name in figures.NAMES for suffix in ("png", "svg")}
     assert all((tmp_path / name).stat().st_size > 1000 for name in drawn)
@@ -33,7 +35,7 @@ def test_a_run_that_logged_nothing_for_a_figure_is_no_error(pretrained: Path, tm
     bare.mkdir()
     (bare / "config.yaml").write_text((pretrained / "config.yaml").read_text())
     (bare / "metrics.json").write_text(json.dumps({"iteration": 0, "total": 1.0, "epoch": 0.5}) + "\n")
-    figures.main([str(bare), "--only", "training,information,eigenvalues"])
+    command.main([str(bare), "--only", "training,information,eigenvalues"])
     assert {path.name for path in (bare / "figures").glob("*.png")} == {"training.png"}
 
 
@@ -45,12 +47,38 @@ def test_the_probes_lines_get_the_epoch_of_their_step() -> None:
         {"iteration": 19, "knn_top1": 60.0},
     ]
     assert np.array_equal(plots.series(lines, "ldmi"), [[1, 2], [3, 4]])
-    figure = figures.information(lines)
+    figure = figures.information(lines, dim=8)
     assert figure is not None
     left, right = figure.axes
     assert np.array_equal(left.lines[0].get_xydata(), [[1, 3], [2, 4]])
     assert np.array_equal(right.lines[0].get_xydata(), [[1, 50], [2, 60]])
-    assert figures.information([{"iteration": 0, "epoch": 1.0, "total": 2.0}]) is None
+    assert figures.information([{"iteration": 0, "epoch": 1.0, "total": 2.0}], dim=8) is None
+
+
+def test_ldmi_in_the_scale_of_the_thesis_and_a_linear_probe(tmp_path: Path) -> None:
+    lines = [{"iteration": 9, "epoch": 1.0, "ldmi": 3.0}, {"iteration": 9, "linear_top1": 50.0}]
+    figure = figures.information(lines, dim=8, ldmi_scale="article")
+    assert figure is not None
+    left, right = figure.axes
+    assert np.array_equal(left.lines[0].get_xydata(), [[1, 4 * 3.0 / 8]])
+    assert left.get_ylabel().startswith("4 LDMI / P")
+    assert right.get_ylabel() == "linear top-1 (%)"
+    both = figures.information(lines, dim=8, ldmi_scale="both")
+    assert both is not None
+    both.savefig(tmp_path / "both.png")
+    (second,) = both.axes[0].child_axes
+    assert second.get_ylabel().startswith("4 LDMI / P")
+    assert np.allclose(second.get_ylim(), 4 / 8 * np.array(both.axes[0].get_ylim()))
+
+
+def test_a_linear_probe_during_training(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_tiny_encoder(monkeypatch)
+    tiny = ["DATA.NAME", "folder", "DATA.ROOT", str(photos), "DATA.IMAGE_SIZE", "32", "DATA.WORKERS", "0"]
+    tiny += ["PROJECTOR.DIMS", "[16, 8]", "TRAIN.BATCH_SIZE", "8", "TRAIN.EPOCHS", "2", "TRAIN.PRECISION", "float32"]
+    train.main(["--output", str(tmp_path), *tiny, "PROBE.EVERY", "1", "PROBE.KIND", "linear"])
+    lines = [json.loads(line) for line in (tmp_path / "metrics.json").read_text().splitlines()]
+    assert [0 <= line["linear_top1"] <= 100 for line in lines if "linear_top1" in line] == [True, True]
+    assert "linear top-1" in (tmp_path / "log.txt").read_text()
 
 
 def test_eigenvalues_are_those_of_the_run(pretrained: Path) -> None:
@@ -75,12 +103,12 @@ def test_runs_of_a_sweep_are_told_apart(pretrained: Path, tmp_path: Path, monkey
         folder.symlink_to(pretrained)
     drawn = {}
     monkeypatch.setattr(figures.plots, "eigenvalue_spectra", drawn.update)
-    figures.main([*map(str, runs), "--only", "eigenvalues", "--output", str(tmp_path / "figures")])
+    command.main([*map(str, runs), "--only", "eigenvalues", "--output", str(tmp_path / "figures")])
     assert list(drawn) == ["vicreg", "simclr"]
 
 
 def test_bad_input_is_one_line(pretrained: Path, tmp_path: Path, error_of: Callable[..., str]) -> None:
-    assert "not the directory of a pretraining run" in error_of(figures.main, [str(tmp_path)])
-    assert "'nosuch' is not one of training" in error_of(figures.main, [str(pretrained), "--only", "nosuch"])
+    assert "not the directory of a pretraining run" in error_of(command.main, [str(tmp_path)])
+    assert "'nosuch' is not one of training" in error_of(command.main, [str(pretrained), "--only", "nosuch"])
     moved = [str(pretrained), "--only", "views", "--root", str(tmp_path / "no"), "--output", str(tmp_path)]
-    assert "does not exist" in error_of(figures.main, moved)
+    assert "does not exist" in error_of(command.main, moved)

@@ -58,7 +58,8 @@ def test_a_run_leaves_what_others_need(finished: Path, weights: Path) -> None:
     found = results(finished)
     assert (found["kind"], found["config"], found["init"]) == ("finetune", "shapes_R18", "corinfomax")
     assert (found["fraction"], found["images"], found["seed"]) == (0.5, 12, 0)  # half of 12 in each of 2 classes
-    assert 0 <= found["top1"] <= found["top5"] == 100
+    assert 0 <= found["top1"] <= found["best_top1"] <= 100
+    assert found["best_epoch"] >= 1
     state = state_of(finished)
     assert state["format"] == "corinfomax-finetune"
     assert state["position"] == {"epoch": 2, "step": 6}
@@ -130,7 +131,7 @@ def test_images_by_list(photos: Path, weights: Path, tmp_path: Path, error_of: C
     never = arguments(root, weights, tmp_path / "never", "DATA.LIST", str(names))
     assert "1 files, of 2, that are not among the 24 training images" in error_of(finetune.main, never)
     assert "is not the file expected" in error_of(finetune.main, [*never, "DATA.LIST_SHA256", digest])
-    assert "leave one of them out" in error_of(finetune.main, [*never, "DATA.FRACTION", "0.5"])
+    assert "set only one of them" in error_of(finetune.main, [*never, "DATA.FRACTION", "0.5"])
     assert not (tmp_path / "never").exists()
     finetune.main([*arguments(root, weights, tmp_path / "half", *given), "--fraction", "0.5"])
     assert results(tmp_path / "half")["images"] == 12  # --fraction takes the place of the list

@@ -14,7 +14,8 @@ import torch
 from foundation.images import UnreadableImage
 from pretrain import linear
 from pretrain.encoder import build_encoder
-from pretrain.evaluation.frozen import Frozen
+from pretrain.evaluation.features import FeatureExtractor
+from pretrain.evaluation.linear import EncoderChanged
 from pretrain.images.sources import FileSource
 from pretrain.runs import checkpoint
 from pretrain.runs.weights import fingerprint, write_encoder
@@ -69,13 +70,19 @@ def test_a_run_leaves_what_others_need(finished: Path, weights: Path) -> None:
     assert found["init"] == "corinfomax"
     assert found["weights"] == str(weights / "encoder.safetensors")
     assert (found["dataset"], found["encoder"], found["seed"], found["k"]) == ("folder", "resnet18", 0, 3)
-    for key in ("linear_top1", "linear_top5", "knn_top1", "knn_top5"):
+    for key in ("linear_top1", "linear_best_top1", "knn_top1"):
         assert 0 <= found[key] <= 100
-    assert found["linear_top5"] == 100  # of two classes
+    assert "linear_top5" not in found  # of two classes every guess would be among five
+    assert "knn_top5" not in found
     assert found["knn"].keys() == {"3", "30"}
     assert [head["lr"] for head in found["heads"]] == [0.2, 0.01]
     assert found["linear_top1"] == max(head["linear_top1"] for head in found["heads"])
     lines = [json.loads(line) for line in (finished / "metrics.json").read_text().splitlines()]
+    for head in found["heads"]:
+        by_epoch = [line[f"linear_top1_lr{head['lr']:g}"] for line in lines if f"linear_top1_lr{head['lr']:g}" in line]
+        assert head["linear_top1"] == by_epoch[-1]
+        assert head["linear_best_top1"] == max(by_epoch)
+        assert by_epoch[head["linear_best_epoch"] - 1] == max(by_epoch)
     assert sum("linear_top1_lr0.01" in line for line in lines) == 3  # once an epoch
     assert lines[0].keys() >= {"iteration", "loss_lr0.2", "loss_lr0.01", "learning_rate", "epoch"}
     assert "MEAN:\n  - 0.5" in (finished / "config.yaml").read_text()  # the encoder's own pixel statistics
@@ -109,14 +116,14 @@ def test_cached_equals_fresh_where_the_views_are_the_same(
 def test_an_encoder_that_changes_is_noticed(
     photos: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    extract = Frozen.features
+    extract = FeatureExtractor.local
 
-    def disturbed(self: Frozen, *args: Any, **options: Any) -> Any:
+    def disturbed(self: FeatureExtractor, *args: Any, **options: Any) -> Any:
         self.encoder.layer4[0].bn1.running_mean[3] += 1e-6  # one number of one buffer
         return extract(self, *args, **options)
 
-    monkeypatch.setattr(Frozen, "features", disturbed)
-    with pytest.raises(linear.EncoderChanged):
+    monkeypatch.setattr(FeatureExtractor, "local", disturbed)
+    with pytest.raises(EncoderChanged):
         linear.main(arguments(photos, weights, tmp_path))
     assert not (tmp_path / "results.json").exists()
 

@@ -4,16 +4,19 @@ import dataclasses
 from functools import cache
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from foundation.config import load_config
-from pretrain.batches.views import resized_side
+from pretrain.batches.views import center_crop, resized_side
 from pretrain.config import build_recipes, get_defaults, validate
 from pretrain.encoder import build_encoder
-from pretrain.evaluation.config import get_linear_defaults, validate_linear
+from pretrain.evaluation.config import get_finetune_defaults, get_linear_defaults, validate_linear
+from pretrain.evaluation.features import build_pipeline, extract
+from pretrain.images.sources import ArraySource
 from pretrain.training.build import build_network
 
 
@@ -91,6 +94,8 @@ def test_views_have_the_sizes_of_the_article(name: str, expected: Expected) -> N
     validate_linear(linear)
     assert config.DATA.IMAGE_SIZE == linear.DATA.IMAGE_SIZE == expected.size
     assert resized_side(linear.DATA.IMAGE_SIZE) == expected.resized
+    assert linear.DATA.INTERPOLATION == "bicubic"  # B.1.3
+    assert (linear.LINEAR.INIT, linear.TRAIN.DROP_LAST) == ("uniform", False)  # authors' code
     assert (config.DATA.MEAN, config.DATA.STD) == (linear.DATA.MEAN, linear.DATA.STD)
 
 
@@ -103,3 +108,31 @@ def test_augmentations_are_those_of_table_b1(name: str, expected: Expected) -> N
         values = dataclasses.asdict(view)
         assert {key: values[key] for key in table} == table
         assert (view.blur, view.solarize) == (blur, solarize)
+
+
+@pytest.mark.parametrize("protocol", ["moco", "simsiam", "vicreg"])
+def test_protocols_of_other_repositories_resize_as_they_do(protocol: str) -> None:
+    linear = load_config(get_linear_defaults(), f"imagenet1k_R50_{protocol}", "linear", [])
+    assert (linear.DATA.INTERPOLATION, linear.LINEAR.INIT, linear.TRAIN.DROP_LAST) == ("bilinear", "normal", False)
+
+
+@pytest.mark.parametrize("fraction", ["1percent", "10percent"])
+def test_fine_tuning_resizes_as_its_source_does(fraction: str) -> None:
+    for suffix, interpolation in (("", "bicubic"), ("_vicreg", "bilinear")):
+        config = load_config(get_finetune_defaults(), f"imagenet1k_{fraction}{suffix}", "finetune", [])
+        assert interpolation == config.DATA.INTERPOLATION
+
+
+def test_views_are_resized_with_the_interpolation_of_the_config() -> None:
+    """The pipeline of an evaluation passes it on, to random views and to central crops."""
+    config = load_config(
+        get_linear_defaults(), "imagenet1k_R50_moco", "linear", ["DATA.IMAGE_SIZE", "8", "DATA.WORKERS", "0"]
+    )
+    pixels = np.random.default_rng(0).integers(0, 256, (1, 30, 20, 3), dtype=np.uint8)
+    source = ArraySource(pixels, [0], ["a"])
+    pipeline = build_pipeline(config, torch.device("cpu"))
+    flat = nn.Flatten()
+    features, _ = extract(flat, source, pipeline, precision="float32")
+    crop = center_crop(torch.from_numpy(pixels[0]).permute(2, 0, 1), 8, "bilinear")
+    mean, std = (torch.tensor(values)[:, None, None] for values in (config.DATA.MEAN, config.DATA.STD))
+    assert torch.allclose(features, flat((crop / 255 - mean) / std)[None].flatten(1), atol=1e-5)

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from foundation.config import config_folder, load_config
-from pretrain import sweep
+from pretrain import sweep as command
+from pretrain.evaluation import sweep
 
 TABLE = """| run | seeds | linear top-1 (%) | kNN top-1 (%) |
 |---|---|---|---|
@@ -70,39 +71,80 @@ def test_runs_are_made_once_and_failures_are_tried_again(
     monkeypatch.setattr(sweep, "call", call)
     config = write(tmp_path, "UNTRAINED: True\nCOMMON: [TRAIN.EPOCHS, 3]\nRUNS: [[TRAIN.LR, 0.1], [TRAIN.LR, 2.0]]\n")
     argv = ["--config", config, "--output", str(tmp_path / "out")]
-    assert "1 of 3 runs failed: TRAIN.LR=2.0 (seed 0)" in error_of(sweep.main, argv)
+    assert "1 of 3 runs failed: TRAIN.LR=2.0 (seed 0)" in error_of(command.main, argv)
     assert [module for module, _ in calls] == ["pretrain.linear", "pretrain.train", "pretrain.linear", "pretrain.train"]
     assert calls[0][1][-4:-3] == ["random"]
     assert calls[1][1][:8] == ["--config", "shapes_R18", "SEED", "0", "TRAIN.EPOCHS", "3", "TRAIN.LR", "0.1"]
     calls.clear()
     broken.clear()
-    sweep.main(argv)
+    command.main(argv)
     assert [module for module, _ in calls] == ["pretrain.train", "pretrain.linear"]
     assert "| TRAIN.LR=2.0 | 1 | 50.00 | 40.00 |" in (tmp_path / "out" / "table.md").read_text()
     assert len(json.loads((tmp_path / "out" / "results.json").read_text())["runs"]) == 3
-    assert "holds a run with other arguments" in error_of(sweep.main, [*argv, "COMMON", "['TRAIN.EPOCHS', 4]"])
+    assert "holds a run with other arguments" in error_of(command.main, [*argv, "COMMON", "['TRAIN.EPOCHS', 4]"])
 
 
 def test_every_run_is_checked_before_the_first(tmp_path: Path, error_of: Callable[..., str]) -> None:
     def error(text: str, *overrides: str) -> str:
         given = ["--config", write(tmp_path, text), "--output", str(tmp_path / "never"), *overrides]
-        return error_of(sweep.main, given)
+        return error_of(command.main, given)
 
-    assert "RUNS is empty" in error("SEEDS: [0]")
+    assert "RUNS and GRID are empty" in error("SEEDS: [0]")
     assert "did you mean 'TRAIN.LR'" in error("RUNS: [[TRAIN.LR, 0.1], [TRAIN.LRR, 0.2]]")
     assert "TRAIN.EPOCHS must be" in error("RUNS: [[TRAIN.LR, 0.1], [TRAIN.EPOCHS, 0]]")
     assert "is not a list KEY, VALUE" in error("RUNS: [[TRAIN.LR]]")
     assert "name the same run twice" in error("RUNS: [[TRAIN.LR, 0.1], [TRAIN.LR, 0.1]]")
     assert "there is no config 'nosuch'" in error("PRETRAIN: nosuch\nRUNS: [[TRAIN.LR, 0.1]]")
     assert "LINEAR.LR" in error("LINEAR_COMMON: [LINEAR.LRS, [1.0]]\nRUNS: [[TRAIN.LR, 0.1]]")
+    assert "is not of the form [KEY, [VALUE" in error("GRID: [[TRAIN.LR, 0.1]]")
+    assert "FIGURES is 'nosuch'" in error("RUNS: [[TRAIN.LR, 0.1]]\nFIGURES: [nosuch]")
     assert not (tmp_path / "never").exists()
+
+
+def test_a_grid_is_every_combination(tmp_path: Path) -> None:
+    text = "RUNS: [[SEED, 5]]\nGRID: [[OBJECTIVE.ATTRACTION, [250.0, 500.0]], [PROJECTOR.DIMS, [[8, 4], [8, 8]]]]\n"
+    runs = sweep.plan(load_config(sweep.get_defaults(), write(tmp_path, text), "sweep"))
+    grid = [f"OBJECTIVE.ATTRACTION={a} PROJECTOR.DIMS=[8, {p}]" for a in (250.0, 500.0) for p in (4, 8)]
+    assert [one.label for one in runs] == ["SEED=5", *grid]
+    assert runs[2].pretrain[-4:] == ["OBJECTIVE.ATTRACTION", "250.0", "PROJECTOR.DIMS", "[8, 8]"]
+
+
+def test_a_folder_in_the_working_directory_does_not_shadow_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("pretrain", "foundation", "configs"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise RuntimeError('the folder in the working directory')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    assert "name either --data or --voc07" in sweep.call("pretrain.transfer", ["--weights", "random"])
+
+
+def test_figures_are_drawn_of_the_first_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[str, Sequence[str]]] = []
+
+    def call(module: str, arguments: Sequence[str]) -> str:
+        calls.append((module, arguments))
+        if module == "pretrain.linear":
+            output = Path(arguments[arguments.index("--output") + 1])
+            output.mkdir(parents=True)
+            (output / "results.json").write_text(json.dumps({"linear_top1": 50.0, "k": 20}))
+        return ""
+
+    monkeypatch.setattr(sweep, "call", call)
+    text = "RUNS: [[TRAIN.LR, 0.1], [TRAIN.LR, 0.2]]\nSEEDS: [3, 4]\nUNTRAINED: True\nFIGURES: [eigenvalues, tsne]\n"
+    command.main(["--config", write(tmp_path, text), "--output", str(tmp_path / "out")])
+    module, arguments = calls[-1]
+    assert module == "pretrain.figures"
+    assert arguments[:2] == [str(tmp_path / "out" / f"TRAIN.LR={lr}" / "seed3" / "pretrain") for lr in (0.1, 0.2)]
+    assert arguments[2:] == ["--output", str(tmp_path / "out" / "figures"), "--only", "eigenvalues,tsne"]
 
 
 def test_a_real_sweep(photos: Path, tmp_path: Path) -> None:
     tiny = "DATA.NAME, folder, DATA.IMAGE_SIZE, 32, DATA.WORKERS, 0, TRAIN.BATCH_SIZE, 8, TRAIN.EPOCHS, 1"
     text = f"COMMON: [{tiny}, TRAIN.WARMUP_EPOCHS, 0, PROJECTOR.DIMS, [16, 8]]\nRUNS: [[TRAIN.LR, 0.01]]\n"
     config = write(tmp_path, f"{text}LINEAR_COMMON: [{tiny}, LINEAR.CACHED_VIEWS, 1]\nROOT: {photos}\n")
-    sweep.main(["--config", config, "--output", str(tmp_path / "out")])
+    command.main(["--config", config, "--output", str(tmp_path / "out")])
     (row,) = json.loads((tmp_path / "out" / "results.json").read_text())["runs"]
     assert row["label"] == "TRAIN.LR=0.01"
     assert 0 <= row["linear_top1"] <= 100

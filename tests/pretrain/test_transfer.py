@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from foundation.errors import UserError
-from pretrain import classifiers, transfer
-from pretrain.classifiers import IGNORED, logistic_regression, voc07_svm
-from pretrain.images.voc07 import read_voc07
+from pretrain import transfer
+from pretrain.evaluation import transfer as protocols
+from pretrain.evaluation.transfer import logistic_regression, voc07_svm
+from pretrain.images.voc07 import IGNORED, read_voc07
 
 
 def test_map_by_hand() -> None:
@@ -37,8 +38,8 @@ def test_regularisation_is_chosen_on_images_held_out(monkeypatch: pytest.MonkeyP
     labels = np.maximum(np.arange(60) % 6 - 3, 0)
     rows = np.concatenate([labels[:, None] * 4.0 + rng.normal(0, 0.3, (60, 1)), rng.normal(0, 1, (60, 4))], axis=1)
     seen: list[int] = []
-    fit = classifiers._fit
-    monkeypatch.setattr(classifiers, "_fit", lambda rows, labels, c: seen.append(len(rows)) or fit(rows, labels, c))
+    fit = protocols._fit
+    monkeypatch.setattr(protocols, "_fit", lambda rows, labels, c: seen.append(len(rows)) or fit(rows, labels, c))
     found = logistic_regression(rows, labels, rows, labels, seed=0, strengths=(1e-6, 1.0, 100.0))
     assert seen == [54, 54, 54, 60]  # a tenth is held out, then all are used
     assert found["held_out"].keys() == {"1e-06", "1", "100"}
@@ -90,7 +91,7 @@ TINY = ["--weights", "random", "--encoder", "resnet18", "--image-size", "32", "-
 
 
 def test_both_commands(photos: Path, voc: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transfer, "read_voc07", lambda root: read_voc07(root, ("circle", "square")))
+    monkeypatch.setattr("pretrain.images.voc07.read_voc07", lambda root: read_voc07(root, ("circle", "square")))
     transfer.main([*TINY, "--data", str(photos), "--output", str(tmp_path / "a")])
     transfer.main([*TINY, "--voc07", str(voc), "--output", str(tmp_path / "b")])
     a, b = (json.loads((tmp_path / run / "results.json").read_text()) for run in "ab")

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from foundation.errors import UserError
-from pretrain.batches.sampler import ShuffledBatches, check_batch, epoch_order
+from pretrain.batches.sampler import ShuffledBatches, batches_per_epoch, check_batch, epoch_order
 
 
 def steps(first: int = 0, last: int = 9, rank: int = 0, world: int = 1) -> list[list[tuple[int, int]]]:
@@ -34,6 +34,25 @@ def test_a_resumed_run_takes_the_batches_that_were_left(first: int) -> None:
 def test_processes_share_the_batch_of_one(world: int) -> None:
     shares = [steps(rank=rank, world=world) for rank in range(world)]
     assert [[item for share in step for item in share] for step in zip(*shares, strict=True)] == steps()
+
+
+def test_the_incomplete_last_batch_is_taken_where_asked_for() -> None:
+    def epoch(rank: int, world: int, count: int = 11) -> list[list[int]]:
+        per_epoch = batches_per_epoch(count, 4, False, world)
+        place = {"rank": rank, "world_size": world, "first_step": 0, "last_step": per_epoch}
+        batches = ShuffledBatches(count, batch_size=4, seed=1, drop_last=False, **place)
+        return [[index for _, index in batch] for batch in batches]
+
+    whole = epoch(0, 1)
+    assert [len(batch) for batch in whole] == [4, 4, 3]
+    assert sorted(itertools.chain(*whole)) == list(range(11))
+    # Of the three that are left two processes would have one each, and BatchNorm needs two.
+    assert [len(batch) for batch in epoch(1, 2)] == [2, 2]
+    for rank in (0, 1):  # of the five that are left of 13, one is dropped
+        place = {"rank": rank, "world_size": 2, "first_step": 0, "last_step": 2}
+        batches = ShuffledBatches(13, batch_size=8, seed=1, drop_last=False, **place)
+        assert [len(batch) for batch in batches] == [4, 2]
+    assert [len(batch) for batch in epoch(0, 1, count=9)] == [4, 4]
 
 
 def test_windows_hold_the_images_of_some_tars_and_each_tar_is_in_one() -> None:

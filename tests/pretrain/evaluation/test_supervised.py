@@ -6,24 +6,32 @@ import pytest
 import torch
 
 from foundation.errors import UserError
-from pretrain.evaluation.supervised import Learner, LinearHeads, check_finite, head_losses, rate_at
+from pretrain.evaluation.supervised import (
+    LinearHeads,
+    SupervisedTrainer,
+    check_finite,
+    head_losses,
+    learning_rate_at,
+)
 
 
 def test_the_articles_schedules() -> None:
     cosine = {"base": 0.2, "schedule": "cosine", "epochs": 100, "final": 0.01, "milestones": [], "gamma": 0.0}
-    assert rate_at(0, **cosine) == pytest.approx(0.2)
-    assert rate_at(50, **cosine) == pytest.approx((0.2 + 0.002) / 2)
-    assert rate_at(100, **cosine) == pytest.approx(0.002)
+    assert learning_rate_at(0, **cosine) == pytest.approx(0.2)
+    assert learning_rate_at(50, **cosine) == pytest.approx((0.2 + 0.002) / 2)
+    assert learning_rate_at(100, **cosine) == pytest.approx(0.002)
     step = {"base": 25.0, "schedule": "step", "epochs": 100, "final": 0.0, "milestones": [20, 40, 60, 80], "gamma": 0.1}
-    assert [rate_at(e, **step) for e in (0, 19, 20, 39, 40, 99)] == pytest.approx([25, 25, 2.5, 2.5, 0.25, 0.0025])
+    assert [learning_rate_at(e, **step) for e in (0, 19, 20, 39, 40, 99)] == pytest.approx(
+        [25, 25, 2.5, 2.5, 0.25, 0.0025]
+    )
     encoder = {**step, "base": 0.005, "milestones": [5, 10, 15], "gamma": 0.2}
-    assert [rate_at(e, **encoder) for e in (4, 5, 10, 19)] == pytest.approx([0.005, 0.001, 0.0002, 0.00004])
+    assert [learning_rate_at(e, **encoder) for e in (4, 5, 10, 19)] == pytest.approx([0.005, 0.001, 0.0002, 0.00004])
 
 
-def learner_of(heads: LinearHeads, rates: list[float]) -> Learner:
+def trainer_of(heads: LinearHeads, rates: list[float]) -> SupervisedTrainer:
     groups = [{"params": list(head.parameters())} for head in heads]
     schedules = [lambda epoch, rate=rate: rate / (1 + epoch) for rate in rates]
-    return Learner(heads, torch.optim.SGD(groups, lr=0.0, momentum=0.9), schedules)
+    return SupervisedTrainer(heads, torch.optim.SGD(groups, lr=0.0, momentum=0.9), schedules)
 
 
 def test_heads_side_by_side_equal_each_alone() -> None:
@@ -33,10 +41,10 @@ def test_heads_side_by_side_equal_each_alone() -> None:
 
     def trained(of: list[float]) -> LinearHeads:
         torch.manual_seed(1)
-        heads = LinearHeads(len(of), 6, 3)
-        learner = learner_of(heads, of)
+        heads = LinearHeads(len(of), 6, 3, "normal")
+        trainer = trainer_of(heads, of)
         for epoch in range(4):
-            learner.step(epoch, features[epoch], labels[epoch])
+            trainer.step(epoch, features[epoch], labels[epoch])
         return heads
 
     together = trained(rates)
@@ -49,11 +57,11 @@ def test_heads_side_by_side_equal_each_alone() -> None:
 def test_a_head_that_diverges_leaves_the_others_alone() -> None:
     torch.manual_seed(0)
     features, labels = torch.randn(8, 4), torch.randint(0, 2, (8,))
-    heads = LinearHeads(2, 4, 2)
-    learner = learner_of(heads, [0.1, 0.1])
+    heads = LinearHeads(2, 4, 2, "normal")
+    trainer = trainer_of(heads, [0.1, 0.1])
     with torch.no_grad():
         heads[1].weight.fill_(torch.nan)
-    losses = learner.step(0, features, labels)
+    losses = trainer.step(0, features, labels)
     assert losses[0].isfinite()
     assert heads[0].weight.isfinite().all()
     assert torch.equal(check_finite(losses, 3)[:1], losses[:1])

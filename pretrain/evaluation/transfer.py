@@ -1,10 +1,12 @@
-"""Classifiers of scikit-learn on features: logistic regression, and VOC07's linear SVMs."""
+"""Transfer: classifiers of scikit-learn on the frozen features of other images; logistic regression, VOC07's SVMs."""
 
+import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
@@ -12,11 +14,58 @@ from sklearn.model_selection import StratifiedKFold, train_test_split
 from sklearn.preprocessing import StandardScaler, normalize
 from sklearn.svm import LinearSVC
 
+from pretrain.config import resolve_precision
+from pretrain.evaluation.features import Pipeline, extract
+from pretrain.images.sources import Source
+from pretrain.images.voc07 import IGNORED, MultiLabelSource
+from pretrain.runs.weights import IMAGENET_MEAN, IMAGENET_STD, EncoderWeights, build_from
+
 STRENGTHS = tuple(float(c) for c in np.logspace(-6, 4, 11))  # inverse regularisation C of the logistic regression
-HELD_OUT = 0.1
+HELD_OUT = 0.1  # fraction of the training images on which C is chosen
 VOC07_COSTS = (0.01, 0.1, 1.0, 2.0, 5.0, 10.0, 15.0, 20.0, 50.0, 100.0, 1000.0)  # VISSL's
 VOC07_FOLDS = 3
-IGNORED = -1  # of `present`: the class is there but hard to see
+logger = logging.getLogger("pretrain")
+Features = Callable[[Source], tuple[np.ndarray, np.ndarray]]
+
+
+def build_features(
+    weights: EncoderWeights, name: str, stem: str, size: int, workers: int, device: torch.device
+) -> Features:
+    """Source -> features (N, F) of central crops and labels (N,).
+
+    Args:
+        weights: of the encoder.
+        name, stem: its architecture.
+        size: pixels of the central crop.
+        workers: loader processes.
+        device: where to compute.
+    """
+    encoder = build_from(weights, name, stem).to(device)
+    mean = torch.tensor(weights.mean or IMAGENET_MEAN, device=device)
+    std = torch.tensor(weights.std or IMAGENET_STD, device=device)
+    pipeline = Pipeline(size, mean, std, workers, device)
+
+    def features(source: Source) -> tuple[np.ndarray, np.ndarray]:
+        rows, labels = extract(encoder, source, pipeline, precision=resolve_precision("auto", device), title="features")
+        return rows.numpy(), labels.numpy()
+
+    return features
+
+
+def evaluate_folder(train: Source, val: Source, features: Features, seed: int) -> dict[str, Any]:
+    """Accuracy of logistic regression on class folders."""
+    results = logistic_regression(*features(train), *features(val), seed=seed)
+    logger.info("logistic regression, C %g: top-1 %.2f %%", results["c"], results["top1"])
+    return results
+
+
+def evaluate_voc07(train: MultiLabelSource, test: MultiLabelSource, features: Features) -> dict[str, Any]:
+    """Mean average precision of linear SVMs on VOC07."""
+    train_rows, test_rows = features(train)[0], features(test)[0]
+    results = voc07_svm(train_rows, train.present, test_rows, test.present)
+    by_class = dict(zip(train.classes, results["ap"], strict=True))
+    logger.info("VOC07: mAP %.2f %%", results["map"])
+    return {"map": results["map"], "ap": by_class}
 
 
 def logistic_regression(
@@ -30,7 +79,8 @@ def logistic_regression(
 ) -> dict[str, Any]:
     """Accuracy in percent on the test features, with C chosen on a tenth of the training features held out.
 
-    Features are scaled to mean 0 and variance 1, so that one grid of C fits any encoder. Of equals, the smallest C.
+    Features are scaled to mean 0 and variance 1, so that one grid of C fits any encoder. Of equally good
+    ones, the smallest C is taken.
 
     Args:
         train, test: (M, F) and (N, F).
@@ -64,7 +114,8 @@ def voc07_svm(
 ) -> dict[str, Any]:
     """Average precision in percent of one linear SVM for each class.
 
-    Features are scaled to unit length. Images that show a class only as `IGNORED` are left out for it. Average
+    Features are scaled to unit length. An image in which a class is `IGNORED` is left out for
+    that class. Average
     precision is the mean of the precisions at the positives.
 
     Args:

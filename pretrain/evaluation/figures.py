@@ -1,0 +1,169 @@
+"""The figures of pretraining runs: what is read from a run directory for each, and the drawing of it."""
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from fvcore.common.config import CfgNode
+from matplotlib.figure import Figure
+from torch import Tensor
+from torch.nn import functional as F
+
+from foundation import devices
+from foundation.names import short_names
+from pretrain.batches.augment import augment
+from pretrain.batches.views import ViewDataset, collate, resize
+from pretrain.config import build_recipes, build_streaming, resolve_precision
+from pretrain.evaluation import plots
+from pretrain.evaluation.features import build_pipeline, extract
+from pretrain.images.labelled import Subset, build_labelled_source
+from pretrain.images.sources import build_source
+from pretrain.runs import checkpoint
+from pretrain.runs.metrics import read_metrics
+from pretrain.runs.weights import build_from, read_weights
+
+NAMES = ("training", "information", "eigenvalues", "tsne", "neighbours", "views")
+LDMI_SCALES = ("nats", "article", "both")
+QUERIES, NEIGHBOURS, PAIRS = 8, 8, 8
+# Thesis Section 5.6: three dimensions, perplexity 50, early exaggeration 12, 1000 iterations, random initialisation.
+TSNE: dict[str, Any] = {
+    "n_components": 3,
+    "perplexity": 50,
+    "early_exaggeration": 12.0,
+    "max_iter": 1000,
+    "init": "random",
+    "learning_rate": 208.33,
+}
+logger = logging.getLogger("pretrain")
+
+
+def draw(
+    runs: Sequence[Path], config: CfgNode, only: Sequence[str], images: int, output: Path, ldmi_scale: str = "nats"
+) -> None:
+    """Draw the figures that are asked for. One that the runs have no data for is skipped with a warning.
+
+    Args:
+        runs: directories of pretraining runs.
+        config: of the first run.
+        only: the figures, of `NAMES`.
+        images: validation images for `tsne` and `neighbours`, at most.
+        output: an existing folder.
+        ldmi_scale: one of `LDMI_SCALES`.
+    """
+    named = dict(zip(short_names(runs), runs, strict=True))
+    lines = {name: read_metrics(folder / "metrics.json") for name, folder in named.items()}
+    features: list[tuple[Tensor, Subset]] = []
+
+    def embedded() -> tuple[Tensor, Subset]:
+        if not features:  # two figures need them
+            features.append(validation_features(runs[0], config, images))
+        return features[0]
+
+    figures: dict[str, Callable[[], Figure | None]] = {
+        "training": lambda: plots.training_curves(lines),
+        "information": lambda: information(lines[next(iter(lines))], config.PROJECTOR.DIMS[-1], ldmi_scale),
+        "eigenvalues": lambda: eigenvalues(named),
+        "tsne": lambda: tsne(*embedded(), seed=config.SEED),
+        "neighbours": lambda: neighbours(*embedded(), size=config.DATA.IMAGE_SIZE),
+        "views": lambda: view_pairs(config),
+    }
+    for name in only:
+        figure = figures[name]()
+        if figure is None:
+            logger.warning("no %s: the run has logged nothing for it", name)
+            continue
+        for suffix in ("png", "svg"):
+            figure.savefig(output / f"{name}.{suffix}", dpi=150, bbox_inches="tight")
+        logger.info("%s", output / f"{name}.png")
+
+
+def information(lines: Sequence[dict[str, float]], dim: int, ldmi_scale: str = "nats") -> Figure | None:
+    """LDMI and probe accuracy over the epochs. The probe's lines have no epoch of their own: it is that of the step.
+
+    Args:
+        lines: of metrics.json.
+        dim: P, dimension of the embedding.
+        ldmi_scale: one of `LDMI_SCALES`.
+    """
+    epochs = {line["iteration"]: line["epoch"] for line in lines if "epoch" in line}
+    probed = [{**line, "epoch": epochs[line["iteration"]]} for line in lines if line["iteration"] in epochs]
+    kinds = {"linear_top1": "linear top-1 (%)", "knn_top1": "kNN top-1 (%)"}
+    key = next((key for key in kinds if any(key in line for line in lines)), "knn_top1")
+    curves = plots.series(lines, "ldmi"), plots.series(probed, key)
+    if not any(len(x) for x, _ in curves):
+        return None
+    return plots.information_curves(*curves, kinds[key], dim, ldmi_scale)
+
+
+def eigenvalues(runs: dict[str, Path]) -> Figure | None:
+    """Of the covariance of the first views' embeddings, at the end of each run."""
+    spectra = {}
+    for name, folder in runs.items():
+        log, last = folder / "spectrum.json", folder / "checkpoints" / "last.pt"
+        lines = read_metrics(log) if log.is_file() else []
+        if lines:
+            spectra[name] = np.asarray(lines[-1]["eigenvalues"][0])
+        elif last.is_file():
+            covariance = checkpoint.load(last)["objective"]["covariance"][0]
+            spectra[name] = torch.linalg.eigvalsh(covariance).flip(0).numpy()
+    return plots.eigenvalue_spectra(spectra) if spectra else None
+
+
+def validation_features(folder: Path, config: CfgNode, images: int) -> tuple[Tensor, Subset]:
+    """Features (N, F) of randomly chosen validation images by the run's encoder, and these images."""
+    source = build_labelled_source(config.DATA.NAME, config.DATA.ROOT, "val", build_streaming(config))
+    chosen = np.random.Generator(np.random.Philox(config.SEED)).permutation(len(source))[:images]
+    subset = Subset(source, np.sort(chosen))
+    device = torch.device("cuda" if devices.is_usable() else "cpu")
+    weights = read_weights(str(folder))
+    encoder = build_from(weights, config.ENCODER.NAME, config.ENCODER.STEM).to(device)
+    precision = resolve_precision(config.TRAIN.PRECISION, device)
+    features, _ = extract(encoder, subset, build_pipeline(config, device), precision=precision, title="features")
+    return features, subset
+
+
+def tsne(features: Tensor, images: Subset, seed: int) -> Figure:
+    """The features' t-SNE, coloured by class."""
+    from sklearn.manifold import TSNE as Embedding  # takes seconds to import
+
+    perplexity = min(TSNE["perplexity"], (len(features) - 1) / 3)
+    points = Embedding(**{**TSNE, "perplexity": perplexity}, random_state=seed).fit_transform(features.numpy())
+    return plots.embedding_scatter(points, np.asarray(images.labels), images.classes)
+
+
+def neighbours(features: Tensor, images: Subset, size: int) -> Figure:
+    """Some images, and the others that are the most similar to them."""
+    unit = F.normalize(features, dim=1)
+    queries = np.linspace(0, len(images) - 1, min(QUERIES, len(images))).astype(int)
+    similarity = unit[queries] @ unit.T
+    similarity[torch.arange(len(queries)), torch.from_numpy(queries)] = -torch.inf  # not the image itself
+    nearest = similarity.topk(min(NEIGHBOURS, len(images) - 1), dim=1).indices.numpy()
+    rows, frames = [], []
+    for query, found in zip(queries, nearest, strict=True):
+        rows.append([thumbnail(images, int(i), size) for i in (query, *found)])
+        agree = [images.labels[i] == images.labels[query] for i in found]
+        frames.append([None, *(plots.FRAME_RIGHT if same else plots.FRAME_WRONG for same in agree)])
+    return plots.image_sheet(rows, ["query", "nearest"], frames)
+
+
+def thumbnail(images: Subset, index: int, size: int) -> np.ndarray:
+    """The image, squeezed into a square."""
+    pixels = torch.from_numpy(images.read(index).copy()).permute(2, 0, 1)
+    return resize(pixels, size, size).permute(1, 2, 0).numpy()
+
+
+def view_pairs(config: CfgNode) -> Figure:
+    """Pairs of views of a few training images, as the encoder gets them but for the normalisation."""
+    source = build_source(config.DATA.NAME, config.DATA.ROOT, "pretrain", streaming=build_streaming(config))
+    dataset = ViewDataset(source, config.DATA.IMAGE_SIZE, build_recipes(config), config.SEED)
+    batch = collate([dataset[(0, index)] for index in range(min(PAIRS, len(source)))])
+    views = [augment(batch.images[v], batch.params[v], torch.zeros(3), torch.ones(3)) for v in range(2)]
+    pixels = [(view * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy() for view in views]
+    originals = Subset(source, batch.indices.numpy())
+    rows = [
+        [thumbnail(originals, i, config.DATA.IMAGE_SIZE), pixels[0][i], pixels[1][i]] for i in range(len(originals))
+    ]
+    return plots.image_sheet(rows, ["image", "view 1", "view 2"])
