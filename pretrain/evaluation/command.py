@@ -1,9 +1,10 @@
-"""What the linear probe and fine-tuning share as commands: from weights and a recipe, in a run directory, to results.
+"""What linear evaluation and fine-tuning share as commands: from weights and a recipe, in a run directory, to results.
 
 Both can be resumed, run on one process or several, and end with results.json.
 """
 
 import argparse
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +13,7 @@ import torch
 from fvcore.common.config import CfgNode
 from torch import nn
 
-from foundation import devices
+from foundation import devices, published
 from foundation.errors import UserError
 from foundation.files import report_disk_errors
 from pretrain.batches.sampler import check_batch
@@ -20,6 +21,8 @@ from pretrain.distributed import group
 from pretrain.runs.folder import open_run, write_results
 from pretrain.runs.weights import EncoderWeights, build_from, fingerprint, read_weights, settle
 
+HEADLINE = {"linear": "linear_top1", "finetune": "top1"}  # metric of results.json that is compared
+logger = logging.getLogger("pretrain")
 Evaluate = Callable[[CfgNode, EncoderWeights, Path, bool, torch.device], Mapping[str, Any]]
 
 
@@ -28,8 +31,8 @@ def run_evaluation(kind: str, evaluate: Evaluate, config: CfgNode, args: argpars
 
     Args:
         kind: what it is called, in results.json and in the default run directory.
-        evaluate: (config, weights, run directory, resume, device) -> what was found; called on every process.
-        config: in which the weights settle what is open.
+        evaluate: (config, weights, run directory, resume, device) -> results; called on every process.
+        config: of the evaluation; its empty values are taken from the weights.
         args: `config`, `weights`, `output` and `resume`.
     """
     weights = read_weights(args.weights)
@@ -50,12 +53,21 @@ def run_evaluation(kind: str, evaluate: Evaluate, config: CfgNode, args: argpars
         group.stop()
 
 
+def report_published(results: Mapping[str, Any], recipe: str, kind: str) -> None:
+    """Log the published result of the recipe beside the measured one, if there is one of the weights' objective."""
+    metric = HEADLINE[kind]
+    label = str(results["init"]).replace("_", " ")
+    compared = published.compare(results[metric], recipe, kind, metric, label)
+    if compared:
+        logger.info("published: %s", compared)
+
+
 class Beginning(NamedTuple):
     """What an evaluation begins with."""
 
     encoder: nn.Module  # on the CPU
     encoder_sha256: str  # of all its tensors
-    checkpoint: dict[str, Any] | None  # to go on from
+    checkpoint: dict[str, Any] | None  # to resume from
 
 
 def begin(config: CfgNode, weights: EncoderWeights, output: Path, *, resume: bool, images: int) -> Beginning:
@@ -65,8 +77,8 @@ def begin(config: CfgNode, weights: EncoderWeights, output: Path, *, resume: boo
         images: to train on.
 
     Raises:
-        UserError: the batch does not suit the images or processes, the weights do not fit, the run directory cannot be
-            used, or it is that of another encoder.
+        UserError: the batch does not fit the images or processes, the weights do not fit the architecture, the run
+            directory cannot be used, or it belongs to another encoder.
     """
     check_batch(images, config.TRAIN.BATCH_SIZE, group.world_size())
     torch.manual_seed(config.SEED)
@@ -79,7 +91,7 @@ def begin(config: CfgNode, weights: EncoderWeights, output: Path, *, resume: boo
 
 
 def describe(config: CfgNode, weights: EncoderWeights, encoder_sha256: str) -> dict[str, Any]:
-    """What results.json says of the evaluation, beside what was found."""
+    """The entries of results.json that identify the evaluation."""
     return {
         "weights": weights.source,
         "init": weights.init,

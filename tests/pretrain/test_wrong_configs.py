@@ -63,6 +63,7 @@ OUTSIDE: dict[str, list[str]] = {
     "CHECKPOINT.MINUTES": ["-1"],
     "CHECKPOINT.STEPS": ["-1"],
     "LOG.PERIOD": ["0", "-1"],
+    "PROBE.KIND": ["svm", "''"],
     "PROBE.EVERY": ["-1"],
     "PROBE.K": ["0", "-1"],
     "PROBE.ROOT": ["/no/such/folder"],
