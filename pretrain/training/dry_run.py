@@ -35,6 +35,7 @@ PREFETCHED = 3  # batches in a loader worker: two are ready, one is being made
 WORKER = 120e6  # bytes of a loader worker's own memory, measured: the rest is shared with the training process
 ENOUGH_STEPS = 5000
 FEW_STEPS = 1000
+clock = time.perf_counter
 
 
 @dataclass(frozen=True)
@@ -316,12 +317,12 @@ def loading_seconds(config: CfgNode, source: Source) -> float:
     times = []
     try:
         for index in chosen:
-            started = time.perf_counter()
+            started = clock()
             try:
                 dataset[(0, int(index))]
             except UnreadableImage:
                 continue
-            times.append(time.perf_counter() - started)
+            times.append(clock() - started)
     finally:
         torch.set_num_threads(threads)
     # The first image pays for what is loaded once.
@@ -392,4 +393,4 @@ def _saved_bytes(network: nn.Module, pairs: int, side: int, float_bytes: int) ->
 def _now(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return time.perf_counter()
+    return clock()

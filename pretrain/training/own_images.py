@@ -26,7 +26,7 @@ from pretrain.training import dry_run
 from pretrain.training.dry_run import ENOUGH_STEPS, Memory, format_size
 
 CPU_HOURS = 4.0  # what a plan may take on a CPU, unless the user says otherwise
-CPU_SIDES = (64, 56, 48, 40)  # pixels, the largest whose steps fit the hours is taken
+CPU_SIDES = (48, 40)  # pixels; the largest whose steps fit the hours is taken
 SMALLEST_PART = 32  # pairs that BatchNorm should see at least
 PER_DIMENSION = 8  # images of a batch for each dimension of the embedding
 ALPHA_PER_DIMENSION = 3.90625  # 125 / 32, 250 / 64, 500 / 128, 2000 / 512: the recipes' attraction over P
@@ -156,7 +156,7 @@ def choose(
     _choose_views(plan, facts)
     _choose_side(plan, facts, place, measures, start, bound)
     _choose_micro_batch(plan, place, measures)
-    _choose_steps(plan, facts, place, measures, start, bound)
+    _choose_steps(plan, facts, place, measures, start, bound, asked=hours is not None)
     _choose_workers(plan, place, measures)
     _choose_monitoring(plan, labelled)
     return plan.config, plan.lines
@@ -299,12 +299,21 @@ def target_steps(images: int, kind: str, start: bool) -> int:
 
 
 def _choose_steps(
-    plan: _Plan, facts: Survey, place: Place, measures: Measures, start: bool, hours: float | None
+    plan: _Plan,
+    facts: Survey,
+    place: Place,
+    measures: Measures,
+    start: bool,
+    hours: float | None,
+    asked: bool,
 ) -> None:
-    """Epochs from the number of steps that training needs and the time that it may take; warm-up; learning rate."""
+    """Epochs from the number of steps that training needs and the time that it may take; warm-up; learning rate.
+
+    `asked`: whether the hours are the user's, who on a CPU then gets as many steps as a GPU would be given.
+    """
     batch = plan.config.TRAIN.BATCH_SIZE
     per_epoch = max(1, facts.count // batch)
-    steps = target_steps(facts.count, place.kind, start)
+    steps = target_steps(facts.count, "cuda" if asked else place.kind, start)
     why = "existing weights need few" if start else "5,000 to 30,000 are usual for small sets"
     epochs = math.ceil(steps / per_epoch)
     if hours is not None:

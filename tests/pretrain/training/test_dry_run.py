@@ -1,6 +1,7 @@
 """`--dry-run` and `--check-data`: what they print, that they leave no run behind, and what they refuse."""
 
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from pretrain import train
 from pretrain.config import get_defaults
 from pretrain.images.sources import ArraySource
 from pretrain.training import dry_run
+from pretrain.training.build import build_batches, build_parts, build_trainer
 from pretrain.training.dry_run import (
     Cost,
     Memory,
@@ -23,6 +25,7 @@ from pretrain.training.dry_run import (
     text_curve,
     verdict,
 )
+from pretrain.training.schedule import StepRange
 
 SETTINGS = [
     *("DATA.NAME", "folder", "DATA.IMAGE_SIZE", "32", "TRAIN.BATCH_SIZE", "10", "PROJECTOR.DIMS", "[16, 8]"),
@@ -191,3 +194,22 @@ def test_check_data_lists_every_bad_file(
     listed = [line.split(": ")[0] for line in capsys.readouterr().out.splitlines() if ".jpg" in line]
     assert listed == [str(folder / name) for name in ("00.jpg", "07.jpg", "11.jpg")]
     assert not (tmp_path / "output").exists()
+
+
+def test_the_estimate_is_within_a_factor_of_what_steps_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In CPU time of loading and training, which other processes of the machine change less than wall time."""
+    monkeypatch.setattr(dry_run, "clock", time.process_time)
+    config, device, steps = get_defaults(), torch.device("cpu"), 4
+    config.DATA.WORKERS, config.DATA.IMAGE_SIZE, config.TRAIN.BATCH_SIZE = 0, 48, 48
+    config.ENCODER.NAME, config.PROJECTOR.DIMS = "resnet18", [64, 64, 6]
+    pixels = np.random.default_rng(0).integers(0, 256, (48, 200, 150, 3), np.uint8)
+    source = ArraySource(pixels, [0] * len(pixels), ["one"])
+    cost = dry_run.measure_cost(config, source, processes=1, steps=steps, device=device)
+    span = StepRange(0, steps, 1, steps)
+    trainer = build_trainer(config, build_parts(config, device), device, span.total, span.per_epoch)
+    started = time.process_time()
+    for step, batch in enumerate(build_batches(config, source, span, device)):
+        trainer.step(step, batch)
+    taken = time.process_time() - started
+    assert cost.seconds is not None
+    assert taken / 1.5 < cost.seconds < taken * 1.5

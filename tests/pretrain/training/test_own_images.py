@@ -70,7 +70,7 @@ def test_every_plan_keeps_the_ratios_that_the_objective_needs(count: int, place:
 def test_the_values_for_6000_images_on_two_cores() -> None:
     config, _ = plan(6000, CPU)
     assert (config.TRAIN.BATCH_SIZE, config.PROJECTOR.DIMS, config.OBJECTIVE.ATTRACTION) == (128, [512, 512, 16], 62.5)
-    assert config.DATA.IMAGE_SIZE == 64  # 5,000 steps of 128 pairs at 0.011 s are 1.96 hours
+    assert config.DATA.IMAGE_SIZE == 48  # 5,000 steps of 128 pairs at 0.0066 s are 1.2 hours
     assert config.TRAIN.EPOCHS == 109  # of 46 steps: 5,014
     assert config.TRAIN.WARMUP_EPOCHS == 6
     assert config.TRAIN.LR == 0.0707  # 0.1 x sqrt(128 / 256)
@@ -78,8 +78,9 @@ def test_the_values_for_6000_images_on_two_cores() -> None:
 
 
 def test_a_slow_cpu_gets_smaller_views_then_fewer_steps() -> None:
-    config, lines = plan(6000, CPU, measures=measures(0.03))  # at 64 pixels 5.5 hours, at 48 3.2
-    assert config.DATA.IMAGE_SIZE == 48
+    config, lines = plan(6000, CPU, measures=measures(0.05))  # at 48 pixels 5.2 hours, at 40 3.6
+    assert config.DATA.IMAGE_SIZE == 40
+    assert config.TRAIN.EPOCHS == 109
     config, lines = plan(6000, CPU, measures=measures(0.2))  # at 40 pixels 14 hours
     assert config.DATA.IMAGE_SIZE == 40
     steps = 46 * config.TRAIN.EPOCHS
@@ -90,6 +91,11 @@ def test_a_slow_cpu_gets_smaller_views_then_fewer_steps() -> None:
 def test_hours_bound_the_steps() -> None:
     config, _ = plan(10000, GPU, hours=1.0, measures=measures(0.001, megabytes=1))  # 128 pixels: 0.004 s
     assert pytest.approx(3600 / (512 * 0.004), rel=0.02) == 19 * config.TRAIN.EPOCHS
+
+
+def test_hours_on_a_cpu_also_allow_more_steps_than_it_takes_by_itself() -> None:
+    assert plan(6000, CPU)[0].TRAIN.EPOCHS == 109
+    assert pytest.approx(19000 / 46, abs=1) == plan(6000, CPU, hours=100.0)[0].TRAIN.EPOCHS
 
 
 def test_memory_that_does_not_hold_the_batch_holds_a_part_of_it() -> None:
