@@ -64,6 +64,7 @@ class Architecture:
         width: channels of the 3x3 convolutions in the first stage.
         out: channels that the first stage gives.
         groups: groups of the 3x3 convolutions.
+        kernel: of the first convolution: 7, or 3 in a CIFAR stem (stride 1, no max-pooling).
     """
 
     depth: int
@@ -72,6 +73,7 @@ class Architecture:
     width: int
     out: int
     groups: int
+    kernel: int = 7
 
     @property
     def bottleneck(self) -> bool:
@@ -92,6 +94,11 @@ class Architecture:
         return f"resnet{self.depth}_stem{self.stem}_width{self.width}_out{self.out}_groups{self.groups}"
 
     @property
+    def stem_kind(self) -> str:
+        """`imagenet`: 7x7 with stride 2, then max-pooling. `cifar`: 3x3 with stride 1."""
+        return "imagenet" if self.kernel == 7 else "cifar"
+
+    @property
     def detectron2(self) -> dict[str, int]:
         """The keys of `MODEL.RESNETS` that describe it."""
         return {
@@ -104,7 +111,7 @@ class Architecture:
 
     def tensors(self) -> dict[str, Shape]:
         """Name and shape of every canonical tensor; 265 of them for a ResNet-50."""
-        found: dict[str, Shape] = {"conv1.weight": (self.stem, 3, 7, 7)}
+        found: dict[str, Shape] = {"conv1.weight": (self.stem, 3, self.kernel, self.kernel)}
         found.update(_norm("bn1", self.stem))
         channels = self.stem
         for stage, count in enumerate(self.blocks):
@@ -131,21 +138,27 @@ def _norm(name: str, channels: int) -> dict[str, Shape]:
     return {f"{name}.{part}": (channels,) for part in NORM_PARTS}
 
 
-def infer_architecture(shapes: Mapping[str, Shape]) -> Architecture:
-    """The ResNet whose tensors these are, from canonical names and shapes (further names do not matter).
+def infer_architecture(shapes: Mapping[str, Shape], cifar_stem: bool = False) -> Architecture:
+    """The ResNet whose tensors these are.
+
+    Args:
+        shapes: of its tensors, by canonical name; further names do not matter.
+        cifar_stem: accept a 3x3 convolution in its stem, which Detectron2 does not have.
 
     Raises:
         UnsupportedArchitecture: another network; the message names it.
     """
     _refuse_foreign_parts(shapes)
-    _refuse_stem(shapes["conv1.weight"])
+    conv = shapes["conv1.weight"]
+    if not (cifar_stem and conv[1:] == (3, 3, 3)):
+        _refuse_stem(conv)
     blocks = tuple(_count_blocks(shapes, stage) for stage in (1, 2, 3, 4))
     bottleneck = "layer1.0.conv3.weight" in shapes
     depth = _DEPTHS.get((bottleneck, blocks))
     if depth is None:
         name = _OTHER_DEPTHS.get((bottleneck, blocks), "a ResNet")
         raise UnsupportedArchitecture(f"{name} with {blocks} blocks; Detectron2 builds depths 18, 34, 50, 101 and 152")
-    stem = shapes["conv1.weight"][0]
+    stem = conv[0]
     middle = shapes["layer1.0.conv2.weight"]
     out = shapes["layer1.0.conv3.weight" if bottleneck else "layer1.0.conv2.weight"][0]
     groups = max(1, middle[0] // max(1, middle[1])) if bottleneck else 1
@@ -153,7 +166,7 @@ def infer_architecture(shapes: Mapping[str, Shape]) -> Architecture:
         raise UnsupportedArchitecture(
             f"a ResNet-{depth} of width {out}; Detectron2 builds depths 18 and 34 at width 64 only"
         )
-    return Architecture(depth, blocks, stem, middle[0], out, groups)
+    return Architecture(depth, blocks, stem, middle[0], out, groups, conv[2])
 
 
 def _count_blocks(shapes: Mapping[str, Shape], stage: int) -> int:

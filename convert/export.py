@@ -1,9 +1,9 @@
-"""Write a chosen encoder, with its note, in one of the formats that other libraries load."""
+"""Write a chosen encoder, with its sidecar, in one of the formats that other libraries load."""
 
 import io
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -12,9 +12,10 @@ from convert.naming import to_detectron2
 from convert.pixels import Pixels
 from convert.reader import Source, read_values
 from convert.selection import Selection
-from convert.sidecar import encode, note_path
+from convert.sidecar import encode
+from convert.sidecar_files import sidecar_path
 from convert.tensors import StoredTensor
-from convert.writer import write_detectron2, write_safetensors, write_together
+from convert.writer import Digesting, write_detectron2, write_safetensors, write_together
 from foundation.errors import UserError
 
 SUFFIXES = {
@@ -60,18 +61,18 @@ def export(
     target: str,
     selection: Selection,
     pixels: Pixels,
-    note: dict[str, Any],
+    sidecar: dict[str, Any],
     verify: bool = False,
 ) -> list[str]:
-    """Write the weights and the note, both or none.
+    """Write the weights and their sidecar, both or none.
 
     Args:
         source: the file that the selection is from.
-        output: file of the weights; the note is beside it, ending in `.json`.
+        output: file of the weights; the sidecar is beside it.
         target: a key of `SUFFIXES`.
         selection: what to write.
         pixels: what it expects of its input.
-        note: from `convert.sidecar.describe`.
+        sidecar: from `convert.sidecar.describe`; gets the digest of what is written.
         verify: compare with Detectron2's network before the file takes its name.
 
     Returns:
@@ -81,7 +82,7 @@ def export(
         UserError: values that are not finite, a failed verification, or a file that cannot be written.
     """
     if target != "d2":
-        _refuse_other_networks(selection, pixels, target)
+        refuse_other_networks(selection, pixels, target)
     arrays = Float32Arrays(selection.tensors, source)
     lines: list[str] = []
 
@@ -91,23 +92,25 @@ def export(
 
             lines.extend(compare(aside[output], arrays, selection.architecture, pixels))
 
-    def write_weights(file: BinaryIO) -> None:
+    def write_weights(file: Digesting) -> None:
         if target == "d2":
             renamed = {to_detectron2(name): tensor for name, tensor in selection.tensors.items()}
-            write_detectron2(file, Float32Arrays(renamed, source), f"corinfomax convert: {note['family']}")
+            write_detectron2(file, Float32Arrays(renamed, source), f"corinfomax convert: {sidecar['family']}")
         elif output.suffix == ".safetensors":
-            write_safetensors(file, arrays, _encoder_metadata(pixels, note))
+            write_safetensors(file, arrays, _encoder_metadata(pixels, sidecar))
         else:
             _write_torch(file, arrays)
 
-    def write_note(file: BinaryIO) -> None:
-        file.write(encode(note))
+        sidecar["weights_sha256"] = file.digest()
 
-    write_together({note_path(output): write_note, output: write_weights}, check)
+    def write_sidecar(file: Digesting) -> None:
+        file.write(encode(sidecar))
+
+    write_together({output: write_weights, sidecar_path(output): write_sidecar}, check)
     return lines
 
 
-def _refuse_other_networks(selection: Selection, pixels: Pixels, target: str) -> None:
+def refuse_other_networks(selection: Selection, pixels: Pixels, target: str) -> None:
     """Other networks, torchvision's and timm's, are fixed in what Detectron2's configuration leaves open."""
     if pixels.stride_in_1x1 or pixels.format != "RGB":
         raise UserError(
@@ -115,23 +118,25 @@ def _refuse_other_networks(selection: Selection, pixels: Pixels, target: str) ->
             f"the {'1x1' if pixels.stride_in_1x1 else '3x3'} convolutions ({pixels.origin}); if that is not "
             "so, put the detector's config.yaml beside the file"
         )
+    if target != "safetensors" and selection.architecture.kernel != 7:
+        raise UserError(f"{target} has no network with a CIFAR stem; safetensors can hold it")
     if target != "safetensors" and selection.architecture.name not in TORCHVISION_NAMES:
         raise UserError(f"{target} has no network called {selection.architecture.name}; d2 and safetensors can hold it")
 
 
-def _encoder_metadata(pixels: Pixels, note: Mapping[str, Any]) -> dict[str, str]:
+def _encoder_metadata(pixels: Pixels, sidecar: Mapping[str, Any]) -> dict[str, str]:
     """What this project's `encoder.safetensors` says of its encoder; statistics for images in [0, 1]."""
     return {
         "format": "corinfomax-encoder",
-        "objective": note["trained_by"],
-        "architecture": note["architecture"],
-        "stem": note["stem"],
+        "objective": sidecar["trained_by"],
+        "architecture": sidecar["architecture"],
+        "stem": sidecar["stem"],
         "mean": ",".join(f"{value / 255:.6g}" for value in pixels.mean),
         "std": ",".join(f"{value / 255:.6g}" for value in pixels.std),
     }
 
 
-def _write_torch(file: BinaryIO, arrays: Mapping[str, np.ndarray]) -> None:
+def _write_torch(file: Digesting, arrays: Mapping[str, np.ndarray]) -> None:
     """A flat state dict without classifier, for torchvision's and timm's networks."""
     import torch
 

@@ -43,7 +43,7 @@ class Family:
         preferred: matches `container:prefix` of the encoder that transfers; others are taken on request.
         pixels: what the encoder expects: `imagenet` statistics, `unit` ([0, 1]), whichever of the two is
             `measured`, or what the file's kind says: `own`, `detectron2`, `caffe2`.
-        note: what a user has to know.
+        warning: what a user has to know.
     """
 
     name: str
@@ -53,7 +53,7 @@ class Family:
     scheme: Scheme = TORCHVISION
     preferred: str = ""
     pixels: str = "imagenet"
-    note: str = ""
+    warning: str = ""
 
     def fits(self, container: Container, prefix: str, scheme: Scheme) -> bool:
         """Whether an encoder is of this family."""
@@ -133,8 +133,8 @@ FAMILIES = (
     Family("lightly", ".*", ".*", scheme=SEQUENTIAL),
     Family("lightly, CIFAR", ".*", ".*", scheme=SEQUENTIAL_CIFAR),
     Family("Hugging Face transformers", ".*", ".*", scheme=HUGGING_FACE),
-    Family("SimCLR v2 (PyTorch)", ".*", ".*", scheme=SIMCLR_V2, pixels="unit", note=NO_NORMALISATION),
-    Family("BYOL (DeepMind)", ".*", ".*", scheme=HAIKU, preferred=".*online:.*", note=SAME_PADDING),
+    Family("SimCLR v2 (PyTorch)", ".*", ".*", scheme=SIMCLR_V2, pixels="unit", warning=NO_NORMALISATION),
+    Family("BYOL (DeepMind)", ".*", ".*", scheme=HAIKU, preferred=".*online:.*", warning=SAME_PADDING),
     Family("Detectron2", ".*", ".*", scheme=DETECTRON2, pixels="detectron2"),
     Family("Caffe2 (Detectron, MSRA)", ".*", ".*", scheme=CAFFE2, pixels="caffe2"),
     Family("torchvision names, wrapped", ".*", ".*"),

@@ -42,9 +42,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if selection.candidate.scheme is not DETECTRON2:
         raise UserError(f"{source.path} is not one of Detectron2's files; convert/to_d2.py --to reads all others")
     pixels = find_pixels(source, selection)
-    note = describe(source, selection, pixels)
-    export(source, arguments.output, arguments.to, selection, pixels, note)
-    print("\n".join(summarise(arguments.output, note)))
+    sidecar = describe(source, selection, pixels)
+    export(source, arguments.output, arguments.to, selection, pixels, sidecar)
+    print("\n".join(summarise(arguments.output, sidecar)))
 
 
 def cli() -> NoReturn:

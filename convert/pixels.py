@@ -7,18 +7,19 @@ the padded border. So the three channel means that explain the 64 running means 
 were normalised.
 """
 
-import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from convert.families import NO_NORMALISATION
 from convert.reader import Source, read_values
 from convert.selection import Selection
+from convert.sidecar_files import read_sidecar, sidecar_path
+from foundation.yaml_files import read_yaml
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -105,48 +106,51 @@ def estimate_input_means(kernel: np.ndarray, running: np.ndarray) -> tuple[float
 
 def _own(source: Source) -> Pixels:
     """What this project's files say what they were trained with."""
-    data = source.content.get("config", {}).get("DATA", {}) if "config" in source.content else {}
-    mean, std = data.get("MEAN", ()), data.get("STD", ())
+    config = source.content.get("config") if isinstance(source.content, dict) else None
+    data = config.get("DATA") if isinstance(config, dict) else None
+    mean, std = (data.get("MEAN"), data.get("STD")) if isinstance(data, dict) else ((), ())
     if source.metadata:
         mean, std = source.metadata.get("mean", "").split(","), source.metadata.get("std", "").split(",")
+    found = _three(mean), _three(std)
+    return _from_unit(*found, "the checkpoint's own statistics") if all(found) else IMAGENET  # an older file has none
+
+
+def _three(values: Any) -> tuple[float, ...]:
+    """Three finite numbers from a file, or none."""
     try:
-        if len(mean) == len(std) == 3:
-            return _from_unit(mean, std, "the checkpoint's own statistics")
+        numbers = tuple(float(value) for value in values) if isinstance(values, (list, tuple)) else ()
     except (TypeError, ValueError):
-        pass  # an older file without them
-    return IMAGENET
+        return ()
+    return numbers if len(numbers) == 3 and all(map(math.isfinite, numbers)) else ()
 
 
 def _beside(source: Source) -> Pixels | None:
-    """What the converter's sidecar, or the configuration of a detector's run, says beside a Detectron2
-    file.
-    """
-    try:
-        note = json.loads(source.path.with_suffix(".json").read_text())
-        return Pixels(
-            tuple(note["pixel_mean"]),
-            tuple(note["pixel_std"]),
-            note["format"],
-            note["stride_in_1x1"],
-            f"{source.path.with_suffix('.json').name} beside it",
-        )
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
+    """What the converter's sidecar, or the configuration of a detector's run, says beside a Detectron2 file."""
+    sidecar = read_sidecar(source.path)
+    fields = [sidecar.get(field) for field in ("pixel_mean", "pixel_std", "format", "stride_in_1x1")]
+    found = _checked(fields, sidecar_path(source.path))
     for folder in (source.path.parent, source.path.parent.parent):
-        path = Path(folder, "config.yaml")
-        try:
-            config = yaml.safe_load(path.read_text())
-            model = config["MODEL"]
-            return Pixels(
-                tuple(model["PIXEL_MEAN"]),
-                tuple(model["PIXEL_STD"]),
-                config["INPUT"]["FORMAT"],
-                model["RESNETS"]["STRIDE_IN_1X1"],
-                f"{path.name} beside it",
-            )
-        except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
-            continue
-    return None
+        path = folder / "config.yaml"
+        if found is None and path.is_file():
+            config = read_yaml(path)
+            keys = ("MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD", "INPUT.FORMAT", "MODEL.RESNETS.STRIDE_IN_1X1")
+            found = _checked([_value_at(config, key) for key in keys], path)
+    return found
+
+
+def _value_at(config: Any, key: str) -> Any:
+    for part in key.split("."):
+        config = config.get(part) if isinstance(config, dict) else None
+    return config
+
+
+def _checked(fields: Sequence[Any], path: Path) -> Pixels | None:
+    """Mean, deviation, format and place of the strides from a file, if it says all of them."""
+    mean, std = map(_three, fields[:2])
+    order, stride_in_1x1 = fields[2:]
+    if not mean or not std or min(std) <= 0 or order not in ("RGB", "BGR") or not isinstance(stride_in_1x1, bool):
+        return None
+    return Pixels(mean, std, order, stride_in_1x1, f"{path.name} beside it")
 
 
 def _detectron2(source: Source) -> Pixels:

@@ -9,7 +9,6 @@ Neither PyTorch nor any class of the file is imported; see `convert.pickles`. Te
 that reading costs no memory until a tensor is used.
 """
 
-import hashlib
 import json
 import math
 import pickle
@@ -30,6 +29,7 @@ from convert.pickles import Unpickler
 from convert.stand_ins import Array, ForbiddenGlobal
 from convert.tensors import Storage, StoredTensor, UnreadableTensor, item_size
 from foundation.errors import UserError
+from foundation.files import sha256_of
 
 if TYPE_CHECKING:
     import torch
@@ -62,6 +62,7 @@ _SAFETENSORS_TYPES = {
     },
     "BOOL": "bool",
 }
+_RUN_FILES = ("encoder.safetensors", "checkpoints/last.pt", "model_final.pth")
 _LARGEST_HEADER = 16 << 20  # bytes of a safetensors header: 100,000 tensors
 _DEEPEST = 100  # containers within each other
 # What readers raise on bytes that are not what they seem.
@@ -103,11 +104,21 @@ class Source:
     @cached_property
     def sha256(self) -> str:
         """Digest of the whole file."""
-        digest = hashlib.sha256()
-        with self.path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-        return digest.hexdigest()
+        return sha256_of(self.path)
+
+
+def checkpoint_in(path: Path) -> Path:
+    """The file to read: the path itself, or in the folder of a run its encoder, else its last checkpoint.
+
+    Raises:
+        UserError: a folder without either.
+    """
+    if not path.is_dir():
+        return path
+    found = [path / name for name in _RUN_FILES if (path / name).is_file()]
+    if not found:
+        raise UserError(f"{path} is a folder, and not that of a run: there is no {' or '.join(_RUN_FILES)} in it")
+    return found[0]
 
 
 def read_checkpoint(path: Path, allow_unknown: bool = False) -> Source:
@@ -252,7 +263,7 @@ def _head(path: Path) -> bytes:
     """The first bytes, once it is clear that this is a file that can be read."""
     try:
         if path.is_dir():
-            raise UserError(f"{path} is a folder; name the checkpoint file in it")
+            raise UserError(f"{path} is a folder; name the checkpoint in it")
         if not path.exists():
             raise UserError(f"{path} does not exist")
         if not path.is_file():

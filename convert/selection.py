@@ -34,6 +34,7 @@ class Candidate:
         foreign: names under the prefix that the scheme does not know, with their shapes; they tell other
             networks.
         counters: number of `num_batches_tracked`, which neither network needs to run.
+        cifar_stem: a CIFAR stem is accepted.
     """
 
     container: Container
@@ -43,6 +44,7 @@ class Candidate:
     tensors: dict[str, StoredTensor]
     foreign: dict[str, Shape] = field(default_factory=dict)
     counters: int = 0
+    cifar_stem: bool = False
 
     @property
     def branch(self) -> str:
@@ -70,7 +72,7 @@ class Candidate:
         """Its architecture, or the reason why it cannot be converted."""
         shapes = {name: tensor.shape for name, tensor in self.tensors.items()}
         try:
-            architecture = infer_architecture({**self.foreign, **shapes})
+            architecture = infer_architecture({**self.foreign, **shapes}, self.cifar_stem)
         except UnsupportedArchitecture as error:
             return str(error)
         wrong = mismatches(architecture, shapes)
@@ -100,7 +102,7 @@ class Selection:
         return self.candidate.tensors
 
 
-def find_candidates(source: Source) -> tuple[list[Candidate], list[Container]]:
+def find_candidates(source: Source, cifar_stem: bool = False) -> tuple[list[Candidate], list[Container]]:
     """Every encoder in a file, best first, and every table.
 
     Raises:
@@ -117,11 +119,11 @@ def find_candidates(source: Source) -> tuple[list[Candidate], list[Container]]:
         prefixes = [(scheme, prefix) for scheme in SCHEMES for prefix in scheme.prefixes(container.tensors)]
         if prefixes and len(found) + len(prefixes) * len(beside.surroundings) / _MOST_NAMES > _MOST_ENCODERS:
             raise UserError(f"{source.path} holds more encoders, or more beside them, than any training leaves")
-        found += [_candidate(beside, scheme, prefix) for scheme, prefix in prefixes]
+        found += [_candidate(beside, scheme, prefix, cifar_stem) for scheme, prefix in prefixes]
     return sorted(found, key=lambda candidate: candidate.rank), containers
 
 
-def _candidate(container: Container, scheme: Scheme, prefix: str) -> Candidate:
+def _candidate(container: Container, scheme: Scheme, prefix: str, cifar_stem: bool) -> Candidate:
     tensors: dict[str, StoredTensor] = {}
     foreign: dict[str, Shape] = {}
     counters = 0
@@ -137,7 +139,7 @@ def _candidate(container: Container, scheme: Scheme, prefix: str) -> Candidate:
     if scheme is CAFFE2:
         _complete_affine_norms(tensors)
     family = find_family(container, prefix.rstrip("./"), scheme)
-    return Candidate(container, prefix, scheme, family, tensors, foreign, counters)
+    return Candidate(container, prefix, scheme, family, tensors, foreign, counters, cifar_stem)
 
 
 def _complete_affine_norms(tensors: dict[str, StoredTensor]) -> None:
@@ -150,19 +152,20 @@ def _complete_affine_norms(tensors: dict[str, StoredTensor]) -> None:
         tensors.setdefault(f"{root}.running_var", StoredTensor.of(np.full(channels, 1 - _NORM_EPS, np.float32)))
 
 
-def select(source: Source, branch: str | None = None, drop: Sequence[str] = ()) -> Selection:
+def select(source: Source, branch: str | None = None, drop: Sequence[str] = (), cifar_stem: bool = False) -> Selection:
     """The encoder to convert: the whole one that stands first in the tie-break, or the one called `branch`.
 
     Args:
         source: the file.
         branch: the name of an encoder, as `--list` shows it.
         drop: prefixes of names to leave out beside those known as heads, projectors and the like.
+        cifar_stem: accept networks with a CIFAR stem, which Detectron2 does not have.
 
     Raises:
         UserError: there is no encoder, none that Detectron2 can build, none of that name, several that could
             be meant, or tensors that nothing accounts for.
     """
-    candidates, containers = find_candidates(source)
+    candidates, containers = find_candidates(source, cifar_stem)
     if not candidates:
         raise UserError(_nothing_found(source, containers))
     chosen = candidates
@@ -243,6 +246,8 @@ def _group(name: str, prefix: str) -> str:
     )
     depth = 0
     while depth < min(len(parts) - 1, len(shared)) and parts[depth] == shared[depth]:
+        depth += 1
+    if parts[depth] == "stem" and depth + 2 < len(parts):  # converters put a classifier there: `stem.fc.weight`
         depth += 1
     return ".".join(parts[: depth + 1])
 

@@ -1,15 +1,16 @@
-"""The note beside converted weights, which says all that a detector's configuration must agree with.
+"""The sidecar: a JSON file beside converted weights, with all that a detector's configuration must agree with.
 
 It is `NAME.json` beside `NAME.pkl`, and `NAME.pth.json` beside `NAME.pth`. Its fields:
 
     source          name of the file that was converted
     sha256          its digest
+    weights_sha256  digest of the weights beside it; readers compare it, so that the two always belong together
     family          which project's format it was recognised as
     trained_by      what trained it, in a word: as this project's own files say it (`corinfomax`), else `family`
     branch          which encoder of it was taken
     architecture    torchvision's name, such as `resnet50`
     depth           18, 34, 50, 101 or 152 (MODEL.RESNETS.DEPTH)
-    stem            "imagenet": 7x7 with stride 2, then max-pooling; nothing else is converted
+    stem            "imagenet": 7x7 with stride 2, then max-pooling. "cifar": 3x3 with stride 1, never for Detectron2
     resnets         the further keys of MODEL.RESNETS that describe it: STEM_OUT_CHANNELS, RES2_OUT_CHANNELS,
                     NUM_GROUPS, WIDTH_PER_GROUP
     pixel_mean      per channel in the order of `format`, in levels 0..255 (MODEL.PIXEL_MEAN)
@@ -19,13 +20,12 @@ It is `NAME.json` beside `NAME.pkl`, and `NAME.pth.json` beside `NAME.pth`. Its 
     stride_in_1x1   where blocks take their stride (MODEL.RESNETS.STRIDE_IN_1X1)
     tensors         number of tensors written
     dropped         {part of the source: number of tensors left out}
-    notes           what a user has to know, possibly nothing
+    warnings        what a user has to know, possibly nothing
     tool            name and version of the converter
 """
 
 import json
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 from convert.pixels import Pixels
@@ -33,13 +33,8 @@ from convert.reader import Source
 from convert.selection import Selection
 
 
-def note_path(output: Path) -> Path:
-    """Where the note of an output lies. Detectron2's weights come first: theirs is the one that training looks for."""
-    return output.with_suffix(".json") if output.suffix == ".pkl" else output.with_name(f"{output.name}.json")
-
-
 def describe(source: Source, selection: Selection, pixels: Pixels) -> dict[str, Any]:
-    """The note's fields; see the module's docstring."""
+    """The sidecar's fields but `weights_sha256`; see the module's docstring."""
     architecture = selection.architecture
     resnets = architecture.detectron2
     return {
@@ -50,7 +45,7 @@ def describe(source: Source, selection: Selection, pixels: Pixels) -> dict[str, 
         "branch": selection.candidate.branch,
         "architecture": architecture.name,
         "depth": resnets.pop("DEPTH"),
-        "stem": "imagenet",
+        "stem": architecture.stem_kind,
         "resnets": resnets,
         "pixel_mean": list(pixels.mean),
         "pixel_std": list(pixels.std),
@@ -59,22 +54,43 @@ def describe(source: Source, selection: Selection, pixels: Pixels) -> dict[str, 
         "stride_in_1x1": pixels.stride_in_1x1,
         "tensors": len(selection.tensors),
         "dropped": selection.dropped,
-        "notes": [note for note in (selection.candidate.family.note,) if note],
+        "warnings": [text for text in (selection.candidate.family.warning, _unfinished(source)) if text],
         "tool": f"corinfomax {_version()}",
     }
+
+
+def _unfinished(source: Source) -> str:
+    """A warning if the file is a checkpoint of this project from before the end of its run."""
+    content = source.content if isinstance(source.content, dict) else {}
+    position, train = content.get("position"), _at(content, "config", "TRAIN")
+    if not str(content.get("format")).startswith("corinfomax-") or not isinstance(position, dict) or not train:
+        return ""
+    epoch, step, epochs, most = position.get("epoch"), position.get("step"), train.get("EPOCHS"), train.get("MAX_STEPS")
+    if not isinstance(epoch, int) or not isinstance(epochs, int) or epoch >= epochs:
+        return ""
+    if isinstance(step, int) and isinstance(most, int) and 0 < most <= step:
+        return ""
+    return f"the run was not finished: this is its state after {epoch} of {epochs} epochs"
+
+
+def _at(content: Any, *keys: str) -> dict[str, Any]:
+    """The dictionary below these keys; empty where a file has another thing there."""
+    for key in keys:
+        content = content.get(key) if isinstance(content, dict) else None
+    return content if isinstance(content, dict) else {}
 
 
 def _trained_by(source: Source) -> str:
     """`corinfomax`, say, where the file says so: an encoder in its metadata, a checkpoint in itself or its config."""
     if source.metadata:
         return source.metadata.get("objective", "")
-    if not isinstance(source.content, dict):
-        return ""
-    if source.content.get("format") == "corinfomax-finetune":
-        return str(source.content.get("trained_by") or "")
-    if source.content.get("format") != "corinfomax-pretrain":
-        return ""
-    return str(source.content.get("config", {}).get("OBJECTIVE", {}).get("NAME", ""))
+    content = source.content if isinstance(source.content, dict) else {}
+    known: Any = ""
+    if content.get("format") == "corinfomax-finetune":
+        known = content.get("trained_by")
+    elif content.get("format") == "corinfomax-pretrain":
+        known = _at(content, "config", "OBJECTIVE").get("NAME")
+    return known if isinstance(known, str) else ""
 
 
 def _version() -> str:
@@ -84,6 +100,6 @@ def _version() -> str:
         return "unknown"
 
 
-def encode(note: dict[str, Any]) -> bytes:
-    """The note as JSON text, the same bytes for the same note."""
-    return (json.dumps(note, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
+def encode(sidecar: dict[str, Any]) -> bytes:
+    """The sidecar as JSON text, the same bytes for the same fields."""
+    return (json.dumps(sidecar, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()

@@ -4,7 +4,7 @@
     python convert/to_d2.py INPUT OUTPUT.pkl [--verify] [--branch NAME] [--drop NAME] [--allow-unknown] [--overwrite]
     python convert/to_d2.py INPUT OUTPUT --to torchvision|timm|safetensors
 
-The weights come with a note, OUTPUT.json, whose fields `convert.sidecar` lists. Every tensor of the encoder
+The weights come with a sidecar, OUTPUT.json, whose fields `convert.sidecar` lists. Every tensor of the encoder
 is written, in float32, and every other tensor of the file is left out by name; anything else is an error, and
 then nothing is written.
 """
@@ -17,16 +17,21 @@ from typing import Any, NoReturn
 from convert.export import SUFFIXES, export
 from convert.listing import list_contents
 from convert.pixels import find_pixels
-from convert.reader import read_checkpoint
+from convert.reader import checkpoint_in, read_checkpoint
 from convert.selection import select
-from convert.sidecar import describe, note_path
+from convert.sidecar import describe
+from convert.sidecar_files import sidecar_path
 from foundation.errors import ArgumentParser, UserError, run
 
 
 def build_parser() -> ArgumentParser:
     """The command line."""
     parser = ArgumentParser(prog="to_d2.py", description="Convert a ResNet of any public checkpoint for Detectron2.")
-    parser.add_argument("input", type=Path, help="checkpoint: .pth, .pth.tar, .pt, .ckpt, .torch, .safetensors or .pkl")
+    parser.add_argument(
+        "input",
+        type=Path,
+        help="a checkpoint of any kind, or the folder of a run",
+    )
     parser.add_argument("output", type=Path, nargs="?", help="file to write; ends in .pkl for Detectron2")
     parser.add_argument("--to", choices=sorted(SUFFIXES), default="d2", help="what to write (default: d2)")
     parser.add_argument("--branch", help="which encoder of the file, as --list names it")
@@ -56,29 +61,29 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     arguments = build_parser().parse_args(argv)
     if arguments.list:
-        print(list_contents(read_checkpoint(arguments.input, arguments.allow_unknown)))
+        print(list_contents(read_checkpoint(checkpoint_in(arguments.input), arguments.allow_unknown)))
         return
     if arguments.output is None:
         raise UserError("name the file to write, or say --list")
     check_output(arguments.input, arguments.output, arguments.to, arguments.overwrite)
     if arguments.verify and arguments.to != "d2":
         raise UserError("--verify compares with Detectron2's network, so it goes with --to d2")
-    source = read_checkpoint(arguments.input, arguments.allow_unknown)
-    selection = select(source, arguments.branch, arguments.drop)
+    source = read_checkpoint(checkpoint_in(arguments.input), arguments.allow_unknown)
+    selection = select(source, arguments.branch, arguments.drop, cifar_stem=arguments.to == "safetensors")
     pixels = find_pixels(source, selection)
-    note = describe(source, selection, pixels)
-    lines = export(source, arguments.output, arguments.to, selection, pixels, note, arguments.verify)
-    print("\n".join([*lines, *summarise(arguments.output, note)]))
+    sidecar = describe(source, selection, pixels)
+    lines = export(source, arguments.output, arguments.to, selection, pixels, sidecar, arguments.verify)
+    print("\n".join([*lines, *summarise(arguments.output, sidecar)]))
 
 
-def summarise(output: Path, note: Mapping[str, Any]) -> list[str]:
+def summarise(output: Path, sidecar: Mapping[str, Any]) -> list[str]:
     """The account of a conversion, for people."""
     return [
-        f"{note['source']}: {note['family']}, branch {note['branch']}, {note['architecture']}",
-        f"wrote {output}: {note['tensors']} tensors, {note['format']},"
-        f" pixel mean {note['pixel_mean']}, std {note['pixel_std']}",
-        *(f"  left out: {part} ({count})" for part, count in note["dropped"].items()),
-        *(f"  note: {text}" for text in note["notes"]),
+        f"{sidecar['source']}: {sidecar['family']}, branch {sidecar['branch']}, {sidecar['architecture']}",
+        f"wrote {output}: {sidecar['tensors']} tensors, {sidecar['format']},"
+        f" pixel mean {sidecar['pixel_mean']}, std {sidecar['pixel_std']}",
+        *(f"  left out: {part} ({count})" for part, count in sidecar["dropped"].items()),
+        *(f"  warning: {text}" for text in sidecar["warnings"]),
     ]
 
 
@@ -94,7 +99,7 @@ def check_output(source: Path, output: Path, target: str, overwrite: bool) -> No
         raise UserError(f"{output} is a folder; name a file in it")
     if output.exists() and source.exists() and output.samefile(source):
         raise UserError(f"{output} is the input itself; name another file")
-    for path in (output, note_path(output)):
+    for path in (output, sidecar_path(output)):
         if path.exists() and not overwrite:
             raise UserError(f"{path} exists; say --overwrite to replace it")
 

@@ -6,11 +6,14 @@ source straight to the disk, so that no second copy of the weights is held, and 
 Python's nor on numpy's version. Arrays are named by numpy 1's module, which every numpy since can load.
 """
 
+import fcntl
+import glob
+import hashlib
 import json
 import os
 import struct
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -26,49 +29,85 @@ _FLOAT32 = (
 )
 
 
+class Digesting:
+    """A file that takes the digest of what is written to it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._hash = hashlib.sha256()
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Write, and account for it."""
+        self._hash.update(data)
+        self._file.write(data)
+
+    def digest(self) -> str:
+        """SHA-256 of everything written so far."""
+        return self._hash.hexdigest()
+
+
 def write_together(
-    writers: Mapping[Path, Callable[[BinaryIO], None]],
+    writers: Mapping[Path, Callable[[Digesting], None]],
     check: Callable[[Mapping[Path, Path]], None] | None = None,
 ) -> None:
-    """Fill files beside their places, check them, and only then put them in place.
+    """Fill files under temporary names, check them, and only then rename them.
 
-    Every file is on the disk before the first one takes its name, and a name changes hands in one step:
-    whatever happens, a path holds its old content or the new, never a part.
+    Every file is on the disk before the first one takes its name, and a name changes hands in one step: whatever
+    happens, a path holds its old content or the new, never a part. Temporary files that a killed process has left for
+    the same paths are removed.
 
     Args:
-        writers: for each path, what fills it; they take their names in this order.
-        check: called with {path: where its content lies now} before that; what it raises leaves every path as
+        writers: for each path, what fills it. They are called in this order; names are taken in the reverse order.
+        check: called with {path: where its content lies now} before the renaming; what it raises leaves every path as
             it was.
 
     Raises:
         UserError: a folder does not exist or cannot be written, or the disk is full.
     """
-    # The suffix stays, because Detectron2 goes by it when a check loads the file.
-    aside = {path: path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}") for path in writers}
-    try:
-        for path, write in writers.items():
-            if not path.parent.is_dir():
-                raise UserError(f"the folder {path.parent} does not exist; make it first")
-            with aside[path].open("wb") as file:
-                write(file)
+    drafts = {path: _draft(path, str(os.getpid())) for path in writers}
+    with ExitStack() as stack:
+        try:
+            for path, write in writers.items():
+                if not path.parent.is_dir():
+                    raise UserError(f"the folder {path.parent} does not exist; create it first")
+                _remove_abandoned(path)
+                stack.callback(_remove, drafts[path])
+                file = stack.enter_context(drafts[path].open("wb"))
+                with suppress(OSError):  # a file system without locks
+                    fcntl.flock(file, fcntl.LOCK_EX)
+                write(Digesting(file))
                 file.flush()
                 os.fsync(file.fileno())
-        if check is not None:
-            check(aside)
-        for path, content in aside.items():
-            os.replace(content, path)
-            sync_folder(path.parent)
-    except OSError as error:
-        raise UserError(
-            f"{error.filename or next(iter(writers))} cannot be written: {error.strerror or error}"
-        ) from error
-    finally:
-        for content in aside.values():
-            with suppress(OSError):
-                content.unlink()
+            if check is not None:
+                check(drafts)
+            for path in reversed(drafts):
+                os.replace(drafts[path], path)
+                sync_folder(path.parent)
+        except OSError as error:
+            name = error.filename or next(iter(writers))
+            raise UserError(f"{name} cannot be written: {error.strerror or error}") from error
 
 
-def write_detectron2(file: BinaryIO, tensors: Mapping[str, np.ndarray], author: str) -> None:
+def _draft(path: Path, process: str) -> Path:
+    """The temporary name of a path; the suffix stays, because Detectron2 goes by it when a check loads the file."""
+    return path.with_name(f".{path.stem}.{process}.partial{path.suffix}")
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Remove temporary files that nobody holds any more."""
+    name = _draft(Path(glob.escape(path.name)), "*").name
+    for draft in path.parent.glob(name):
+        with suppress(OSError), draft.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            draft.unlink()
+
+
+def _remove(path: Path) -> None:
+    with suppress(OSError):
+        path.unlink()
+
+
+def write_detectron2(file: Digesting, tensors: Mapping[str, np.ndarray], author: str) -> None:
     """The pickle that Detectron2 loads, names in alphabetical order.
 
     Args:
@@ -88,7 +127,7 @@ def write_detectron2(file: BinaryIO, tensors: Mapping[str, np.ndarray], author: 
     file.write(b"u" + _text("__author__") + _text(author) + _text("matching_heuristics") + b"\x88u.")
 
 
-def write_safetensors(file: BinaryIO, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
+def write_safetensors(file: Digesting, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
     """A safetensors file with names and metadata in alphabetical order; the library's own writer shuffles the latter.
 
     Args:

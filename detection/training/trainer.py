@@ -26,6 +26,7 @@ from detectron2.utils.events import CommonMetricPrinter, EventStorage, Tensorboa
 from fvcore.common.config import CfgNode
 from fvcore.nn.precise_bn import get_bn_modules
 
+from convert.sidecar_files import read_sidecar
 from detection.data import datasets, loading, training_data
 from detection.data.seeding import Stream, generator
 from detection.evaluation import evaluators as evaluation
@@ -324,13 +325,13 @@ def _finish(
 ) -> None:
     """Write `results.json`: what a report needs, besides the files that Detectron2 writes."""
     path = config.MODEL.WEIGHTS
-    note = weights.read_sidecar(Path(path)) if path else {}
+    sidecar = read_sidecar(Path(path), check=False) if path else {}
     target = Path(config.OUTPUT_DIR) / "results.json"
     record = {
         "kind": "detection",
         "config": name,
         "weights": path,
-        "init": note.get("trained_by", Path(path).stem) if path else "random",
+        "init": sidecar.get("trained_by", Path(path).stem) if path else "random",
         "seed": config.SEED,
         "iterations": iterations,
         "train_images": train_images,

@@ -8,7 +8,6 @@ A file is what `convert/to_d2.py` writes (names like `stem.conv1.weight`, `res2.
 or a checkpoint of a whole detector (names like `backbone.res2...`).
 """
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from fvcore.common.config import CfgNode
 from torch import nn
 
 from convert.reader import load_tensors, read_checkpoint
+from convert.sidecar_files import read_sidecar, sidecar_path
 from detection.training import checkpoints
 from foundation.errors import UserError
 from foundation.files import digest_file
@@ -84,32 +84,14 @@ def load_detector(model: nn.Module, path: Path) -> None:
             value.copy_(tensors[key])
 
 
-def read_sidecar(path: Path) -> dict[str, Any]:
-    """What the converter noted beside a file of weights; empty if there is no such note.
-
-    Raises:
-        UserError: the note is not a JSON object.
-    """
-    note = path.with_suffix(".json")
-    if not note.is_file():
-        return {}
-    try:
-        content = json.loads(note.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{note}: not valid JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{note}: must hold a JSON object")
-    return content
-
-
 def check_sidecar(path: Path, config: CfgNode) -> dict[str, Any]:
-    """Compare the converter's note with the config: a network sees other images than it was trained on if the
-    colour order, the pixel statistics, the place of the strides or the depth differ. Returns the note.
+    """Compare the converter's sidecar with the config: a network sees other images than it was trained on if the
+    colour order, the pixel statistics, the place of the strides or the depth differ. Returns the sidecar.
 
     Raises:
         UserError: they differ.
     """
-    note = read_sidecar(path)
+    sidecar = read_sidecar(path)
     for field, key, value in (
         ("format", "INPUT.FORMAT", config.INPUT.FORMAT),
         ("pixel_mean", "MODEL.PIXEL_MEAN", config.MODEL.PIXEL_MEAN),
@@ -117,12 +99,12 @@ def check_sidecar(path: Path, config: CfgNode) -> dict[str, Any]:
         ("stride_in_1x1", "MODEL.RESNETS.STRIDE_IN_1X1", config.MODEL.RESNETS.STRIDE_IN_1X1),
         ("depth", "MODEL.RESNETS.DEPTH", config.MODEL.RESNETS.DEPTH),
     ):
-        if field in note and not _same(note[field], value):
+        if field in sidecar and not _same(sidecar[field], value):
             raise UserError(
-                f"{path.with_suffix('.json')} says that {path.name} needs {key} {note[field]}, but the config"
+                f"{sidecar_path(path)} says that {path.name} needs {key} {sidecar[field]}, but the config"
                 f" has {value}; set {key} accordingly"
             )
-    return note
+    return sidecar
 
 
 def _same(noted: Any, configured: Any) -> bool:

@@ -1,5 +1,6 @@
 """The commands: outputs, refusals, determinism, ways back, cost."""
 
+import fcntl
 import json
 import os
 import pickle
@@ -15,8 +16,10 @@ import torch
 import torchvision
 
 from convert import from_d2, to_d2
+from convert.sidecar_files import read_sidecar
 from convert.writer import write_together
 from foundation.errors import UserError
+from foundation.files import sha256_of
 from tests.convert.checkpoints import LINEAR, moco, own, own_finetuned, under
 from tests.convert.conftest import assert_holds, encoder_of, load_pickle, tiny_resnet, values_of
 
@@ -122,13 +125,75 @@ def test_a_failing_check_leaves_every_path(tmp_path):
     assert paths[0].read_bytes() == b"old"
 
 
+def test_sidecar_and_weights_belong_together(query, key, convert, tmp_path, monkeypatch):
+    """A conversion that is killed between the two renames leaves the sidecar of one and the weights of another."""
+    output = convert(encoder_of(query))
+    assert read_sidecar(output)["weights_sha256"] == sha256_of(output)
+    replace = os.replace
+
+    def killed(source, target):
+        if Path(target) == output:
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        convert(encoder_of(key), "--overwrite")
+    monkeypatch.undo()
+    assert_holds(output, values_of(query))
+    with pytest.raises(UserError, match=r"out\.json does not belong to .*out\.pkl.*--overwrite"):
+        read_sidecar(output)
+    with pytest.raises(UserError, match="does not belong"):
+        from_d2.main([str(output), str(tmp_path / "back.safetensors"), "--to", "safetensors"])
+    assert read_sidecar(convert(encoder_of(key), "--overwrite"))["sha256"]
+
+
+def test_sidecars_of_earlier_versions_have_no_digest(query, convert):
+    output = convert(encoder_of(query))
+    fields = json.loads(output.with_suffix(".json").read_text())
+    del fields["weights_sha256"]
+    output.with_suffix(".json").write_text(json.dumps(fields))
+    assert read_sidecar(output) == fields
+
+
+def test_files_of_killed_conversions_are_removed(query, convert, tmp_path):
+    """Not those of a conversion that is still at work, nor those of other outputs."""
+    abandoned, other, busy = (tmp_path / f".{name}.partial.pkl" for name in ("out.99999", "other.99999", "out.88888"))
+    for path in (abandoned, other, busy):
+        path.write_bytes(b"part")
+    with busy.open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        convert(encoder_of(query))
+    assert (abandoned.exists(), other.exists(), busy.exists()) == (False, True, True)
+
+
+@pytest.mark.parametrize(("epoch", "steps", "finished"), [(1, 0, False), (2, 0, True), (1, 4, True), (1, 5, False)])
+def test_an_unfinished_run_is_converted_with_a_warning(epoch, steps, finished, query, convert, capsys):
+    content = own(query, query)
+    content["position"] = {"epoch": epoch, "step": 4}
+    content["config"]["TRAIN"] = {"EPOCHS": 2, "MAX_STEPS": steps}
+    output = convert(content)
+    expected = [] if finished else ["the run was not finished: this is its state after 1 of 2 epochs"]
+    assert read_sidecar(output)["warnings"] == expected
+    assert ("warning: the run was not finished" in capsys.readouterr().out) is not finished
+
+
+def test_the_folder_of_a_run_is_taken(query, tmp_path):
+    (tmp_path / "run/checkpoints").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"not that of a run: there is no encoder\.safetensors or"):
+        to_d2.main([str(tmp_path / "run"), str(tmp_path / "out.pkl")])
+    torch.save(own(query, query), tmp_path / "run/checkpoints/last.pt")
+    to_d2.main([str(tmp_path / "run"), str(tmp_path / "out.pkl")])
+    assert_holds(tmp_path / "out.pkl", values_of(query))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["in.pth"], "--list"),
         (["in.pth", "out.pth"], r"end in \.pkl"),
         (["in.pth", "out.pkl", "--to", "timm"], r"end in \.pth"),
-        (["in.pth", "nowhere/out.pkl"], "does not exist; make it first"),
+        (["in.pth", "nowhere/out.pkl"], "does not exist; create it first"),
         (["in.pth", "folder.pkl"], "is a folder"),
         (["in.pth", "out.pth", "--to", "torchvision", "--verify"], "--to d2"),
         (["in.pth", "out.pkl", "--to", "onnx"], "invalid choice"),

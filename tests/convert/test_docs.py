@@ -32,7 +32,10 @@ def test_commands(tmp_path, monkeypatch):
         if script.endswith("from_d2.py"):
             model = {name: torch.from_numpy(value) for name, value in load_pickle(Path("moco_v2.pkl"))["model"].items()}
             torch.save({"model": under("backbone.bottom_up.", model)}, "model_final.pth")
-            Path("model_final.json").write_text(Path("moco_v2.json").read_text())
+            Path("config.yaml").write_text(
+                "INPUT: {FORMAT: RGB}\nMODEL:\n  PIXEL_MEAN: [123.675, 116.28, 103.53]\n"
+                "  PIXEL_STD: [58.395, 57.12, 57.375]\n  RESNETS: {STRIDE_IN_1X1: false}\n"
+            )
             from_d2.main(arguments)
         else:
             to_d2.main(arguments)

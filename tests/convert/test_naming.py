@@ -52,7 +52,7 @@ def test_byol_from_deepmind(query, key, convert, foreign_class):
     assert_holds(output, values_of(query))
     note = note_of(output)
     assert note["family"] == "BYOL (DeepMind)"
-    assert "SAME padding" in note["notes"][0]
+    assert "SAME padding" in note["warnings"][0]
     assert_holds(convert(data, "--branch", "target", name="b.pkl", output="target.pkl"), values_of(key))
 
 
@@ -89,10 +89,14 @@ def test_simclr_v1_is_told_by_what_its_first_layer_has_seen(convert):
 
 @pytest.mark.parametrize("by_torch", [False, True], ids=["pickle", "torch.save"])
 def test_what_other_converters_wrote_for_detectron2(by_torch, query, convert):
-    """MoCo's converter pickles; the one of CorInfoMax's authors, and VISSL's, hand numpy arrays to torch.save."""
+    """MoCo's converter pickles, with the classifier behind `stem.`; the one of CorInfoMax's authors, and VISSL's, hand
+    numpy arrays to torch.save.
+    """
     model = {detectron2_name(name): value for name, value in values_of(query).items()}
+    model |= {f"stem.fc.{name}": value.numpy() for name, value in mlp("", 0, 2).items()}
     content = {"model": model, "__author__": "MOCO", "matching_heuristics": True}
     output = convert(content if by_torch else pickle.dumps(content), name="converted.pkl")
     assert_holds(output, values_of(query))
     note = note_of(output)
     assert (note["family"], note["format"], note["stride_in_1x1"]) == ("Detectron2", "RGB", False)
+    assert note["dropped"] == {"stem.fc": 4}
