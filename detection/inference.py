@@ -153,13 +153,13 @@ def highest_score(output: Mapping[str, Any]) -> float:
     return float(max(scores, default=0.0))
 
 
-def to_overlays(output: Mapping[str, Any], classes: Classes, threshold: float) -> list[Overlay]:
-    """What to draw: the detections with a score of at least `threshold`, the highest-scoring last and so on top."""
+def to_overlays(output: Mapping[str, Any], classes: Classes, thresholds: Sequence[float]) -> list[Overlay]:
+    """What to draw: the detections with at least the threshold of their class; the highest-scoring last, on top."""
     colours = class_colours(range(len(classes.names)))
     if "instances" not in output:
         return _regions(output["sem_seg"], classes, colours)
     found = output["instances"]
-    found = found[found.scores >= threshold]
+    found = found[found.scores >= found.scores.new_tensor(thresholds)[found.pred_classes]]
     masks = found.pred_masks.numpy().astype("uint8") if found.has("pred_masks") else [None] * len(found)
     joints = found.pred_keypoints.tolist() if found.has("pred_keypoints") else [[]] * len(found)
     overlays = []

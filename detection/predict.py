@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 MOST_SCALE = 20.0
+AUTO = "auto"
 
 
 def build_parser() -> ArgumentParser:
@@ -43,7 +44,12 @@ def build_parser() -> ArgumentParser:
     parser.add_argument("--batch-size", type=int, default=1, metavar="N", help="images at a time; default 1")
     parser.add_argument("--scale", type=float, default=1.0, metavar="S", help="enlarge the drawn images; default 1")
     parser.add_argument(
-        "--score-threshold", type=float, default=0.5, metavar="S", help="least score of what is drawn; default 0.5"
+        "--score-threshold",
+        type=threshold,
+        default=0.5,
+        metavar="S|auto",
+        help="least score of what is drawn; default 0.5; auto: for each class the one with the best F1 in the run's"
+        " evaluation",
     )
     parser.add_argument("images", nargs="+", metavar="IMAGE|FOLDER", help="images, or folders of images")
     return parser
@@ -88,9 +94,14 @@ def _read(files: Sequence[Path], failed: Callable[[int, str], None]) -> "Iterato
             failed(index, str(error))
 
 
+def threshold(text: str) -> float | None:
+    """The value of --score-threshold; None for `auto`."""
+    return None if text == AUTO else float(text)
+
+
 def _check(arguments: argparse.Namespace) -> None:
-    if not 0 <= arguments.score_threshold <= 1:
-        raise UserError(f"--score-threshold must be in 0..1, not {arguments.score_threshold}")
+    if arguments.score_threshold is not None and not 0 <= arguments.score_threshold <= 1:
+        raise UserError(f"--score-threshold must be in 0..1 or auto, not {arguments.score_threshold}")
     if arguments.batch_size < 1:
         raise UserError(f"--batch-size must be at least 1, not {arguments.batch_size}")
     if not 0 < arguments.scale <= MOST_SCALE:
@@ -120,8 +131,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise UserError(f"{folder} cannot be written: {error.strerror or error}") from error
 
     from detection import inference
+    from detection.evaluation.operating_points import Thresholds, read_thresholds
     from foundation.canvas import draw_overlays
 
+    chosen = arguments.score_threshold
+    thresholds = read_thresholds(Path(arguments.weights).parent) if chosen is None else Thresholds(chosen, {})
     config, model = inference.build_detector(arguments.config, arguments.weights)
     classes = inference.classes_of(config, results.categories)
     broken: list[Path] = []
@@ -135,7 +149,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     empty, highest = 0, 0.0
     images = inference.in_batches(model, config, _read(files, failed), arguments.batch_size, failed)
     for index, image, output in images:
-        overlays = inference.to_overlays(output, classes, arguments.score_threshold)
+        overlays = inference.to_overlays(output, classes, [thresholds.of(name) for name in classes.names])
         if drawn:
             draw_overlays(image, overlays, arguments.scale).save(drawn[index])
         if arguments.json:
@@ -144,13 +158,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         if not overlays:
             score = inference.highest_score(output)
             empty, highest = empty + 1, max(highest, score)
-            text += f" (highest score {score:.2f}, --score-threshold {arguments.score_threshold:g})"
+            text += f" (highest score {score:.2f}, --score-threshold {AUTO if chosen is None else f'{chosen:g}'})"
         progress.write(f"{drawn[index] if drawn else files[index]}: {text}")
         progress.update()
     progress.close()
     if empty == len(files) - len(broken) > 0:
         print(
-            f"no image has an object with a score of {arguments.score_threshold:g} or more; the highest score is"
+            f"no image has an object with a score of {thresholds.overall:g} or more; the highest score is"
             f" {highest:.2f}: lower --score-threshold to see more"
         )
     if arguments.json:

@@ -11,7 +11,11 @@ All twelve numbers equal pycocotools' to within 1e-12, which the tests check.
         "precision_recall": {"recall": [0.0, 0.01, .., 1.0], "0.5": [..], "0.75": [..], "mean": [..]},
         "errors": {"classification": 2.1, "localisation": 6.3, "both": .., "duplicate": .., "background": ..,
                    "missed": ..},
-        "counts": {"detections": .., "correct": .., "ignored": .., "objects": .., "classification": .., ..}
+        "counts": {"detections": .., "correct": .., "ignored": .., "objects": .., "classification": .., ..},
+        "thresholds": {"best": {"score": 0.61, "precision": .., "recall": .., "f1": ..},
+                       "classes": [{"name": "person", "score": 0.58, "precision": .., "recall": .., "f1": ..}, ..],
+                       "curve": {"score": [0.0, 0.01, .., 1.0], "precision": [..], "recall": [..], "f1": [..]}},
+        "confusion": {"score": 0.61, "names": ["person", .., "background"], "counts": [[..], ..]}
      },
      "segm": {..}}
 
@@ -23,6 +27,8 @@ All twelve numbers equal pycocotools' to within 1e-12, which the tests check.
 - `errors` is by how many points AP50 would rise if every error of that kind, and no other, were corrected; `counts`
   how many there are. `errors.py` defines the kinds. Both are null for keypoints, where the IoU with the background has
   no meaning, and `errors` is null where there is no object at all.
+- `thresholds` and `confusion` are explained in `operating_points.py`; null for keypoints, and `confusion` also for more
+  than 100 classes and where no detection is correct.
 """
 
 import json
@@ -38,7 +44,7 @@ from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import Instances
 
 from detection.data.annotations import read_annotations
-from detection.evaluation import errors, scores
+from detection.evaluation import errors, operating_points, scores
 from foundation.files import write_atomic
 
 logger = logging.getLogger(__name__)
@@ -152,11 +158,18 @@ def analyse(evaluation: Any) -> dict[str, Any]:
         "precision_recall": errors.precision_recall_curves(_precision(evaluation), evaluation.params.iouThrs),
         "errors": None,
         "counts": None,
+        "thresholds": None,
+        "confusion": None,
     }
     if task != "keypoints":
         joined = errors.join(classify_images(evaluation))
         gains = errors.gains(joined, len(entry["classes"])) if len(joined.object_classes) else {}
-        entry.update(errors=gains or None, counts=errors.counts(joined))
+        class_names = [each["name"] for each in entry["classes"]]
+        thresholds = operating_points.thresholds(joined, class_names)
+        entry.update(errors=gains or None, counts=errors.counts(joined), thresholds=thresholds)
+        if thresholds["best"]:
+            images, score = compared_images(evaluation), thresholds["best"]["score"]
+            entry["confusion"] = operating_points.confusion(images, class_names, score)
     return entry
 
 
@@ -180,11 +193,16 @@ def describe_classes(evaluation: Any) -> list[dict[str, Any]]:
 
 
 def classify_images(evaluation: Any) -> Iterator[errors.Outcomes]:
-    """The outcomes of detections and objects, image by image, with as many detections as the evaluation takes."""
+    """The outcomes of detections and objects, image by image."""
+    return (errors.classify(*image) for image in compared_images(evaluation))
+
+
+def compared_images(evaluation: Any) -> Iterator[operating_points.Compared]:
+    """Detections beside objects, image by image, with as many detections as the evaluation takes."""
     numbers = {category: number for number, category in enumerate(evaluation.params.catIds)}
     for image in evaluation.params.imgIds:
         detections, ground_truth, ious = evaluation.compared[image]
-        yield errors.classify(
+        yield operating_points.Compared(
             ious,
             np.array([entry["score"] for entry in detections]),
             np.array([numbers[entry["category_id"]] for entry in detections], int),

@@ -1,6 +1,8 @@
 """Pictures through detectors of random weights: batches, files that are none, COCO results, what is drawn."""
 
 import json
+import re
+from pathlib import Path
 
 import numpy
 import pytest
@@ -209,6 +211,22 @@ def test_where_nothing_is_found_the_threshold_is_named(recipe, pictures, tmp_pat
     assert "no image has an object with a score of 1 or more; the highest score is 0." in said
 
 
+def test_the_threshold_of_each_class_is_taken_from_the_evaluation_of_the_run(recipe, pictures, tmp_path, capsys):
+    """At 0 everything is drawn and at 1 nothing; without an evaluation the run is named."""
+    folder = Path(recipe[-1]).parent
+    arguments = [*recipe, "--json", str(tmp_path / "f.json"), "--score-threshold", "auto", str(pictures / "0.png")]
+    with pytest.raises(UserError, match=re.escape(str(folder / "predictions" / "analysis.json"))):
+        predict.main(arguments)
+    (folder / "predictions").mkdir()
+    for score, objects in ((0.0, 5), (1.0, 0)):
+        entry = {"bbox": {"thresholds": {"best": {"score": score}, "classes": [{"name": "none", "score": None}]}}}
+        (folder / "predictions" / "analysis.json").write_text(json.dumps(entry))
+        predict.main(arguments)
+        assert f"0.png: {objects} objects" in capsys.readouterr().out
+    (overlay,) = inference.to_overlays(instances(), CLASSES, [0.3, 0.95])
+    assert overlay.text == "one 0.40"
+
+
 def test_pictures_keep_their_size_unless_asked(recipe, pictures, tmp_path):
     picture = str(pictures / "1.png")
     predict.main([*recipe, "--output", str(tmp_path / "same"), picture])
@@ -246,7 +264,7 @@ CLASSES = Classes(["one", "two"], [10, 20], [(0, 1), (1, 2)])
 
 def test_boxes_without_masks():
     """As RetinaNet and VOC's detectors give them."""
-    (shape,) = inference.to_overlays(instances(), CLASSES, 0.5)
+    (shape,) = inference.to_overlays(instances(), CLASSES, [0.5, 0.5])
     assert shape.box == (2, 3, 12, 23)
     assert shape.mask is None
     assert shape.text == "two 0.90"
@@ -260,7 +278,7 @@ def test_keypoints_are_joined_where_they_are_seen():
     spots = torch.tensor([[[3.0, 4, 0.9], [5, 6, 0.8], [7, 8, 0.01]]] * 2)
     output = instances(pred_keypoints=spots)
     records = inference.to_records(output, 7, CLASSES)
-    (shape,) = inference.to_overlays(output, CLASSES, 0.5)
+    (shape,) = inference.to_overlays(output, CLASSES, [0.5, 0.5])
     assert shape.points == ((3, 4), (5, 6))
     assert shape.limbs == (((3, 4), (5, 6)),)
     assert records[0]["keypoints"][:3] == pytest.approx([2.5, 3.5, 0.9])  # COCO counts pixels by their centres
@@ -270,7 +288,7 @@ def test_keypoints_are_joined_where_they_are_seen():
 def test_regions_of_semantic_segmentation():
     scores = torch.zeros(2, 30, 40)
     scores[1, :, 25:] = 1
-    overlays = inference.to_overlays({"sem_seg": scores}, CLASSES, 0.5)
+    overlays = inference.to_overlays({"sem_seg": scores}, CLASSES, [0.5, 0.5])
     assert [(overlay.text, overlay.box, int(overlay.mask.sum())) for overlay in overlays] == [
         ("one", None, 750),
         ("two", None, 450),
@@ -282,7 +300,9 @@ def test_regions_of_semantic_segmentation():
 
 
 def test_the_background_is_no_region():
-    overlays = inference.to_overlays({"sem_seg": torch.ones(2, 30, 40)}, Classes(["background", "two"], [1, 2]), 0.5)
+    overlays = inference.to_overlays(
+        {"sem_seg": torch.ones(2, 30, 40)}, Classes(["background", "two"], [1, 2]), [0.5] * 2
+    )
     assert overlays == []
 
 

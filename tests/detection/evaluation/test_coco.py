@@ -198,6 +198,10 @@ def test_the_analysis_agrees_with_the_scores(task, seed):
     assert errors.corrected_ap50(joined, 4, errors.ERRORS) == 1
     assert entry["counts"]["ignored"] > 0
     assert min(entry["errors"].values()) >= 0
+    best, matrix = entry["thresholds"]["best"], np.array(entry["confusion"]["counts"])
+    assert matrix[:-1].sum(axis=1).tolist() == [line["objects"] for line in classes]
+    assert np.trace(matrix) / matrix[:, :-1].sum() == pytest.approx(best["precision"], abs=1e-6)
+    assert np.trace(matrix) / matrix[:-1].sum() == pytest.approx(best["recall"], abs=1e-6)
 
 
 @pytest.fixture
