@@ -4,7 +4,7 @@ import json
 import logging
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ MAX_LINES_BYTES = 1024**3  # of a file that is read line by line
 MAX_LINE_BYTES = 1024**2
 MAX_DEPTH = 100  # of arrays and objects within one another; readers may recurse over what they get
 
+ObjectHook = Callable[[dict[str, Any]], Any]
+
 logger = logging.getLogger(__name__)
 
 # For `bytes.translate`: an opening bracket becomes +1, a closing bracket -1 (as signed bytes), the rest is deleted.
@@ -24,8 +26,10 @@ _NO_BRACKETS = bytes(set(range(256)) - set(b"[{]}"))
 _STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+(?:"|\Z)', re.DOTALL)
 
 
-def read_json(path: Path, max_bytes: int = MAX_BYTES) -> Any:
+def read_json(path: Path, max_bytes: int = MAX_BYTES, object_hook: ObjectHook | None = None) -> Any:
     """The content of a JSON file; a byte order mark is accepted.
+
+    `object_hook` may replace each object as soon as it is parsed, which saves memory in files of gigabytes.
 
     Raises:
         UserError: the file is missing, unreadable, not a regular file, larger than `max_bytes`, not JSON, or nested
@@ -36,7 +40,13 @@ def read_json(path: Path, max_bytes: int = MAX_BYTES) -> Any:
         data = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
-    return parse_json(data, str(path))
+    _check_depth(data, str(path))
+    try:
+        text = data.decode(json.detect_encoding(data))
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: not valid JSON ({error})") from error
+    del data
+    return _parse(text, str(path), object_hook)
 
 
 def parse_json(data: bytes, name: str) -> Any:
@@ -45,11 +55,19 @@ def parse_json(data: bytes, name: str) -> Any:
     Raises:
         UserError: the text is not JSON, or nested more than `MAX_DEPTH` deep.
     """
+    _check_depth(data, name)
+    return _parse(data, name)
+
+
+def _check_depth(data: bytes, name: str) -> None:
     # Brackets within strings count only if there are enough of them to matter, because removing strings takes longer.
     if _depth(data) > MAX_DEPTH and _depth(_STRING.sub(b"", data)) > MAX_DEPTH:
         raise UserError(f"{name} is not usable JSON: it is nested more than {MAX_DEPTH} deep")
+
+
+def _parse(text: str | bytes, name: str, object_hook: ObjectHook | None = None) -> Any:
     try:
-        return json.loads(data)
+        return json.loads(text, object_hook=object_hook)
     except (ValueError, RecursionError) as error:  # a wrong encoding and integers of 5,000 digits are ValueErrors too
         raise UserError(f"{name} is damaged: not valid JSON ({error})") from error
 

@@ -4,10 +4,13 @@ What can mean only one thing is converted: numbers given as text, whole numbers 
 points, numbers as names. What cannot is a `Problem` that names the record and the key. `docs/data.md` has the table.
 """
 
+import contextlib
 import functools
+import gc
 import math
 import os
 import re
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -95,13 +98,16 @@ def read_annotations(path: Path, lvis: bool = False) -> Annotations:
         UserError: it cannot be read, is not JSON or has no lists of images and categories. Records with mistakes are
             no error here but `problems`.
     """
-    content = read_json(path, MAX_BYTES)
-    if not isinstance(content, dict):
-        raise UserError(f"{path} is not in COCO's format: it must be an object with images, annotations and categories")
-    for key in ("images", "annotations", "categories"):
-        if not isinstance(content.get(key, [] if key == "annotations" else None), list):
-            raise UserError(f"{path} is not in COCO's format: there is no list {key!r}")
-    return _Reader(path, lvis).read(content)
+    with _collector_paused():
+        content = read_json(path, MAX_BYTES, object_hook=_compact)
+        if not isinstance(content, dict):
+            raise UserError(
+                f"{path} is not in COCO's format: it must be an object with images, annotations and categories"
+            )
+        for key in ("images", "annotations", "categories"):
+            if not isinstance(content.get(key, [] if key == "annotations" else None), list):
+                raise UserError(f"{path} is not in COCO's format: there is no list {key!r}")
+        return _Reader(path, lvis).read(content)
 
 
 def read_categories(path: Path) -> list[str]:
@@ -128,7 +134,8 @@ def category_records(path: Path) -> Sequence[Mapping[str, Any]]:
 
 @functools.lru_cache(maxsize=64)
 def _category_records(path: Path, modified: int, size: int) -> Sequence[Mapping[str, Any]]:
-    content = read_json(path, MAX_BYTES)
+    with _collector_paused():
+        content = read_json(path, MAX_BYTES, object_hook=_compact)
     records = content.get("categories") if isinstance(content, dict) else None
     if not isinstance(records, list):
         raise UserError(f"{path} is not in COCO's format: there is no list 'categories'")
@@ -226,6 +233,29 @@ def read_id(value: Any) -> int | str:
     raise ValueError("must be a whole number or text")
 
 
+@contextlib.contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Without Python's garbage collector, which would look through millions of new objects again and again: half of the
+    time of reading COCO.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _compact(record: Record) -> Record:
+    """Called with each object as soon as it is parsed: polygons take a quarter of the memory as arrays of numbers."""
+    polygons = record.get("segmentation")
+    if type(polygons) is list:
+        with contextlib.suppress(TypeError, OverflowError):  # of another form: left to the reader
+            record["segmentation"] = [array("d", each) for each in polygons]
+    return record
+
+
 def _to_right(match: re.Match[str]) -> str:
     right = "right" if len(match.group()) > 1 else "r"
     if match.group().isupper():
@@ -271,10 +301,11 @@ class _Reader:
         return result
 
     def _records(
-        self, name: str, records: Sequence[Any], convert: Callable[[str, Record], Record | None]
+        self, name: str, records: list[Any], convert: Callable[[str, Record], Record | None]
     ) -> Iterator[Record]:
-        for index, record in enumerate(records):
-            where = f"{name}[{index}]"
+        for index in range(len(records)):
+            record, where = records[index], f"{name}[{index}]"
+            records[index] = None  # what has been converted need not stay in memory twice
             if not isinstance(record, dict):
                 self._note(Fault.VALUE, f"{where} is {_shown(record)}: must be an object")
                 continue
@@ -388,7 +419,7 @@ class _Reader:
     def _area(self, value: Any, image: Record, result: Record) -> float:
         """As given if it is a positive number, else that of the mask, else that of the box."""
         try:
-            area = read_number(value)
+            area = value if type(value) is float and 0 < value < math.inf else read_number(value)
         except ValueError:
             area = 0
         if area <= 0:

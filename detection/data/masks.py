@@ -60,7 +60,8 @@ def read_mask(value: Any) -> Mask:
     if not isinstance(value, list):
         raise ValueError("must be a list of polygons or a run-length code")
     try:
-        polygons, converted = [array("d", each) for each in value], ""
+        polygons = [each if type(each) is array else array("d", each) for each in value]
+        converted = ""
     except (TypeError, OverflowError):
         polygons, converted = _convert_polygons(value)
     if len(polygons) >= LEAST_COORDINATES // 2 and all(len(each) == 2 for each in polygons):
