@@ -147,7 +147,6 @@ def load(name: str, overrides: Sequence[str] = ()) -> CfgNode:
     _check_effects(config)
     _check_input(config)
     _check_solver(config)
-    _check_model(config)
     if not 0 < config.DATASETS.FRACTION <= 1:
         raise UserError(f"DATASETS.FRACTION must be above 0 and at most 1, not {config.DATASETS.FRACTION}")
     for part in ("TRAIN", "TEST"):
@@ -158,8 +157,18 @@ def load(name: str, overrides: Sequence[str] = ()) -> CfgNode:
             f"DATASETS.TEST must name one dataset, not {', '.join(config.DATASETS.TEST)}: evaluate the others with"
             " --eval-only, each in an --output of its own"
         )
-    config.MODEL.RESNETS.RES2_OUT_CHANNELS = RES2_CHANNELS[config.MODEL.RESNETS.DEPTH]
+    complete(config)
     return config
+
+
+def complete(config: CfgNode) -> None:
+    """Set what follows from other keys, in place.
+
+    Raises:
+        UserError: keys of the model do not go together.
+    """
+    _check_model(config)
+    config.MODEL.RESNETS.RES2_OUT_CHANNELS = RES2_CHANNELS[config.MODEL.RESNETS.DEPTH]
 
 
 def for_one_process(config: CfgNode) -> tuple[CfgNode, list[str]]:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from foundation.errors import ArgumentParser, run
+from foundation.errors import ArgumentParser, UserError, run
 from foundation.locks import hold
 
 
@@ -34,12 +34,14 @@ def build_parser() -> ArgumentParser:
     """The arguments of the command."""
     parser = ArgumentParser(prog="train_net.py", description=__doc__)
     add = parser.add_argument
-    add("--config", required=True, metavar="NAME|PATH", help="a recipe of configs/detection")
+    add("--config", metavar="NAME|PATH", help="a recipe of configs/detection; may be left out with --train-json")
     add("--output", metavar="DIR", help="folder of the run (OUTPUT_DIR)")
     add("--weights", metavar="FILE", help="weights to start from (MODEL.WEIGHTS)")
     add("--resume", action="store_true", help="continue from the last intact checkpoint in DIR")
     add("--eval-only", action="store_true", help="evaluate a whole detector, do not train")
     add("--check-data", action="store_true", help="list what is wrong with the datasets, and stop")
+    add("--dry-run", action="store_true", help="print what the run comes to, with memory and hours, and stop")
+    add("--show-data", type=int, metavar="N", help="draw N training images as the model gets them, and stop")
     machines = parser.add_argument_group("machines")
     machines.add_argument("--num-gpus", type=int, metavar="N", help="GPUs of this machine; 0 is the CPU")
     machines.add_argument("--num-machines", type=int, default=1, metavar="N")
@@ -59,9 +61,16 @@ def build_parser() -> ArgumentParser:
     )
     own = parser.add_argument_group("data of your own, in COCO's format")
     own.add_argument("--train-json", metavar="FILE", help="annotations to train on")
-    own.add_argument("--train-images", metavar="DIR", help="the folder of their images")
+    own.add_argument("--train-images", metavar="DIR", help="the folder of their images, where it is not beside FILE")
     own.add_argument("--test-json", metavar="FILE", help="annotations to evaluate on")
-    own.add_argument("--test-images", metavar="DIR", help="the folder of their images")
+    own.add_argument("--test-images", metavar="DIR", help="the folder of their images, where it is not beside FILE")
+    own.add_argument(
+        "--val-fraction",
+        type=float,
+        default=0.2,
+        metavar="F",
+        help="without --test-json, this fraction of the training images is set aside to evaluate on; default 0.2",
+    )
     parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="config keys, for instance SEED 3")
     return parser
 
@@ -70,6 +79,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line, with all KEY VALUE in `overrides`."""
     arguments = build_parser().parse_args(argv)
     arguments.overrides = [*getattr(arguments, "rest", ()), *arguments.overrides]
+    if arguments.config is None and not arguments.train_json:
+        raise UserError("name a recipe with --config, or data of your own with --train-json FILE")
     return arguments
 
 
@@ -85,6 +96,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         from detection.checks import audit
 
         raise SystemExit(audit.run(config))
+    if arguments.dry_run:
+        from detection.training import dry_run
+
+        for line in dry_run.describe(config, arguments.num_machines * max(arguments.num_gpus, 1)):
+            print(line, flush=True)
+        return
     if arguments.eval_only:
         given = arguments.weights is not None or "MODEL.WEIGHTS" in arguments.overrides[::2]
         launch.run(arguments, trainer.evaluate, config, name, prepare.check_evaluation(config, given))

@@ -3,19 +3,25 @@ the first step.
 """
 
 import argparse
+import atexit
+import shutil
+import tempfile
 from pathlib import Path
 
 import torch
+from detectron2.data import DatasetCatalog
 from fvcore.common.config import CfgNode
 
 from detection import config as configs
 from detection.checks import preflight
-from detection.data import datasets, requirements
-from detection.training import checkpoints, model, run_folder, scaling
+from detection.data import custom, datasets, requirements
+from detection.training import checkpoints, model, plan, run_folder, scaling, weights
 from foundation import devices
-from foundation.config import override_pairs
+from foundation.config import config_folder, find_config, override_pairs
 from foundation.errors import UserError
 
+DEFAULT_RECIPES = {"cuda": "coco_R50_FPN_1x_moco", "cpu": "shapes_R18_FPN"}  # for data of one's own
+SPLIT = "data"  # folder in the run's, with the two parts of a dataset
 COCO_KEYPOINTS, MEAN_SIGMA = 17, 0.067  # of a person; the mean of their tolerances in COCO's evaluation
 
 
@@ -26,18 +32,25 @@ def configure(arguments: argparse.Namespace) -> CfgNode:
         UserError: a wrong key or value, choices that exclude each other, or more GPUs than there are.
     """
     _check_choices(arguments)
-    config = configs.load(arguments.config, arguments.overrides)
+    own = _own_datasets(arguments)
+    if arguments.config is None:
+        arguments.config = DEFAULT_RECIPES["cuda" if _gpus(arguments, "cuda") else "cpu"]
+    names = [text for part, name in own.items() for text in (f"DATASETS.{part}", repr((name,)))]
+    config = configs.load(arguments.config, [*names, *arguments.overrides])
     if arguments.output:
         config.OUTPUT_DIR = arguments.output
     elif config.OUTPUT_DIR == configs.default_config().OUTPUT_DIR:
-        config.OUTPUT_DIR = str(Path(config.OUTPUT_DIR) / Path(arguments.config).stem)
+        config.OUTPUT_DIR = default_output(arguments.config)
     if arguments.weights is not None:
         config.MODEL.WEIGHTS = arguments.weights
-    config = _with_own_data(config, arguments)
-    if arguments.lr_preset:
-        config = scaling.apply_preset(config, arguments.lr_preset)
     arguments.num_gpus = _gpus(arguments, config.MODEL.DEVICE)
     config.MODEL.DEVICE = "cuda" if arguments.num_gpus else "cpu"
+    if own:
+        _fit_to_data(config, trains="TRAIN" in own)
+    if "TRAIN" in own and find_config(arguments.config, "detection").parent == config_folder("detection"):
+        _apply_plan(config, arguments)
+    if arguments.lr_preset:
+        config = scaling.apply_preset(config, arguments.lr_preset)
     processes = arguments.num_machines * max(arguments.num_gpus, 1)
     config = scaling.scale(config, processes)
     if processes == 1:
@@ -113,22 +126,58 @@ def _check_choices(arguments: argparse.Namespace) -> None:
             raise UserError("--seeds and --sweep-lr work on one machine: start the runs one by one, each with its SEED")
 
 
-def _with_own_data(config: CfgNode, arguments: argparse.Namespace) -> CfgNode:
-    """The user's own datasets in place of the recipe's, with their number of classes."""
-    train = (arguments.train_json, arguments.train_images)
-    test = (arguments.test_json, arguments.test_images)
-    if not any((*train, *test)):
-        return config
-    parts = {"TEST": test} if arguments.eval_only and not any(train) else {"TRAIN": train, "TEST": test}
-    for part, (annotations, images) in parts.items():
-        if not annotations or not images:
-            raise UserError(
-                "a dataset of your own needs --train-json FILE, --train-images DIR, --test-json FILE and --test-images"
-                " DIR; with --eval-only, the latter two"
-            )
-        config.DATASETS[part] = (datasets.custom_name(Path(annotations), Path(images)),)
-    _fit_to_data(config, trains=any(train))
-    return config
+def default_output(recipe: str) -> str:
+    """The folder of a run where none is named."""
+    return str(Path(configs.default_config().OUTPUT_DIR) / Path(recipe).stem)
+
+
+def _own_datasets(arguments: argparse.Namespace) -> dict[str, str]:
+    """Names of the user's own datasets, by the part that they take, TRAIN and TEST; empty where there are none.
+
+    Without a file to evaluate on, a part of the training images is set aside for it.
+    """
+    train, test = arguments.train_json, arguments.test_json
+    if not train and not test:
+        if arguments.train_images or arguments.test_images:
+            raise UserError("--train-images and --test-images go with --train-json and --test-json")
+        return {}
+    if not train and not arguments.eval_only:
+        raise UserError("data of your own to train on needs --train-json FILE; --test-json alone goes with --eval-only")
+    folders = {
+        file: Path(images) if images else custom.find_images(Path(file))
+        for file, images in ((train, arguments.train_images), (test, arguments.test_images))
+        if file
+    }
+    if test:
+        parts = {"TRAIN": train, "TEST": test} if train else {"TEST": test}
+        return {part: datasets.custom_name(Path(file), folders[file]) for part, file in parts.items()}
+    if not 0 < arguments.val_fraction < 1:
+        raise UserError(f"--val-fraction must be between 0 and 1, not {arguments.val_fraction}")
+    folder = Path(arguments.output or default_output(arguments.config or "own")) / SPLIT
+    if arguments.check_data or arguments.dry_run or arguments.show_data:  # these leave no trace
+        folder = Path(tempfile.mkdtemp(prefix="split-"))
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    files = custom.split(Path(train), arguments.val_fraction, folder)
+    print(f"note: {arguments.val_fraction:.0%} of the images, by chance, are set aside to evaluate on (--val-fraction)")
+    return {
+        part: datasets.custom_name(file, folders[train].resolve())
+        for part, file in zip(("TRAIN", "TEST"), files, strict=True)
+    }
+
+
+def _apply_plan(config: CfgNode, arguments: argparse.Namespace) -> None:
+    """Work out a schedule, sizes and anchors for the user's own training images, and print them."""
+    given = {key for key, _ in override_pairs(arguments.overrides)}
+    (name,) = config.DATASETS.TRAIN
+    datasets.register([name])
+    # With an exponent, the schedule of all images is shortened afterwards.
+    fraction = 1.0 if config.SOLVER.FRACTION_EXPONENT else config.DATASETS.FRACTION
+    images = plan.survey(DatasetCatalog.get(name), fraction)
+    depth = weights.read_sidecar(Path(config.MODEL.WEIGHTS)).get("depth") if config.MODEL.WEIGHTS else None
+    print("plan for your own data (KEY VALUE on the command line takes precedence):")
+    for line in plan.apply(config, images, config.MODEL.DEVICE, given, depth):
+        print(f"  {line}")
+    configs.complete(config)
 
 
 def _fit_to_data(config: CfgNode, trains: bool) -> None:

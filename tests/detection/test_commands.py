@@ -23,7 +23,7 @@ ROOT = Path(train_net.__file__).parent
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "--config"),
+        ([], "name a recipe with --config"),
         (["--config", "coco_R50_C5"], "coco_R50_C4"),
         (["--config", "coco_R50_C4", "SOLVER.BASE_LEARNING_RATE", "1"], "did you mean 'SOLVER.BASE_LR'"),
         (["--config", "coco_R50_C4", "--num-gpus", "99"], "--num-gpus 99: this machine has"),
@@ -42,7 +42,7 @@ ROOT = Path(train_net.__file__).parent
         ),
         (["--config", "coco_R50_C4", "--sweep-lr", "0.1", "--eval-only"], "they do not go with --eval-only"),
         (["--config", "coco_R50_C4", "--num-gpus", "0", "--sweep-lr", "0"], "--sweep-lr needs rates above 0"),
-        (["--config", "coco_R50_C4", "--train-json", "a.json"], "needs --train-json FILE, --train-images DIR"),
+        (["--config", "coco_R50_C4", "--train-json", "a.json"], "a.json cannot be read: No such file"),
         (["--config", "coco_R50_C4", "--test-json", "a.json", "--test-images", "b"], "needs --train-json FILE"),
     ],
 )

@@ -1,0 +1,144 @@
+"""`--dry-run`: what a run comes to before anything is trained: epochs, learning rates, memory and hours.
+
+Time and memory are measured on a few passes of the model over training images on this machine, of one process.
+"""
+
+import resource
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+
+import torch
+from detectron2.data import DatasetCatalog
+from detectron2.utils.events import EventStorage
+from fvcore.common.config import CfgNode
+from fvcore.nn.precise_bn import get_bn_modules
+
+from detection.data import datasets, loading, training_data
+from detection.training import scaling, trainer
+from foundation import devices, machine
+
+TIMED = 3  # passes, after one to warm up
+FEW = 2  # images in a timed pass on a CPU, for which large images take minutes otherwise
+QUICK = 1.0  # seconds of such a pass, below which a full pass is timed instead
+EVALUATED = 4  # images
+FORWARD = 1 / 3  # of the time of a training pass: estimating batch norms runs no backward pass
+
+
+def describe(config: CfgNode, processes: int) -> Iterator[str]:
+    """The lines to print for a config that was scaled to the number of processes.
+
+    Raises:
+        UserError: the datasets cannot be read, or the model cannot be built or does not fit the device.
+    """
+    solver, device = config.SOLVER, config.MODEL.DEVICE
+    datasets.register((*config.DATASETS.TRAIN, *config.DATASETS.TEST))
+    images = training_data.read(config)
+    held_out = len(DatasetCatalog.get(config.DATASETS.TEST[0]))
+    yield scaling.describe(config, processes, len(images.records))
+    model = trainer.TransferTrainer.build_model(config)
+    optimizer = trainer.TransferTrainer.build_optimizer(config, model)
+    yield _rates(config, optimizer)
+    weights = sum(parameter.numel() for parameter in model.parameters())
+    evaluations = 1 + ((solver.MAX_ITER - 1) // config.TEST.EVAL_PERIOD if config.TEST.EVAL_PERIOD else 0)
+    yield f"{weights / 1e6:.1f} million parameters; checkpoints of {weights * 8 / 1e6:.0f} MB (weights and momentum)"
+    yield f"{evaluations} evaluation{'s' * (evaluations > 1)} on {held_out:,} images"
+
+    per_pass = solver.IMS_PER_BATCH // (processes * solver.ACCUMULATION)
+    timed = min(per_pass, FEW) if device == "cpu" else per_pass
+    with devices.report_out_of_memory(scaling.advise_on_memory(config, processes)):
+        computing, reading = _time_training(config, images, model, optimizer, timed)
+        if timed < per_pass and computing < QUICK:
+            timed = per_pass
+            computing, reading = _time_training(config, images, model, optimizer, timed)
+        evaluating = _time_evaluation(config, model)
+    yield _memory(device, timed)
+    workers = config.DATALOADER.NUM_WORKERS
+    parts = per_pass * solver.ACCUMULATION / timed
+    computing, reading = computing * parts, reading * parts / max(1, workers)
+    iteration = max(computing, reading) if workers else computing + reading
+    precise = config.TEST.PRECISE_BN
+    estimating = precise.NUM_ITER * iteration * FORWARD if precise.ENABLED and get_bn_modules(model) else 0.0
+    testing = evaluations * (evaluating * held_out / processes + estimating)
+    training = solver.MAX_ITER * iteration
+    bound = "; reading images takes longer than computing: raise DATALOADER.NUM_WORKERS" * (reading > computing)
+    yield (
+        f"{iteration:.2f} s an iteration{bound}; training {_duration(training)}, evaluation {_duration(testing)},"
+        f" together {_duration(training + testing)}"
+    )
+
+
+def _rates(config: CfgNode, optimizer: torch.optim.Optimizer) -> str:
+    """The learning rate where the schedule turns, by the scheduler itself."""
+    solver = config.SOLVER
+    turns = {0, min(solver.WARMUP_ITERS, solver.MAX_ITER - 1), solver.MAX_ITER - 1}
+    turns |= {step for step in solver.STEPS if step < solver.MAX_ITER}
+    if solver.LR_SCHEDULER_NAME != "WarmupMultiStepLR":
+        turns |= {solver.MAX_ITER // 2}
+    scheduler = trainer.TransferTrainer.build_lr_scheduler(config, optimizer)
+    rates = {}
+    for turn in sorted(turns):
+        scheduler.last_epoch = turn  # of a schedule that is a function of the iteration
+        rates[turn] = scheduler.get_lr()[0]
+    return "learning rate " + ", ".join(f"{rate:.3g} at {turn:,}" for turn, rate in rates.items())
+
+
+def _time_training(
+    config: CfgNode,
+    images: training_data.TrainingSet,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    size: int,
+) -> tuple[float, float]:
+    """Seconds of a pass of `size` images forward and backward, and of reading them in one process."""
+    config = config.clone()
+    config.SOLVER.IMS_PER_BATCH = size
+    batches = iter(training_data.build_batches(config, images, loading.Share(), config.SEED, workers=0))
+    model.train()
+    reading, computing = [], []
+    with EventStorage():
+        for _ in range(1 + TIMED):
+            start = time.perf_counter()
+            batch = next(batches)
+            middle = time.perf_counter()
+            optimizer.zero_grad()
+            sum(model(batch).values()).backward()
+            _synchronize(config)
+            reading.append(middle - start)
+            computing.append(time.perf_counter() - middle)
+    return sorted(computing[1:])[TIMED // 2], sorted(reading[1:])[TIMED // 2]
+
+
+def _time_evaluation(config: CfgNode, model: torch.nn.Module) -> float:
+    """Seconds of an image of the test set, by the model as it is now; one that finds more takes longer."""
+    model.eval()
+    loader = trainer.TransferTrainer.build_test_loader(config, config.DATASETS.TEST[0])
+    seconds = []
+    with torch.no_grad():
+        for _, inputs in zip(range(EVALUATED), loader, strict=False):
+            start = time.perf_counter()
+            model(inputs)
+            _synchronize(config)
+            seconds.append(time.perf_counter() - start)
+    return sorted(seconds)[len(seconds) // 2]
+
+
+def _memory(device: str, images: int) -> str:
+    """The memory that the measured passes took at most, and what there is."""
+    if device == "cuda":
+        _, total = torch.cuda.mem_get_info()
+        used = torch.cuda.max_memory_reserved()
+        return f"GPU memory for {images} images in a pass: {used / 1e9:.1f} of {total / 1e9:.1f} GB"
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    free = machine.available_memory()
+    left = f"; {free / 1e9:.1f} GB are available beside it" if free else ""
+    return f"memory of this process with {images} images in a pass: {used / 1e9:.1f} GB{left}"
+
+
+def _synchronize(config: CfgNode) -> None:
+    if config.MODEL.DEVICE == "cuda":
+        torch.cuda.synchronize()
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 3600:.1f} h" if seconds >= 3600 else str(timedelta(seconds=round(seconds)))

@@ -1,0 +1,131 @@
+"""The plan for a user's own data: by hand, and from the command line."""
+
+import json
+
+import pytest
+
+pytest.importorskip("detectron2")
+
+from detection import config as configs
+from detection import train_net
+from detection.data import custom
+from detection.training import plan, prepare
+from foundation.errors import UserError
+
+
+def values(recipe, images, given=(), device="cuda", depth=None, pairs=()):
+    config = configs.load(recipe, pairs)
+    lines = plan.apply(config, images, device, given, depth)
+    return config, lines
+
+
+def test_the_plan_by_hand():
+    """300 images of 500 pixels: 1,500 x 3 ** 0.64 = 3,030 iterations of 16; objects of 50 to 200 of 504 pixels."""
+    objects = [0.1] * 20 + [0.2] * 60 + [0.4] * 20
+    config, lines = values("coco_R50_FPN_1x_moco", plan.Images(300, 500.0, objects, masks=True), depth=18)
+    solver = config.SOLVER
+    assert (solver.MAX_ITER, solver.STEPS, solver.IMS_PER_BATCH) == (3030, (2020, 2693), 16)
+    assert (solver.BASE_LR, solver.WARMUP_ITERS) == (0.02, 303)
+    assert (config.TEST.EVAL_PERIOD, solver.CHECKPOINT_PERIOD, config.TEST.PRECISE_BN.NUM_ITER) == (303, 303, 19)
+    assert (config.INPUT.MIN_SIZE_TEST, config.INPUT.MAX_SIZE_TEST) == (496, 832)
+    assert config.INPUT.MIN_SIZE_TRAIN == (400, 448, 496, 544, 592)
+    # Middle of 49.6 and 198.4: 99; of 32 to 512: 128; the nearest octave is the recipe's own.
+    assert config.MODEL.ANCHOR_GENERATOR.SIZES == [[32], [64], [128], [256], [512]]
+    assert (config.MODEL.RESNETS.DEPTH, config.MODEL.MASK_ON) == (18, True)
+    assert (
+        "SOLVER.MAX_ITER 3030: 162 epochs of 300 images; from random weights 2 to 3 times as many are needed" in lines
+    )
+
+
+def test_small_objects_get_small_anchors_and_boxes_alone_no_mask_head():
+    config, _ = values("coco_R50_FPN_1x_moco", plan.Images(10000, 900.0, [0.02] * 9 + [0.05], masks=False))
+    assert config.INPUT.MIN_SIZE_TEST == 800
+    assert config.MODEL.ANCHOR_GENERATOR.SIZES == [[8.0], [16.0], [32.0], [64.0], [128.0]]
+    assert config.MODEL.MASK_ON is False
+    assert pytest.approx(28580, abs=10) == config.SOLVER.MAX_ITER
+
+
+def test_keys_that_are_given_stay_and_others_follow_them():
+    given = {"SOLVER.MAX_ITER": "90", "SOLVER.IMS_PER_BATCH": "4", "INPUT.MIN_SIZE_TEST": "96"}
+    pairs = [text for pair in given.items() for text in pair]
+    config, lines = values("shapes_R18_FPN", plan.Images(100, 64.0, [], True), given, "cpu", None, pairs)
+    assert (config.SOLVER.MAX_ITER, config.SOLVER.STEPS, config.TEST.EVAL_PERIOD) == (90, (60, 80), 9)
+    assert config.SOLVER.BASE_LR == 0.02  # the recipe's batch is what was given
+    assert config.INPUT.MIN_SIZE_TRAIN == (80, 88, 96, 104, 112)
+    assert "SOLVER.MAX_ITER 90: as given" in lines
+
+
+def test_the_images_are_found_beside_the_annotations(coco_root, tmp_path):
+    file = coco_root / "coco" / "annotations" / "instances_train2017.json"
+    assert custom.find_images(file) == coco_root / "coco" / "train2017"
+    (tmp_path / "a").mkdir()
+    elsewhere = tmp_path / "a" / "x.json"
+    elsewhere.write_text(file.read_text())
+    with pytest.raises(UserError, match=r"are not beside it .*--train-images"):
+        custom.find_images(elsewhere)
+    elsewhere.write_text("{}")
+    with pytest.raises(UserError, match="it lists no images"):
+        custom.find_images(elsewhere)
+
+
+def test_a_split_is_seeded_and_loses_nothing(coco_root, tmp_path):
+    file = coco_root / "coco" / "annotations" / "instances_train2017.json"
+    whole = json.loads(file.read_text())
+    parts = [json.loads(path.read_text()) for path in custom.split(file, 0.25, tmp_path / "one")]
+    again = [json.loads(path.read_text()) for path in custom.split(file, 0.25, tmp_path / "two")]
+    assert parts == again
+    assert [len(part["images"]) for part in parts] == [3, 1]
+    for key in ("images", "annotations"):
+        assert sorted(each["id"] for part in parts for each in part[key]) == [each["id"] for each in whole[key]]
+    for part in parts:
+        assert {each["image_id"] for each in part["annotations"]} == {each["id"] for each in part["images"]}
+        assert part["categories"] == whole["categories"]
+    other = custom.split(file, 0.25, tmp_path / "three", seed=1)
+    assert json.loads(other[1].read_text())["images"] != parts[1]["images"]
+
+
+def test_annotations_alone_are_enough(coco_root, tmp_path, capsys):
+    """From one file to a detector's results: the recipe, the split and the schedule are worked out."""
+    file = coco_root / "coco" / "annotations" / "instances_train2017.json"
+    arguments = ["--train-json", str(file), "--num-gpus", "0", "--output", str(tmp_path / "run")]
+    config = prepare.configure(train_net.parse([*arguments, "--val-fraction", "0.5"]))
+    assert (config.SOLVER.IMS_PER_BATCH, config.SOLVER.MAX_ITER) == (2, 981)
+    assert config.MODEL.ROI_HEADS.NUM_CLASSES == 2
+    short = ["SOLVER.MAX_ITER", "2", "TEST.PRECISE_BN.NUM_ITER", "1", "TEST.EVAL_PERIOD", "0"]
+    train_net.main([*arguments, *short])
+    said = capsys.readouterr().out
+    assert "plan for your own data" in said
+    assert said.splitlines()[-1].startswith("box AP ")
+    assert "(1 images)" in said.splitlines()[-1] or "(1 image)" in said.splitlines()[-1]
+    train_net.main([*arguments, *short, "--resume"])
+    assert "is finished" in capsys.readouterr().out
+    # A run's own config is complete: nothing is worked out again.
+    again = prepare.configure(train_net.parse(["--config", str(tmp_path / "run" / "config.yaml"), "--num-gpus", "0"]))
+    assert again.SOLVER.MAX_ITER == 2
+
+
+def test_a_dry_run_says_what_a_run_comes_to_and_leaves_no_trace(coco_root, tmp_path, capsys):
+    file = coco_root / "coco" / "annotations" / "instances_train2017.json"
+    arguments = ["--train-json", str(file), "--num-gpus", "0", "--output", str(tmp_path / "run"), "--dry-run"]
+    train_net.main([*arguments, "SOLVER.MAX_ITER", "900", "SOLVER.WARMUP_ITERS", "100", "MODEL.FPN.OUT_CHANNELS", "16"])
+    said = capsys.readouterr().out
+    assert "3 images a step" in said
+    assert "900 iterations = 900 epochs of 3 images" in said
+    assert "0.0075 at 100, 0.00075 at 600, 7.5e-05 at 800" in said
+    assert "10 evaluations on 1 images" in said
+    assert "memory of this process" in said
+    assert " s an iteration; training " in said
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "name a recipe with --config, or data of your own with --train-json"),
+        (["--config", "shapes_R18_FPN", "--test-json", "a.json"], "--test-json alone goes with --eval-only"),
+        (["--config", "shapes_R18_FPN", "--train-images", "a"], "go with --train-json and --test-json"),
+    ],
+)
+def test_wrong_use(arguments, message):
+    with pytest.raises(UserError, match=message):
+        prepare.configure(train_net.parse([*arguments, "--num-gpus", "0"]))
