@@ -5,8 +5,9 @@ STAMP := .venv/.complete
 SEED ?= 0
 DEMO ?= output/demo
 RUN := $(DEMO)/seed$(SEED)
+QUICK ?= output/quick
 
-.PHONY: demo test test-slow gpu lint format clean
+.PHONY: demo quick test test-slow gpu lint format clean
 .DEFAULT_GOAL := test
 
 $(STAMP): requirements.txt setup.py
@@ -28,6 +29,20 @@ demo: $(STAMP)
 		--output $(RUN)/detection_corinfomax --resume SEED $(SEED)
 	$(BIN)/python detection/report.py $(DEMO)/seed*/*/ --output $(DEMO)/report
 	@echo "The report: $(DEMO)/report/report.html and report.md"
+
+# The whole path in its smallest form, about a minute: to see that it works, not how well.
+quick: $(STAMP)
+	$(BIN)/python -m shapes --root $(QUICK)/shapes --fraction 0.05
+	$(BIN)/python pretrain/train.py $(QUICK)/shapes/unlabeled --output $(QUICK)/pretrain --resume --epochs 2
+	$(BIN)/python pretrain/linear.py --weights $(QUICK)/pretrain --config shapes_R18 --output $(QUICK)/linear --resume \
+		DATA.NAME folder DATA.ROOT $(QUICK)/shapes/objects TRAIN.BATCH_SIZE 40 TRAIN.EPOCHS 5
+	$(BIN)/python convert/to_d2.py $(QUICK)/pretrain $(QUICK)/encoder.pkl --verify --overwrite
+	$(BIN)/python detection/train_net.py --config shapes_R18_FPN --weights $(QUICK)/encoder.pkl \
+		--output $(QUICK)/detection --resume SOLVER.MAX_ITER 20 SOLVER.STEPS "()" TEST.EVAL_PERIOD 0 \
+		--train-json $(QUICK)/shapes/scenes/annotations/instances_train.json --train-images $(QUICK)/shapes/scenes/train \
+		--test-json $(QUICK)/shapes/scenes/annotations/instances_val.json --test-images $(QUICK)/shapes/scenes/val
+	$(BIN)/python detection/report.py $(QUICK)/linear $(QUICK)/detection --output $(QUICK)/report
+	@echo "The report: $(QUICK)/report/report.html"
 
 test: $(STAMP)
 	$(BIN)/python -m pytest
