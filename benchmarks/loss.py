@@ -2,7 +2,7 @@
 
     python benchmarks/loss.py                   P from 64 to 1024
     python benchmarks/loss.py --large           2048, 4096 and 8192 as well
-    python benchmarks/loss.py --whole-steps     instead whole steps of the CIFAR ResNet-18; slow on a CPU
+    python benchmarks/loss.py --whole-steps     instead thesis Table 5.8: seconds per epoch of CIFAR-10; slow on a CPU
     python benchmarks/loss.py --share           instead the objective's share of a step at the ImageNet-1K recipe
 
 N is the batch, P the dimension of the embedding. Both losses get the same embeddings and give their gradient.
@@ -26,7 +26,7 @@ from pretrain.training.build import build_parts
 Loss = Callable[[Tensor, Tensor], Tensor]
 DIMS = [64, 128, 256, 512, 1024]
 LARGE_DIMS = [2048, 4096, 8192]
-STEP_DIMS = [64, 256, 1024]
+CIFAR10_IMAGES = 50_000
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.quick:
         dims, counts, step_dims, batch, rounds, case = [8], [16], [8], 4, 1, QUICK
     else:
-        dims, counts, step_dims, batch, rounds = DIMS, [512, 1536], STEP_DIMS, args.batch, args.rounds
+        dims, counts, step_dims, batch, rounds = DIMS, [512, 1536], DIMS, args.batch, args.rounds
         case = CASES["imagenet1k_R50"]
     dims = dims + LARGE_DIMS * args.large
     if args.quick or not (args.whole_steps or args.share):
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.quick or args.whole_steps:
         print()
         rows = [compare_steps(batch, dim, rounds, device) for dim in step_dims]
-        print_table(["batch", "P", "CorInfoMax step, s", "VICReg step, s", "VICReg / CorInfoMax"], rows)
+        print_table(["batch", "P", "CorInfoMax epoch, s", "VICReg epoch, s", "VICReg / CorInfoMax"], rows)
     if args.quick or args.share:
         print()
         header = ["N", "P", "objective, ms", "encoder, ms a pair", "objective's share of both"]
@@ -98,7 +98,10 @@ def compare_losses(count: int, dim: int, rounds: int, device: torch.device) -> l
 
 
 def compare_steps(batch: int, dim: int, rounds: int, device: torch.device) -> list[str]:
-    """Whole steps of the CIFAR-10 recipe with both losses, which train one network in turns."""
+    """Whole steps of the CIFAR-10 recipe with both losses, which train one network in turns: seconds per epoch.
+
+    Without reading and augmenting images, which both losses need alike.
+    """
     config = load_config(get_defaults(), "cifar10_R18", "pretrain", ["PROJECTOR.DIMS", f"[2048, 2048, {dim}]"])
     parts = build_parts(config, device)
     network, optimizer = parts["network"], parts["optimizer"]
@@ -113,7 +116,8 @@ def compare_steps(batch: int, dim: int, rounds: int, device: torch.device) -> li
         optimizer.step()
 
     seconds = alternate([partial(step, loss) for loss in build_losses(dim, device)], rounds, device)
-    return [f"{batch}", f"{dim}", *(f"{time:.3g}" for time in np.median(seconds, axis=0)), ratio(seconds, 0, 1)]
+    times = np.median(seconds, axis=0) * (CIFAR10_IMAGES // batch)
+    return [f"{batch}", f"{dim}", *(f"{time:.4g}" for time in times), ratio(seconds, 0, 1)]
 
 
 def share_of_step(case: Case, rounds: int, device: torch.device) -> list[str]:

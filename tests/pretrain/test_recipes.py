@@ -12,7 +12,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from foundation.config import load_config
 from pretrain.batches.views import center_crop, resized_side
-from pretrain.config import build_recipes, get_defaults, validate
+from pretrain.config import build_recipes, get_defaults, learning_rate, validate
 from pretrain.encoder import build_encoder
 from pretrain.evaluation.config import get_finetune_defaults, get_linear_defaults, validate_linear
 from pretrain.evaluation.features import build_pipeline, extract
@@ -136,3 +136,16 @@ def test_views_are_resized_with_the_interpolation_of_the_config() -> None:
     crop = center_crop(torch.from_numpy(pixels[0]).permute(2, 0, 1), 8, "bilinear")
     mean, std = (torch.tensor(values)[:, None, None] for values in (config.DATA.MEAN, config.DATA.STD))
     assert torch.allclose(features, flat((crop / 255 - mean) / std)[None].flatten(1), atol=1e-5)
+
+
+def test_vicreg_of_table_5_2_trains_as_its_code_does() -> None:
+    config = read("imagenet1k_R50_vicreg")
+    assert learning_rate(config) == pytest.approx(2.4)  # 0.3 x 2048 / 256
+    assert pytest.approx(learning_rate(config) / 1000) == config.TRAIN.MIN_LR
+    with torch.device("meta"):
+        network = build_network(config)
+    assert not network.unit_length
+    linear = [layer for layer in network.projector if isinstance(layer, nn.Linear)]
+    assert [layer.out_features for layer in linear] == [8192, 8192, 8192]
+    assert linear[-1].bias is None
+    assert sum(isinstance(layer, nn.BatchNorm1d) for layer in network.projector) == 2

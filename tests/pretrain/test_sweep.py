@@ -37,6 +37,9 @@ def test_the_thesis_four_sweeps_and_all_others_plan() -> None:
     assert labels["cifar100_learning_rate"] == [f"TRAIN.LR={rate}" for rate in (0.25, 0.5, 1.0)]
     assert labels["cifar100_projector"] == [f"PROJECTOR.DIMS=[4096, 4096, {p}]" for p in (64, 128, 256)]
     assert len(plans["shapes_objectives"]) == 3 * 7  # seeds x (untrained and six objectives)
+    assert labels["cifar10_eigenvalues"] == ["OBJECTIVE.NAME=corinfomax", "OBJECTIVE.NAME=simclr"]
+    grids = {name: len(runs) for name, runs in plans.items() if name.endswith("_grid")}
+    assert grids == dict.fromkeys(("cifar10_grid", "cifar100_grid", "tiny_imagenet_grid", "imagenet100_grid"), 36)
 
 
 def test_mean_and_spread_by_hand() -> None:

@@ -13,6 +13,7 @@ from pretrain.evaluation.command import report_published
         ("corinfomax", "cifar100_R18", "linear", "71.30: within the margin of 71.61 (CorInfoMax, thesis Table 5.1"),
         ("barlow_twins", "cifar100_R18", "linear", "71.30: within the margin of 70.90 (Barlow Twins, thesis Table 5.1"),
         ("vicreg", "imagenet1k_1percent", "finetune", "44.75 (VICReg, thesis Table 5.2"),
+        ("vicreg", "imagenet1k_10percent_vicreg", "finetune", "62.16 (VICReg, thesis Table 5.2"),
         ("random", "cifar100_R18", "linear", ""),
         ("corinfomax", "shapes_R18", "linear", ""),
     ],
