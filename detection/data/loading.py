@@ -1,12 +1,13 @@
 """Batches of training images, in an order and with augmentations that are a function of the seed and the position.
 
-The images of all processes are one endless stream, epoch after epoch, each shuffled. It is cut into groups of as many
-images as one process puts through the model at once: where asked for, wide images with wide ones and tall with tall,
-so that less of a batch is padding. The groups are dealt out in turn to the passes of an iteration and the processes.
+The images of all processes form one endless stream, epoch after epoch, each shuffled. It is cut into groups of as many
+images as one process puts through the model at once; with aspect ratio grouping, wide images with wide ones and tall
+with tall, so that less of a batch is padding. The groups are assigned in turn to the passes of an iteration and the
+processes.
 
-So 8 processes with one pass see in each iteration what one process with 8 passes sees, any number of workers reads the
-same, and a resumed run goes on with the images that the interrupted one would have seen next: the order is recomputed
-from its beginning, which costs no reading.
+So 8 processes with one pass see in each iteration what one process with 8 passes sees, the result does not depend on
+the number of workers, and a resumed run continues with the images that the interrupted one would have seen next: the
+order is recomputed from its beginning, which reads no image.
 """
 
 import contextlib
@@ -17,25 +18,22 @@ from typing import Any
 
 import numpy
 import torch
-from detectron2.data.detection_utils import SizeMismatchError
 
 from detection.data.seeding import Stream, generator, seed_libraries
 from foundation.errors import UserError
-from foundation.images import UnreadableImage
 
 Record = dict[str, Any]
 Key = tuple[int, int]  # position in the stream, index of the record
-UNREADABLE = (OSError, UnreadableImage, SizeMismatchError)
 
 
 @dataclass(frozen=True)
 class Share:
-    """What one of several processes gets of the groups.
+    """Which of the groups one of several processes gets.
 
     Attributes:
         passes: groups that it puts through the model in an iteration.
-        processes: how many there are.
-        rank: which of them it is.
+        processes: their number.
+        rank: of this process.
     """
 
     passes: int = 1
@@ -51,12 +49,12 @@ class TrainingBatches:
     """Endless batches of mapped records, from any iteration on.
 
     Args:
-        records: of the images, as Detectron2 describes them; one that is taken out may be changed.
-        mapper: makes of a record what the model takes.
-        groups: begins the sequence of groups of all processes.
-        share: what this process gets of it.
+        records: of the images, in Detectron2's form; the mapper may change what indexing returns.
+        mapper: turns a record into the input of the model.
+        groups: starts the sequence of groups of all processes.
+        share: which of them this process gets.
         seed: of the augmentations.
-        workers: processes that read ahead; 0 reads in this one.
+        workers: processes that read ahead; with 0 this process reads.
     """
 
     def __init__(
@@ -101,7 +99,7 @@ def report_dead_workers(workers: int) -> Iterator[None]:
     """Report the death of a loader worker as one line. PyTorch raises it from a signal handler: anywhere in the code.
 
     Args:
-        workers: how many there are, for the message.
+        workers: their number, for the message.
 
     Raises:
         UserError: in place of PyTorch's error.
@@ -118,13 +116,13 @@ def report_dead_workers(workers: int) -> Iterator[None]:
 
 
 def shuffled(size: int, seed: int) -> Iterator[int]:
-    """Indices of `size` images without end: each once an epoch, in an order of that epoch's own."""
+    """Endless indices of `size` images: each once an epoch, in a different order each epoch."""
     for epoch in itertools.count():
         yield from generator(seed, Stream.ORDER, epoch).permutation(size).tolist()
 
 
 def repeated(factors: Sequence[float], seed: int) -> Iterator[int]:
-    """The same, where an image comes `factors[index]` times an epoch in expectation (LVIS, appendix B.2)."""
+    """The same, where an image appears `factors[index]` times an epoch in expectation (LVIS, appendix B.2)."""
     wanted = numpy.asarray(factors)
     for epoch in itertools.count():
         draws = generator(seed, Stream.ORDER, epoch)
@@ -132,11 +130,11 @@ def repeated(factors: Sequence[float], seed: int) -> Iterator[int]:
         yield from draws.permutation(numpy.repeat(numpy.arange(len(wanted)), times)).tolist()
 
 
-def group(order: Iterable[int], size: int, kinds: Sequence[bool] | None = None) -> Iterator[list[Key]]:
-    """Cut a stream of indices into groups of `size` images, all of one kind if `kinds` gives each image's."""
+def group(order: Iterable[int], size: int, wide: Sequence[bool] | None = None) -> Iterator[list[Key]]:
+    """Cut a stream of indices into groups of `size` images; if `wide` tells wide images, a group does not mix them."""
     waiting: tuple[list[Key], list[Key]] = ([], [])
     for position, index in enumerate(order):
-        fitting = waiting[kinds[index] if kinds else 0]
+        fitting = waiting[wide[index] if wide else 0]
         fitting.append((position, index))
         if len(fitting) == size:
             yield fitting[:]
@@ -149,8 +147,8 @@ def are_wide(records: Iterable[Record]) -> list[bool]:
 
 
 class _MappedImages(torch.utils.data.Dataset[Record | UserError]):
-    """Mapped records by (position, index). An image that cannot be read comes as the error: a worker that raised it
-    would put its traceback into the message.
+    """Mapped records by (position, index). For an image that cannot be read it returns the error: raised in a worker,
+    its message would contain a traceback.
     """
 
     def __init__(self, records: Sequence[Record], mapper: Callable[[Record], Record], seed: int) -> None:
@@ -164,7 +162,3 @@ class _MappedImages(torch.utils.data.Dataset[Record | UserError]):
             return self._mapper(record)
         except UserError as error:
             return error
-        except UNREADABLE as error:
-            return UserError(
-                f"{record['file_name']} cannot be trained on: {error}; mend it or take it out of the annotations"
-            )

@@ -1,6 +1,6 @@
 """Packages that the readers and evaluations of some datasets import besides Detectron2.
 
-They are no dependency of this project: whoever uses the dataset installs them, and is told so before a run.
+This project does not depend on them: they are needed with these datasets only, and reported as missing before a run.
 """
 
 import importlib
@@ -16,7 +16,7 @@ from foundation.errors import UserError
 def provide_lvis(dataset: str) -> None:
     """Make `import lvis` work, also where OpenCV does not load: only the drawing module of `lvis` uses it.
 
-    The `opencv-python` that `lvis` depends on wants libraries of a desktop, which servers lack.
+    The `opencv-python` that `lvis` depends on needs libraries of a desktop, which servers lack.
 
     Raises:
         UserError: the package does not load; names `dataset`, which needs it.
@@ -24,14 +24,14 @@ def provide_lvis(dataset: str) -> None:
     try:
         importlib.import_module("cv2")
     except ImportError:
-        stand_in = types.ModuleType("lvis.vis", "Not loaded: there is no OpenCV that works.")
+        stand_in = types.ModuleType("lvis.vis", "Not loaded, because OpenCV does not load.")
         stand_in.LVISVis = None  # type: ignore[attr-defined]
         sys.modules.setdefault(stand_in.__name__, stand_in)
     _require(["lvis"], "lvis", dataset)
 
 
 def provide_cityscapes(dataset: str) -> None:
-    """See that what reads and evaluates Cityscapes is there, and works with this NumPy.
+    """See that the packages that read and evaluate Cityscapes are installed, and make them work with this NumPy.
 
     Raises:
         UserError: a package does not load; names `dataset`, which needs it.

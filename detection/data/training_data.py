@@ -15,7 +15,8 @@ from fvcore.common.config import CfgNode
 
 from detection.data import datasets, loading
 from detection.data.labels import check_labels, read_labels
-from foundation.images import read_rgb
+from foundation.errors import UserError
+from foundation.images import UnreadableImage, read_rgb
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,7 @@ class ImageMapper(DatasetMapper):
         """The record with `image` (3, H, W) uint8, and in training with `instances`.
 
         Raises:
-            UnreadableImage: the file cannot be decoded.
-            SizeMismatchError: the image has another size than its record.
+            UserError: the image cannot be decoded, or has another size than its record.
         """
         record = copy.deepcopy(dataset_dict)
         seen = transforms.AugInput(read_image(record, self.image_format))
@@ -85,9 +85,7 @@ class LabelMapper:
         """The record with `image` (3, H, W) uint8 and `sem_seg` (H, W) int64 in place of the file of labels.
 
         Raises:
-            UserError: a label is not a class, or the file of labels cannot be read.
-            UnreadableImage: the image cannot be decoded.
-            SizeMismatchError: the image has another size than its record.
+            UserError: a label is not a class, a file cannot be read, or the image has another size than its record.
         """
         record = copy.deepcopy(record)
         path = Path(record.pop("sem_seg_file_name"))
@@ -171,11 +169,13 @@ def read_image(record: dict[str, Any], image_format: str) -> numpy.ndarray:
     """The image of a record, (H, W, 3) uint8 in the order of colours `image_format`, RGB or BGR.
 
     Raises:
-        UnreadableImage: the file cannot be decoded.
-        SizeMismatchError: it has another size than the record.
+        UserError: the file cannot be decoded, or has another size than the record.
     """
-    pixels = read_rgb(Path(record["file_name"]))
-    detection_utils.check_image_size(record, pixels)
+    try:
+        pixels = read_rgb(Path(record["file_name"]))
+        detection_utils.check_image_size(record, pixels)
+    except (UnreadableImage, detection_utils.SizeMismatchError) as error:
+        raise UserError(f"{error}; replace {record['file_name']}, or take it out of the annotations") from error
     return pixels[:, :, ::-1] if image_format == "BGR" else pixels
 
 

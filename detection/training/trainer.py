@@ -177,7 +177,10 @@ class TransferTrainer(DefaultTrainer):
     @classmethod
     def test(cls, cfg: CfgNode, model: torch.nn.Module, evaluators: Any = None) -> dict[str, Any]:
         """Metrics of each task; NaN where there is nothing to evaluate, which `results.json` has as null."""
-        results: dict[str, Any] = super().test(cfg, model, evaluators)
+        try:
+            results: dict[str, Any] = super().test(cfg, model, evaluators)
+        except UserError as error:  # a worker puts its traceback before the message
+            raise UserError(str(error).rpartition(f"{UserError.__name__}: ")[2]) from error
         for task, metrics in results.items():
             without = [name for name, value in metrics.items() if math.isnan(value)]
             if without:

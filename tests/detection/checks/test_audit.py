@@ -21,13 +21,11 @@ from detection.data.requirements import Requirements
 from detection.data.training_data import ImageMapper
 from detection.evaluation import scores
 from foundation.errors import UserError
-from foundation.images import UnreadableImage
 
 # isort: split
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.build import get_detection_dataset_dicts
 from detectron2.data.datasets import register_coco_instances, register_pascal_voc
-from detectron2.data.detection_utils import SizeMismatchError
 
 WIDTH, HEIGHT = 40, 30
 TRAINING = Requirements(masks=True, polygons=True, classes=2)
@@ -121,16 +119,16 @@ def rotated(content, folder):
 WHERE = ("annotation 3 in 2.jpg",)
 WITHOUT = {1: 2, 2: 1, 3: 2}  # instances by image, where that one is left out
 CASES = {
-    "missing": (lambda c, f: (f / "2.jpg").unlink(), defects.MISSING_FILES, ("{folder}/2.jpg",), UnreadableImage),
+    "missing": (lambda c, f: (f / "2.jpg").unlink(), defects.MISSING_FILES, ("{folder}/2.jpg",), UserError),
     "no image": (
         *(lambda c, f: (f / "2.jpg").write_text("<html>"), defects.UNREADABLE_FILES),
-        *(("2.jpg (cannot identify image file)",), UnreadableImage),
+        *(("2.jpg (cannot identify image file)",), UserError),
     ),
     "size": (
         *(lambda c, f: c["images"][1].update(width=41), defects.WRONG_SIZES),
-        *((f"2.jpg ({WIDTH}x{HEIGHT}, annotated 41x{HEIGHT})",), SizeMismatchError),
+        *((f"2.jpg ({WIDTH}x{HEIGHT}, annotated 41x{HEIGHT})",), UserError),
     ),
-    "rotated": (rotated, defects.WRONG_SIZES, ("2.jpg (30x40, annotated 40x30)",), SizeMismatchError),
+    "rotated": (rotated, defects.WRONG_SIZES, ("2.jpg (30x40, annotated 40x30)",), UserError),
     "annotation id": (
         edit(id=4),
         defects.DUPLICATE_ANNOTATIONS,

@@ -406,7 +406,24 @@ def test_damaged_files_to_evaluate_on_are_found_before_training(own, tmp_path, p
     assert "image files that cannot be read: 3.jpg" in said
 
 
-def test_deep_and_turned_pictures_are_read_as_in_pretraining(own, tmp_path):
+def test_a_file_that_is_damaged_after_the_checks_is_named_in_one_line(own, tmp_path):
+    from detection.training.trainer import TransferTrainer
+
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for i in range(1, 7):
+        Image.new("RGB", (WIDTH, HEIGHT)).save(folder / f"{i}.png")
+    config = own(build(), build(), "DATALOADER.NUM_WORKERS", "1", folder=folder)
+    preflight.check(config, (), config.DATASETS.TEST)
+    (folder / "1.png").write_text("<html>")
+    evaluator = evaluators.build_evaluator(config, config.DATASETS.TEST[0], tmp_path)
+    with pytest.raises(UserError) as raised:
+        TransferTrainer.test(config, torch.nn.Identity(), [evaluator])
+    assert str(raised.value).startswith(f"{folder}/1.png: ")
+    assert "\n" not in str(raised.value)
+
+
+def test_pictures_of_16_bits_are_read_as_in_pretraining(own, tmp_path):
     folder = tmp_path / "pictures"
     folder.mkdir()
     ramp = numpy.linspace(0, 65535, HEIGHT * WIDTH).reshape(HEIGHT, WIDTH).astype(numpy.uint16)

@@ -25,11 +25,11 @@ def drawing(record):
 
 
 def batches(size=2, share=None, workers=0, mapper=drawing, seed=5):
-    kinds = loading.are_wide(RECORDS)
+    wide = loading.are_wide(RECORDS)
     return TrainingBatches(
         RECORDS,
         mapper,
-        lambda: loading.group(loading.shuffled(len(RECORDS), seed), size, kinds),
+        lambda: loading.group(loading.shuffled(len(RECORDS), seed), size, wide),
         share or Share(),
         seed=seed,
         workers=workers,
@@ -58,9 +58,9 @@ def test_repeated_images():
 
 
 def test_groups_by_hand():
-    kinds = [True, False, False, True, True]
+    wide = [True, False, False, True, True]
     order = [0, 1, 2, 3, 4, 0]
-    assert list(loading.group(order, 2, kinds)) == [[(1, 1), (2, 2)], [(0, 0), (3, 3)], [(4, 4), (5, 0)]]
+    assert list(loading.group(order, 2, wide)) == [[(1, 1), (2, 2)], [(0, 0), (3, 3)], [(4, 4), (5, 0)]]
     assert list(loading.group(order, 3)) == [[(0, 0), (1, 1), (2, 2)], [(3, 3), (4, 4), (5, 0)]]
 
 
@@ -106,15 +106,11 @@ def test_workers_and_what_was_drawn_before_do_not_matter():
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_image_that_cannot_be_read_is_named(workers):
     def broken(record):
-        raise OSError("image file is truncated (3 bytes not processed)")
+        raise UserError(f"{record['file_name']}: image file is truncated (3 bytes not processed)")
 
     with pytest.raises(UserError) as raised:
         next(batches(workers=workers, mapper=broken).starting(0))
-    assert str(raised.value) in {
-        f"{index}.jpg cannot be trained on: image file is truncated (3 bytes not processed);"
-        " mend it or take it out of the annotations"
-        for index in range(7)
-    }
+    assert str(raised.value) in {f"{index}.jpg: image file is truncated (3 bytes not processed)" for index in range(7)}
 
 
 def test_a_worker_that_is_killed_ends_the_run_with_an_explanation():
