@@ -13,14 +13,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from foundation import devices
+from foundation.errors import UserError
 from foundation.names import short_names
 from pretrain.batches.augment import augment
 from pretrain.batches.views import ViewDataset, collate, resize
 from pretrain.config import build_recipes, build_streaming, resolve_precision
 from pretrain.evaluation import plots
 from pretrain.evaluation.features import build_pipeline, extract
-from pretrain.images.labelled import Subset, build_labelled_source
-from pretrain.images.sources import build_source
+from pretrain.images.joined import JoinedSource
+from pretrain.images.labelled import Subset, build_labelled_source, split_labelled_folder
+from pretrain.images.sources import UNLABELED, Source, build_source
 from pretrain.runs import checkpoint
 from pretrain.runs.metrics import read_metrics
 from pretrain.runs.weights import build_from, read_weights
@@ -113,8 +115,8 @@ def eigenvalues(runs: dict[str, Path]) -> Figure | None:
 
 
 def validation_features(folder: Path, config: CfgNode, images: int) -> tuple[Tensor, Subset]:
-    """Features (N, F) of randomly chosen validation images by the run's encoder, and these images."""
-    source = build_labelled_source(config.DATA.NAME, config.DATA.ROOT, "val", build_streaming(config))
+    """Features (N, F) of randomly chosen images, `evaluation_images`, by the run's encoder, and these images."""
+    source = evaluation_images(config)
     chosen = np.random.Generator(np.random.Philox(config.SEED)).permutation(len(source))[:images]
     subset = Subset(source, np.sort(chosen))
     device = torch.device("cuda" if devices.is_usable() else "cpu")
@@ -123,6 +125,18 @@ def validation_features(folder: Path, config: CfgNode, images: int) -> tuple[Ten
     precision = resolve_precision(config.TRAIN.PRECISION, device)
     features, _ = extract(encoder, subset, build_pipeline(config, device), precision=precision, title="features")
     return features, subset
+
+
+def evaluation_images(config: CfgNode) -> Source:
+    """The labelled images that a run was monitored with or its dataset has; without any, those it was trained on."""
+    data, streaming = config.DATA, build_streaming(config)
+    if config.PROBE.ROOT:
+        return split_labelled_folder(config.PROBE.ROOT)[1]
+    try:
+        return build_labelled_source(data.NAME, data.ROOT, "val", streaming)
+    except UserError as error:
+        logger.warning("tsne and neighbours show images of pretraining, without classes: %s", error)
+        return JoinedSource([build_source(data.NAME, data.ROOT, "pretrain", data.CLASSES, streaming)])
 
 
 def tsne(features: Tensor, images: Subset, seed: int) -> Figure:
@@ -144,9 +158,15 @@ def neighbours(features: Tensor, images: Subset, size: int) -> Figure:
     rows, frames = [], []
     for query, found in zip(queries, nearest, strict=True):
         rows.append([thumbnail(images, int(i), size) for i in (query, *found)])
-        agree = [images.labels[i] == images.labels[query] for i in found]
-        frames.append([None, *(plots.FRAME_RIGHT if same else plots.FRAME_WRONG for same in agree)])
+        frames.append([None, *(_frame(images.labels[query], images.labels[i]) for i in found)])
     return plots.image_sheet(rows, ["query", "nearest"], frames)
+
+
+def _frame(label: int, other: int) -> str | None:
+    """Colour of a neighbour's frame: none where there are no labels."""
+    if UNLABELED in (label, other):
+        return None
+    return plots.FRAME_RIGHT if label == other else plots.FRAME_WRONG
 
 
 def thumbnail(images: Subset, index: int, size: int) -> np.ndarray:

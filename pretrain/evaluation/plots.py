@@ -96,7 +96,7 @@ def eigenvalue_spectra(spectra: Mapping[str, np.ndarray]) -> Figure:
 
 
 def embedding_scatter(points: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> Figure:
-    """Points (N, 2) or (N, 3), coloured by class (thesis Fig. 5.4)."""
+    """Points (N, 2) or (N, 3), coloured by class (thesis Fig. 5.4); in one colour where there are no classes."""
     figure = Figure(figsize=(7, 5.5), layout="constrained")
     axes: Any = figure.add_subplot(projection="3d" if points.shape[1] == 3 else None)
     palette = "tab10" if len(classes) <= 10 else "tab20" if len(classes) <= 20 else "hsv"
@@ -104,10 +104,12 @@ def embedding_scatter(points: np.ndarray, labels: np.ndarray, classes: Sequence[
     for number, name in enumerate(classes):
         chosen = points[labels == number]
         axes.scatter(*chosen.T, s=6, color=colours(number), label=name if len(classes) <= 20 else None, linewidths=0)
+    if not len(classes):
+        axes.scatter(*points.T, s=6, linewidths=0)
     axes.set(xticklabels=[], yticklabels=[])
     if points.shape[1] == 3:
         axes.set_zticklabels([])
-    if len(classes) <= 20:
+    if 0 < len(classes) <= 20:
         axes.legend(frameon=False, markerscale=3, loc="center left", bbox_to_anchor=(1.02, 0.5))
     return figure
 

@@ -112,3 +112,15 @@ def test_bad_input_is_one_line(pretrained: Path, tmp_path: Path, error_of: Calla
     assert "'nosuch' is not one of training" in error_of(command.main, [str(pretrained), "--only", "nosuch"])
     moved = [str(pretrained), "--only", "views", "--root", str(tmp_path / "no"), "--output", str(tmp_path)]
     assert "does not exist" in error_of(command.main, moved)
+
+
+def test_a_flat_folder_without_labels_is_drawn_without_classes(pretrained: Path, photos: Path, tmp_path: Path) -> None:
+    flat = str(photos / "train" / "circle")
+    command.main([str(pretrained), "--root", flat, "--output", str(tmp_path), "--only", "tsne,neighbours"])
+    assert {path.name for path in tmp_path.glob("*.png")} == {"tsne.png", "neighbours.png"}
+    assert "without classes: the image folder" in (tmp_path / "log.txt").read_text()
+    assert [figures._frame(*labels) for labels in [(-1, -1), (1, 1), (1, 2)]] == [
+        None,
+        plots.FRAME_RIGHT,
+        plots.FRAME_WRONG,
+    ]

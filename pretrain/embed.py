@@ -1,0 +1,76 @@
+"""Features of a folder of images, a sheet of nearest neighbours, and near-duplicates.
+
+    python pretrain/embed.py --weights output/photos PHOTOS
+    python pretrain/embed.py --weights output/photos PHOTOS --against TEST      near-duplicates between two folders
+
+Writes to --output (default: output/embed_<folder>):
+
+    features.npy     (N, F) float32, one row per image
+    names.txt        the image of each row
+    neighbours.png   some images with their nearest neighbours by the features
+    duplicates.csv   pairs of images that look the same: within PHOTOS, or between PHOTOS and TEST
+    duplicates.png   the first of these pairs
+
+Images of pretraining that are also in a test set make its results too good: check with --against before training.
+`--weights random` needs no checkpoint and finds near-duplicates as well, since these are compared by their pixels.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from foundation.errors import ArgumentParser, UserError, run
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command."""
+    args = build_parser().parse_args(argv)
+    if not 0 < args.threshold <= 1:
+        raise UserError(f"--threshold is a correlation above 0 and at most 1, not {args.threshold:g}")
+
+    from pretrain.evaluation.embedding import embed_folders
+    from pretrain.runs.metrics import start_logging
+
+    output = Path(args.output or f"output/embed_{Path(args.images).resolve().name}")
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write {output}: {error}") from error
+    start_logging(output)
+    embed_folders(
+        args.weights,
+        args.images,
+        args.against,
+        output,
+        side=args.size,
+        workers=args.workers,
+        threshold=args.threshold,
+        encoder=args.encoder,
+    )
+
+
+def build_parser() -> ArgumentParser:
+    """The command line."""
+    parser = ArgumentParser(
+        prog="pretrain/embed.py", description="Features, nearest neighbours and near-duplicates of a folder of images."
+    )
+    parser.add_argument("images", metavar="PHOTOS", help="a folder of images, nested or flat, or a tar")
+    parser.add_argument("--weights", required=True, help="a run directory, a checkpoint, or `random`")
+    parser.add_argument("--against", default="", metavar="FOLDER", help="look for near-duplicates of its images")
+    parser.add_argument("--output", default="", help="folder for the results; output/embed_<folder> by default")
+    parser.add_argument("--size", type=int, default=0, metavar="S", help="side of the view; that of the run, or 224")
+    parser.add_argument("--workers", type=int, default=1, metavar="N", help="loader processes")
+    parser.add_argument("--encoder", default="", metavar="NAME", help="where the weights do not say: resnet50, ...")
+    parser.add_argument(
+        "--threshold", type=float, default=0.95, help="correlation of two thumbnails that counts as near-duplicate"
+    )
+    return parser
+
+
+def cli() -> NoReturn:
+    """Entry point of the console script."""
+    run(main)
+
+
+if __name__ == "__main__":
+    cli()

@@ -1,0 +1,196 @@
+"""Features of folders of images, their neighbours, and near-duplicates by thumbnails."""
+
+import csv
+import io
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from foundation import devices
+from foundation.errors import UserError
+from foundation.files import write_atomic
+from pretrain.config import resolve_precision
+from pretrain.encoder import ENCODERS
+from pretrain.evaluation.features import Pipeline, extract
+from pretrain.evaluation.figures import neighbours, thumbnail
+from pretrain.evaluation.knn import nearest
+from pretrain.evaluation.plots import image_sheet
+from pretrain.images.labelled import Subset
+from pretrain.images.paths import locate
+from pretrain.images.sources import Source, build_source
+from pretrain.runs.weights import IMAGENET_MEAN, IMAGENET_STD, RANDOM, build_from, read_weights
+
+SIDE = 224  # of the views, where no run says otherwise
+THUMBNAIL = 16  # pixels a side
+CANDIDATES = 5  # nearest thumbnails that are looked at for each image
+PAIRS_SHOWN = 8
+logger = logging.getLogger("pretrain")
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """Images with their features (N, F) and standardised thumbnails (N, 3 x THUMBNAIL**2)."""
+
+    source: Source
+    features: Tensor
+    thumbnails: Tensor
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two images that look the same."""
+
+    first: int
+    second: int  # of the other folder, or of the same
+    correlation: float  # of the thumbnails
+    similarity: float  # cosine of the features
+
+
+def embed_folders(
+    weights: str,
+    images: str,
+    against: str,
+    output: Path,
+    *,
+    side: int,
+    workers: int,
+    threshold: float,
+    encoder: str = "",
+) -> None:
+    """Embed a folder of images and look for near-duplicates; write the results into a folder.
+
+    Args:
+        weights: as in `read_weights`.
+        images: a folder or tar.
+        against: another one; empty: near-duplicates are looked for within `images`.
+        output: an existing folder.
+        side: of the views in pixels; 0: that of the run, or `SIDE`.
+        workers: loader processes.
+        threshold: correlation of the thumbnails from which two images count as near-duplicates.
+        encoder: its name, where the weights do not say; ResNet-18 for random ones.
+
+    Raises:
+        UserError: weights or images cannot be read.
+    """
+    network = _build_network(weights, encoder)
+    pipeline = _build_pipeline(weights, side, workers, network.device)
+    own = embed(network, build_source(*locate([images]), "pretrain"), pipeline, "features")
+    other = embed(network, build_source(*locate([against]), "pretrain"), pipeline, "the other") if against else None
+    with (output / "features.npy").open("wb") as file:
+        np.save(file, own.features.numpy())
+    names = "".join(f"{own.source.name(i)}\n" for i in range(len(own.source)))
+    write_atomic(output / "names.txt", names.encode())
+    whole = Subset(own.source, np.arange(len(own.source)))
+    if len(whole) > 1:
+        neighbours(own.features, whole, pipeline.size).savefig(output / "neighbours.png", dpi=150, bbox_inches="tight")
+    pairs = near_duplicates(own, other, threshold)
+    _write_pairs(pairs, own.source, (other or own).source, output, pipeline.size)
+    where = f"between {images} and {against}" if against else f"within {images}"
+    logger.info("%d near-duplicates %s; features of %d images are in %s", len(pairs), where, len(own.source), output)
+
+
+def embed(network: "WithThumbnail", source: Source, pipeline: Pipeline, title: str) -> Embedded:
+    """Features and thumbnails of all images of a source, from their central crops."""
+    precision = resolve_precision("auto", pipeline.device)
+    rows, _ = extract(network, source, pipeline, precision=precision, title=title)
+    split = 3 * THUMBNAIL**2
+    thumbnails = rows[:, -split:]
+    return Embedded(source, rows[:, :-split].contiguous(), thumbnails - thumbnails.mean(dim=1, keepdim=True))
+
+
+def near_duplicates(own: Embedded, other: Embedded | None, threshold: float) -> list[Pair]:
+    """Pairs of images whose thumbnails correlate by `threshold` or more, the most similar first.
+
+    A thumbnail is the central crop averaged to 16 x 16 pixels: re-encoding, resizing and neighbouring frames of a
+    video leave it nearly unchanged. Of images that are crops or mirrored, it is another one.
+
+    Args:
+        own: one set of images.
+        other: another; None: pairs within `own`.
+        threshold: correlation over pixels and channels.
+    """
+    reference = other or own
+    count = len(reference.source)
+    k = min(CANDIDATES + (other is None), count)
+    device = torch.device("cpu")
+    correlations, found = nearest(reference.thumbnails, torch.arange(count), own.thumbnails, k=k, device=device)
+    pairs = []
+    for first, place in (correlations >= threshold).nonzero().tolist():
+        second = int(found[first, place])
+        if other is not None or first < second:
+            similarity = F.cosine_similarity(own.features[first], reference.features[second], dim=0)
+            pairs.append(Pair(first, second, float(correlations[first, place]), float(similarity)))
+    return sorted(pairs, key=lambda pair: -pair.correlation)
+
+
+class WithThumbnail(nn.Module):
+    """An encoder that gives, beside the features, the image averaged to `THUMBNAIL` pixels a side: one row for each."""
+
+    def __init__(self, encoder: nn.Module, device: torch.device) -> None:
+        super().__init__()
+        self.encoder = encoder.to(device)
+        self.device = device
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (N, 3, S, S) -> (N, F + 3 x THUMBNAIL**2), float32."""
+        small = F.adaptive_avg_pool2d(images.float(), THUMBNAIL)
+        return torch.cat([self.encoder(images).float(), small.flatten(1)], dim=1)
+
+
+def _build_network(weights: str, encoder: str) -> WithThumbnail:
+    found = read_weights(weights)
+    name = found.name or encoder or ("resnet18" if weights == RANDOM else "")
+    if name not in ENCODERS:
+        raise UserError(f"{weights} does not say which encoder it holds; add --encoder, one of {', '.join(ENCODERS)}")
+    torch.manual_seed(0)
+    device = torch.device("cuda" if devices.is_usable() else "cpu")
+    return WithThumbnail(build_from(found, name, found.stem or "imagenet"), device)
+
+
+def _build_pipeline(weights: str, side: int, workers: int, device: torch.device) -> Pipeline:
+    found = read_weights(weights)
+    mean, std = found.mean or IMAGENET_MEAN, found.std or IMAGENET_STD
+    return Pipeline(
+        size=side or _trained_side(Path(weights)) or SIDE,
+        mean=torch.tensor(mean, device=device),
+        std=torch.tensor(std, device=device),
+        workers=workers,
+        device=device,
+    )
+
+
+def _trained_side(weights: Path) -> int:
+    """The image size of the run that the weights are of; 0 where there is no run."""
+    for folder in (weights, weights.parent, weights.parent.parent):
+        file = folder / "config.yaml"
+        if weights.exists() and file.is_file():
+            try:
+                return int(yaml.safe_load(file.read_text())["DATA"]["IMAGE_SIZE"])
+            except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError):
+                return 0
+    return 0
+
+
+def _write_pairs(pairs: Sequence[Pair], own: Source, other: Source, output: Path, side: int) -> None:
+    """duplicates.csv, and duplicates.png where there is a pair."""
+    text = io.StringIO()
+    table = csv.writer(text)
+    table.writerow(["image", "near_duplicate", "correlation", "feature_similarity"])
+    for pair in pairs:
+        row = [own.name(pair.first), other.name(pair.second), f"{pair.correlation:.4f}", f"{pair.similarity:.4f}"]
+        table.writerow(row)
+    write_atomic(output / "duplicates.csv", text.getvalue().encode())
+    sheet = output / "duplicates.png"
+    sheet.unlink(missing_ok=True)
+    if pairs:
+        shown = pairs[:PAIRS_SHOWN]
+        subsets = [Subset(own, np.array([p.first for p in shown])), Subset(other, np.array([p.second for p in shown]))]
+        rows = [[thumbnail(subset, i, side) for subset in subsets] for i in range(len(shown))]
+        image_sheet(rows, ["image", "near-duplicate"]).savefig(sheet, dpi=150, bbox_inches="tight")

@@ -1,0 +1,81 @@
+"""`pretrain/embed.py`: features with names, neighbours, and near-duplicates that were made on purpose."""
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pretrain import embed
+from pretrain.evaluation.embedding import THUMBNAIL, Embedded, near_duplicates
+from pretrain.images.sources import ArraySource
+
+
+def scenes(folder: Path, count: int, seed: int) -> list[Image.Image]:
+    """Different smooth pictures, as photographs are smooth."""
+    folder.mkdir()
+    rng = np.random.default_rng(seed)
+    pictures = []
+    for i in range(count):
+        small = Image.fromarray(rng.integers(0, 256, (5, 5, 3), np.uint8))
+        pictures.append(small.resize((96, 96), Image.Resampling.BICUBIC))
+        pictures[-1].save(folder / f"{i}.png")
+    return pictures
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> tuple[Path, Path]:
+    """Ten pictures; and a test folder of five others, a smaller JPEG of picture 3, and picture 7 a little brighter."""
+    pictures = scenes(tmp_path / "own", 10, seed=0)
+    scenes(tmp_path / "test", 5, seed=1)
+    pictures[3].resize((48, 48)).save(tmp_path / "test" / "copy.jpg", quality=60)
+    brighter = np.asarray(pictures[7]).astype(int) + 10
+    Image.fromarray(brighter.clip(0, 255).astype(np.uint8)).save(tmp_path / "test" / "frame.png")
+    return tmp_path / "own", tmp_path / "test"
+
+
+def rows(output: Path) -> list[list[str]]:
+    with (output / "duplicates.csv").open() as file:
+        return list(csv.reader(file))[1:]
+
+
+def test_features_neighbours_and_duplicates(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    own, test = folders
+    output = tmp_path / "out"
+    common = ["--weights", "random", "--size", "32", "--workers", "0", "--output", str(output)]
+    embed.main([str(own), "--against", str(test), *common])
+    features = np.load(output / "features.npy")
+    assert features.shape == (10, 512)
+    assert features.dtype == np.float32
+    assert (output / "names.txt").read_text().splitlines() == [str(own / f"{i}.png") for i in range(10)]
+    assert {tuple(row[:2]) for row in rows(output)} == {
+        (str(own / "3.png"), str(test / "copy.jpg")),
+        (str(own / "7.png"), str(test / "frame.png")),
+    }
+    for name in ("neighbours.png", "duplicates.png"):
+        with Image.open(output / name) as image:
+            assert image.width > 200
+    embed.main([str(own), *common])  # within: none, and what is left from before goes
+    assert rows(output) == []
+    assert not (output / "duplicates.png").exists()
+    assert np.array_equal(np.load(output / "features.npy"), features)
+
+
+def test_pairs_within_a_folder_are_named_once() -> None:
+    thumbnails = torch.randn(6, 3 * THUMBNAIL**2, generator=torch.Generator().manual_seed(0))
+    thumbnails[4] = 2 * thumbnails[1]
+    source = ArraySource(np.zeros((6, 4, 4, 3), np.uint8), [0] * 6, ["one"])
+    (pair,) = near_duplicates(Embedded(source, torch.eye(6), thumbnails), None, threshold=0.95)
+    assert (pair.first, pair.second, pair.similarity) == (1, 4, 0)
+    assert pair.correlation == pytest.approx(1, abs=1e-5)
+
+
+def test_bad_input(folders: tuple[Path, Path], tmp_path: Path, error_of: Callable) -> None:
+    own, _ = folders
+    common = ["--output", str(tmp_path / "out")]
+    assert "do not exist" in error_of(embed.main, [str(own), "--weights", "gone.pt", *common])
+    assert "there is no folder or tar" in error_of(embed.main, ["gone", "--weights", "random", *common])
+    assert "--threshold" in error_of(embed.main, [str(own), "--weights", "random", "--threshold", "2"])
