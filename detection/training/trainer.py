@@ -180,7 +180,7 @@ class TransferTrainer(DefaultTrainer):
         try:
             results: dict[str, Any] = super().test(cfg, model, evaluators)
         except UserError as error:  # a worker puts its traceback before the message
-            raise UserError(str(error).rpartition(f"{UserError.__name__}: ")[2]) from error
+            raise UserError(str(error).rpartition(f"{UserError.__name__}: ")[2].strip()) from error
         for task, metrics in results.items():
             without = [name for name, value in metrics.items() if math.isnan(value)]
             if without:
