@@ -68,6 +68,7 @@ setup(
         "cityscapes": ["cityscapesscripts", "shapely"],
         "baselines": ["lightly>=1.5"],
         "wandb": ["wandb"],
+        "remote": ["fsspec", "s3fs", "gcsfs"],  # DATA.ROOT s3://... and gs://...
         "dev": [
             *DETECTION,
             "pytest",

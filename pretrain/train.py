@@ -156,6 +156,7 @@ def train_in_group(args: argparse.Namespace, request: "StopRequest") -> bool:
     from pretrain.distributed import group
     from pretrain.evaluation.probe import OnlineProbe
     from pretrain.training.run import pretrain
+    from pretrain.training.suitability import steps_warning
 
     output = output_folder(args)
     config = load_settings(args)
@@ -165,7 +166,8 @@ def train_in_group(args: argparse.Namespace, request: "StopRequest") -> bool:
             with group.report_lost_peers(), devices.report_out_of_memory(advise(config)):
                 config, remarks = group.from_main(lambda: resolve(args, config, device, group.world_size()))
                 build_probe = partial(OnlineProbe, config, device)
-                return pretrain(config, output, args.resume, device, request, build_probe, remarks)
+                check_count = partial(steps_warning, config) if not args.planned else lambda images: ()
+                return pretrain(config, output, args.resume, device, request, build_probe, remarks, check_count)
         finally:
             group.stop()
 

@@ -183,7 +183,7 @@ class ViewDataset(Dataset):
             streams = [random_stream(self.seed, epoch, index, view) for view in range(len(self.recipes))]
             views = [self._crop(image, recipe, rng) for recipe, rng in zip(self.recipes, streams, strict=True)]
             params = np.stack([draw_photometric(r, rng) for r, rng in zip(self.recipes, streams, strict=True)])
-        label = self.source.labels[used]
+        label = int(self.source.labels[used])
         return Sample(torch.stack(views), torch.from_numpy(params), label, index, unreadable)
 
     def _crop(self, image: Tensor, recipe: ViewRecipe, rng: np.random.Generator) -> Tensor:

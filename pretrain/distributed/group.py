@@ -6,7 +6,10 @@ Every function also works, and does nothing more than it must, when there is one
 import contextlib
 import inspect
 import os
+import pickle
+import platform
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -180,6 +183,34 @@ def reduce_mean(values: Tensor) -> Tensor:
         dist.all_reduce(values)
         values /= world_size()
     return values
+
+
+def once_on_each_machine(make: Callable[[], T]) -> T:
+    """Call `make` in one process of each machine, and return its result in all of them. Called by every process.
+
+    Raises:
+        UserError: as `make` raises it, in each process of that machine.
+    """
+    if world_size() == 1 or int(os.environ.get("LOCAL_WORLD_SIZE", "1")) == 1:
+        return make()
+    machine, first = platform.node(), int(os.environ["LOCAL_RANK"]) == 0
+    with tempfile.TemporaryDirectory(prefix="corinfomax-") as folder:  # of this user alone, so it can be unpickled
+        path, failure = os.path.join(folder, "result"), ""
+        if first:
+            try:
+                with open(path, "wb") as file:
+                    pickle.dump(make(), file)
+            except UserError as error:
+                failure = str(error)
+        told: list[Any] = [None] * world_size()
+        dist.all_gather_object(told, (machine, first, path, failure))
+        _, _, path, failure = next(each for each in told if each[:2] == (machine, True))
+        if failure:
+            raise UserError(failure)
+        with open(path, "rb") as file:
+            result = pickle.load(file)
+        barrier()  # before the folder is removed
+    return result
 
 
 def check_same(value: int, name: str, device: torch.device) -> None:

@@ -17,13 +17,13 @@ class JoinedSource:
     """The images of several sources, one after the other, without labels: each source has classes of its own."""
 
     sources: "Sequence[Source]"
-    labels: Sequence[int] = field(init=False)
+    labels: np.ndarray = field(init=False)
     classes: Sequence[str] = field(init=False, default=())
     _ends: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_ends", np.cumsum([len(source) for source in self.sources]))
-        object.__setattr__(self, "labels", [UNLABELED] * len(self))
+        object.__setattr__(self, "labels", np.broadcast_to(np.int32(UNLABELED), len(self)))
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -34,7 +34,7 @@ class JoinedSource:
         return source.read(place)
 
     def name(self, index: int) -> str:
-        """What its source calls the image."""
+        """The name of the image in its source."""
         source, place = self._place(index)
         return source.name(place)
 

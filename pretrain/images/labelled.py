@@ -1,4 +1,4 @@
-"""Images with labels: the labelled part of a dataset, and fractions of it."""
+"""Images with labels: the labelled splits of a dataset, and fractions of them."""
 
 import hashlib
 import urllib.error
@@ -10,23 +10,25 @@ from pathlib import Path
 import numpy as np
 
 from foundation.errors import UserError
-from pretrain.images.sources import UNLABELED, FileSource, Source, build_source
+from pretrain.images.files import FileSource
+from pretrain.images.sources import Source, build_source
 from pretrain.images.stream import Streaming
+from pretrain.images.tars import LABEL, UNLABELED, TarSource
 
 LIST_CACHE = Path.home() / ".cache" / "corinfomax" / "lists"
 
 
 @dataclass(frozen=True)
 class Subset:
-    """Some images of a source. `indices` are places in it; labels and numbering of the classes stay."""
+    """Some images of a source. `indices` are indices of that source; classes and their numbers stay."""
 
     source: Source
     indices: np.ndarray
-    labels: Sequence[int] = field(init=False)
+    labels: np.ndarray = field(init=False)
     classes: Sequence[str] = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "labels", [self.source.labels[i] for i in self.indices])
+        object.__setattr__(self, "labels", np.asarray(self.source.labels)[self.indices])
         object.__setattr__(self, "classes", self.source.classes)
 
     def __len__(self) -> int:
@@ -37,15 +39,20 @@ class Subset:
         return self.source.read(int(self.indices[index]))
 
     def name(self, index: int) -> str:
-        """What the source calls this image."""
+        """The name of this image in the source."""
         return self.source.name(int(self.indices[index]))
 
 
 def build_labelled_source(name: str, root: str, split: str, streaming: Streaming | None = None) -> Source:
     """The `train` or `val` images of a dataset. Raises UserError where they have no labels."""
     source = build_source(name, root, split, streaming=streaming)
-    if UNLABELED in source.labels:
-        raise UserError(f"{split} images of {name} {root} have no labels: one folder per class is expected")
+    if (np.asarray(source.labels) == UNLABELED).any():
+        expected = (
+            f"each needs a {LABEL} member with the number of its class"
+            if isinstance(source, TarSource)
+            else ("one folder per class is expected")
+        )
+        raise UserError(f"{split} images of {name} {root} have no labels: {expected}")
     return source
 
 
@@ -85,10 +92,10 @@ def split_labelled_folder(root: str) -> tuple[Source, Source]:
     return Subset(source, reference), Subset(source, np.setdiff1d(np.arange(len(source)), reference))
 
 
-def class_balanced(labels: Sequence[int], fraction: float, seed: int) -> np.ndarray:
-    """Places of a random fraction of each class, sorted: round(fraction x size), but at least one.
+def class_balanced(labels: Sequence[int] | np.ndarray, fraction: float, seed: int) -> np.ndarray:
+    """Indices of a random fraction of each class, sorted: round(fraction x size) images, but at least one.
 
-    A smaller fraction by the same seed is a part of a larger one.
+    With the same seed, a smaller fraction is a part of a larger one.
     """
     every = np.asarray(labels)
     chosen = []
@@ -101,15 +108,15 @@ def class_balanced(labels: Sequence[int], fraction: float, seed: int) -> np.ndar
 
 
 def listed(source: Source, names: Sequence[str], origin: str) -> np.ndarray:
-    """Places in a source of the files that a list names, in the order of the source.
+    """Indices of the files that a list names, in the order of the source.
 
     Args:
         source: of files.
         names: file names without folders, such as `n01440764_10074.JPEG`.
-        origin: of the list, named in errors.
+        origin: of the list, for messages.
 
     Raises:
-        UserError: the source has no files, or not all of those.
+        UserError: the source has no files, or some of the list are missing.
     """
     if not isinstance(source, FileSource):
         raise UserError(f"{origin} names files, but this dataset has none; use --fraction")
@@ -118,21 +125,21 @@ def listed(source: Source, names: Sequence[str], origin: str) -> np.ndarray:
     if absent:
         raise UserError(
             f"{origin} names {len(absent)} files, of {len(names)}, that are not among the {len(source)} training "
-            f"images, {absent[0]} first; check DATA.ROOT"
+            f"images, for example {absent[0]}; check DATA.ROOT"
         )
     return np.sort([place[name] for name in names])
 
 
 def read_list(path: str, url: str, sha256: str) -> list[str]:
-    """The lines of a text file, from a path, or fetched from a URL once and kept.
+    """The lines of a text file, from a path or from a URL, which is fetched once and kept.
 
     Args:
         path: of the file; empty: fetch it.
         url: where it is published.
-        sha256: what its content must have; empty: anything.
+        sha256: of its content; empty: not checked.
 
     Raises:
-        UserError: not there, cannot be fetched, or of another content.
+        UserError: it does not exist, cannot be fetched, or has another content.
     """
     file = Path(path) if path else LIST_CACHE / f"{sha256[:16]}.txt"
     if path and not file.is_file():

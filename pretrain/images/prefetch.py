@@ -1,9 +1,9 @@
-"""A process that fetches the tars that will be needed, while others are read.
+"""A process that fetches the tars that are needed next, while others are read.
 
-It is a program of its own, so that no thread of it lives in a process that loader workers are forked from. It is told
-on its standard input, a JSON list a line, which tars are needed from here on, in the order of need; when the input
-ends, because whoever started it is through or dead, it ends as well. Nothing depends on it but the time: a tar that it
-has not fetched is fetched by the process that waits for it.
+It is a program of its own, because its threads must not live in a process that loader workers are forked from. Each
+line of its standard input is a JSON list of the tars that are needed from now on, in order. When the input ends,
+because the process that started it has ended, it ends too. It saves only time: a tar that it has not fetched is
+fetched by the process that needs it.
 """
 
 import json
@@ -18,6 +18,7 @@ from pathlib import Path
 
 from foundation.errors import UserError
 from pretrain.distributed.signals import SIGNALS
+from pretrain.images import remote
 from pretrain.images.cache import ShardCache, key_of
 from pretrain.images.shards import Shard
 
@@ -25,10 +26,10 @@ CONNECTIONS = 4  # fetches at a time
 
 
 class Prefetcher:
-    """Starts the process at the first need, and speaks to it.
+    """Starts the process when it is first needed, and sends it what to fetch.
 
     Args:
-        cache: where the tars go.
+        cache: where the tars are kept.
         shards: the tars, by number.
     """
 
@@ -37,7 +38,7 @@ class Prefetcher:
         self._process: subprocess.Popen[str] | None = None
 
     def want(self, numbers: Sequence[int]) -> None:
-        """Have these tars fetched, in this order; what was wanted before is not any more."""
+        """Have these tars fetched, in this order, and no others any more."""
         if self._process is None:
             if all(self._cache.has(self._shards[number]) for number in numbers):
                 return
@@ -45,19 +46,17 @@ class Prefetcher:
         self._tell(list(numbers))
 
     def close(self) -> None:
-        """End the process. What it is fetching is lost."""
+        """End the process. Unfinished fetches are lost."""
         if self._process is not None:
             self._process.kill()
             self._process.communicate()
 
     def _start(self) -> None:
-        root = str(Path(__file__).resolve().parents[2])
-        path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "pretrain.images.prefetch"],
             stdin=subprocess.PIPE,
             text=True,
-            env={**os.environ, "PYTHONPATH": path},
+            env=remote.environment(),
         )
         cache = {"folder": str(self._cache.folder), "limit": self._cache.limit, "patience": self._cache.patience}
         self._tell({"cache": cache, "shards": [asdict(shard) for shard in self._shards]})
@@ -69,11 +68,11 @@ class Prefetcher:
             self._process.stdin.write(json.dumps(message) + "\n")
             self._process.stdin.flush()
         except BrokenPipeError:
-            pass  # it was killed: what it would have fetched is fetched when it is needed
+            pass  # it was killed; the tars are fetched when they are needed
 
 
 class Queue:
-    """The tars to fetch, shared by the threads that do."""
+    """The tars to fetch, shared by the threads that fetch them."""
 
     def __init__(self, cache: ShardCache, shards: Sequence[Shard]) -> None:
         self._cache, self._shards = cache, shards
@@ -82,7 +81,7 @@ class Queue:
         self._changed = threading.Condition()
 
     def replace(self, numbers: Sequence[int]) -> None:
-        """Want these, in this order."""
+        """Fetch these from now on, in this order."""
         for number in numbers:
             self._cache.touch(self._shards[number])
         with self._changed:
@@ -90,7 +89,7 @@ class Queue:
             self._changed.notify_all()
 
     def work(self) -> None:
-        """Fetch one after the other, for ever."""
+        """Fetch one tar after the other, without end."""
         while True:
             with self._changed:
                 while not self._wanted:
@@ -98,14 +97,14 @@ class Queue:
                 shard, keep = self._shards[self._wanted.pop(0)], self._keep
             try:
                 self._cache.ensure(shard, keep, wait=False)
-            except UserError as error:  # whoever comes to need it tries again, and says so
-                print(f"not fetched ahead: {error}", file=sys.stderr, flush=True)
+            except UserError as error:  # the process that needs it tries again, and reports it
+                print(f"warning: not fetched in advance: {error}", file=sys.stderr, flush=True)
 
 
 def main() -> None:
     """Fetch what standard input asks for, until it ends."""
     for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)  # those are for whoever reads the images
+        signal.signal(number, signal.SIG_IGN)  # the process that reads the images handles them
     setup = json.loads(sys.stdin.readline())
     cache = ShardCache(**{**setup["cache"], "folder": Path(setup["cache"]["folder"])})
     queue = Queue(cache, [Shard(**shard) for shard in setup["shards"]])

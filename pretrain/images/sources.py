@@ -1,10 +1,10 @@
-"""Where images come from: folders of files, tars here or elsewhere, and sets that torchvision knows how to read.
+"""Where images come from: folders of files, local and remote tars, and sets that torchvision can read.
 
-A `Source` gives an image as uint8 RGB by index. Everything after it (views, batches) is the same for all.
+A `Source` gives an image as uint8 RGB by index. Everything after it (views, batches) is the same for all sources.
 """
 
 import gzip
-import os
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +15,10 @@ import torchvision
 
 from foundation.config import config_folder
 from foundation.errors import UserError
-from foundation.images import EXTENSIONS, read_rgb
+from foundation.images import EXTENSIONS
+from pretrain.distributed import group
 from pretrain.images.fetch import stall_of
+from pretrain.images.files import FileSource, find_images
 from pretrain.images.joined import JoinedSource
 from pretrain.images.paths import split_roots
 from pretrain.images.shards import is_listing, list_shards
@@ -40,10 +42,10 @@ FASHION_MNIST_DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 
 
 class Source(Protocol):
-    """Images by index, with their labels: `UNLABELED` where there are none."""
+    """Images by index, with their labels, which are `UNLABELED` where there are none."""
 
     @property
-    def labels(self) -> Sequence[int]:
+    def labels(self) -> Sequence[int] | np.ndarray:
         """The class of each image, as an index of `classes`."""
         ...
 
@@ -55,32 +57,12 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def read(self, index: int) -> np.ndarray:
-        """The image as (H, W, 3) uint8 RGB."""
-        ...
-
-    def name(self, index: int) -> str:
-        """What to call this image in a message."""
-        ...
-
-
-@dataclass(frozen=True)
-class FileSource:
-    """Image files, decoded when read."""
-
-    paths: Sequence[Path]
-    labels: Sequence[int]
-    classes: Sequence[str]
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def read(self, index: int) -> np.ndarray:
         """The image as (H, W, 3) uint8 RGB. Raises `UnreadableImage`."""
-        return read_rgb(self.paths[index])
+        ...
 
     def name(self, index: int) -> str:
-        """The file's path."""
-        return str(self.paths[index])
+        """The name of this image in a message."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -104,27 +86,35 @@ class ArraySource:
         return f"image {index}"
 
 
-def build_source(name: str, root: str, split: str, classes: str = "", streaming: Streaming | None = None) -> Source:
+def build_source(
+    name: str,
+    root: str,
+    split: str,
+    classes: str = "",
+    streaming: Streaming | None = None,
+    together: bool = False,
+) -> Source:
     """The images of a dataset.
 
     Args:
         name: one of `DATASETS`.
-        root: the dataset's folder; empty for the embedded set, and for the small sets' default place. Of `folder` also
-            several, in braces: `{/a,/b}`. Of `webdataset` also what names tars one by one, as in `shards.py`.
+        root: the dataset's folder; empty for the embedded set, and for the small sets' default folder. `folder` also
+            takes several, in braces: `{/a,/b}`. `webdataset` also takes what names tars one by one, as in `shards.py`.
         split: `pretrain` (labels are not used), `train` or `val`.
-        classes: a list of class folders to take, as in `read_class_list`; empty: all of them. Of `imagenet100`, in a
-            folder that holds more than its classes: those.
-        streaming: how to keep tars that are elsewhere; by default as `Streaming` says.
+        classes: a list of class folders to use, as in `read_class_list`; empty: all of them. `imagenet100` uses its own
+            list in a folder that holds more than its classes.
+        streaming: how to keep remote tars; by default as `Streaming` says.
+        together: whether every process of the run calls this. Then a folder is listed once on each machine.
 
     Raises:
-        UserError: unknown name, the folder is missing, empty or not laid out as expected, or a class is absent; tars
-            cannot be had.
+        UserError: unknown name; the folder is missing, empty or not laid out as expected; a class is absent; or tars
+            cannot be fetched.
     """
     if classes and name not in FOLDERS:
-        raise UserError(f"DATA.CLASSES chooses among class folders, and {name} has none; leave it empty")
+        raise UserError(f"DATA.CLASSES chooses among class folders, but {name} has none; leave it empty")
     if name == "shapes":
         folder = ensure_rendered(Path(root) if root else None)
-        return _folder(folder / {"pretrain": "unlabeled", "train": "objects/train", "val": "objects/val"}[split])
+        return _folder(folder / {"pretrain": "unlabeled", "train": "objects/train", "val": "objects/val"}[split], split)
     if name in ("cifar10", "cifar100", "fashion_mnist"):
         return _from_torchvision(name, root, train=split != "val")
     if name not in DATASETS:
@@ -132,7 +122,7 @@ def build_source(name: str, root: str, split: str, classes: str = "", streaming:
     if not root:
         raise UserError(f"DATA.ROOT is empty; set it to the folder of {name} (DATA.ROOT /path/to/images)")
     if name == "folder" and len(roots := split_roots(root)) > 1:
-        return JoinedSource([build_source(name, one, split, classes, streaming) for one in roots])
+        return JoinedSource([build_source(name, one, split, classes, streaming, together) for one in roots])
     if name == "webdataset" and is_listing(root):
         return _listed_tars(root, split, streaming or Streaming())
     if name == "tiny_imagenet" and split == "val" and not classes:
@@ -142,16 +132,16 @@ def build_source(name: str, root: str, split: str, classes: str = "", streaming:
     if name in ("folder", "webdataset") and split == "pretrain" and not subfolder.is_dir():
         subfolder = folder
     if name == "webdataset":
-        return local_tars(sorted(subfolder.glob("*.tar")), str(subfolder))
+        return local_tars(sorted(subfolder.glob("[!.]*.tar")), str(subfolder), split != "pretrain")
     chosen = read_class_list(classes) if classes else ()
     if name == "imagenet100" and not classes and subfolder.is_dir():
         own = read_class_list(name)
         chosen = own if set(own) < {entry.name for entry in subfolder.iterdir()} else ()
-    return _folder(subfolder, chosen)
+    return _folder(subfolder, split, chosen, together)
 
 
 def read_class_list(classes: str) -> Sequence[str]:
-    """Names of class folders from a text file, one a line, without what follows a `#`.
+    """Names of class folders from a text file, one a line; `#` begins a comment.
 
     Args:
         classes: a path, or the name of a list in `configs/classes` (`imagenet100`).
@@ -163,7 +153,7 @@ def read_class_list(classes: str) -> Sequence[str]:
     path = next((path for path in (Path(classes), shipped / f"{classes}.txt") if path.is_file()), None)
     if path is None:
         known = ", ".join(sorted(path.stem for path in shipped.glob("*.txt")))
-        raise UserError(f"DATA.CLASSES {classes!r} is neither a file nor a list that comes with this project ({known})")
+        raise UserError(f"DATA.CLASSES {classes!r} is neither a file nor a list of this project ({known})")
     try:
         names = [line.split("#")[0].strip() for line in path.read_text().splitlines()]
     except (OSError, UnicodeDecodeError) as error:
@@ -175,10 +165,10 @@ def read_class_list(classes: str) -> Sequence[str]:
     return names
 
 
-def _folder(root: Path, chosen: Sequence[str] = ()) -> FileSource:
-    """Every image file below a folder, sorted. The first folder level names the classes, if all images are in one.
+def _folder(root: Path, split: str, chosen: Sequence[str] = (), together: bool = False) -> FileSource:
+    """Every image file below a folder. The first folder level names the classes, if no image lies beside it.
 
-    `chosen`: the class folders to take, all where it is empty.
+    `chosen`: the class folders to use; empty: all.
     """
     if not root.is_dir():
         raise UserError(f"the image folder {root} does not exist; check DATA.ROOT")
@@ -188,36 +178,31 @@ def _folder(root: Path, chosen: Sequence[str] = ()) -> FileSource:
             f"{len(absent)} of the {len(chosen)} classes of DATA.CLASSES are not below {root}: "
             f"{', '.join(absent[:5])}{', ...' if len(absent) > 5 else ''}"
         )
-    paths = sorted(
-        Path(folder) / file
-        for top in ([root / name for name in chosen] or [root])
-        for folder, _, files in os.walk(top, followlinks=True)
-        for file in files
-        if file.lower().endswith(EXTENSIONS)
-    )
-    if not paths:
+    paths = group.once_on_each_machine(lambda: find_images(root, chosen)) if together else find_images(root, chosen)
+    if not len(paths):
         raise UserError(f"there is no image below {root} (looked for {' '.join(EXTENSIONS)}); check DATA.ROOT")
-    first_levels = [path.relative_to(root).parts[0] for path in paths]
-    if any(path.parent == root for path in paths):
-        return FileSource(paths, [UNLABELED] * len(paths), [])
-    classes = sorted(set(first_levels))
-    number = {name: i for i, name in enumerate(classes)}
-    return FileSource(paths, [number[name] for name in first_levels], classes)
+    classes, labels = paths.top_folders()
+    if "" not in classes:
+        return FileSource(paths, labels, classes)
+    if len(classes) > 1 and split != "pretrain":
+        loose = paths[int((labels == 0).argmax())]
+        raise UserError(f"{loose} lies beside the class folders of {root}; move it into one of them, or away")
+    return FileSource(paths, np.broadcast_to(np.int32(UNLABELED), len(paths)), [])
 
 
 def _listed_tars(root: str, split: str, streaming: Streaming) -> TarSource:
-    """Tars that are named one by one: here, or elsewhere."""
+    """Tars that are named one by one, local or remote."""
     shards = list_shards(root, split, stall_of(streaming.patience))
     if shards[0].is_local:
-        return local_tars([Path(shard.url) for shard in shards], root)
+        return local_tars([Path(shard.url) for shard in shards], root, split != "pretrain")
     return StreamedTars(shards, streaming, root, labelled=split != "pretrain")
 
 
 def _tiny_imagenet_val(root: Path) -> FileSource:
-    """Tiny ImageNet ships its validation images in one folder, with their classes in a text file."""
+    """Tiny ImageNet's validation images are in one folder, and their classes in a text file."""
     annotations = root / "val" / "val_annotations.txt"
     if not annotations.is_file():
-        return _folder(root / "val")  # people often move the images into class folders
+        return _folder(root / "val", "val")  # the images are often moved into class folders
     classes = sorted(entry.name for entry in (root / "train").iterdir() if entry.is_dir())
     number = {name: i for i, name in enumerate(classes)}
     rows = [line.split("\t") for line in annotations.read_text().splitlines() if line]
@@ -229,7 +214,7 @@ def _tiny_imagenet_val(root: Path) -> FileSource:
 
 
 def _from_torchvision(name: str, root: str, train: bool) -> ArraySource:
-    """CIFAR and Fashion-MNIST: files on disk are used, else they are downloaded."""
+    """CIFAR and Fashion-MNIST, from files on disk; if there are none, they are downloaded."""
     if name == "fashion_mnist":
         idx_folder = Path(root) if root else FASHION_MNIST_DEBIAN
         if (idx_folder / "train-images-idx3-ubyte.gz").is_file():
@@ -246,21 +231,25 @@ def _from_torchvision(name: str, root: str, train: bool) -> ArraySource:
     except (OSError, RuntimeError) as error:
         hint = ", or install the Debian package dataset-fashion-mnist" if name == "fashion_mnist" else ""
         raise UserError(
-            f"{name} is not in {folder} and could not be downloaded ({error}); put its files there as torchvision "
-            f"lays them out, or name their folder with DATA.ROOT{hint}"
+            f"{name} is not in {folder} and could not be downloaded ({error}); put its files there in "
+            f"torchvision's layout, or set DATA.ROOT to their folder{hint}"
         ) from error
     return ArraySource(np.asarray(dataset.data), [int(label) for label in dataset.targets], dataset.classes)
 
 
 def _fashion_mnist_idx(folder: Path, train: bool) -> ArraySource:
-    """Gzipped IDX files as published (and as in the Debian package); torchvision would want them unpacked elsewhere."""
-    stem = "train" if train else "t10k"
+    """Gzipped IDX files, as published and as in the Debian package. torchvision reads only unpacked ones."""
+    stem, count = ("train", 60000) if train else ("t10k", 10000)
     arrays = {}
-    for kind, header in (("images-idx3", 16), ("labels-idx1", 8)):
+    for kind, header, shape in (("images-idx3", 16, (-1, 28, 28)), ("labels-idx1", 8, (-1,))):
         path = folder / f"{stem}-{kind}-ubyte.gz"
         try:
-            arrays[kind] = np.frombuffer(gzip.decompress(path.read_bytes()), np.uint8, offset=header)
-        except (OSError, EOFError) as error:
-            raise UserError(f"{path}: {error}") from error
-    images = arrays["images-idx3"].reshape(-1, 28, 28)
-    return ArraySource(images, arrays["labels-idx1"].tolist(), torchvision.datasets.FashionMNIST.classes)
+            with gzip.open(path) as file:
+                content = file.read(header + count * 28 * 28)
+            arrays[kind] = np.frombuffer(content, np.uint8, offset=header).reshape(shape)
+        except (OSError, EOFError, ValueError, zlib.error) as error:
+            raise UserError(f"{path} is damaged: {error}") from error
+    images, labels = arrays["images-idx3"], arrays["labels-idx1"]
+    if len(images) != len(labels):
+        raise UserError(f"{folder} has {len(images)} images and {len(labels)} labels of {stem}")
+    return ArraySource(images, labels.tolist(), torchvision.datasets.FashionMNIST.classes)

@@ -1,4 +1,4 @@
-"""Tars that are elsewhere, as a source of images: fetched into a bounded folder, and read there as local ones are."""
+"""Remote tars as a source of images: fetched into a bounded folder, and read there as local tars are."""
 
 import logging
 import os
@@ -10,27 +10,27 @@ from pathlib import Path
 from foundation.errors import UserError
 from pretrain.distributed import group
 from pretrain.images.cache import ShardCache
-from pretrain.images.fetch import measure, stall_of
+from pretrain.images.fetch import measure, measure_objects, stall_of
 from pretrain.images.prefetch import Prefetcher
-from pretrain.images.shards import PIPE, Shard
+from pretrain.images.shards import PIPE, WEB, Shard
 from pretrain.images.tars import TarIndex, TarSource
 from pretrain.runs.metrics import Progress, start_logging
 
 CACHE = Path.home() / ".cache" / "corinfomax" / "shards"
-MEASURED_AT_ONCE = 16  # questions for sizes
-REREADS = 10  # of a tar that others remove before it is opened
+MEASURED_AT_ONCE = 16  # requests for sizes
+REREADS = 10  # of a tar that other processes remove before it is opened
 logger = logging.getLogger("pretrain")
 
 
 @dataclass(frozen=True)
 class Streaming:
-    """How tars from elsewhere are kept.
+    """How remote tars are kept.
 
     Args:
-        folder: where to; empty: `CACHE`.
-        gigabytes: what they may take there.
-        window: tars among which the images of pretraining are shuffled, 0 for all; see `loader.epoch_order`.
-        patience: seconds in which a fetch that gets nothing is given up.
+        folder: where they are kept; empty: `CACHE`.
+        gigabytes: most that they may take there.
+        window: tars among which the images of pretraining are shuffled; 0: all. See `sampler.epoch_order`.
+        patience: seconds without data after which a fetch fails.
     """
 
     folder: str = ""
@@ -40,19 +40,19 @@ class Streaming:
 
 
 class StreamedTars(TarSource):
-    """The images of tars behind URLs.
+    """The images of remote tars.
 
-    What must be known before the first step is the number of images in each tar and its size, and for training with
-    labels those. What neither an index nor an earlier run has told is found out here, by fetching each tar once.
+    Before the first step the number of images in each tar and its size must be known, and for training with labels the
+    labels. What neither an index nor an earlier run says is found here, by fetching each tar once.
 
     Args:
         shards: the tars.
         streaming: how to keep them.
         root: what names them, for messages.
-        labelled: whether the labels are wanted; else they are `UNLABELED` where the images are known without them.
+        labelled: whether labels are used. If not, all images are `UNLABELED`.
 
     Raises:
-        UserError: as `TarSource`; a tar is not there or is damaged, or the folder is too small.
+        UserError: as `TarSource`; or a tar does not exist or is damaged, or the folder is too small.
     """
 
     def __init__(self, shards: Sequence[Shard], streaming: Streaming, root: str, labelled: bool) -> None:
@@ -74,13 +74,16 @@ class StreamedTars(TarSource):
         if not labelled:
             self.check_room(streaming.window)
         indexes = [known and known.images for known in found]
-        super().__init__([shard.url for shard in shards], indexes, [shard.samples or 0 for shard in self.places], root)
+        counts = [shard.samples or 0 for shard in self.places]
+        super().__init__([shard.url for shard in shards], indexes, counts, root, labelled)
 
     def check_room(self, window: int) -> None:
-        """Refuse a folder that does not hold the tars of two windows: those that are read, and those that come next.
+        """Refuse a folder that cannot hold the tars of two windows: those being read, and the next ones.
+
+        Tars whose size is not known yet are not counted.
 
         Raises:
-            UserError: naming what to change. Of tars whose size is not known yet nothing is said.
+            UserError: naming what to change.
         """
         sizes = sorted((shard.size or 0 for shard in self.places), reverse=True)
         needed, limit = sum(sizes[: 2 * window] if 0 < window < len(sizes) else sizes), self.cache.limit
@@ -91,34 +94,39 @@ class StreamedTars(TarSource):
             f"or shuffle among fewer tars at a time: DATA.WINDOW {fitting}" if fitting else "no DATA.WINDOW fits it"
         )
         raise UserError(
-            f"DATA.CACHE_GB is {limit / 1e9:g}, and the tars that an epoch needs at a time have {needed / 1e9:.3g} GB "
+            f"DATA.CACHE_GB is {limit / 1e9:g}, but the tars needed at a time have {needed / 1e9:.3g} GB "
             f"(DATA.WINDOW {window} of {len(sizes)} tars); raise it, {advice}"
         )
 
     def _measure(self, numbers: Sequence[int]) -> None:
-        """Ask the servers for the sizes of tars that are not here, where nothing else has told them."""
+        """Ask the servers for the sizes that are not known."""
         asked = [i for i in numbers if self.places[i].size is None and not self.places[i].url.startswith(PIPE)]
         stall = stall_of(self.cache.patience)
+        stored = [i for i in asked if not self.places[i].url.startswith(WEB)]
+        if stored:
+            sizes = measure_objects([self.places[i].url for i in stored], stall)
+            for i, size in zip(stored, sizes, strict=True):
+                self.places[i] = replace(self.places[i], size=size)
+        web = [i for i in asked if self.places[i].url.startswith(WEB)]
         pool = ThreadPoolExecutor(MEASURED_AT_ONCE)
         try:
-            for i, size in zip(asked, pool.map(lambda i: measure(self.places[i].url, stall), asked), strict=True):
+            for i, size in zip(web, pool.map(lambda i: measure(self.places[i].url, stall), web), strict=True):
                 self.places[i] = replace(self.places[i], size=size)
         finally:
             pool.shutdown(cancel_futures=True)
 
     def _fetch_indexes(self, wanted: Sequence[int]) -> None:
-        """Fetch tars to know what is in them."""
+        """Fetch tars to index them."""
         if not logger.handlers and group.is_main():
             start_logging(None)  # no run is open yet
             logger.setLevel(logging.INFO)
-        logger.info("fetching %d of %d tars to index them; this is done once", len(wanted), len(self.places))
+        logger.info("fetching %d of %d tars to index them, once", len(wanted), len(self.places))
         progress = Progress(len(wanted), unit="tar", shown=group.is_main())
         ahead = Prefetcher(self.cache, self.places)
         try:
             ahead.want(wanted)
             for i in wanted:
-                if self.cache.known(self.places[i]) is None:
-                    self.cache.ensure(self.places[i])
+                self.cache.ensure_known(self.places[i])
                 progress.advance(self.places[i].url)
         finally:
             ahead.close()
@@ -137,11 +145,13 @@ class StreamedTars(TarSource):
         for _ in range(REREADS):
             path = self.cache.ensure(self.places[shard])
             try:
-                file = os.open(path, os.O_RDONLY)  # for each image, so that no tar that was removed is kept by it
+                file = os.open(path, os.O_RDONLY)  # for each image, so that a removed tar frees its space
             except FileNotFoundError:
                 continue
             try:
                 return os.pread(file, size, offset)
             finally:
                 os.close(file)
-        raise UserError(f"{path} is removed as soon as it is there; do others use {path.parent}? Raise DATA.CACHE_GB")
+        raise UserError(
+            f"{path} is removed as soon as it is fetched; do other runs use {path.parent}? Raise DATA.CACHE_GB"
+        )

@@ -1,10 +1,17 @@
 """Images in tar files, as WebDataset lays them out: samples of members with a common name, `0042.jpg` and `0042.cls`.
 
-The tars are uncompressed, so any image is at hand by its offset: the order of the images, resuming and the number of
-workers are the same as with a folder. Those that are elsewhere are in `stream.py`.
+The tars are uncompressed, so each image is read at its offset, and the order of the images, resuming and the number of
+workers are the same as with a folder. Remote tars are in `stream.py`.
+
+A member's key is its path up to the first dot of the file name, and the rest is its extension, as in WebDataset. Hidden
+files are left out. An image is a member whose whole extension is one of `foundation.images.EXTENSIONS`. Other members
+that end like an image (`v1.0.jpg`, `x.input.jpg`, a second image under one key) are ignored, and a warning says so.
 """
 
+import io
+import logging
 import os
+import stat
 import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,65 +26,88 @@ from foundation.images import EXTENSIONS, UnreadableImage, decode_rgb
 
 LABEL = ".cls"  # a member with the number of the class, as text
 UNLABELED = -1
+INVALID = -2  # in an index: there is a label, but it is not the number of a class
+MAX_LABEL = 32  # bytes of a `LABEL` member that holds a number
+MAX_CLASS = 1_000_000  # a larger number is not a class; ImageNet-21k has 21,841
+MAX_IMAGE = 256 * 1024**2  # bytes of an encoded image
+MAX_HEADER = 1024**2  # bytes of a long name or an extended header
+logger = logging.getLogger("pretrain")
 
 
 @dataclass(frozen=True)
 class TarIndex:
-    """Where the images of a tar are, in the order of its members. Compact: each worker may hold many."""
+    """Where the images of a tar are, in the order of its members. Compact, because each worker may hold many."""
 
-    names: bytes  # of the members, with a zero byte between them
+    names: bytes  # of the members, separated by zero bytes
     offsets: np.ndarray  # (N,) int64, bytes
     sizes: np.ndarray  # (N,) int64, bytes
-    labels: np.ndarray  # (N,) int32, `UNLABELED` where there is none
+    labels: np.ndarray  # (N,) int32; `UNLABELED` where there is none, `INVALID` where it is not a number
+    ignored: Sequence[str] = ()  # image members that are not used, at most `len(EXAMPLES)` of them
+    ignored_count: int = 0
 
     @classmethod
-    def of(cls, names: str, offsets: Sequence[int], sizes: Sequence[int], labels: Sequence[int]) -> "TarIndex":
-        """Of lists. `names`: with a zero character between them."""
+    def of(
+        cls,
+        names: str,
+        offsets: Sequence[int],
+        sizes: Sequence[int],
+        labels: Sequence[int],
+        ignored: Sequence[str] = (),
+        ignored_count: int = 0,
+    ) -> "TarIndex":
+        """From lists. `names` is separated by zero characters."""
         columns = np.array(offsets, np.int64), np.array(sizes, np.int64), np.array(labels, np.int32)
-        return cls(names.encode("utf-8", "surrogateescape"), *columns)
+        return cls(names.encode("utf-8", "surrogateescape"), *columns, list(ignored), ignored_count)
 
     def __len__(self) -> int:
         return len(self.offsets)
 
     def name(self, row: int) -> str:
-        """Of a member."""
+        """The name of a member."""
         return self.names.split(b"\0")[row].decode("utf-8", "replace")
 
     def lists(self) -> dict[str, Any]:
-        """What `of` takes."""
+        """The arguments of `of`."""
         columns = {"offsets": self.offsets.tolist(), "sizes": self.sizes.tolist(), "labels": self.labels.tolist()}
-        return {"names": self.names.decode("utf-8", "surrogateescape"), **columns}
+        ignored = {"ignored": list(self.ignored), "ignored_count": self.ignored_count}
+        return {"names": self.names.decode("utf-8", "surrogateescape"), **columns, **ignored}
 
 
 class TarSource:
     """The images of some tars, in the order of the tars and of their members.
 
     Args:
-        tars: what to call each.
+        tars: the name of each.
         indexes: of each; None where it is not known yet.
         counts: images in each.
         root: where they are, for messages.
+        labelled: whether labels are used. If not, all images are `UNLABELED`.
 
     Raises:
-        UserError: there is no image, or only some have a label.
+        UserError: there is no image, or labels are used and one is missing or is not a number.
     """
 
     def __init__(
-        self, tars: Sequence[str], indexes: Sequence[TarIndex | None], counts: Sequence[int], root: str
+        self,
+        tars: Sequence[str],
+        indexes: Sequence[TarIndex | None],
+        counts: Sequence[int],
+        root: str,
+        labelled: bool = True,
     ) -> None:
         self.shards: Sequence[int] = list(counts)  # images in each
         self._tars, self._indexes = tars, list(indexes)
-        self._ends = np.cumsum(counts)
-        if not sum(counts):
+        self._ends = np.cumsum(counts, dtype=np.int64)
+        total = int(self._ends[-1]) if len(self._ends) else 0
+        known = [index for index in indexes if index is not None]
+        _warn_of_ignored(known, root, total)
+        if not total:
             raise UserError(f"there is no image in the tars of {root} (looked for {' '.join(EXTENSIONS)})")
-        known = [index.labels for index in indexes if index is not None]
-        complete = len(known) == len(indexes)
-        labels = np.concatenate(known) if complete else np.full(sum(counts), UNLABELED)
-        self.labels: Sequence[int] = labels.tolist()
-        if UNLABELED in self.labels and (labels != UNLABELED).any():
-            odd = self.name(self.labels.index(UNLABELED))
-            raise UserError(f"some images in {root} have a label ({LABEL}) and some have not: {odd}")
-        self.classes: Sequence[str] = [str(number) for number in range(max(self.labels) + 1)]
+        self.labels: np.ndarray = np.broadcast_to(np.int32(UNLABELED), total)  # takes no memory
+        if labelled and len(known) == len(indexes):
+            self.labels = np.concatenate([index.labels for index in known])
+            self._check_labels(root)
+        self.classes: Sequence[str] = [str(number) for number in range(int(self.labels.max()) + 1)]
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -86,8 +116,11 @@ class TarSource:
         """The image as (H, W, 3) uint8 RGB. Raises `UnreadableImage`."""
         shard, row = self._place(index)
         known = self._index(shard)
+        size = int(known.sizes[row])
+        if size > MAX_IMAGE:
+            raise UnreadableImage(f"{self.name(index)}: {size:,} bytes are more than the {MAX_IMAGE:,} allowed")
         try:
-            data = self._read_bytes(shard, int(known.offsets[row]), int(known.sizes[row]))
+            data = self._read_bytes(shard, int(known.offsets[row]), size)
         except OSError as error:
             raise UnreadableImage(f"{self.name(index)}: {error}") from error
         return decode_rgb(data, self.name(index))
@@ -102,8 +135,21 @@ class TarSource:
         """Numbers of the tars that hold these images."""
         return np.searchsorted(self._ends, indices, side="right")
 
+    def _check_labels(self, root: str) -> None:
+        """Refuse labels that are not numbers, and images without one beside images that have one."""
+        invalid, missing = self.labels == INVALID, self.labels == UNLABELED
+        if invalid.any():
+            name = self.name(int(invalid.argmax()))
+            raise UserError(
+                f"{name}: its label ({LABEL}) is not the number of a class, from 0 to {MAX_CLASS:,}; write numbers, "
+                "the same for train and val"
+            )
+        if missing.any() and not missing.all():
+            name = self.name(int(missing.argmax()))
+            raise UserError(f"some images in {root} have a label ({LABEL}) and others do not: {name}")
+
     def _place(self, index: int) -> tuple[int, int]:
-        """Tar, and image in it."""
+        """Number of the tar, and of the image in it."""
         shard = int(np.searchsorted(self._ends, index, side="right"))
         return shard, index - int(self._ends[shard]) + self.shards[shard]
 
@@ -116,42 +162,124 @@ class TarSource:
         return os.pread(_open(self._tars[shard], os.getpid()), size, offset)
 
 
-def local_tars(tars: Sequence[Path], root: str) -> TarSource:
-    """The images of tars on this machine; see `TarSource`.
+def local_tars(tars: Sequence[Path], root: str, labelled: bool) -> TarSource:
+    """The images of local tars; see `TarSource`.
 
     Raises:
-        UserError: as `TarSource`; there is no tar, or one is damaged or compressed.
+        UserError: as `TarSource`; or there is no tar, or one is damaged or compressed.
     """
     if not tars:
         raise UserError(f"there is no .tar in {root}; check DATA.ROOT")
     indexes = [index_tar(path, str(path)) for path in tars]
-    return TarSource([str(path) for path in tars], indexes, [len(index) for index in indexes], root)
+    return TarSource([str(path) for path in tars], indexes, [len(index) for index in indexes], root, labelled)
+
+
+def index_tar(path: Path, name: str) -> TarIndex:
+    """Find the images of a tar and their labels.
+
+    The size of what is read into memory, apart from the index, is bounded whatever the file holds.
+
+    Args:
+        path: of the tar.
+        name: of the tar in messages.
+
+    Raises:
+        UserError: it cannot be read as an uncompressed tar, or an image is stored as a sparse file.
+    """
+    found, last = _Members(), -1
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):  # opening a named pipe would block
+            raise UserError(f"{name} is not a file")
+        with path.open("rb") as file, tarfile.open(fileobj=_BoundedFile(file), mode="r:") as tar:
+            while entry := tar.next():
+                tar.members.clear()  # type: ignore[attr-defined]  # tarfile would keep all of them
+                if entry.size < 0 or entry.offset <= last:  # an extended header may say so, without end
+                    raise tarfile.ReadError(f"{entry.name} has a negative size")
+                last = entry.offset
+                if entry.isfile():
+                    found.add(tar, entry)
+    except UserError as error:
+        raise UserError(str(error) if str(error).startswith(name) else f"{name}: {error}") from error
+    except Exception as error:  # tarfile raises whatever its parser runs into: RecursionError, IndexError, ...
+        raise UserError(f"{name} cannot be read as an uncompressed tar: {error or type(error).__name__}") from error
+    return found.index()
+
+
+class _Members:
+    """The members of a tar that matter, collected in order."""
+
+    EXAMPLES = 3
+
+    def __init__(self) -> None:
+        self._images: dict[str, tuple[str, int, int]] = {}  # by key: name, offset, size
+        self._labels: dict[str, int] = {}
+        self._ignored: list[str] = []
+        self._ignored_count = 0
+
+    def add(self, tar: tarfile.TarFile, entry: tarfile.TarInfo) -> None:
+        folder, _, file = entry.name.rpartition("/")
+        stem, _, rest = file.partition(".")
+        if not stem:  # hidden, as macOS's `._0042.jpg`
+            return
+        key, extension = f"{folder}/{stem}", f".{rest}".lower()
+        if extension == LABEL:
+            self._labels[key] = _read_label(tar, entry)
+        elif extension in EXTENSIONS and key not in self._images:
+            if entry.issparse():
+                raise UserError(f"{entry.name} is stored as a sparse file; write the tar without --sparse")
+            self._images[key] = entry.name, entry.offset_data, entry.size
+        elif extension.endswith(EXTENSIONS):
+            self._ignored_count += 1
+            if len(self._ignored) < self.EXAMPLES:
+                self._ignored.append(entry.name)
+
+    def index(self) -> TarIndex:
+        names, offsets, sizes = zip(*self._images.values(), strict=True) if self._images else ((), (), ())
+        labels = [self._labels.get(key, UNLABELED) for key in self._images]
+        return TarIndex.of("\0".join(names), offsets, sizes, labels, self._ignored, self._ignored_count)
+
+
+class _BoundedFile(io.RawIOBase):
+    """A file for tarfile, which reads whole extended headers into memory, however large they claim to be."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= MAX_HEADER:
+            raise UserError(f"a header of {size:,} bytes is larger than the {MAX_HEADER:,} allowed")
+        return self._file.read(size)
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+
+def _read_label(tar: tarfile.TarFile, entry: tarfile.TarInfo) -> int:
+    """The number in a `LABEL` member, or `INVALID`."""
+    content = tar.extractfile(entry) if entry.size <= MAX_LABEL and not entry.issparse() else None
+    text = content.read().strip() if content else b""
+    return int(text) if text.isdigit() and int(text) <= MAX_CLASS else INVALID
+
+
+def _warn_of_ignored(indexes: Sequence[TarIndex], root: str, total: int) -> None:
+    count = sum(index.ignored_count for index in indexes)
+    if not count:
+        return
+    examples = [name for index in indexes for name in index.ignored][: _Members.EXAMPLES]
+    logger.warning(
+        "%d images of %s are ignored, %d are used: a name has one image, whose extension begins at the first dot of "
+        "the file name; rename %s",
+        count,
+        root,
+        total,
+        ", ".join(examples),
+    )
 
 
 @cache
 def _open(path: str, process: int) -> int:
-    """A descriptor, kept open. `process`: workers open their own."""
+    """A file descriptor that stays open. `process`: each worker opens its own."""
     return os.open(path, os.O_RDONLY)
-
-
-def index_tar(path: Path, name: str) -> TarIndex:
-    """Find the images of a tar, with their labels. Raises UserError, with `name`, where it cannot be read as one."""
-    images: dict[str, tuple[str, int, int]] = {}
-    labels: dict[str, int] = {}
-    try:
-        with tarfile.open(path, "r:") as tar:
-            for entry in tar:
-                folder, _, file = entry.name.rpartition("/")
-                stem, dot, extension = file.partition(".")
-                key, extension = f"{folder}/{stem}", f"{dot}{extension}".lower()
-                if entry.isfile() and extension in EXTENSIONS:
-                    images[key] = entry.name, entry.offset_data, entry.size
-                elif entry.isfile() and extension == LABEL:
-                    content = tar.extractfile(entry)
-                    labels[key] = int(content.read()) if content else UNLABELED
-    except (OSError, tarfile.TarError) as error:
-        raise UserError(f"{name} cannot be read as an uncompressed tar: {error}") from error
-    except ValueError as error:
-        raise UserError(f"{name}: {entry.name} is not the number of a class: {error}") from error
-    names, offsets, sizes = zip(*images.values(), strict=True) if images else ((), (), ())
-    return TarIndex.of("\0".join(names), offsets, sizes, [labels.get(key, UNLABELED) for key in images])

@@ -7,19 +7,21 @@ from pathlib import Path
 import numpy as np
 
 from foundation.errors import UserError
-from pretrain.images.sources import FileSource
+from pretrain.images.files import FileSource
 from pretrain.images.tars import UNLABELED
 
 CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog"),
     *("horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
 )
-IGNORED = -1  # of `MultiLabelSource.present`: the class is present but hard to see
+
+
+IGNORED = -1  # of `present`: the class is there but hard to see
 
 
 @dataclass(frozen=True)
 class MultiLabelSource(FileSource):
-    """Image files in which several of the classes may be present, and so none has a label of its own."""
+    """Image files in which several classes may be present, so that none has a single label."""
 
     present: np.ndarray  # (N, C) of 1, 0 and IGNORED
 
@@ -28,11 +30,12 @@ def read_voc07(root: Path, classes: Sequence[str] = CLASSES) -> tuple[MultiLabel
     """The images of `trainval` and of `test`.
 
     Args:
-        root: the folder `VOC2007`, with `JPEGImages` and `ImageSets/Main/<class>_<split>.txt`. These have lines of an
-            image's name and 1, -1, or 0 where the class is present but hard to see.
+        root: the folder `VOC2007`, with `JPEGImages` and `ImageSets/Main/<class>_<split>.txt`. Each line of these has
+            an image's name and 1, -1, or 0 where the class is present but hard to see.
+        classes: their names.
 
     Raises:
-        UserError: a file is missing, or a line is not of that form, or the lists name other images.
+        UserError: a file is missing, a line is not of that form, or the lists name different images.
     """
     trainval, test = (_read_split(root, split, classes) for split in ("trainval", "test"))
     return trainval, test
@@ -47,13 +50,14 @@ def _read_split(root: Path, split: str, classes: Sequence[str]) -> MultiLabelSou
                 f"{path} does not exist; --voc07 is the folder VOC2007 of the unpacked trainval and test sets"
             )
         try:
-            rows = [(words[0], int(words[1])) for line in path.read_text().splitlines() if (words := line.split())]
-        except (IndexError, ValueError) as error:
-            raise UserError(f"{path}: lines are an image's name and 1, 0 or -1, but {error}") from error
-        if names is not None and [row[0] for row in rows] != names:
-            raise UserError(f"{path} names other images than the list of {classes[0]}")
-        names = [row[0] for row in rows]
-        columns.append([{1: 1, 0: IGNORED, -1: 0}[value] for _, value in rows])
+            lines = [words for line in path.read_text().splitlines() if (words := line.split())]
+            present = [{1: 1, 0: IGNORED, -1: 0}[int(words[1])] for words in lines]
+        except (OSError, IndexError, KeyError, ValueError) as error:
+            raise UserError(f"{path}: each line must be an image's name and 1, 0 or -1 ({error!r})") from error
+        if names is not None and [words[0] for words in lines] != names:
+            raise UserError(f"{path} names different images from the list of {classes[0]}")
+        names = [words[0] for words in lines]
+        columns.append(present)
     images = [root / "JPEGImages" / f"{name}.jpg" for name in names or []]
     absent = [path for path in images if not path.is_file()]
     if absent or not images:

@@ -40,6 +40,7 @@ def pretrain(
     request: StopRequest,
     build_probe: Callable[[], Probe],
     remarks: Sequence[str] = (),
+    check_count: Callable[[int], Sequence[str]] = lambda images: (),
 ) -> bool:
     """Pretrain as the configuration says, into a run directory.
 
@@ -51,16 +52,17 @@ def pretrain(
         request: of the signals that stop a run.
         build_probe: builds what measures the encoder each `PROBE.EVERY` epochs; called only where that is set.
         remarks: lines for the log, such as the plan that the configuration comes from.
+        check_count: further lines, about the number of images.
 
     Returns:
         False where a signal has stopped the run before its end.
     """
     data = config.DATA
-    source = build_source(data.NAME, data.ROOT, "pretrain", data.CLASSES, build_streaming(config))
+    source = build_source(data.NAME, data.ROOT, "pretrain", data.CLASSES, build_streaming(config), together=True)
     check_batch(len(source), config.TRAIN.BATCH_SIZE, group.world_size())
     probe = build_probe() if config.PROBE.EVERY and group.is_main() else None
     start = open_run(output, config, resume)
-    for line in remarks:
+    for line in [*remarks, *check_count(len(source))]:
         logger.info("%s", line)
 
     torch.manual_seed(config.SEED)

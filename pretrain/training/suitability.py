@@ -6,9 +6,8 @@ import torch
 from fvcore.common.config import CfgNode
 
 from foundation.errors import UserError
-from pretrain.config import build_streaming
+from pretrain.distributed import group
 from pretrain.images.labelled import split_labelled_folder
-from pretrain.images.sources import build_source
 from pretrain.runs.weights import EncoderWeights, read_weights
 from pretrain.training.dry_run import (
     ENOUGH_STEPS,
@@ -42,35 +41,33 @@ def check_architecture(weights: EncoderWeights, config: CfgNode) -> None:
 
 
 def check_recipe(config: CfgNode, device: torch.device, processes: int) -> list[str]:
-    """Warnings about a recipe on these images, for the log; they are printed to standard error at once, too.
+    """Warnings about a recipe on this machine, for the log; they are printed to standard error at once, too.
 
     Raises:
         UserError: the activations alone are more than the memory of the device.
     """
-    warnings = []
-    if config.DATA.NAME in OWN and not config.TRAIN.MAX_STEPS:
-        source = build_source(
-            config.DATA.NAME, config.DATA.ROOT, "pretrain", config.DATA.CLASSES, build_streaming(config)
-        )
-        warnings += steps_warning(config, len(source))
-    warnings += memory_warning(config, device, processes)
-    for line in warnings:
-        print(line, file=sys.stderr)
-    return warnings
+    return _print(memory_warning(config, device, processes))
 
 
 def steps_warning(config: CfgNode, images: int) -> list[str]:
-    """A warning where a recipe takes fewer steps on so many images than anything is learned in."""
+    """A warning where a recipe takes too few steps on so many images to learn much; it is printed at once, too."""
     per_epoch = images // config.TRAIN.BATCH_SIZE
     steps = StepRange.of(config, images, first=0).last
-    if steps >= FEW_STEPS or not per_epoch:
+    if config.DATA.NAME not in OWN or config.TRAIN.MAX_STEPS or steps >= FEW_STEPS or not per_epoch:
         return []
-    batch = config.TRAIN.BATCH_SIZE
-    return [
-        f"warning: {steps} steps are too few to learn much ({images} images, TRAIN.BATCH_SIZE {batch}: {per_epoch} an "
-        f"epoch); set TRAIN.EPOCHS {-(-ENOUGH_STEPS // per_epoch)}, lower TRAIN.BATCH_SIZE with P, or leave --config "
-        "out and name the folder: `pretrain/train.py FOLDER --dry-run` plans for it"
-    ]
+    warning = (
+        f"warning: {steps} steps are too few to learn much ({images} images, TRAIN.BATCH_SIZE "
+        f"{config.TRAIN.BATCH_SIZE}: {per_epoch} an epoch); set TRAIN.EPOCHS {-(-ENOUGH_STEPS // per_epoch)}, lower "
+        "TRAIN.BATCH_SIZE with P, or leave --config out and name the folder: `pretrain/train.py FOLDER --dry-run` "
+        "plans for it"
+    )
+    return _print([warning])
+
+
+def _print(warnings: list[str]) -> list[str]:
+    for line in warnings if group.is_main() else ():
+        print(line, file=sys.stderr)
+    return warnings
 
 
 def memory_warning(config: CfgNode, device: torch.device, processes: int) -> list[str]:

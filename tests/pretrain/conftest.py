@@ -68,6 +68,12 @@ class Site:
                     self.wfile.flush()
                     site.over.wait(60)
 
+            def do_HEAD(self) -> None:
+                self.send_response(200 if self.path in site.files else 404)
+                self.send_header("Content-Length", str(len(site.files.get(self.path, b""))))
+                self.send_header("ETag", ETAG)
+                self.end_headers()
+
             def log_message(self, *_: object) -> None:
                 pass
 

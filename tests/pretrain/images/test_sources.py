@@ -1,7 +1,9 @@
 """Where images come from: layouts on disk, labels, and what is said when they are not as expected."""
 
 import gzip
+import os
 import re
+import shutil
 import struct
 from pathlib import Path
 
@@ -10,6 +12,8 @@ import pytest
 from PIL import Image
 
 from foundation.errors import UserError
+from pretrain.images.files import find_images
+from pretrain.images.labelled import build_labelled_source
 from pretrain.images.sources import UNLABELED, build_source, read_class_list
 
 
@@ -34,6 +38,52 @@ def test_links_other_files_and_odd_names(tmp_path: Path, photos: Path) -> None:
     (tmp_path / "a" / "notes.txt").write_text("x")
     (tmp_path / "linked").symlink_to(photos / "train" / "circle")
     assert len(build_source("folder", str(tmp_path), "pretrain")) == 13
+
+
+def test_hidden_files_and_links_to_a_parent_are_left_out(tmp_path: Path, photos: Path) -> None:
+    shutil.copytree(photos / "train", tmp_path / "train")
+    expected = [Path("train", name, f"{i:02d}.jpg") for name in ("circle", "square") for i in range(12)]
+    for name in (
+        ".ipynb_checkpoints/00.jpg",
+        "circle/.ipynb_checkpoints/00.jpg",
+        "circle/._00.jpg",
+        "circle/Thumbs.db",
+    ):
+        (tmp_path / "train" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "train" / name).write_bytes(b"x")
+    (tmp_path / "train" / "circle" / "up").symlink_to(tmp_path / "train")
+    (tmp_path / "train" / "square" / "self").symlink_to(tmp_path / "train" / "square")
+    (tmp_path / "train" / "square" / "broken").symlink_to(tmp_path / "nothing")
+    source = build_source("folder", str(tmp_path), "train")
+    assert [Path(source.name(i)).relative_to(tmp_path) for i in range(len(source))] == expected
+    assert source.classes == ["circle", "square"]
+
+
+def test_a_loose_image_beside_class_folders(tmp_path: Path, photos: Path) -> None:
+    shutil.copytree(photos / "train", tmp_path / "train")
+    shutil.copy(photos / "train" / "circle" / "00.jpg", tmp_path / "train" / "loose.jpg")
+    assert len(build_source("folder", str(tmp_path), "pretrain")) == 25  # which uses no labels
+    with pytest.raises(UserError, match=r"train/loose.jpg lies beside the class folders .*; move it into one"):
+        build_labelled_source("folder", str(tmp_path), "train")
+
+
+def test_the_order_is_that_of_sorted_paths(tmp_path: Path) -> None:
+    names = ["b.jpg", "a/z.png", "a/b/c.jpg", "a-b/a.jpg", "a/a.jpg", "ü/ü.jpg", "c/1.jpg", "A/x.JPG", "b.jpg.d/y.gif"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / os.fsdecode(b"\xff.jpg")).touch()
+    paths = find_images(tmp_path)
+    expected = sorted(path for path in tmp_path.rglob("*.*") if path.is_file())
+    assert list(paths) == expected
+    assert [paths[-1], *paths[2:4]] == [expected[-1], *expected[2:4]]
+    with pytest.raises(IndexError):
+        paths[len(expected)]
+    classes, labels = paths.top_folders()
+    assert [classes[i] for i in labels] == [
+        path.parent.relative_to(tmp_path).parts[0] if path.parent != tmp_path else "" for path in expected
+    ]
+    assert list(find_images(tmp_path, ["c", "a"])) == [path for path in expected if path.parts[-2] in "abc"]
 
 
 def test_tiny_imagenet_as_downloaded(tmp_path: Path) -> None:
@@ -105,7 +155,7 @@ def test_classes_by_a_list(tmp_path: Path) -> None:
         listed.write_text(text)
         with pytest.raises(UserError, match=message):
             build_source("folder", str(root), "train", str(listed))
-    with pytest.raises(UserError, match=r"neither a file nor a list that comes with this project \(imagenet100\)"):
+    with pytest.raises(UserError, match=r"neither a file nor a list of this project \(imagenet100\)"):
         build_source("folder", str(root), "train", "imagenet10")
     with pytest.raises(UserError, match="shapes has none"):
         build_source("shapes", "", "train", str(listed))

@@ -1,6 +1,9 @@
 """Images in tars: the same as in a folder, whoever reads them; and what is said of tars that are not as expected."""
 
 import io
+import logging
+import os
+import re
 import tarfile
 from pathlib import Path
 
@@ -13,6 +16,7 @@ from foundation.images import UnreadableImage
 from pretrain.batches.loader import build_loader, read_batches
 from pretrain.batches.sampler import SequentialBatches
 from pretrain.batches.views import ViewDataset
+from pretrain.images.labelled import build_labelled_source
 from pretrain.images.sources import UNLABELED, build_source
 
 
@@ -65,17 +69,94 @@ def test_wrong_tars_are_named(photos: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"there is no .tar in"):
         build_source("webdataset", str(tmp_path), "pretrain")
     files = sorted((photos / "train" / "circle").iterdir())[:2]
-    write_shards(tmp_path, files, ["0", "one"])
-    with pytest.raises(UserError, match=r"shard-1.tar: part/0001.cls is not the number of a class"):
-        build_source("webdataset", str(tmp_path), "pretrain")
     write_shards(tmp_path, files)
     whole = (tmp_path / "shard-1.tar").read_bytes()
     for content in (b"not a tar" * 100, whole[:700]):
         (tmp_path / "shard-1.tar").write_bytes(content)
         with pytest.raises(UserError, match=r"shard-1.tar cannot be read as an uncompressed tar"):
             build_source("webdataset", str(tmp_path), "pretrain")
-    with tarfile.open(tmp_path / "shard-1.tar", "w") as tar:
-        add(tar, "1.cls", b"1")
+
+
+@pytest.mark.parametrize("label", ["dog", "-1", "1.5", "300000000", "", "7" * 5000])
+def test_labels_matter_only_where_they_are_used(label: str, photos: Path, tmp_path: Path) -> None:
+    files = sorted((photos / "train" / "circle").iterdir())[:2]
+    write_shards(tmp_path / "train", files, ["0", label])
+    source = build_source("webdataset", str(tmp_path), "pretrain")
+    assert list(source.labels) == [UNLABELED] * 2
+    with pytest.raises(UserError, match=r"shard-1.tar:part/0001.jpg: its label \(.cls\) is not the number of a class"):
+        build_source("webdataset", str(tmp_path), "train")
+
+
+def test_labels_of_some_images(photos: Path, tmp_path: Path) -> None:
+    files = sorted((photos / "train" / "circle").iterdir())[:2]
+    write_shards(tmp_path / "train", files)
+    with tarfile.open(tmp_path / "train" / "shard-1.tar", "w") as tar:
+        add(tar, "1.cls", b" 1\n")
         add(tar, "1.jpg", files[0].read_bytes())
-    with pytest.raises(UserError, match=r"some have not: .*shard-0.tar:part/0000.jpg"):
+    assert len(build_source("webdataset", str(tmp_path), "pretrain")) == 2
+    with pytest.raises(UserError, match=r"others do not: .*shard-0.tar:part/0000.jpg"):
+        build_source("webdataset", str(tmp_path), "train")
+    write_shards(tmp_path / "train", files)
+    with pytest.raises(UserError, match=r"have no labels: each needs a .cls member with the number of its class"):
+        build_labelled_source("webdataset", str(tmp_path), "train")
+
+
+def test_images_that_are_ignored_are_counted_and_named(photos: Path, tmp_path: Path, monkeypatch, caplog) -> None:
+    monkeypatch.setattr(logging.getLogger("pretrain"), "propagate", True)
+    image = (photos / "train" / "circle" / "00.jpg").read_bytes()
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name in ("1.jpg", "v1.0.jpg", "x.input.jpg", "1.png", "d/._1.jpg", "d/.jpg", "2.json"):
+            add(tar, name, image)
+    source = build_source("webdataset", str(tmp_path), "pretrain")
+    assert [source.name(i) for i in range(len(source))] == [f"{tmp_path}/a.tar:1.jpg"]
+    assert re.search(r"3 images of .* are ignored, 1 are used: .* rename v1.0.jpg, x.input.jpg, 1.png", caplog.text)
+
+
+def sparse() -> bytes:
+    entry = tarfile.TarInfo("a.jpg")
+    entry.type, entry.size = tarfile.GNUTYPE_SPARSE, 0
+    header = bytearray(entry.tobuf(tarfile.GNU_FORMAT))
+    header[386:410] = b"%011o\0%011o\0" % (0, 0)
+    header[483:495] = b"%011o\0" % (1 << 32)
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    return bytes(header) + bytes(1024)
+
+
+def pax(records: bytes, repeated: int = 1) -> bytes:
+    entry = tarfile.TarInfo("x")
+    entry.type, entry.size = tarfile.XHDTYPE, len(records)
+    body = records + bytes(-len(records) % 512)
+    image = tarfile.TarInfo("a.jpg")
+    image.size = 5
+    return (entry.tobuf() + body) * repeated + image.tobuf() + b"hello".ljust(512, b"\0") + bytes(1024)
+
+
+def with_a_long_header() -> bytes:
+    entry = tarfile.TarInfo("x")
+    entry.type, entry.size = tarfile.GNUTYPE_LONGNAME, 1 << 33
+    return entry.tobuf(tarfile.GNU_FORMAT) + bytes(2048)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (sparse(), "a.jpg is stored as a sparse file; write the tar without --sparse"),
+        (pax(b"13 size=-512\n"), "cannot be read as an uncompressed tar"),
+        (pax(b"15 mtime=12345\n", repeated=5000), "cannot be read as an uncompressed tar"),
+        (with_a_long_header(), "a header of 8,589,934,592 bytes is larger than the 1,048,576 allowed"),
+        (tarfile.TarInfo("a.jpg").tobuf()[:100], "cannot be read as an uncompressed tar"),
+    ],
+    ids=["sparse", "negative size", "chained headers", "long name", "cut"],
+)
+def test_hostile_tars_are_one_line(content: bytes, words: str, tmp_path: Path) -> None:
+    (tmp_path / "a.tar").write_bytes(content)
+    with pytest.raises(UserError, match=rf"^{tmp_path}/a.tar.*{words}"):
         build_source("webdataset", str(tmp_path), "pretrain")
+
+
+def test_a_named_pipe_is_not_a_tar(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.tar")
+    for root in (str(tmp_path), f"{tmp_path}/a.tar"):
+        with pytest.raises(UserError, match=rf"{tmp_path}/a.tar .*is not a file"):
+            build_source("webdataset", root, "pretrain")
