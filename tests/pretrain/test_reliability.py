@@ -24,6 +24,7 @@ from pretrain.distributed.signals import STOPPED
 from pretrain.runs import checkpoint
 from pretrain.runs.folder import open_run
 from pretrain.training import build
+from pretrain.training import run as training_run
 from tests.pretrain.tiny_encoder import use_tiny_encoder
 
 TORTURE = Path(__file__).with_name("torture.py")
@@ -127,13 +128,13 @@ def test_a_signal_saves_and_leaves_with_its_own_status(
 def test_a_signal_before_the_first_step_leaves_at_once(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    build_source = train.build_source
+    build_source = training_run.build_source
 
     def signalled(*args: Any, **options: Any) -> Any:
         signal.raise_signal(signal.SIGUSR1)
         return build_source(*args, **options)
 
-    monkeypatch.setattr(train, "build_source", signalled)
+    monkeypatch.setattr(training_run, "build_source", signalled)
     with pytest.raises(SystemExit) as left:
         train.main(arguments(photos, tmp_path / "run"))
     assert left.value.code == STOPPED

@@ -80,7 +80,7 @@ def test_vocs_layout(voc: Path) -> None:
     with pytest.raises(UserError, match=r"1 of 8 images of test are missing, .*test005.jpg"):
         read_voc07(voc, ("circle", "square"))
     (voc / "ImageSets" / "Main" / "square_test.txt").write_text("other 1\n")
-    with pytest.raises(UserError, match=r"square_test.txt names other images"):
+    with pytest.raises(UserError, match=r"square_test.txt names different images"):
         read_voc07(voc, ("circle", "square"))
     (voc / "ImageSets" / "Main" / "circle_test.txt").write_text("other\n")
     with pytest.raises(UserError, match=r"circle_test.txt: lines are"):
