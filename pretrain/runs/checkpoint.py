@@ -48,6 +48,7 @@ UNFINISHED = re.compile(r"step_\d{9,}\.(pt\.|sha256\.)?tmp|last\.tmp")  # .tmp: 
 PRETRAIN = "corinfomax-pretrain"
 FINETUNE = "corinfomax-finetune"
 LINEAR = "corinfomax-linear"
+FORMATS = (PRETRAIN, FINETUNE, LINEAR)
 logger = logging.getLogger("pretrain")
 
 
@@ -128,28 +129,11 @@ def load(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
     state = load_tree(path)
-    if not isinstance(state, dict) or state.get("format") not in (PRETRAIN, FINETUNE, LINEAR):
+    if not isinstance(state, dict) or state.get("format") not in FORMATS:
         raise UserError(f"{path} is not a checkpoint of this project; convert/to_d2.py reads those of others")
     if state.get("version") != VERSION:
         raise UserError(f"{path} has format version {state.get('version')}, but this program reads {VERSION}")
     return state
-
-
-def load_encoder(path: Path) -> dict[str, Tensor]:
-    """The encoder's tensors, in torchvision's naming, from a checkpoint or an `encoder.safetensors`.
-
-    Raises:
-        UserError: not there, damaged, or neither of the two.
-    """
-    if path.is_dir():
-        path = path / "encoder.safetensors"
-    if path.suffix == ".safetensors":
-        try:
-            return safetensors.torch.load_file(path)
-        except (OSError, safetensors.SafetensorError) as error:
-            raise UserError(f"{path} cannot be read as safetensors: {error}") from error
-    tensors = load(path)["model"]
-    return {name.removeprefix("encoder."): t for name, t in tensors.items() if name.startswith("encoder.")}
 
 
 def fill(module: nn.Module, tensors: dict[str, Tensor], source: Path) -> None:

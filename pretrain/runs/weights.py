@@ -5,12 +5,14 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-import safetensors
 import torch
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 
+from convert.encoders import read_encoder
+from convert.reader import Source, checkpoint_in, load_tensors, read_checkpoint
 from foundation.errors import UserError
 from pretrain.encoder import build_encoder
 from pretrain.runs import checkpoint
@@ -39,37 +41,36 @@ def read_weights(source: str) -> EncoderWeights:
     """Read an encoder's weights.
 
     Args:
-        source: a checkpoint of this project, an `encoder.safetensors`, a run directory, torchvision's own weights
-            (`*.pth`), or `random` for none.
+        source: a checkpoint of this project, an `encoder.safetensors`, a run directory, any other file that
+            `convert/to_d2.py` takes, or `random` for none.
 
     Raises:
         UserError: not there, damaged, or without an encoder.
     """
     if source == RANDOM:
         return EncoderWeights(source, RANDOM)
-    path = Path(source)
-    if path.is_dir():
-        candidates = [path / "encoder.safetensors", path / "checkpoints" / "last.pt"]
-        present = [candidate for candidate in candidates if candidate.is_file()]
-        if not present:
-            raise UserError(f"{path} holds no encoder.safetensors and no checkpoints/last.pt; check --weights")
-        path = present[0]
-    if not path.is_file():
-        raise UserError(f"the weights {path} do not exist; check --weights (or use `--weights random`)")
-    if path.suffix == ".safetensors":
-        return _from_safetensors(path)
-    return _from_torchvision(path) if path.suffix == ".pth" else _from_checkpoint(path)
+    if not Path(source).exists():
+        raise UserError(f"the weights {source} do not exist; check --weights (or use `--weights random`)")
+    file = read_checkpoint(checkpoint_in(Path(source)))
+    if file.metadata.get("format") == "corinfomax-encoder":
+        return _from_encoder_file(file)
+    if isinstance(file.content, dict) and file.content.get("format") in checkpoint.FORMATS:
+        return _from_checkpoint(file.path)
+    return _from_other_projects(file.path)
 
 
-def _from_safetensors(path: Path) -> EncoderWeights:
-    tensors = checkpoint.load_encoder(path)
-    with safetensors.safe_open(path, framework="pt") as file:
-        about = file.metadata() or {}
-    statistics = {key: [float(value) for value in about[key].split(",")] for key in ("mean", "std") if about.get(key)}
+def _from_encoder_file(file: Source) -> EncoderWeights:
+    about = file.metadata
+    try:
+        statistics = {
+            key: [float(value) for value in about[key].split(",")] for key in ("mean", "std") if about.get(key)
+        }
+    except ValueError as error:
+        raise UserError(f"{file.path} holds damaged pixel statistics: {error}") from error
     return EncoderWeights(
-        source=str(path),
+        source=str(file.path),
         init=about.get("objective", UNKNOWN),
-        tensors=tensors,
+        tensors=load_tensors(file, file.content),
         name=about.get("architecture", ""),
         stem=about.get("stem", ""),
         **statistics,
@@ -78,6 +79,13 @@ def _from_safetensors(path: Path) -> EncoderWeights:
 
 def _from_checkpoint(path: Path) -> EncoderWeights:
     state = checkpoint.load(path)
+    try:
+        return _from_state(path, state)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is an incomplete checkpoint ({error}); check --weights") from error
+
+
+def _from_state(path: Path, state: dict[str, Any]) -> EncoderWeights:
     prefix = "encoder."
     tensors = {name.removeprefix(prefix): t for name, t in state["model"].items() if name.startswith(prefix)}
     if not tensors:
@@ -94,16 +102,19 @@ def _from_checkpoint(path: Path) -> EncoderWeights:
     )
 
 
-def _from_torchvision(path: Path) -> EncoderWeights:
-    """A plain state dict in torchvision's naming, with or without its classifier: a supervised encoder, say."""
-    try:
-        tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises half a dozen kinds for files that are no checkpoints
-        raise UserError(f"{path} is not a file of weights: {(str(error) or repr(error)).splitlines()[0]}") from error
-    if not isinstance(tensors, dict) or "conv1.weight" not in tensors:
-        raise UserError(f"{path} does not hold torchvision's names (conv1.weight, ...) at its top level")
-    kept = {name: tensor for name, tensor in tensors.items() if not name.startswith("fc.")}
-    return EncoderWeights(str(path), "torchvision", kept, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+def _from_other_projects(path: Path) -> EncoderWeights:
+    """Weights of torchvision or another project, by the converter and with its checks."""
+    encoder = read_encoder(path)
+    about = encoder.sidecar
+    return EncoderWeights(
+        source=str(path),
+        init="torchvision" if about["family"] == "torchvision names, flat" else about["trained_by"],
+        tensors=encoder.tensors,
+        name=about["architecture"],
+        stem=about["stem"],
+        mean=[round(value / 255, 6) for value in about["pixel_mean"]],
+        std=[round(value / 255, 6) for value in about["pixel_std"]],
+    )
 
 
 def settle(config: CfgNode, weights: EncoderWeights) -> CfgNode:

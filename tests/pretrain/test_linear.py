@@ -18,7 +18,7 @@ from pretrain.evaluation.features import FeatureExtractor
 from pretrain.evaluation.linear import EncoderChanged
 from pretrain.images.sources import FileSource
 from pretrain.runs import checkpoint
-from pretrain.runs.weights import fingerprint, write_encoder
+from pretrain.runs.weights import build_from, fingerprint, read_weights, write_encoder
 
 TINY = [
     *("DATA.NAME", "folder", "DATA.IMAGE_SIZE", "32", "DATA.WORKERS", "0", "TRAIN.PRECISION", "float32"),
@@ -166,8 +166,8 @@ def test_bad_input_is_one_line(
     (tmp_path / "text.pt").write_text("no checkpoint")
     assert "is not a checkpoint" in error(tmp_path / "text.pt")
     (tmp_path / "text.safetensors").write_text("no checkpoint")
-    assert "cannot be read as safetensors" in error(tmp_path / "text.safetensors")
-    assert "no encoder.safetensors and no checkpoints/last.pt" in error(photos)
+    assert "is not a checkpoint" in error(tmp_path / "text.safetensors")
+    assert "there is no encoder.safetensors or checkpoints/last.pt" in error(photos)
     assert "no encoder, only heads" in error(finished)
     assert "ENCODER.STEM 'imagenet', but the config says 'cifar'" in error(weights, "ENCODER.STEM", "cifar")
     assert "ENCODER.NAME 'resnet18', but the config says 'resnet50'" in error(weights, "ENCODER.NAME", "resnet50")
@@ -187,7 +187,7 @@ def test_bad_input_is_one_line(
     assert "began with another encoder" in error("random", *other, output=finished)
 
 
-def test_weights_without_a_word_on_their_architecture(
+def test_torchvision_weights_tell_their_architecture(
     photos: Path, tmp_path: Path, error_of: Callable[..., str]
 ) -> None:
     torch.manual_seed(0)
@@ -198,9 +198,20 @@ def test_weights_without_a_word_on_their_architecture(
     assert results(tmp_path / "run")["init"] == "torchvision"
     assert results(tmp_path / "run")["encoder_sha256"] == fingerprint(encoder)
     other = arguments(photos, tmp_path / "resnet18.pth", tmp_path / "no", "ENCODER.NAME", "resnet34")
-    assert "is of another architecture" in error_of(linear.main, other)
-    unsaid = arguments(photos, tmp_path / "resnet18.pth", tmp_path / "no", "ENCODER.NAME", "")
-    assert "does not say which encoder it holds; set ENCODER.NAME" in error_of(linear.main, unsaid)
+    assert "ENCODER.NAME 'resnet18', but the config says 'resnet34'" in error_of(linear.main, other)
+
+
+def test_weights_of_other_projects_are_converted(tmp_path: Path) -> None:
+    encoder = build_encoder("resnet18", "cifar")
+    moco = {f"module.encoder_q.{name}": tensor for name, tensor in encoder.state_dict().items()}
+    torch.save(
+        {"state_dict": {**moco, "module.queue": torch.ones(4, 9)}, "arch": "resnet18"}, tmp_path / "moco.pth.tar"
+    )
+    found = read_weights(str(tmp_path / "moco.pth.tar"))
+    assert (found.name, found.stem, found.init) == ("resnet18", "cifar", "MoCo v1/v2, PCL")
+    assert (found.mean, found.std) == ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    built = build_from(found, found.name, found.stem)
+    assert all(torch.equal(tensor, built.state_dict()[name]) for name, tensor in encoder.state_dict().items())
 
 
 def test_a_damaged_image_is_replaced(photos: Path, weights: Path, tmp_path: Path, monkeypatch: Any) -> None:
