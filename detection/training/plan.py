@@ -1,4 +1,4 @@
-"""A plan for a user's own data: schedule, image size, anchors and depth, worked out from the images and the weights.
+"""A plan for a user's own data: schedule, image size and anchors, worked out from the images.
 
 The recipes are for COCO, VOC and their like; their 90,000 iterations are 3,600 epochs of 400 images. Every value of the
 plan has a reason, which is printed. A key that the command line sets is kept, and what depends on it follows.
@@ -58,7 +58,7 @@ def survey(records: Sequence[dict[str, Any]], fraction: float = 1.0) -> Images:
     return Images(max(1, round(len(records) * fraction)), float(numpy.median(sides)), objects, masks)
 
 
-def apply(config: CfgNode, images: Images, device: str, given: Collection[str], depth: int | None) -> list[str]:
+def apply(config: CfgNode, images: Images, device: str, given: Collection[str]) -> list[str]:
     """Set the config's keys, in place.
 
     Args:
@@ -66,26 +66,21 @@ def apply(config: CfgNode, images: Images, device: str, given: Collection[str], 
         images: to train on.
         device: `cuda` or `cpu`.
         given: keys that stay as they are.
-        depth: of the ResNet whose weights are loaded; None: not known, or random weights.
 
     Returns:
         For each key a line with its value and the reason.
     """
     lines = []
-    for key, value, reason in _values(config, images, device, given, depth):
+    for key, value, reason in _values(config, images, device):
         if key not in given:
             config.merge_from_list([key, value])
         lines.append(f"{key} {value_of(config, key)}: {'as given' if key in given else reason}")
     return lines
 
 
-def _values(
-    config: CfgNode, images: Images, device: str, given: Collection[str], depth: int | None
-) -> Iterator[tuple[str, Any, str]]:
+def _values(config: CfgNode, images: Images, device: str) -> Iterator[tuple[str, Any, str]]:
     """(key, value, reason), where each may depend on those before it, which have been set by then."""
     solver, test = config.SOLVER, config.TEST
-    if depth:
-        yield "MODEL.RESNETS.DEPTH", depth, "the depth of the weights"
     if not images.masks:
         yield "MODEL.MASK_ON", False, "the annotations have no masks"
     recipe_batch = solver.IMS_PER_BATCH

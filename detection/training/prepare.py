@@ -6,6 +6,7 @@ import argparse
 import atexit
 import shutil
 import tempfile
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -17,7 +18,7 @@ from detection.checks import preflight
 from detection.data import custom, datasets, requirements
 from detection.training import checkpoints, model, plan, run_folder, scaling, weights
 from foundation import devices
-from foundation.config import config_folder, find_config, override_pairs
+from foundation.config import config_folder, find_config, keys, override_pairs, value_of
 from foundation.errors import UserError
 
 DEFAULT_RECIPES = {"cuda": "coco_R50_FPN_1x_moco", "cpu": "shapes_R18_FPN"}  # for data of one's own
@@ -47,8 +48,11 @@ def configure(arguments: argparse.Namespace) -> CfgNode:
     config.MODEL.DEVICE = "cuda" if arguments.num_gpus else "cpu"
     if own:
         _fit_to_data(config, trains="TRAIN" in own)
-    if "TRAIN" in own and find_config(arguments.config, "detection").parent == config_folder("detection"):
-        _apply_plan(config, arguments)
+    given = _given_keys(config, arguments)
+    if config.MODEL.WEIGHTS and not arguments.eval_only:
+        _adopt(config, given, arguments.resume)
+    if "TRAIN" in own and _is_recipe(arguments.config):
+        _apply_plan(config, given)
     if arguments.lr_preset:
         config = scaling.apply_preset(config, arguments.lr_preset)
     processes = arguments.num_machines * max(arguments.num_gpus, 1)
@@ -165,19 +169,42 @@ def _own_datasets(arguments: argparse.Namespace) -> dict[str, str]:
     }
 
 
-def _apply_plan(config: CfgNode, arguments: argparse.Namespace) -> None:
+def _given_keys(config: CfgNode, arguments: argparse.Namespace) -> Collection[str]:
+    """The keys that the user has set: those of the command line, and of a config of the user's own all."""
+    if not _is_recipe(arguments.config):
+        return set(keys(config))
+    return {key for key, _ in override_pairs(arguments.overrides)}
+
+
+def _is_recipe(name: str) -> bool:
+    """Whether a config is one of the project's, and not the user's own or a run's."""
+    return find_config(name, "detection").parent == config_folder("detection")
+
+
+def _adopt(config: CfgNode, given: Collection[str], resume: bool) -> None:
+    """Take the keys that follow from the weights: from them, or for a run that is resumed, as it was begun."""
+    saved = Path(config.OUTPUT_DIR) / "config.yaml"
+    if resume and saved.is_file():
+        before = configs.load(str(saved))
+        for key in weights.ADOPTED:
+            if key not in given:
+                config.merge_from_list([key, value_of(before, key)])
+    else:
+        for line in weights.adopt(config, weights.describe(Path(config.MODEL.WEIGHTS)), given):
+            print(f"note: {line}")
+    configs.complete(config)
+
+
+def _apply_plan(config: CfgNode, given: Collection[str]) -> None:
     """Work out a schedule, sizes and anchors for the user's own training images, and print them."""
-    given = {key for key, _ in override_pairs(arguments.overrides)}
     (name,) = config.DATASETS.TRAIN
     datasets.register([name])
     # With an exponent, the schedule of all images is shortened afterwards.
     fraction = 1.0 if config.SOLVER.FRACTION_EXPONENT else config.DATASETS.FRACTION
     images = plan.survey(DatasetCatalog.get(name), fraction)
-    depth = weights.read_sidecar(Path(config.MODEL.WEIGHTS)).get("depth") if config.MODEL.WEIGHTS else None
     print("plan for your own data (KEY VALUE on the command line takes precedence):")
-    for line in plan.apply(config, images, config.MODEL.DEVICE, given, depth):
+    for line in plan.apply(config, images, config.MODEL.DEVICE, given):
         print(f"  {line}")
-    configs.complete(config)
 
 
 def _fit_to_data(config: CfgNode, trains: bool) -> None:

@@ -26,7 +26,6 @@ from detectron2.utils.events import CommonMetricPrinter, EventStorage, Tensorboa
 from fvcore.common.config import CfgNode
 from fvcore.nn.precise_bn import get_bn_modules
 
-from convert.sidecar_files import read_sidecar
 from detection.data import datasets, loading, training_data
 from detection.data.seeding import Stream, generator
 from detection.evaluation import evaluators as evaluation
@@ -328,7 +327,7 @@ def _finish(
 ) -> None:
     """Write `results.json`: what a report needs, besides the files that Detectron2 writes."""
     path = config.MODEL.WEIGHTS
-    sidecar = read_sidecar(Path(path), check=False) if path else {}
+    sidecar = weights.describe(Path(path)) if path else {}
     target = Path(config.OUTPUT_DIR) / "results.json"
     record = {
         "kind": "detection",

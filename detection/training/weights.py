@@ -1,14 +1,18 @@
 """Weights into a detector, all of them or none.
 
-Detectron2's own loader matches names by their endings and logs what it could not place; the detector then
-trains from random weights, and the result looks a little low. Here every tensor of the backbone must come
-from the file, by its exact name and in its exact shape, or nothing is loaded.
+Detectron2's own loader matches names by their endings and logs what it could not place; the detector then trains from
+random weights, and the result looks a little low. Here every tensor of the backbone must come from the file, by its
+exact name and in its exact shape, or nothing is loaded.
 
-A file is what `convert/to_d2.py` writes (names like `stem.conv1.weight`, `res2.0.conv1.norm.running_mean`),
-or a checkpoint of a whole detector (names like `backbone.res2...`).
+A file is what `convert/to_d2.py` writes (names like `stem.conv1.weight`, `res2.0.conv1.norm.running_mean`), or a
+checkpoint of a whole detector (names like `backbone.res2...`). Every other file that `to_d2` takes, and the folder of a
+pretraining run, is converted on the way, with the same checks.
 """
 
-from collections.abc import Iterable, Mapping
+import functools
+import logging
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +21,11 @@ import torch
 from fvcore.common.config import CfgNode
 from torch import nn
 
+from convert.encoders import read_encoder
 from convert.reader import load_tensors, read_checkpoint
 from convert.sidecar_files import read_sidecar, sidecar_path
 from detection.training import checkpoints
+from foundation.config import value_of
 from foundation.errors import UserError
 from foundation.files import digest_file
 
@@ -27,6 +33,103 @@ from foundation.files import digest_file
 PLACES = ("backbone.bottom_up.", "backbone.", "roi_heads.")
 STAGES = ("stem.", "res2.", "res3.", "res4.", "res5.")
 EXTRA_NORM = "roi_heads.res5.norm."  # see roi_heads.py; it starts at its initial values
+# What the converter knows of an encoder, and the config keys that must agree with it: a network sees other images than
+# it was trained on if colour order, pixel statistics or the place of the strides differ.
+FIELDS = {
+    "format": "INPUT.FORMAT",
+    "pixel_mean": "MODEL.PIXEL_MEAN",
+    "pixel_std": "MODEL.PIXEL_STD",
+    "stride_in_1x1": "MODEL.RESNETS.STRIDE_IN_1X1",
+    "depth": "MODEL.RESNETS.DEPTH",
+}
+RESNETS = "resnets"  # field with further keys of MODEL.RESNETS, by their names there
+ADOPTED = (
+    *FIELDS.values(),
+    *(f"MODEL.RESNETS.{name}" for name in ("STEM_OUT_CHANNELS", "RES2_OUT_CHANNELS", "NUM_GROUPS", "WIDTH_PER_GROUP")),
+)
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class InitialWeights:
+    """Weights to start a training from.
+
+    Attributes:
+        tensors: by Detectron2's names.
+        sidecar: what is known of them (`convert.sidecar`); empty where nothing is.
+    """
+
+    tensors: dict[str, torch.Tensor]
+    sidecar: dict[str, Any]
+
+
+def read_initial(path: Path) -> InitialWeights:
+    """Read weights to start from: those of a detector, converted ones, or any that `to_d2` takes, converted on the way.
+
+    Args:
+        path: a file, or the folder of a run of pretraining or detection.
+
+    Raises:
+        UserError: it cannot be read, or cannot be converted; the message says how the converter is told more.
+    """
+    if path.is_dir() and checkpoints.exists(path):
+        path = checkpoints.newest_intact(path) or path
+    if not path.exists():
+        raise UserError(f"{path}: there is no such file of weights")
+    status = path.stat()
+    return _read_initial(path, status.st_mtime_ns, status.st_size)
+
+
+@functools.lru_cache(maxsize=1)  # they are checked before a run, and loaded in it
+def _read_initial(path: Path, modified: int, size: int) -> InitialWeights:
+    if path.is_file():
+        source = read_checkpoint(path)
+        table = source.content.get("model", source.content) if isinstance(source.content, dict) else {}
+        names = table if isinstance(table, Mapping) else {}
+        if any(str(name).startswith("res2.") for name in names) or any(_short_names(names)):
+            return InitialWeights(read_weights(path), read_sidecar(path))
+    try:
+        encoder = read_encoder(path, naming="detectron2")
+    except UserError as error:
+        raise UserError(
+            f"{error}; if the converter needs to be told more, run python convert/to_d2.py {path} weights.pkl, with the"
+            " options that --help lists, and start from weights.pkl"
+        ) from error
+    about = {key: encoder.sidecar.get(key) for key in ("family", "branch", "architecture", "source")}
+    logger.info("%s is converted on the way: %s", path, ", ".join(f"{key} {value}" for key, value in about.items()))
+    for warning in encoder.sidecar.get("warnings", ()):
+        logger.warning("%s: %s", path, warning)
+    return InitialWeights(encoder.tensors, encoder.sidecar)
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """What is known of weights; empty where nothing is, or the file is gone.
+
+    Raises:
+        UserError: it cannot be read or converted.
+    """
+    if not path.exists():
+        return {}
+    return (read_sidecar(path) if path.is_file() else {}) or read_initial(path).sidecar
+
+
+def adopt(config: CfgNode, sidecar: Mapping[str, Any], given: Collection[str]) -> list[str]:
+    """Set the keys of the config that follow from the weights, in place.
+
+    Args:
+        config: of the run.
+        sidecar: of the weights.
+        given: keys that the user has set: they stay, and are refused later if they disagree.
+
+    Returns:
+        A line for each key that has changed.
+    """
+    lines = []
+    for key, value in _expected(sidecar).items():
+        if key not in given and not _same(value, value_of(config, key)):
+            lines.append(f"{key} {value}, which the weights were trained with, instead of {value_of(config, key)}")
+            config.merge_from_list([key, value])
+    return lines
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
@@ -46,15 +149,15 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
 
 
 def load_backbone(model: nn.Module, path: Path) -> list[str]:
-    """Fill every tensor of the backbone (and of res5, where that is the head) from the file.
+    """Fill every tensor of the backbone (and of res5, where that is the head) from a file or run folder.
 
-    Returns the names in the file that have no place in this detector, such as a classifier's.
+    Returns the names in the file that this detector does not use, such as a classifier's.
 
     Raises:
-        UserError: a tensor is missing, has another shape or is not finite, or the file has more blocks than
-            the model; the model is then unchanged.
+        UserError: it cannot be read or converted; or a tensor is missing, has another shape or is not finite, or the
+            file has more blocks than the model. The model is then unchanged.
     """
-    tensors = read_weights(path)
+    tensors = read_initial(path).tensors
     if any(name.startswith(PLACES) for name in tensors):  # a whole detector; its heads do not count
         tensors = dict(_short_names(tensors))
     state = model.state_dict()
@@ -85,26 +188,25 @@ def load_detector(model: nn.Module, path: Path) -> None:
 
 
 def check_sidecar(path: Path, config: CfgNode) -> dict[str, Any]:
-    """Compare the converter's sidecar with the config: a network sees other images than it was trained on if the
-    colour order, the pixel statistics, the place of the strides or the depth differ. Returns the sidecar.
+    """Compare what is known of weights with the config; returns it.
 
     Raises:
         UserError: they differ.
     """
-    sidecar = read_sidecar(path)
-    for field, key, value in (
-        ("format", "INPUT.FORMAT", config.INPUT.FORMAT),
-        ("pixel_mean", "MODEL.PIXEL_MEAN", config.MODEL.PIXEL_MEAN),
-        ("pixel_std", "MODEL.PIXEL_STD", config.MODEL.PIXEL_STD),
-        ("stride_in_1x1", "MODEL.RESNETS.STRIDE_IN_1X1", config.MODEL.RESNETS.STRIDE_IN_1X1),
-        ("depth", "MODEL.RESNETS.DEPTH", config.MODEL.RESNETS.DEPTH),
-    ):
-        if field in sidecar and not _same(sidecar[field], value):
+    sidecar = describe(path)
+    for key, value in _expected(sidecar).items():
+        if not _same(value, value_of(config, key)):
+            where = f"{sidecar_path(path)} says that {path.name}" if sidecar_path(path).is_file() else str(path)
             raise UserError(
-                f"{sidecar_path(path)} says that {path.name} needs {key} {sidecar[field]}, but the config"
-                f" has {value}; set {key} accordingly"
+                f"{where} needs {key} {value}, but the config has {value_of(config, key)}; set {key} accordingly"
             )
     return sidecar
+
+
+def _expected(sidecar: Mapping[str, Any]) -> dict[str, Any]:
+    """By config key, the value that weights need."""
+    further = {f"MODEL.RESNETS.{name}": value for name, value in (sidecar.get(RESNETS) or {}).items()}
+    return {key: sidecar[field] for field, key in FIELDS.items() if field in sidecar} | further
 
 
 def _same(noted: Any, configured: Any) -> bool:

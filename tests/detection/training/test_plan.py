@@ -13,16 +13,16 @@ from detection.training import plan, prepare
 from foundation.errors import UserError
 
 
-def values(recipe, images, given=(), device="cuda", depth=None, pairs=()):
+def values(recipe, images, given=(), device="cuda", pairs=()):
     config = configs.load(recipe, pairs)
-    lines = plan.apply(config, images, device, given, depth)
+    lines = plan.apply(config, images, device, given)
     return config, lines
 
 
 def test_the_plan_by_hand():
     """300 images of 500 pixels: 1,500 x 3 ** 0.64 = 3,030 iterations of 16; objects of 50 to 200 of 504 pixels."""
     objects = [0.1] * 20 + [0.2] * 60 + [0.4] * 20
-    config, lines = values("coco_R50_FPN_1x_moco", plan.Images(300, 500.0, objects, masks=True), depth=18)
+    config, lines = values("coco_R50_FPN_1x_moco", plan.Images(300, 500.0, objects, masks=True))
     solver = config.SOLVER
     assert (solver.MAX_ITER, solver.STEPS, solver.IMS_PER_BATCH) == (3030, (2020, 2693), 16)
     assert (solver.BASE_LR, solver.WARMUP_ITERS) == (0.02, 303)
@@ -31,10 +31,8 @@ def test_the_plan_by_hand():
     assert config.INPUT.MIN_SIZE_TRAIN == (400, 448, 496, 544, 592)
     # Middle of 49.6 and 198.4: 99; of 32 to 512: 128; the nearest octave is the recipe's own.
     assert config.MODEL.ANCHOR_GENERATOR.SIZES == [[32], [64], [128], [256], [512]]
-    assert (config.MODEL.RESNETS.DEPTH, config.MODEL.MASK_ON) == (18, True)
-    assert (
-        "SOLVER.MAX_ITER 3030: 162 epochs of 300 images; from random weights 2 to 3 times as many are needed" in lines
-    )
+    assert config.MODEL.MASK_ON is True
+    assert "SOLVER.MAX_ITER 3030: 162 epochs of 300 images; random weights need 2 to 3 times as many" in lines
 
 
 def test_small_objects_get_small_anchors_and_boxes_alone_no_mask_head():
@@ -48,7 +46,7 @@ def test_small_objects_get_small_anchors_and_boxes_alone_no_mask_head():
 def test_keys_that_are_given_stay_and_others_follow_them():
     given = {"SOLVER.MAX_ITER": "90", "SOLVER.IMS_PER_BATCH": "4", "INPUT.MIN_SIZE_TEST": "96"}
     pairs = [text for pair in given.items() for text in pair]
-    config, lines = values("shapes_R18_FPN", plan.Images(100, 64.0, [], True), given, "cpu", None, pairs)
+    config, lines = values("shapes_R18_FPN", plan.Images(100, 64.0, [], True), given, "cpu", pairs)
     assert (config.SOLVER.MAX_ITER, config.SOLVER.STEPS, config.TEST.EVAL_PERIOD) == (90, (60, 80), 9)
     assert config.SOLVER.BASE_LR == 0.02  # the recipe's batch is what was given
     assert config.INPUT.MIN_SIZE_TRAIN == (80, 88, 96, 104, 112)

@@ -137,6 +137,13 @@ def test_weights_land_and_are_named_in_the_results(train, tmp_path):
     state = torch.load(folder / "model_final.pth", weights_only=True)["model"]
     key = "backbone.bottom_up.res3.0.conv1.weight"
     assert torch.allclose(state[key], torch.from_numpy(tensors["res3.0.conv1.weight"]), atol=1e-6)
+    # Statistics of the weights are taken, and kept when the run is resumed without them.
+    path.with_suffix(".json").write_text(json.dumps({"depth": 18, "pixel_mean": [100.0, 110.0, 120.0]}))
+    folder = train(options=["--weights", str(path)], folder="own")
+    path.unlink()
+    train("SOLVER.MAX_ITER", 3, options=["--weights", str(path), "--resume"], folder="own")
+    assert configs.load(str(folder / "config.yaml")).MODEL.PIXEL_MEAN == [100.0, 110.0, 120.0]
+    path.write_bytes(pickle.dumps({"model": tensors, "__author__": "x", "matching_heuristics": True}))
     with pytest.raises(UserError, match=r"needs MODEL\.RESNETS\.DEPTH 18, but the config has 34"):
         train("MODEL.RESNETS.DEPTH", 34, options=["--weights", str(path)], folder="conflict")
 
