@@ -40,11 +40,11 @@ def get_defaults() -> CfgNode:
     c.OBJECTIVE.EPS = 1e-8  # added to the diagonals of the covariances
     _add_training(c)
     c.CHECKPOINT = CfgNode()  # besides the one after each epoch
-    c.CHECKPOINT.MINUTES = 10.0  # save when so much time has passed, looked at with each log line; 0: never
-    c.CHECKPOINT.STEPS = 0  # save after so many steps; 0: never
+    c.CHECKPOINT.MINUTES = 10.0  # save after this time, checked with each log line; 0: never
+    c.CHECKPOINT.STEPS = 0  # save after this number of steps; 0: never
     c.LOG = CfgNode()
     c.LOG.PERIOD = 10  # steps between lines of metrics.json
-    c.LOG.WANDB = ""  # project of Weights & Biases that gets them too; empty: none
+    c.LOG.WANDB = ""  # project of Weights & Biases that receives them too; empty: none
     c.PROBE = CfgNode()  # accuracy of the encoder on labelled images during training
     c.PROBE.EVERY = 0  # epochs; 0: never
     c.PROBE.KIND = "knn"  # or linear: a linear head, trained anew each time
@@ -55,22 +55,22 @@ def get_defaults() -> CfgNode:
 
 
 def _add_images(c: CfgNode) -> None:
-    """Where images come from, and what is done to them."""
+    """The images and their augmentation."""
     c.DATA = CfgNode()
-    c.DATA.NAME = "shapes"  # one of pretrain.data.DATASETS
-    c.DATA.ROOT = ""  # the dataset's folder; empty: the default place, for sets that have one. Of webdataset also URLs
+    c.DATA.NAME = "shapes"  # one of pretrain.images.sources.DATASETS
+    c.DATA.ROOT = ""  # the dataset's folder; empty: the default location, if there is one. Of webdataset also URLs
     c.DATA.CLASSES = ""  # of a folder: a file that lists the class folders to take, or imagenet100; empty: all
-    c.DATA.WINDOW = 0  # of webdataset: images are shuffled among so many tars at a time; 0: among all
-    c.DATA.CACHE = ""  # folder for tars that are fetched; empty: ~/.cache/corinfomax/shards
-    c.DATA.CACHE_GB = 100.0  # what they may take there, at least two windows of tars
+    c.DATA.WINDOW = 0  # of webdataset: number of tars among which images are shuffled at a time; 0: all
+    c.DATA.CACHE = ""  # folder for downloaded tars; empty: ~/.cache/corinfomax/shards
+    c.DATA.CACHE_GB = 100.0  # size limit of that folder; at least two windows of tars
     c.DATA.WORKERS = 2  # loader processes for each training process; 0 reads in the training process itself
     c.DATA.IMAGE_SIZE = 64  # pixels
     c.DATA.MEAN = [0.485, 0.456, 0.406]  # RGB, of values in [0, 1]
     c.DATA.STD = [0.229, 0.224, 0.225]  # likewise, standard deviations
-    c.DATA.MAX_UNREADABLE = 0.01  # share of damaged images above which a run stops
+    c.DATA.MAX_UNREADABLE = 0.01  # fraction of damaged images above which a run stops
     c.DATA.WORKER_TIMEOUT = 300  # seconds without a batch after which a hanging worker is reported and the run stops
     c.AUGMENT = CfgNode()  # thesis Table B.1; pairs are [first view, second view]
-    c.AUGMENT.CROP_SCALE = [0.08, 1.0]  # share of the image's area
+    c.AUGMENT.CROP_SCALE = [0.08, 1.0]  # fraction of the image's area
     c.AUGMENT.FLIP = 0.5  # probability of a horizontal flip
     c.AUGMENT.JITTER = 0.8  # probability of the colour jitter
     c.AUGMENT.BRIGHTNESS = 0.4  # largest change of brightness, as a fraction
@@ -84,7 +84,7 @@ def _add_images(c: CfgNode) -> None:
 
 
 def _add_training(c: CfgNode) -> None:
-    """The optimisation, and what bounds a run."""
+    """The optimisation, and the limits of a run."""
     c.TRAIN = CfgNode()
     c.TRAIN.EPOCHS = 100  # passes over the images
     c.TRAIN.BATCH_SIZE = 1536  # over all processes
@@ -96,16 +96,16 @@ def _add_training(c: CfgNode) -> None:
     c.TRAIN.OPTIMIZER = "sgd"  # or lars (as Barlow Twins has it) or lars_vicreg (as VICReg has it)
     c.TRAIN.MOMENTUM = 0.9  # of the optimizer
     c.TRAIN.WEIGHT_DECAY = 1e-4  # of the optimizer
-    c.TRAIN.PRECISION = "auto"  # float32, bfloat16, or auto: bfloat16 where the hardware has units for it
+    c.TRAIN.PRECISION = "auto"  # float32, bfloat16, or auto: bfloat16 where the hardware supports it
     c.TRAIN.COMPILE = False  # torch.compile
-    c.TRAIN.MICRO_BATCH = 0  # images at a time in each process; 0: the whole share. The loss stays that of the batch
-    c.TRAIN.MAX_STEPS = 0  # stop after so many; 0: no bound
-    c.TRAIN.MAX_SKIPPED = 10  # batches of a run whose loss or gradient may be no number; they are skipped
-    c.TRAIN.PEER_TIMEOUT = 600  # seconds that a process waits for the others before it takes them for dead
+    c.TRAIN.MICRO_BATCH = 0  # images at a time in each process; 0: all. The loss stays that of the whole batch
+    c.TRAIN.MAX_STEPS = 0  # stop after this number of steps; 0: no limit
+    c.TRAIN.MAX_SKIPPED = 10  # limit on skipped batches, whose loss or gradient is not finite
+    c.TRAIN.PEER_TIMEOUT = 600  # seconds without an answer after which a process treats the others as dead
 
 
 def validate(config: CfgNode) -> None:
-    """Refuse values that could not work. Raises UserError naming the key."""
+    """Refuse values that cannot work. Raises UserError naming the key."""
     one_of(config, "DATA.NAME", DATASETS)
     one_of(config, "ENCODER.NAME", ENCODERS)
     one_of(config, "ENCODER.STEM", STEMS)
@@ -152,11 +152,11 @@ def validate(config: CfgNode) -> None:
 
 
 def _check_agreement(config: CfgNode) -> None:
-    """Refuse values that are good one by one and contradict each other."""
+    """Refuse values that are valid one by one and contradict each other."""
     for key in ("CROP_SCALE", "BLUR_SIGMA"):
         low, high = config.AUGMENT[key]
         if low > high:
-            raise UserError(f"AUGMENT.{key} goes from the smaller to the larger, not from {low:g} to {high:g}")
+            raise UserError(f"AUGMENT.{key} is [smallest, largest], not [{low:g}, {high:g}]")
     if learning_rate(config) < config.TRAIN.MIN_LR:
         key = "TRAIN.LR_PER_256 x TRAIN.BATCH_SIZE / 256" if config.TRAIN.LR_PER_256 else "TRAIN.LR"
         raise UserError(f"TRAIN.MIN_LR ({config.TRAIN.MIN_LR:g}) must not be above {key} ({learning_rate(config):g})")
@@ -177,7 +177,7 @@ def learning_rate(config: CfgNode) -> float:
 
 
 def build_streaming(config: CfgNode) -> Streaming:
-    """How tars that are elsewhere are kept, in pretraining and in evaluation, which has no windows."""
+    """How remote tars are cached, in pretraining and in evaluation, which has no windows."""
     data = config.DATA
     window, patience = data.get("WINDOW", 0), data.get("WORKER_TIMEOUT", Streaming.patience)
     return Streaming(data.CACHE, data.CACHE_GB, window, patience)

@@ -19,10 +19,10 @@ alpha    attraction weight    stands for 2 / (epsilon N) in Eq. (6)        Secti
 ======== ==================== ============================================ ==========
 
 The covariance and its factorisation are in float64, outside autocast: in float32 the Cholesky factorisation fails as
-soon as the embedding loses rank, which is when the barrier matters. Across processes the sums behind mean, covariance
-and attraction are all-reduced with gradient, P + P^2 + 1 numbers, so that N processes compute the loss of one process
-that holds the whole batch. The cross-covariance is not part of the loss: it is kept, without gradient, for LDMI, the
-measure that the loss approximates (`spectrum.py`).
+soon as the embedding loses rank, which is where the log-determinant matters. Across processes the sums behind mean,
+covariance and attraction are all-reduced with gradient, P + P^2 + 1 numbers, so that several processes compute the loss
+that one process computes for the whole batch. The cross-covariance is not part of the loss: it is kept, without
+gradient, for LDMI, the measure that the loss approximates (`spectrum.py`).
 """
 
 from collections.abc import Callable
@@ -43,7 +43,7 @@ class Terms(NamedTuple):
 
 
 class _Gram(torch.autograd.Function):
-    """Z^T Z. Backward is one product, Z (G + G^T), where autograd would compose two."""
+    """Z^T Z. Backward is one product, Z (G + G^T), instead of the two that autograd would compute."""
 
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, z: Tensor) -> Tensor:
@@ -57,15 +57,15 @@ class _Gram(torch.autograd.Function):
 
 
 class _LogDeterminant(torch.autograd.Function):
-    """log det(R + eps I) of symmetric R. Backward is one inverse from the factor at hand."""
+    """log det(R + eps I) of symmetric R. Backward computes one inverse, from the Cholesky factor of forward."""
 
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, matrices: Tensor, eps: float) -> Tensor:
         perturbed = matrices.clone()
         perturbed.diagonal(dim1=-2, dim2=-1).add_(eps)
         factor, info = torch.linalg.cholesky_ex(perturbed)
-        # A matrix that is not positive definite has no such value, and its half-made factor no inverse. NaN on the
-        # diagonal spreads to both without a host synchronisation; the training loop skips such a batch.
+        # For a matrix that is not positive definite the factor is incomplete. NaN on its diagonal makes value and
+        # gradient NaN without a host synchronisation; the training loop skips such a batch.
         diagonal = factor.diagonal(dim1=-2, dim2=-1)
         diagonal.masked_fill_((info != 0)[..., None], torch.nan)
         ctx.save_for_backward(factor)
@@ -73,8 +73,8 @@ class _LogDeterminant(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> tuple[Tensor, None]:
-        # The derivative of the factor would silently be missing from the second one. torch's `once_differentiable` does
-        # not see to that: it lets a constant gradient pass.
+        # A second derivative would lack the derivative of the factor. torch's `once_differentiable` does not refuse
+        # every such use: it lets a constant gradient pass.
         if torch.is_grad_enabled():
             raise NotImplementedError("the log-determinant has no second derivative: create_graph cannot be used")
         (factor,) = ctx.saved_tensors  # type: ignore[attr-defined]
@@ -93,10 +93,9 @@ def update_mean(old: Tensor, z: Tensor, count: Tensor, forgetting: float) -> Ten
 
 
 def deviations(z: Tensor, mean: Tensor, count: Tensor, forgetting: float) -> Tensor:
-    """What Eq. (7) multiplies: views z (2, N_local, P) less the UPDATED mean (2, P), times sqrt((1 - lambda) / N).
+    """The factors of Eq. (7): views z (2, N_local, P) minus the UPDATED mean (2, P), times sqrt((1 - lambda) / N).
 
-    Their products are then the new part of the covariance as they are: the N x P numbers carry its weight, so that no
-    P x P matrix has to be scaled.
+    Their products are the new part of the covariance, weight included, so that no P x P matrix has to be scaled.
     """
     return (z - mean[:, None]) * ((1 - forgetting) / count).sqrt()
 
@@ -114,7 +113,7 @@ def update_cross_covariance(old: Tensor, deviating: Tensor, forgetting: float) -
 
 
 def big_bang(covariance: Tensor, eps: float) -> Tensor:
-    """The barrier against collapse: minus the log-determinants of both views, per dimension. Appendix A.2.
+    """The term against collapse: minus the log-determinants of both views, divided by P. Thesis Appendix A.2.
 
     Args:
         covariance: (2, P, P).
@@ -124,7 +123,7 @@ def big_bang(covariance: Tensor, eps: float) -> Tensor:
 
 
 def attraction(z1: Tensor, z2: Tensor, count: Tensor) -> Tensor:
-    """Mean squared difference over all N x P entries, as in Appendix A.2. z1, z2: (N_local, P)."""
+    """Mean squared difference over all N x P entries, as in thesis Appendix A.2. z1, z2: (N_local, P)."""
     return all_reduce_sum((z1 - z2).square().sum()) / (count * z1.shape[1])
 
 

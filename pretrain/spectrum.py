@@ -1,4 +1,4 @@
-"""What the covariance tells about an embedding: mutual information, effective rank, smallest eigenvalue, collapse.
+"""Diagnostics of an embedding from its covariance: mutual information, effective rank, smallest eigenvalue, collapse.
 
 ======== ==================== ============================================ ==================
 symbol   name here            meaning                                      where
@@ -9,7 +9,7 @@ epsilon  eps                  diagonal perturbation                        artic
 I_LD     ldmi                 log-determinant mutual information, nats     article Eq. (1)
 ======== ==================== ============================================ ==================
 
-Pure functions in float64, for the log and not for the loss: nothing here has a gradient.
+Pure functions in float64. They are for the log and not for the loss: nothing here has a gradient.
 """
 
 from typing import NamedTuple
@@ -17,11 +17,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-COLLAPSE_SHARE = 0.1  # of the P dimensions: an effective rank below it is reported as a collapse
+COLLAPSE_SHARE = 0.1  # fraction of the P dimensions; an effective rank below it is reported as a collapse
 
 
 class Spectrum(NamedTuple):
-    """Figures of one moment. Of two views, the worse one counts."""
+    """Values at one step. Of the two views, the lower effective rank and the smaller eigenvalue are taken."""
 
     ldmi: float  # nats
     effective_rank: float  # between 1 and P
@@ -30,7 +30,7 @@ class Spectrum(NamedTuple):
 
 
 def measure(covariance: Tensor, cross_covariance: Tensor, eps: float) -> Spectrum:
-    """All figures of the running estimates. covariance (2, P, P), cross_covariance (P, P), both float64."""
+    """All values for the running estimates. covariance (2, P, P), cross_covariance (P, P), both float64."""
     eigenvalues = torch.linalg.eigvalsh(covariance).flip(-1)
     return Spectrum(
         ldmi=log_determinant_information(covariance, cross_covariance, eps).item(),
@@ -44,8 +44,8 @@ def log_determinant_information(covariance: Tensor, cross_covariance: Tensor, ep
     """LDMI of the two views, article Eq. (1), in nats; zero if and only if they are uncorrelated.
 
     The four terms of Eq. (1) are two by Schur's complement: with J the joint covariance of (z1, z2),
-    I = (logdet(R1 + eps I) + logdet(R2 + eps I) - logdet(J + eps I)) / 2. From eigenvalues and not by Cholesky: of two
-    views that agree J has rank P, and rounding may leave it indefinite; what is below zero there is zero.
+    I = (logdet(R1 + eps I) + logdet(R2 + eps I) - logdet(J + eps I)) / 2. By eigenvalues and not by Cholesky: if
+    the two views agree, J has rank P, and rounding may make it indefinite; negative eigenvalues are taken as 0.
 
     Args:
         covariance: (2, P, P).

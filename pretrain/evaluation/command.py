@@ -19,7 +19,7 @@ from foundation.files import report_disk_errors
 from pretrain.batches.sampler import check_batch
 from pretrain.distributed import group
 from pretrain.runs.folder import open_run, write_results
-from pretrain.runs.weights import EncoderWeights, build_from, fingerprint, read_weights, settle
+from pretrain.runs.weights import EncoderWeights, build_from, fingerprint, read_weights, resolve
 
 HEADLINE = {"linear": "linear_top1", "finetune": "top1"}  # metric of results.json that is compared
 logger = logging.getLogger("pretrain")
@@ -36,7 +36,7 @@ def run_evaluation(kind: str, evaluate: Evaluate, config: CfgNode, args: argpars
         args: `config`, `weights`, `output` and `resume`.
     """
     weights = read_weights(args.weights)
-    config = settle(config, weights)
+    config = resolve(config, weights)
     name = Path(args.config).stem
     output = Path(args.output or f"output/{kind}_{name}")
     device = group.start(devices.is_usable())
@@ -63,7 +63,7 @@ def report_published(results: Mapping[str, Any], recipe: str, kind: str) -> None
 
 
 class Beginning(NamedTuple):
-    """What an evaluation begins with."""
+    """What an evaluation starts from."""
 
     encoder: nn.Module  # on the CPU
     encoder_sha256: str  # of all its tensors

@@ -67,7 +67,7 @@ def finetune(
 
 
 def name_training(weights: EncoderWeights) -> str:
-    """The last training that the encoder has had, in a word, for tables and reports."""
+    """What the encoder was last trained with, for tables and reports."""
     return "supervised" if weights.init == RANDOM else f"{weights.init}, fine-tuned"
 
 

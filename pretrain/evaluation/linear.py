@@ -170,11 +170,11 @@ def in_percent(values: Mapping[str, float]) -> str:
 @torch.no_grad()
 def _accuracies(heads: supervised.LinearHeads, val_features: tuple[Tensor, Tensor]) -> list[dict[str, float]]:
     features, labels = val_features
-    found = []
+    values = []
     for head in heads:
         scores = torch.cat([head(part.to(head.weight.device)).cpu() for part in features.split(8192)])
-        found.append({f"linear_{name}": value for name, value in accuracies(scores, labels).items()})
-    return found
+        values.append({f"linear_{name}": value for name, value in accuracies(scores, labels).items()})
+    return values
 
 
 def _best_epochs(learning_rates: Sequence[float], output: Path, steps_per_epoch: int) -> list[tuple[float, int] | None]:

@@ -117,13 +117,13 @@ def _from_other_projects(path: Path) -> EncoderWeights:
     )
 
 
-def settle(config: CfgNode, weights: EncoderWeights) -> CfgNode:
+def resolve(config: CfgNode, weights: EncoderWeights) -> CfgNode:
     """The configuration with its open values (architecture, pixel statistics) taken from the weights.
 
     Raises:
         UserError: configuration and weights disagree, or neither says.
     """
-    settled = config.clone()
+    resolved = config.clone()
     for group, key, own, fallback in (
         ("ENCODER", "NAME", weights.name, ""),
         ("ENCODER", "STEM", weights.stem, "imagenet"),
@@ -136,10 +136,10 @@ def settle(config: CfgNode, weights: EncoderWeights) -> CfgNode:
                 f"{weights.source} was trained with {group}.{key} {own!r}, but the config says {asked!r}; "
                 "choose the config that fits the weights, or change the key"
             )
-        settled[group][key] = asked or own or fallback
-    if not settled.ENCODER.NAME:
+        resolved[group][key] = asked or own or fallback
+    if not resolved.ENCODER.NAME:
         raise UserError(f"{weights.source} does not say which encoder it holds; set ENCODER.NAME")
-    return settled
+    return resolved
 
 
 def build_from(weights: EncoderWeights, name: str, stem: str, zero_init_residual: bool = False) -> nn.Module:
