@@ -94,11 +94,14 @@ def precision_recall(run: Run, task: Task, key: str) -> tuple[FloatArray, FloatA
 
 
 def threshold_curve(run: Run, task: Task, measure: str) -> tuple[FloatArray, FloatArray] | None:
-    """Score thresholds and `precision`, `recall` or `f1` at each, both (T,); None where they were not measured."""
+    """Score thresholds and `precision`, `recall` or `f1` at each, both (T,); None where they were not measured.
+
+    Precision is NaN where nothing is detected.
+    """
     curve = part(run, task, "thresholds").get("curve")
     if not isinstance(curve, dict):
         return None
-    scores, values = number_list(curve.get("score")), number_list(curve.get(measure))
+    scores, values = number_list(curve.get("score")), number_list(curve.get(measure), gaps=True)
     return None if scores is None or values is None or len(scores) != len(values) else (scores, values)
 
 
@@ -137,11 +140,15 @@ def confusion(run: Run, task: Task) -> tuple[list[str], NDArray[np.int64]] | Non
     return [str(name) for name in names], np.array(lines).astype(np.int64)
 
 
-def number_list(value: object) -> FloatArray | None:
-    """A list of finite numbers as an array (N,); None for anything else, and for an empty list."""
+def number_list(value: object, gaps: bool = False) -> FloatArray | None:
+    """A list of finite numbers as an array (N,); None for anything else, and for an empty list.
+
+    Args:
+        gaps: whether null may stand in the list, which becomes NaN.
+    """
     if not isinstance(value, list) or not value:
         return None
-    numbers = [as_number(each) for each in value]
+    numbers = [np.nan if gaps and each is None else as_number(each) for each in value]
     return None if None in numbers else np.array(numbers, dtype=np.float64)
 
 

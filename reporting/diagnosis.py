@@ -16,7 +16,7 @@ from reporting.analysis import (
     precision_recall,
     threshold_curve,
 )
-from reporting.figures import Colours, panels
+from reporting.figures import Colours, colours_of, panels
 from reporting.groups import Group, Setting, Statistic
 
 MAX_NAMED_CLASSES = 30  # of a confusion matrix with the names of its classes
@@ -36,14 +36,14 @@ def draw_precision(settings: Sequence[Setting], colours: Colours, path: Path) ->
     rows = [(setting, task) for setting, tasks in analysed(settings, "precision_recall") for task in tasks]
     if not rows:
         return False
-    owners = [setting for setting, _ in rows]
-    with panels(path, "Precision over recall", owners, [len(IOUS)] * len(rows), colours, size=(3.2, 2.8)) as grid:
+    names, shown = _row_names(rows), colours_of([setting for setting, _ in rows], colours)
+    with panels(path, "Precision over recall", names, [len(IOUS)] * len(rows), shown, size=(3.2, 2.8)) as grid:
         for row, (setting, task) in zip(grid, rows, strict=True):
             for axes, (key, title) in zip(row, IOUS.items(), strict=True):
                 for group in setting.groups:
                     lines = [curve for run in group.runs if (curve := precision_recall(run, task, key)) is not None]
                     _draw_runs(axes, lines, colours[group.label])
-                axes.set_title(f"{task.title}, {title}")
+                axes.set_title(title)
                 axes.set_xlabel("recall")
                 axes.set(xlim=(0, 1), ylim=(0, 1.02))
             row[0].set_ylabel("precision")
@@ -55,14 +55,16 @@ def draw_thresholds(settings: Sequence[Setting], colours: Colours, path: Path) -
     rows = [(setting, task) for setting, tasks in analysed(settings, "thresholds") for task in tasks]
     if not rows:
         return False
-    owners, measures = [setting for setting, _ in rows], ("precision", "recall", "f1")
-    with panels(path, "Score threshold", owners, [len(measures)] * len(rows), colours, size=(3.2, 2.8)) as grid:
+    names, shown = _row_names(rows), colours_of([setting for setting, _ in rows], colours)
+    measures = {"precision": "Precision", "recall": "Recall", "f1": "F1"}
+    title = "Precision, recall and F1 over the score threshold"
+    with panels(path, title, names, [len(measures)] * len(rows), shown, size=(3.2, 2.8)) as grid:
         for row, (setting, task) in zip(grid, rows, strict=True):
-            for axes, measure in zip(row, measures, strict=True):
+            for axes, (measure, heading) in zip(row, measures.items(), strict=True):
                 for group in setting.groups:
                     lines = [curve for run in group.runs if (curve := threshold_curve(run, task, measure)) is not None]
                     _draw_runs(axes, lines, colours[group.label])
-                axes.set_title(f"{task.title}: {measure.capitalize()}")
+                axes.set_title(heading)
                 axes.set_xlabel("score threshold")
                 axes.set(xlim=(0, 1), ylim=(0, 1.02))
     return True
@@ -73,8 +75,9 @@ def draw_errors(settings: Sequence[Setting], colours: Colours, path: Path) -> bo
     rows = analysed(settings, "errors")
     if not rows:
         return False
-    owners, counts = [setting for setting, _ in rows], [len(tasks) for _, tasks in rows]
-    with panels(path, "Cost of each kind of error", owners, counts, colours, size=(5.0, 3.0)) as grid:
+    names, counts = [setting.name for setting, _ in rows], [len(tasks) for _, tasks in rows]
+    shown = colours_of([setting for setting, _ in rows], colours)
+    with panels(path, "Cost of each kind of error", names, counts, shown, size=(5.0, 3.0)) as grid:
         for row, (setting, tasks) in zip(grid, rows, strict=True):
             for axes, task in zip(row, tasks, strict=True):
                 axes.set_title(task.title)
@@ -98,8 +101,8 @@ def draw_confusion(settings: Sequence[Setting], task_name: str, path: Path) -> b
         return False
     most = max(len(names) for _, matrices in rows for _, names, _ in matrices)
     side = min(6.5, max(PANEL, 1.6 + 0.3 * most))
-    owners, counts = [setting for setting, _ in rows], [len(matrices) for _, matrices in rows]
-    with panels(path, "Confusions between classes", owners, counts, None, size=(side, side)) as grid:
+    titles, counts = [setting.name for setting, _ in rows], [len(matrices) for _, matrices in rows]
+    with panels(path, "Confusions between classes", titles, counts, {}, size=(side, side)) as grid:
         for row, (_, matrices) in zip(grid, rows, strict=True):
             for axes, (group, names, counted) in zip(row, matrices, strict=True):
                 axes.set_title(group.label)
@@ -111,6 +114,10 @@ def error_cost(group: Group, task: Task, kind: str) -> Statistic | None:
     """By how many points AP50 would rise without this kind of error; None where no run has it."""
     costs = error_costs(group.runs, task, kind)
     return Statistic(costs) if costs else None
+
+
+def _row_names(rows: Sequence[tuple[Setting, Task]]) -> list[str]:
+    return [f"{task.title}: {setting.name}" for setting, task in rows]
 
 
 def _first_matrix(group: Group, task: Task) -> tuple[list[str], np.ndarray] | None:

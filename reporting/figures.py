@@ -56,39 +56,43 @@ def label_colours(labels: Iterable[str]) -> dict[str, str]:
     return FIXED_COLOURS | {label: OTHER_COLOURS[i % len(OTHER_COLOURS)] for i, label in enumerate(others)}
 
 
+def colours_of(settings: Sequence[Setting], colours: Colours) -> dict[str, str]:
+    """The colours of the initialisations that settings have, in their order."""
+    return {group.label: colours[group.label] for setting in settings for group in setting.groups}
+
+
 @contextmanager
 def panels(
     path: Path,
     title: str,
-    rows: Sequence[Setting],
+    names: Sequence[str],
     counts: Sequence[int],
-    colours: Colours | None,
+    colours: Colours,
     size: tuple[float, float] = (4.2, 3.0),
 ) -> Iterator[list[list[Axes]]]:
     """A figure with a title, to be filled and then written to `path`.
 
     Args:
-        rows: the setting of each row, whose name stands above it.
+        names: of the rows, written above them.
         counts: the number of panels of each row.
-        colours: of the initialisations, for the legend at the bottom; None for no legend.
+        colours: by label, for the legend at the bottom; empty for no legend.
         size: of a panel, in inches.
 
     Yields:
         The panels, row by row.
     """
     with rc_context(STYLE):  # type: ignore[arg-type]
-        shape = (size[0] * max(*counts, 1.2), 0.7 + (size[1] + 0.3) * len(rows))
+        shape = (size[0] * max(*counts, 1.2), 0.7 + (size[1] + 0.3) * len(names))
         figure = Figure(figsize=shape, layout="constrained")
         figure.suptitle(title, x=0.008, ha="left", fontsize=12, fontweight="bold")
         grid = []
-        parts = figure.subfigures(len(rows), 1, squeeze=False)[:, 0]
-        for part, setting, count in zip(parts, rows, counts, strict=True):
-            part.suptitle(setting.name, x=0.008, ha="left", fontsize=9.5, color="#555555")
+        parts = figure.subfigures(len(names), 1, squeeze=False)[:, 0]
+        for part, name, count in zip(parts, names, counts, strict=True):
+            part.suptitle(name, x=0.008, ha="left", fontsize=9.5, color="#555555")
             grid.append(list(part.subplots(1, count, squeeze=False)[0]))
         yield grid
-        if colours is not None:
-            labels = dict.fromkeys(group.label for setting in rows for group in setting.groups)
-            handles = [Patch(color=colours[label], label=_cut(label)) for label in labels]
+        if colours:
+            handles = [Patch(color=colour, label=_cut(label)) for label, colour in colours.items()]
             figure.legend(handles=handles, loc="outside lower left", ncols=min(len(handles), MAX_IN_LINE))
         figure.savefig(path, dpi=DPI)
 
@@ -98,8 +102,9 @@ def draw_transfer(settings: Sequence[Setting], colours: Colours, path: Path) -> 
     rows = [setting for setting in settings if setting.kind.name == DETECTION and _is_measured(setting)]
     if not rows:
         return False
-    counts = [len(setting.tasks) for setting in rows]
-    with panels(path, "Detection and segmentation after fine-tuning", rows, counts, colours) as grid:
+    names, counts = [setting.name for setting in rows], [len(setting.tasks) for setting in rows]
+    title = "Detection and segmentation after fine-tuning"
+    with panels(path, title, names, counts, colours_of(rows, colours)) as grid:
         for row, setting in zip(grid, rows, strict=True):
             for axes, (task, metrics) in zip(row, setting.tasks, strict=True):
                 axes.set_title(task.title)
@@ -112,9 +117,9 @@ def draw_transfer(settings: Sequence[Setting], colours: Colours, path: Path) -> 
 
 def draw_label_curves(curves: Sequence[LabelCurve], colours: Colours, path: Path) -> None:
     """The headline of each curve's tasks over the number of images; whiskers are the spread over runs."""
-    rows = [list(curve.settings.values())[-1] for curve in curves]
-    counts = [len(curve.headline) for curve in curves]
-    with panels(path, "AP over the number of labelled images", rows, counts, colours) as grid:
+    names, counts = [curve.name for curve in curves], [len(curve.headline) for curve in curves]
+    shown = {label: colours[label] for curve in curves for label in curve.labels}
+    with panels(path, "AP over the number of labelled images", names, counts, shown) as grid:
         for row, curve in zip(grid, curves, strict=True):
             for axes, metric in zip(row, curve.headline, strict=True):
                 axes.set_title(metric.heading)
@@ -128,7 +133,8 @@ def draw_curves(settings: Sequence[Setting], colours: Colours, path: Path) -> bo
     if not rows:
         return False
     counts = [3 if setting.kind.name == PRETRAIN else 1 + len(setting.tasks) for setting in rows]
-    with panels(path, "Training curves", rows, counts, colours, size=(3.5, 2.7)) as grid:
+    names = [setting.name for setting in rows]
+    with panels(path, "Training curves", names, counts, colours_of(rows, colours), size=(3.5, 2.7)) as grid:
         for row, setting in zip(grid, rows, strict=True):
             draw = _draw_pretraining if setting.kind.name == PRETRAIN else _draw_detection
             draw(row, setting, colours)

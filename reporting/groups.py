@@ -130,6 +130,11 @@ class LabelCurve:
     settings: Mapping[int, Setting]
 
     @property
+    def name(self) -> str:
+        """The recipe and evaluation set in words."""
+        return f"{self.recipe}, evaluated on {short_dataset(self.dataset)}"
+
+    @property
     def labels(self) -> list[str]:
         """The initialisations, in the order of their first appearance."""
         return list(dict.fromkeys(group.label for setting in self.settings.values() for group in setting.groups))

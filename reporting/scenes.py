@@ -118,12 +118,12 @@ def draw_worst(evaluation: Evaluation, colours: Mapping[str, str], path: Path) -
     false = _largest(others, lambda image: len(detector.matches[image].false))
     if not missed and not false:
         return None
-    _draw_sheet(evaluation, [detector], [*missed, *false], colours, path, _judged_cell)
+    _draw_sheet(evaluation, [detector], [*missed, *false], colours, path, _judged_cell, missed_only=True)
     parts = [f"the {len(missed)} with most missed objects"] if missed else []
     parts += [f"{'then ' if missed else ''}the {len(false)} with most false detections"] if false else []
     return (
         f"The worst images of {detector.group.label} (seed {detector.group.runs[0].seed}): {', '.join(parts)}. Objects"
-        f" that were found have no label; scores from {detector.threshold:.2f}."
+        f" and detections that match have no label; scores from {detector.threshold:.2f}."
     )
 
 
@@ -148,7 +148,7 @@ def draw_changes(evaluation: Evaluation, colours: Mapping[str, str], path: Path)
     parts = [f"the {len(more)} with the largest gain"] if more else []
     parts += [f"{'then ' if more else ''}the {len(fewer)} with the largest loss"] if fewer else []
     names = f"{other.group.label} finds more or fewer objects than {base.group.label}"
-    return f"Images in which {names}: {', '.join(parts)}."
+    return f"Images in which {names}: {', '.join(parts)}. Only false detections are labelled."
 
 
 def change_rows(evaluation: Evaluation) -> list[list[str]]:
@@ -212,13 +212,14 @@ def _draw_sheet(
     images: Sequence[int],
     colours: Mapping[str, str],
     path: Path,
-    cell: "Callable[[Evaluation, Image.Image, int, Detector, Mapping[int, str]], Image.Image]",
+    cell: Callable[[Evaluation, Image.Image, int, Detector, Mapping[int, str]], Image.Image],
+    missed_only: bool = False,
 ) -> None:
     fills = class_colours(evaluation.truth.names)
     rows = []
     for image in images:
         photograph = open_image(evaluation.truth.files[image])
-        first = _truth_cell(evaluation, photograph, image, detectors, cell is _judged_cell, fills)
+        first = _truth_cell(evaluation, photograph, image, detectors, missed_only, fills)
         rows.append([first, *(cell(evaluation, photograph, image, each, fills) for each in detectors)])
     titles = [("ground truth", INK), *((each.group.label, colours[each.group.label]) for each in detectors)]
     compose_sheet(titles, rows, [f"image {image}" for image in images]).save(path, optimize=True)
@@ -229,13 +230,14 @@ def _truth_cell(
     photograph: Image.Image,
     image: int,
     detectors: Sequence[Detector],
-    judged: bool,
+    missed_only: bool,
     fills: Mapping[int, str],
 ) -> Image.Image:
-    """The objects of an image. If they are judged, only those that the last detector misses are labelled."""
+    """The objects of an image, all labelled or only those that the last detector misses."""
     objects = evaluation.truth.objects.get(image, ())
     missed = set(map(id, detectors[-1].matches[image].missed))
-    texts = ["" if judged and id(each) not in missed else evaluation.truth.names[each.category] for each in objects]
+    names = evaluation.truth.names
+    texts = ["" if missed_only and id(each) not in missed else names[each.category] for each in objects]
     count = sum(not each.crowd for each in objects)
     note = f"{count} object{'' if count == 1 else 's'}"
     return draw_cell(photograph, _overlays(evaluation.truth, photograph, objects, texts, fills), note)

@@ -22,13 +22,16 @@ def published_table(setting: Setting) -> list[Block]:
     metrics = [metric for metric in setting.metrics if any(metric.key in row.values for row in rows)]
     if not metrics:
         return []
-    cells = []
-    for row in rows:
-        numbers = [row.values.get(metric.key) for metric in metrics]
-        if any(number is not None for number in numbers):
-            cells.append([row.label, row.source, *("" if number is None else f"{number:g}" for number in numbers)])
+    columns = [_decimals_aligned([row.values.get(metric.key) for row in rows]) for metric in metrics]
+    cells = [[row.label, row.source, *numbers] for row, *numbers in zip(rows, *columns, strict=True) if any(numbers)]
     title = f"Published for {setting.conditions[0]}, with all images and its whole schedule. Empty: not published."
     return [Table(["initialisation", "source", *(metric.title for metric in metrics)], cells, title, labels=2)]
+
+
+def _decimals_aligned(numbers: Sequence[float | None]) -> list[str]:
+    """Numbers with as many decimals as any of them has; empty for None."""
+    decimals = max(len(f"{number:g}".partition(".")[2]) for number in numbers if number is not None)
+    return ["" if number is None else f"{number:.{max(1, decimals)}f}" for number in numbers]
 
 
 def size_table(setting: Setting) -> list[Block]:
@@ -142,6 +145,6 @@ def label_tables(curves: Sequence[LabelCurve]) -> list[Block]:
                 found = curve.statistics(label, metric)
                 rows.append([label, *(value_text(found.get(images)) for images in curve.settings)])
             header = ["training images", *(f"{images:,}" for images in curve.settings)]
-            title = f"{metric.heading}, in percent: {curve.recipe} evaluated on {curve.dataset}."
+            title = f"{metric.heading}, in percent ({curve.name})."
             blocks.append(Table(header, rows, title))
     return blocks

@@ -103,7 +103,8 @@ def _differing_values(group: Group) -> dict[str, list[Any]]:
     values: dict[str, list[Any]] = {key: [run.config.get(key) for run in group.runs] for key in keys}
     for key in IDENTITY_KEYS:
         found = [run.results.get(key) for run in group.runs]
-        if len(set(map(str, found))) > 1:
+        is_known = key == "weights" and "MODEL.WEIGHTS" in values
+        if len(set(map(str, found))) > 1 and not is_known:
             values[key] = found
     return values
 

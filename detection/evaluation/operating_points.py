@@ -51,7 +51,8 @@ def thresholds(joined: Outcomes, names: Sequence[str]) -> dict[str, Any]:
     Returns:
         `best`: {"score", "precision", "recall", "f1"} of all classes together, or None where nothing is correct;
         `classes`: the same with `name` for each class, `score` None where nothing of it is correct;
-        `curve`: {"score", "precision", "recall", "f1"}, each a list of 101 numbers.
+        `curve`: {"score", "precision", "recall", "f1"}, each a list of 101 numbers; precision is None where nothing
+        is detected.
     """
     nothing = dict.fromkeys(("score", "precision", "recall", "f1"))
     classes = []
@@ -62,11 +63,14 @@ def thresholds(joined: Outcomes, names: Sequence[str]) -> dict[str, Any]:
         classes.append({"name": name, **(best or nothing)})
     objects = len(joined.object_classes)
     precision, recall, f1 = _measures(joined.scores, joined.outcomes, objects, CURVE)
-    curve = {"score": CURVE, "precision": precision, "recall": recall, "f1": f1}
+    curve = {"score": CURVE, "recall": recall, "f1": f1}
     return {
         "best": _best(joined.scores, joined.outcomes, objects),
         "classes": classes,
-        "curve": {key: values.round(6).tolist() for key, values in curve.items()},
+        "curve": {
+            **{key: values.round(6).tolist() for key, values in curve.items()},
+            "precision": [None if np.isnan(value) else round(float(value), 6) for value in precision],
+        },
     }
 
 
@@ -141,12 +145,12 @@ def _measures(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Precision, recall and F1 of the detections that score at least each of T levels, (T,) each.
 
-    Without a detection precision is 1; without an object recall is 0.
+    Precision is NaN without a detection, recall is 0 without an object.
     """
     counted = outcomes != Outcome.IGNORED
     all_scores, correct_scores = np.sort(scores[counted]), np.sort(scores[outcomes == Outcome.CORRECT])
     detected = len(all_scores) - np.searchsorted(all_scores, levels)
     correct = len(correct_scores) - np.searchsorted(correct_scores, levels)
-    precision = np.where(detected > 0, correct / np.maximum(detected, 1), 1.0)
+    precision = np.where(detected > 0, correct / np.maximum(detected, 1), np.nan)
     recall = correct / max(objects, 1)
     return precision, recall, 2 * correct / np.maximum(detected + objects, 1)

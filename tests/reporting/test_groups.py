@@ -43,7 +43,7 @@ def test_ap_over_the_number_of_labels(detection, change, make_report):
     folders.append(change(longer, train_images=8, iterations=80))
     page = make_report(*folders)
     assert "labels.png" in page.files
-    below = "Box AP, in percent: tiny_FPN evaluated on tiny"
+    below = "Box AP, in percent (tiny_FPN, evaluated on tiny)"
     assert page.rows("training images", below)[0] == ["training images", "8", "80", "800"]
     assert page.rows("random", below)[0] == ["random", "99.0", "11.5 ± 0.7", "16.5 ± 0.7"]
     assert page.rows("corinfomax", below)[0] == ["corinfomax", "", "21.5 ± 0.7", "31.5 ± 0.7"]

@@ -35,9 +35,10 @@ def test_the_best_threshold_by_hand():
     cat, dog = found["classes"]
     assert cat == {"name": "cat", "score": 0.9, "precision": 1.0, "recall": 0.5, "f1": 0.666667}  # at 0.7: 2/4
     assert dog == {"name": "dog", "score": 0.3, "precision": 0.5, "recall": 1.0, "f1": 0.666667}
-    curve = {key: np.array(values) for key, values in found["curve"].items()}
+    curve = {key: np.array(values, float) for key, values in found["curve"].items()}
     at = {level: int(np.argmin(abs(curve["score"] - level))) for level in (0.0, 0.75, 0.95)}
-    assert [curve["precision"][place] for place in at.values()] == [0.5, 0.5, 1.0]
+    assert [curve["precision"][place] for place in at.values()][:2] == [0.5, 0.5]
+    assert found["curve"]["precision"][at[0.95]] is None  # nothing is detected
     np.testing.assert_allclose([curve["recall"][place] for place in at.values()], [2 / 3, 1 / 3, 0], atol=1e-6)
     np.testing.assert_allclose([curve["f1"][place] for place in at.values()], [4 / 7, 2 / 5, 0], atol=1e-6)
 
