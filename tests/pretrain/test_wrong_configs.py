@@ -1,6 +1,5 @@
 """Wrong configurations, made systematically from every key: each is one line that names it, and nothing is begun."""
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -119,19 +118,18 @@ def test_each_wrong_config_is_one_line_and_begins_nothing(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     base = ["DATA.NAME", "folder", "DATA.ROOT", str(photos), "TRAIN.BATCH_SIZE", "8", "DATA.WORKERS", "0"]
-    cases, accepted, slowest = list(wrong_overrides()), [], 0.0
+    cases = list(wrong_overrides())
     assert len(cases) >= 200
+    accepted, unnamed = [], []
     for overrides in cases:
-        started = time.monotonic()
         try:
             train.main(["--dry-run", *base, *overrides])
-            accepted.append(overrides)
         except UserError as error:
-            message = str(error)
-        slowest = max(slowest, time.monotonic() - started)
-        key = overrides[0].rpartition(".")[2] if len(overrides) == 2 else ""
-        assert key.lower()[:-1] in message.lower(), (overrides, message)
+            key = overrides[0].rpartition(".")[2] if len(overrides) == 2 else ""
+            if key.lower()[:-1] not in str(error).lower():
+                unnamed.append((overrides, str(error)))
+        else:
+            accepted.append(overrides)
     assert not accepted
-    assert slowest < 3
+    assert not unnamed
     assert not list(tmp_path.iterdir())
-    print(f"{len(cases)} wrong configurations refused")
