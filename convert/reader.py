@@ -175,7 +175,14 @@ def load_tree(path: Path) -> Any:
     """
     source = read_checkpoint(path)
     with reading(path):
-        return _TorchCopy(_most(path)).of(source.content)
+        return _Copy(to_torch, _most(path)).of(source.content)
+
+
+def load_arrays(path: Path) -> Any:
+    """The content of a file with numpy's arrays in it, as `pickle.load` gives it; see `load_tree`."""
+    source = read_checkpoint(path)
+    with reading(path):
+        return _Copy(to_array, _most(path)).of(source.content)
 
 
 def load_tensors(source: Source, table: Any) -> "dict[str, torch.Tensor]":
@@ -186,7 +193,7 @@ def load_tensors(source: Source, table: Any) -> "dict[str, torch.Tensor]":
     """
     if not isinstance(table, dict):
         raise UserError(f"{source.path} holds no table of tensors; make one with convert/to_d2.py")
-    copy = _TorchCopy(_most(source.path))
+    copy = _Copy(to_torch, _most(source.path))
     with reading(source.path):
         return {str(name): copy.of(value) for name, value in table.items() if leaf(value) is not None}
 
@@ -202,9 +209,14 @@ def to_torch(tensor: StoredTensor) -> "torch.Tensor":
     """A tensor in PyTorch's memory, of its own type and memory format (channels last, say)."""
     import torch
 
-    array = np.asarray(tensor.read())
-    made = torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("="), order="K"))
+    made = torch.from_numpy(to_array(tensor))
     return made.to(torch.bfloat16) if tensor.dtype == "bfloat16" else made
+
+
+def to_array(tensor: StoredTensor) -> np.ndarray:
+    """A tensor's values in memory of their own, in this machine's byte order; bfloat16 becomes float32."""
+    array = np.asarray(tensor.read())
+    return np.array(array, dtype=array.dtype.newbyteorder("="), order="K")
 
 
 def _most(path: Path) -> int:
@@ -212,14 +224,16 @@ def _most(path: Path) -> int:
     return 8 * path.stat().st_size + (1 << 20)
 
 
-class _TorchCopy:
+class _Copy:
     """Copies a tree; a part that is in several places is copied once.
 
     Args:
+        make: what a tensor becomes.
         most: bytes that its tensors may take.
     """
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, make: Callable[[StoredTensor], Any], most: int) -> None:
+        self._make = make
         self._left = most
         self._done: dict[int, Any] = {}
 
@@ -244,7 +258,7 @@ class _TorchCopy:
             self._left -= 4 * tensor.count
             if self._left < 0:
                 raise UnreadableTensor("its tensors share their data more often than those of a network do")
-            made = to_torch(tensor)
+            made = self._make(tensor)
         self._done[id(value)] = made
         return made
 

@@ -14,11 +14,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from convert.architecture import Architecture
 from convert.export import SUFFIXES, export
-from convert.listing import list_contents
 from convert.pixels import find_pixels
-from convert.reader import checkpoint_in, read_checkpoint
-from convert.selection import select
+from convert.reader import Source, checkpoint_in, read_checkpoint
+from convert.selection import find_candidates, select
 from convert.sidecar import describe
 from convert.sidecar_files import sidecar_path
 from foundation.errors import ArgumentParser, UserError, run
@@ -85,6 +85,27 @@ def summarise(output: Path, sidecar: Mapping[str, Any]) -> list[str]:
         *(f"  left out: {part} ({count})" for part, count in sidecar["dropped"].items()),
         *(f"  warning: {text}" for text in sidecar["warnings"]),
     ]
+
+
+def list_contents(source: Source) -> str:
+    """A text with the encoders of a file, best first, and its tables of tensors."""
+    candidates, containers = find_candidates(source)
+    lines = [f"{source.path}", "encoders (the first is taken unless --branch says another):"]
+    for candidate in candidates:
+        verdict = candidate.verdict
+        if isinstance(verdict, Architecture):
+            size = 4 * sum(tensor.count for tensor in candidate.tensors.values()) / 1e6
+            what = f"{verdict.name}, {len(candidate.tensors)} tensors, {size:.1f} MB"
+        else:
+            what = f"cannot be converted: {verdict}"
+        lines.append(f"  {candidate.branch}  [{candidate.family.name}]  {what}")
+    if not candidates:
+        lines.append("  none")
+    lines.append("tables:")
+    lines += [
+        f"  {table.label or 'top'}: {len(table.tensors)} tensors, {table.bytes / 1e6:.1f} MB" for table in containers
+    ]
+    return "\n".join(lines)
 
 
 def check_output(source: Path, output: Path, target: str, overwrite: bool) -> None:

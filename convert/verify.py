@@ -5,7 +5,6 @@ The detectors are built and loaded as a user would, from the written file and th
 This is the only module that needs Detectron2.
 """
 
-import importlib
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
+import foundation.detectron2_compat  # noqa: F401  makes Detectron2 importable on today's libraries
 from convert.architecture import Architecture
 from convert.naming import to_detectron2
 from convert.pixels import Pixels
@@ -89,7 +89,6 @@ def _widen(network: ResNet, architecture: Architecture) -> None:
 
 def _load_detector(target: str, path: Path, architecture: Architecture, pixels: Pixels) -> Any:
     """A detector with random heads and the backbone of `path`, by Detectron2's own loader."""
-    importlib.import_module("foundation.detectron2_compat")  # makes Detectron2 importable on today's libraries
     from detectron2.checkpoint import DetectionCheckpointer
     from detectron2.config import get_cfg
     from detectron2.modeling import build_model

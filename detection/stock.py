@@ -16,6 +16,9 @@ name (`FILE.json@FOLDER` is a dataset of your own):
     python -m detection.stock detectron2/tools/visualize_json_results.py --dataset test.json@images \
         --input found.json --output drawn
 
+Detectron2 reads weights (`.pkl`) and proposals with `pickle`, which runs whatever program is in the file. With this
+module they are read by the converter's reader, which runs nothing.
+
 Detectron2's own trainer ignores the keys that this project adds (DATASETS.FRACTION, SOLVER.PRECISION,
 SOLVER.ACCUMULATION, ..), and logs weights that do not fit instead of refusing them.
 """
@@ -24,23 +27,48 @@ import argparse
 import runpy
 import sys
 import tempfile
+import types
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 import detection.roi_heads  # registers the head of the C4 recipes
 import detection.training.semantic  # noqa: F401  and that for labels of pixels
+from convert.reader import load_arrays
+from convert.tensors import Record
 from detection import config as configs
 from detection.data import datasets
 from foundation.config import find_config, load_config
 from foundation.errors import ArgumentParser, UserError, run
 
 # isort: split
+from detectron2.checkpoint import detection_checkpoint
 from detectron2.config import defaults, get_cfg
 from detectron2.data import DatasetCatalog
+from detectron2.data import build as data_build
 
 configs.add_own_keys(defaults._C)
 defaults._C.SEED = 0  # this project's commands take no run without a seed, and should take what a tool has trained
+
+
+def _load_pickle(file: BinaryIO, **_: Any) -> Any:
+    """Stands for `pickle.load`.
+
+    Raises:
+        UserError: the file is damaged, or asks for anything but arrays and plain values.
+    """
+    content = load_arrays(Path(file.name))
+    if not isinstance(content, dict):
+        raise UserError(f"{file.name} holds neither weights nor proposals")
+    # The mode of the boxes in a file of proposals is an enumeration: a call with its number.
+    return {
+        key: value.args[0] if isinstance(value, Record) and len(value.args) == 1 else value
+        for key, value in content.items()
+    }
+
+
+for module in (detection_checkpoint, data_build):
+    module.pickle = types.SimpleNamespace(load=_load_pickle)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

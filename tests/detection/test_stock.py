@@ -2,10 +2,12 @@
 
 import json
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
 from PIL import Image
@@ -15,6 +17,9 @@ pytest.importorskip("detectron2")
 from detection import inference
 from detection.data import datasets
 from foundation.config import config_folder
+
+# isort: split
+from detectron2.structures import BoxMode
 
 ROOT = Path(__file__).parents[2]
 # Nothing in it is of this project.
@@ -76,6 +81,47 @@ def test_a_script_trains_and_predicts_with_a_recipe_as_this_project_predicts(tmp
     assert len(scores) == 5
     torch.testing.assert_close(output["instances"].scores, scores, rtol=0, atol=1e-5)
     torch.testing.assert_close(output["instances"].pred_boxes.tensor, boxes, rtol=0, atol=1e-3)
+
+
+class Evil:
+    """Makes a folder when it is unpickled by an ordinary loader."""
+
+    def __reduce__(self):
+        return os.mkdir, ("ran",)
+
+
+def test_weights_and_proposals_run_no_code(tmp_path):
+    """Detectron2 itself unpickles both."""
+    boxes = [numpy.ones((3, 4), numpy.float32)]
+    proposals = {"ids": [7], "boxes": boxes, "objectness_logits": [numpy.ones(3)], "bbox_mode": BoxMode.XYWH_ABS}
+    weights = {"model": {"weight": numpy.full((2, 3), 0.5, numpy.float32)}, "__author__": "x"}
+    for name, content in (("good.pkl", weights), ("evil.pkl", weights | {"x": Evil()})):
+        (tmp_path / name).write_bytes(pickle.dumps(content))
+    for name, content in (("good_boxes.pkl", proposals), ("evil_boxes.pkl", proposals | {"x": Evil()})):
+        (tmp_path / name).write_bytes(pickle.dumps(content))
+    program = (
+        "import detection.stock, torch\n"
+        "from foundation.errors import UserError\n"
+        "from detectron2.checkpoint import DetectionCheckpointer\n"
+        "from detectron2.data.build import load_proposals_into_dataset\n"
+        "from detectron2.structures import BoxMode\n"
+        "model = torch.nn.Linear(3, 2)\n"
+        "DetectionCheckpointer(model).load('good.pkl')\n"
+        "assert model.weight.eq(0.5).all()\n"
+        "(record,) = load_proposals_into_dataset([{'image_id': 7}], 'good_boxes.pkl')\n"
+        "assert record['proposal_bbox_mode'] == BoxMode.XYWH_ABS and record['proposal_boxes'].shape == (3, 4)\n"
+        "for call in (lambda: DetectionCheckpointer(model).load('evil.pkl'),\n"
+        "             lambda: load_proposals_into_dataset([{'image_id': 7}], 'evil_boxes.pkl')):\n"
+        "    try: call()\n"
+        "    except UserError as error: print(error)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-W", "ignore", "-c", program]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert [line.split(" ")[0] for line in done.stdout.splitlines()] == ["evil.pkl", "evil_boxes.pkl"]
+    assert done.stdout.count("nothing of it was run") == 2
+    assert not (tmp_path / "ran").exists()
 
 
 def test_scripts_and_their_configs_are_found_or_said_to_be_missing():
