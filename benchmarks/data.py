@@ -22,8 +22,8 @@ from torch import Tensor
 from torchvision import transforms
 
 from pretrain.batches.augment import augment
-from pretrain.batches.views import Batch, ViewDataset, ViewRecipe, collate
-from pretrain.config import build_recipes, get_defaults
+from pretrain.batches.views import Augmentation, Batch, ViewDataset, collate
+from pretrain.config import build_augmentations, get_defaults
 from pretrain.images.sources import FileSource
 from shapes.scene import compose, random_names
 
@@ -35,13 +35,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = build_parser("Images a second of a data worker.", threads=1, rounds=7).parse_args(argv)
     device = start(args)
     count, rounds, sizes = (2, 1, (32,)) if args.quick else (24, args.rounds, (64, 224))
-    recipes = build_recipes(get_defaults())
+    augmentations = build_augmentations(get_defaults())
     workers, devices = [], []
     with tempfile.TemporaryDirectory() as folder:
         source = render_photographs(Path(folder), count)
         for size in sizes:
-            dataset = ViewDataset(source, size, recipes)
-            views = [conventional_view(recipe, size) for recipe in recipes]
+            dataset = ViewDataset(source, size, augmentations)
+            views = [conventional_view(each, size) for each in augmentations]
             sides = (partial(read_ours, dataset), partial(read_conventional, source, views))
             seconds = alternate(sides, rounds, torch.device("cpu"))
             workers.append([f"{size}", *speeds(seconds, count), ratio(seconds, side=0, reference=1)])
@@ -61,17 +61,21 @@ def render_photographs(folder: Path, count: int) -> FileSource:
     return FileSource(paths, [0] * count, ["any"])
 
 
-def conventional_view(recipe: ViewRecipe, size: int) -> Callable[[Image.Image], Tensor]:
+def conventional_view(augmentation: Augmentation, size: int) -> Callable[[Image.Image], Tensor]:
     """The chain of one view as torchvision's users write it."""
-    jitter = transforms.ColorJitter(recipe.brightness, recipe.contrast, recipe.saturation, recipe.hue)
+    jitter = transforms.ColorJitter(
+        augmentation.brightness, augmentation.contrast, augmentation.saturation, augmentation.hue
+    )
     return transforms.Compose(
         [
-            transforms.RandomResizedCrop(size, recipe.crop_scale, interpolation=transforms.InterpolationMode.BICUBIC),
-            transforms.RandomHorizontalFlip(recipe.flip),
-            transforms.RandomApply([jitter], recipe.jitter),
-            transforms.RandomGrayscale(recipe.gray),
-            transforms.RandomApply([partial(blur, recipe.blur_sigma)], recipe.blur),
-            transforms.RandomSolarize(128, recipe.solarize),
+            transforms.RandomResizedCrop(
+                size, augmentation.crop_scale, interpolation=transforms.InterpolationMode.BICUBIC
+            ),
+            transforms.RandomHorizontalFlip(augmentation.flip),
+            transforms.RandomApply([jitter], augmentation.jitter),
+            transforms.RandomGrayscale(augmentation.gray),
+            transforms.RandomApply([partial(blur, augmentation.blur_sigma)], augmentation.blur),
+            transforms.RandomSolarize(128, augmentation.solarize),
             transforms.ToTensor(),
             transforms.Normalize(get_defaults().DATA.MEAN, get_defaults().DATA.STD),
         ]

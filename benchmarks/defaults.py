@@ -22,7 +22,7 @@ from foundation.config import load_config
 from pretrain.batches.loader import build_loader, read_batches
 from pretrain.batches.sampler import ShuffledBatches
 from pretrain.batches.views import Batch, ViewDataset
-from pretrain.config import build_recipes, get_defaults, resolve_precision
+from pretrain.config import build_augmentations, get_defaults, resolve_precision
 from pretrain.images.sources import Source
 from pretrain.training.build import build_parts
 from pretrain.training.dry_run import synthetic_batch
@@ -97,7 +97,7 @@ def compare_prefetching(config: CfgNode, size: int, rounds: int, device: torch.d
 def take_steps(trainer: Trainer, config: CfgNode, source: Source, ahead: int, steps: int = 8) -> None:
     """Steps on batches of all images, fetched by one worker."""
     batches = ShuffledBatches(len(source), batch_size=len(source), seed=0, first_step=0, last_step=steps)
-    dataset = ViewDataset(source, config.DATA.IMAGE_SIZE, build_recipes(config))
+    dataset = ViewDataset(source, config.DATA.IMAGE_SIZE, build_augmentations(config))
     loader = build_loader(dataset, batches, workers=1, device=trainer.device)
     loader.prefetch_factor = ahead
     for step, batch in enumerate(read_batches(loader)):

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from foundation.config import load_config
 from pretrain.batches.augment import augment
 from pretrain.batches.views import Batch, ViewDataset, collate
-from pretrain.config import build_recipes, get_defaults
+from pretrain.config import build_augmentations, get_defaults
 from pretrain.images.sources import build_source
 from pretrain.training.build import build_parts
 from pretrain.training.dry_run import synthetic_batch
@@ -63,7 +63,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def pictures(config: CfgNode, count: int) -> Batch:
     """Views of the first pictures of the embedded set, as the recipe draws them."""
-    dataset = ViewDataset(build_source("shapes", "", "pretrain"), config.DATA.IMAGE_SIZE, build_recipes(config), 0)
+    dataset = ViewDataset(
+        build_source("shapes", "", "pretrain"), config.DATA.IMAGE_SIZE, build_augmentations(config), 0
+    )
     return collate([dataset[(0, index)] for index in range(count)])
 
 

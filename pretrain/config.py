@@ -8,7 +8,7 @@ from fvcore.common.config import CfgNode
 
 from foundation.config_checks import each_in_range, in_range, one_of
 from foundation.errors import UserError
-from pretrain.batches.views import ViewRecipe
+from pretrain.batches.views import Augmentation
 from pretrain.encoder import ENCODERS, STEMS
 from pretrain.images.sources import DATASETS, FOLDERS
 from pretrain.images.stream import Streaming
@@ -183,11 +183,11 @@ def build_streaming(config: CfgNode) -> Streaming:
     return Streaming(data.CACHE, data.CACHE_GB, window, patience)
 
 
-def build_recipes(config: CfgNode) -> tuple[ViewRecipe, ViewRecipe]:
+def build_augmentations(config: CfgNode) -> tuple[Augmentation, Augmentation]:
     """The distributions of the first and the second view."""
     a = config.AUGMENT
     first, second = (
-        ViewRecipe(
+        Augmentation(
             crop_scale=tuple(a.CROP_SCALE),
             flip=a.FLIP,
             jitter=a.JITTER,

@@ -19,7 +19,7 @@ CORINFOMAX = "corinfomax"
 
 
 class Objective(RunningEstimates):
-    """A loss of two views' embeddings. Subclasses implement `loss`.
+    """A loss of two views' embeddings. Subclasses implement `loss`, which has no trainable parameters of its own.
 
     CorInfoMax's terms and the running covariance are measured only in the steps that are logged, so that a training
     costs what its own loss costs; spectra and LDMI of any two objectives can still be compared (thesis Fig. 5.3).

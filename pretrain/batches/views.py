@@ -26,7 +26,7 @@ MAX_REPLACEMENTS = 20
 
 
 @dataclass(frozen=True)
-class ViewRecipe:
+class Augmentation:
     """Distribution of one view (thesis Table B.1). Probabilities and factors; the defaults only crop.
 
     Jitter factors are drawn from [max(0, 1 - offset), 1 + offset], the hue shift from [-hue, hue] turns, the
@@ -66,38 +66,40 @@ def random_stream(seed: int, epoch: int, index: int, view: int) -> np.random.Gen
     return np.random.Generator(np.random.Philox(key=seed, counter=[0, view, index, epoch]))
 
 
-def draw_crop(recipe: ViewRecipe, rng: np.random.Generator, height: int, width: int) -> tuple[int, int, int, int]:
+def draw_crop(
+    augmentation: Augmentation, rng: np.random.Generator, height: int, width: int
+) -> tuple[int, int, int, int]:
     """(top, left, height, width) of a random crop, distributed as torchvision's RandomResizedCrop."""
-    flattest, tallest = (math.log(bound) for bound in recipe.crop_ratio)
+    flattest, tallest = (math.log(bound) for bound in augmentation.crop_ratio)
     for _ in range(10):
-        area = height * width * rng.uniform(*recipe.crop_scale)
+        area = height * width * rng.uniform(*augmentation.crop_scale)
         ratio = math.exp(rng.uniform(flattest, tallest))
         w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:
             return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
     # Such an elongated image holds no crop of an allowed shape: take the largest central one.
-    ratio = min(max(width / height, recipe.crop_ratio[0]), recipe.crop_ratio[1])
+    ratio = min(max(width / height, augmentation.crop_ratio[0]), augmentation.crop_ratio[1])
     w, h = min(width, round(height * ratio)), min(height, round(width / ratio))
     w, h = max(w, 1), max(h, 1)
     return (height - h) // 2, (width - w) // 2, h, w
 
 
-def draw_photometric(recipe: ViewRecipe, rng: np.random.Generator) -> np.ndarray:
+def draw_photometric(augmentation: Augmentation, rng: np.random.Generator) -> np.ndarray:
     """Parameters of the operations that follow the crop, in the columns of `Param`."""
     params = np.zeros(len(Param), np.float32)
     chance = rng.random(5)
-    params[Param.FLIP] = chance[0] < recipe.flip
-    params[Param.JITTER_ORDER] = rng.integers(JITTER_ORDERS) if chance[1] < recipe.jitter else -1
+    params[Param.FLIP] = chance[0] < augmentation.flip
+    params[Param.JITTER_ORDER] = rng.integers(JITTER_ORDERS) if chance[1] < augmentation.jitter else -1
     for column, offset in (
-        (Param.BRIGHTNESS, recipe.brightness),
-        (Param.CONTRAST, recipe.contrast),
-        (Param.SATURATION, recipe.saturation),
+        (Param.BRIGHTNESS, augmentation.brightness),
+        (Param.CONTRAST, augmentation.contrast),
+        (Param.SATURATION, augmentation.saturation),
     ):
         params[column] = rng.uniform(max(0.0, 1 - offset), 1 + offset)
-    params[Param.HUE] = rng.uniform(-recipe.hue, recipe.hue)
-    params[Param.GRAY] = chance[2] < recipe.gray
-    params[Param.BLUR_SIGMA] = rng.uniform(*recipe.blur_sigma) if chance[3] < recipe.blur else 0
-    params[Param.SOLARIZE] = chance[4] < recipe.solarize
+    params[Param.HUE] = rng.uniform(-augmentation.hue, augmentation.hue)
+    params[Param.GRAY] = chance[2] < augmentation.gray
+    params[Param.BLUR_SIGMA] = rng.uniform(*augmentation.blur_sigma) if chance[3] < augmentation.blur else 0
+    params[Param.SOLARIZE] = chance[4] < augmentation.solarize
     return params
 
 
@@ -150,7 +152,7 @@ class ViewDataset(Dataset):
     Args:
         source: the images.
         size: pixels of the square views.
-        recipes: one per view; none: a single central crop, the same in every epoch.
+        augmentations: one per view; none: a single central crop, the same in every epoch.
         seed: of all randomness.
         interpolation: of every resize, one of `INTERPOLATIONS`.
     """
@@ -159,13 +161,13 @@ class ViewDataset(Dataset):
         self,
         source: Source,
         size: int,
-        recipes: Sequence[ViewRecipe],
+        augmentations: Sequence[Augmentation],
         seed: int = 0,
         interpolation: str = "bicubic",
     ) -> None:
         self.source = source
         self.size = size
-        self.recipes = recipes
+        self.augmentations = augmentations
         self.seed = seed
         self.interpolation = interpolation
 
@@ -175,19 +177,21 @@ class ViewDataset(Dataset):
     def __getitem__(self, key: tuple[int, int]) -> Sample:
         epoch, index = key
         image, used, unreadable = self._read(index)
-        if not self.recipes:
+        if not self.augmentations:
             views = [center_crop(image, self.size, self.interpolation)]
             params = np.zeros((1, len(Param)), np.float32)
             params[:, Param.JITTER_ORDER] = -1
         else:
-            streams = [random_stream(self.seed, epoch, index, view) for view in range(len(self.recipes))]
-            views = [self._crop(image, recipe, rng) for recipe, rng in zip(self.recipes, streams, strict=True)]
-            params = np.stack([draw_photometric(r, rng) for r, rng in zip(self.recipes, streams, strict=True)])
+            streams = [random_stream(self.seed, epoch, index, view) for view in range(len(self.augmentations))]
+            views = [self._crop(image, each, rng) for each, rng in zip(self.augmentations, streams, strict=True)]
+            params = np.stack(
+                [draw_photometric(each, rng) for each, rng in zip(self.augmentations, streams, strict=True)]
+            )
         label = int(self.source.labels[used])
         return Sample(torch.stack(views), torch.from_numpy(params), label, index, unreadable)
 
-    def _crop(self, image: Tensor, recipe: ViewRecipe, rng: np.random.Generator) -> Tensor:
-        top, left, height, width = draw_crop(recipe, rng, image.shape[1], image.shape[2])
+    def _crop(self, image: Tensor, augmentation: Augmentation, rng: np.random.Generator) -> Tensor:
+        top, left, height, width = draw_crop(augmentation, rng, image.shape[1], image.shape[2])
         return resize(image[:, top : top + height, left : left + width], self.size, self.size, self.interpolation)
 
     def _read(self, index: int) -> tuple[Tensor, int, list[str]]:

@@ -13,7 +13,7 @@ from foundation.devices import send
 from pretrain.batches.augment import augment
 from pretrain.batches.loader import build_loader, read_batches, report_unreadable
 from pretrain.batches.sampler import SequentialBatches, ShuffledBatches
-from pretrain.batches.views import ViewDataset, ViewRecipe
+from pretrain.batches.views import Augmentation, ViewDataset
 from pretrain.distributed import group
 from pretrain.images.sources import Source
 from pretrain.runs.metrics import Progress
@@ -55,7 +55,7 @@ def build_pipeline(config: CfgNode, device: torch.device) -> Pipeline:
 
 
 def random_views(
-    source: Source, pipeline: Pipeline, batches: ShuffledBatches, augmentation: ViewRecipe
+    source: Source, pipeline: Pipeline, batches: ShuffledBatches, augmentation: Augmentation
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Random views (N, 3, S, S) of the images with their labels (N,), on the device.
 
@@ -81,7 +81,7 @@ def extract(
     *,
     precision: str,
     indices: np.ndarray | None = None,
-    augmentation: ViewRecipe | None = None,
+    augmentation: Augmentation | None = None,
     seed: int = 0,
     epoch: int = 0,
     batch_size: int = 256,
@@ -160,7 +160,7 @@ class FeatureExtractor:
         return gather(features, self.pipeline.device), gather(labels, self.pipeline.device)
 
     def batches(
-        self, source: Source, batches: ShuffledBatches, augmentation: ViewRecipe, cached_views: int
+        self, source: Source, batches: ShuffledBatches, augmentation: Augmentation, cached_views: int
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Features (N, F) of random views with labels (N,), on the device.
 
@@ -176,7 +176,7 @@ class FeatureExtractor:
 
     @torch.no_grad()
     def _fresh(
-        self, source: Source, batches: ShuffledBatches, augmentation: ViewRecipe
+        self, source: Source, batches: ShuffledBatches, augmentation: Augmentation
     ) -> Iterator[tuple[Tensor, Tensor]]:
         for images, labels in random_views(source, self.pipeline, batches, augmentation):
             with torch.autocast(images.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
@@ -184,7 +184,7 @@ class FeatureExtractor:
             yield features.float(), labels
 
     def _cached(
-        self, source: Source, batches: ShuffledBatches, augmentation: ViewRecipe, views: int
+        self, source: Source, batches: ShuffledBatches, augmentation: Augmentation, views: int
     ) -> Iterator[tuple[Tensor, Tensor]]:
         cache = []
         for view in range(views):

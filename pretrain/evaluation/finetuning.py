@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from fvcore.common.config import CfgNode
 
-from pretrain.batches.views import ViewRecipe
+from pretrain.batches.views import Augmentation
 from pretrain.config import build_streaming, resolve_precision
 from pretrain.distributed import group
 from pretrain.encoder import feature_dim
@@ -114,7 +114,7 @@ def fit(
     """
     pipeline = build_pipeline(config, next(model.parameters()).device)
     steps = StepRange.of(config, len(train), start["position"]["step"] if start else 0)
-    augmentation = ViewRecipe(crop_scale=tuple(config.AUGMENT.CROP_SCALE), flip=config.AUGMENT.FLIP)
+    augmentation = Augmentation(crop_scale=tuple(config.AUGMENT.CROP_SCALE), flip=config.AUGMENT.FLIP)
     batches = supervised.training_batches(
         len(train), steps, config.TRAIN.BATCH_SIZE, config.SEED, config.TRAIN.DROP_LAST
     )

@@ -9,7 +9,7 @@ import torch
 from fvcore.common.config import CfgNode
 from torch import Tensor
 
-from pretrain.batches.views import ViewRecipe
+from pretrain.batches.views import Augmentation
 from pretrain.config import build_streaming, resolve_precision
 from pretrain.distributed import group
 from pretrain.evaluation import supervised
@@ -105,7 +105,7 @@ def evaluate_heads(
     batches = supervised.training_batches(
         len(train), steps, config.TRAIN.BATCH_SIZE, config.SEED, config.TRAIN.DROP_LAST
     )
-    augmentation = ViewRecipe(crop_scale=tuple(config.AUGMENT.CROP_SCALE), flip=config.AUGMENT.FLIP)
+    augmentation = Augmentation(crop_scale=tuple(config.AUGMENT.CROP_SCALE), flip=config.AUGMENT.FLIP)
 
     def measure() -> dict[str, float]:
         return dict(_by_head(learning_rates, _accuracies(heads, val_features)))

@@ -13,7 +13,7 @@ from foundation.errors import UserError
 from pretrain.batches.loader import build_loader
 from pretrain.batches.sampler import ShuffledBatches
 from pretrain.batches.views import ViewDataset
-from pretrain.config import build_recipes, learning_rate, resolve_precision
+from pretrain.config import build_augmentations, learning_rate, resolve_precision
 from pretrain.corinfomax import RunningEstimates
 from pretrain.distributed import group
 from pretrain.encoder import SiameseNetwork, build_encoder, build_projector, feature_dim
@@ -85,7 +85,7 @@ def build_batches(config: CfgNode, source: Source, span: StepRange, device: torc
         shards=source.shards if isinstance(source, TarSource) else (),
         window=config.DATA.WINDOW,
     )
-    dataset = ViewDataset(source, config.DATA.IMAGE_SIZE, build_recipes(config), config.SEED)
+    dataset = ViewDataset(source, config.DATA.IMAGE_SIZE, build_augmentations(config), config.SEED)
     return build_loader(dataset, batches, config.DATA.WORKERS, device, config.DATA.WORKER_TIMEOUT)
 
 

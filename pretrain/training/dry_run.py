@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from foundation import machine
 from foundation.images import UnreadableImage
 from pretrain.batches.views import Batch, Param, ViewDataset, draw_photometric, random_stream
-from pretrain.config import build_recipes, resolve_precision
+from pretrain.config import build_augmentations, resolve_precision
 from pretrain.images.sources import Source
 from pretrain.training.build import build_network, build_parts, build_schedule, build_trainer
 from pretrain.training.schedule import StepRange
@@ -310,7 +310,7 @@ def pairs_per_second(config: CfgNode, size: int, device: torch.device) -> float:
 
 def loading_seconds(config: CfgNode, source: Source) -> float:
     """Seconds that one core takes to read an image and make its two views; damaged images are left out."""
-    dataset = ViewDataset(source, config.DATA.IMAGE_SIZE, build_recipes(config), config.SEED)
+    dataset = ViewDataset(source, config.DATA.IMAGE_SIZE, build_augmentations(config), config.SEED)
     chosen = np.linspace(0, len(source) - 1, min(TIMED_IMAGES, len(source))).astype(int)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as in a loader worker
@@ -331,11 +331,11 @@ def loading_seconds(config: CfgNode, source: Source) -> float:
 
 def synthetic_batch(config: CfgNode, size: int) -> Batch:
     """Crops of noise, with parameters as a worker draws them."""
-    side, recipes = config.DATA.IMAGE_SIZE, build_recipes(config)
+    side, augmentations = config.DATA.IMAGE_SIZE, build_augmentations(config)
     params = np.empty((2, size, len(Param)), np.float32)
-    for view, recipe in enumerate(recipes):
+    for view, augmentation in enumerate(augmentations):
         for index in range(size):
-            params[view, index] = draw_photometric(recipe, random_stream(0, 0, index, view))
+            params[view, index] = draw_photometric(augmentation, random_stream(0, 0, index, view))
     images = torch.randint(0, 256, (2, size, 3, side, side), dtype=torch.uint8)
     return Batch(images, torch.from_numpy(params), torch.zeros(size, dtype=torch.int64), torch.arange(size), [])
 

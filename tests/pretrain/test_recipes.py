@@ -12,7 +12,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from foundation.config import load_config
 from pretrain.batches.views import center_crop, resized_side
-from pretrain.config import build_recipes, get_defaults, learning_rate, validate
+from pretrain.config import build_augmentations, get_defaults, learning_rate, validate
 from pretrain.encoder import build_encoder
 from pretrain.evaluation.config import get_finetune_defaults, get_linear_defaults, validate_linear
 from pretrain.evaluation.features import build_pipeline, extract
@@ -101,7 +101,7 @@ def test_views_have_the_sizes_of_the_article(name: str, expected: Expected) -> N
 
 @recipes
 def test_augmentations_are_those_of_table_b1(name: str, expected: Expected) -> None:
-    first, second = build_recipes(read(name))
+    first, second = build_augmentations(read(name))
     table = {"crop_scale": (0.08, 1.0), "flip": 0.5, "jitter": 0.8, "brightness": 0.4, "contrast": 0.4}
     table |= {"saturation": 0.2, "hue": 0.1, "gray": 0.2}
     for view, blur, solarize in ((first, 1.0, 0.0), (second, 0.1, 0.2)):

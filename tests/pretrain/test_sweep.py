@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from foundation.config import config_folder, load_config
+from pretrain import figures
 from pretrain import sweep as command
 from pretrain.evaluation import sweep
 
@@ -141,6 +142,7 @@ def test_figures_are_drawn_of_the_first_seed(tmp_path: Path, monkeypatch: pytest
     assert module == "pretrain.figures"
     assert arguments[:2] == [str(tmp_path / "out" / f"TRAIN.LR={lr}" / "seed3" / "pretrain") for lr in (0.1, 0.2)]
     assert arguments[2:] == ["--output", str(tmp_path / "out" / "figures"), "--only", "eigenvalues,tsne"]
+    assert figures.build_parser().parse_args(arguments).only == "eigenvalues,tsne"
 
 
 def test_a_real_sweep(photos: Path, tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ from pretrain.batches.loader import build_loader
 from pretrain.batches.sampler import SequentialBatches
 from pretrain.batches.views import (
     INTERPOLATIONS,
+    Augmentation,
     ViewDataset,
-    ViewRecipe,
     center_crop,
     draw_crop,
     random_stream,
@@ -22,7 +22,7 @@ from pretrain.batches.views import (
 )
 from pretrain.images.sources import ArraySource, build_source
 
-RECIPES = [ViewRecipe(flip=0.5, jitter=0.8, brightness=0.4, blur=1.0), ViewRecipe(flip=0.5, solarize=0.2)]
+RECIPES = [Augmentation(flip=0.5, jitter=0.8, brightness=0.4, blur=1.0), Augmentation(flip=0.5, solarize=0.2)]
 
 
 def batches(root: Path, workers: int) -> list[torch.Tensor]:
@@ -46,8 +46,8 @@ def test_views_differ_by_seed_epoch_index_and_view() -> None:
 
 
 def test_crops_are_distributed_as_torchvisions() -> None:
-    recipe = ViewRecipe(crop_scale=(0.08, 1.0))
-    ours = np.array([draw_crop(recipe, random_stream(0, 0, i, 0), 90, 120) for i in range(4000)])
+    augmentation = Augmentation(crop_scale=(0.08, 1.0))
+    ours = np.array([draw_crop(augmentation, random_stream(0, 0, i, 0), 90, 120) for i in range(4000)])
     torch.manual_seed(0)
     reference = v2.RandomResizedCrop(32, scale=(0.08, 1.0))
     params = [reference.make_params([torch.empty(3, 90, 120)]) for _ in range(4000)]
@@ -61,7 +61,7 @@ def test_crops_are_distributed_as_torchvisions() -> None:
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 500), (500, 1), (2, 3)])
 def test_any_image_has_a_crop(height: int, width: int) -> None:
     for i in range(50):
-        top, left, h, w = draw_crop(ViewRecipe(crop_scale=(0.08, 0.1)), random_stream(0, 0, i, 0), height, width)
+        top, left, h, w = draw_crop(Augmentation(crop_scale=(0.08, 0.1)), random_stream(0, 0, i, 0), height, width)
         assert h >= 1
         assert w >= 1
         assert 0 <= top <= height - h

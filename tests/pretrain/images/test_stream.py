@@ -19,7 +19,7 @@ from foundation.errors import UserError
 from pretrain.batches import read_ahead
 from pretrain.batches.loader import build_loader, read_batches
 from pretrain.batches.sampler import SequentialBatches, ShuffledBatches
-from pretrain.batches.views import ViewDataset, ViewRecipe
+from pretrain.batches.views import Augmentation, ViewDataset
 from pretrain.config import build_streaming
 from pretrain.evaluation.config import get_linear_defaults
 from pretrain.evaluation.features import Pipeline, extract, random_views
@@ -252,7 +252,7 @@ def test_features_and_labels_of_a_streamed_set(root: str, folder: Path, site, tm
         train_images, val_images = build_labelled_splits("webdataset", place, build_streaming(config))
         found.append([*extract(encoder, val_images, pipeline, precision="float32")])
         batches = training_batches(24, StepRange(0, 3, 3, 3), 8, seed=1)
-        for images, labels in random_views(train_images, pipeline, batches, ViewRecipe()):
+        for images, labels in random_views(train_images, pipeline, batches, Augmentation()):
             found[-1] += [images, labels]
     assert len(found[0]) == 8
     assert all(torch.equal(one, two) for one, two in zip(*found, strict=True))
