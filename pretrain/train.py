@@ -151,6 +151,8 @@ def train_in_group(args: argparse.Namespace, request: "StopRequest") -> bool:
     """Join the other processes, resolve the configuration and train. Returns False where a signal stopped the run."""
     from datetime import timedelta
 
+    import torch
+
     from foundation import devices
     from foundation.files import report_disk_errors
     from pretrain.distributed import group
@@ -159,12 +161,17 @@ def train_in_group(args: argparse.Namespace, request: "StopRequest") -> bool:
     from pretrain.training.suitability import steps_warning
 
     output = output_folder(args)
-    config = load_settings(args)
+    settings = load_settings(args)
+    use_cuda = devices.is_usable()
+    place, processes = group.announced()
+    # Before the processes join: a plan times training steps, which would wait for the others if they had.
+    kind = torch.device("cuda" if use_cuda else "cpu")
+    resolved = group.attempt(lambda: resolve(args, settings, kind, processes)) if place == 0 else None
     with report_disk_errors(output):
-        device = group.start(devices.is_usable(), timedelta(seconds=config.TRAIN.PEER_TIMEOUT))
+        device = group.start(use_cuda, timedelta(seconds=settings.TRAIN.PEER_TIMEOUT))
         try:
-            with group.report_lost_peers(), devices.report_out_of_memory(advise(config)):
-                config, remarks = group.from_main(lambda: resolve(args, config, device, group.world_size()))
+            with group.report_lost_peers(), devices.report_out_of_memory(advise(settings)):
+                config, remarks = group.from_main(resolved)
                 build_probe = partial(OnlineProbe, config, device)
                 check_count = partial(steps_warning, config) if not args.planned else lambda images: ()
                 return pretrain(config, output, args.resume, device, request, build_probe, remarks, check_count)

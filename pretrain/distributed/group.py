@@ -11,8 +11,9 @@ import platform
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -224,20 +225,39 @@ def check_same(value: int, name: str, device: torch.device) -> None:
         raise UserError(f"the processes differ in {name} ({low} to {high}); do all of them see the same run directory?")
 
 
-def from_main(make: Callable[[], T]) -> T:
-    """What `make` returns on the main process, on every process. A UserError of the main process is raised on all."""
-    if world_size() == 1:
-        return make()
-    message: list[Any] = [None, None]
-    if is_main():
-        try:
-            message[0] = make()
-        except UserError as error:
-            message[1] = str(error)
-    dist.broadcast_object_list(message)
-    if message[1] is not None:
-        raise UserError(message[1])
-    return message[0]
+@dataclass(frozen=True)
+class Outcome(Generic[T]):
+    """What a function returned, or the message of its UserError."""
+
+    value: T | None = None
+    error: str | None = None
+
+    def get(self) -> T:
+        """The value. Raises UserError with the message where there is one."""
+        if self.error is not None:
+            raise UserError(self.error)
+        return self.value  # type: ignore[return-value]
+
+
+def attempt(make: Callable[[], T]) -> Outcome[T]:
+    """Call a function whose UserError is to be raised later, on every process."""
+    try:
+        return Outcome(value=make())
+    except UserError as error:
+        return Outcome(error=str(error))
+
+
+def from_main(outcome: Outcome[T] | None) -> T:
+    """The main process's outcome, on every process: its value is returned, or its UserError raised, on all of them.
+
+    Args:
+        outcome: that of the main process; ignored on others.
+    """
+    message = [outcome]
+    if world_size() > 1:
+        dist.broadcast_object_list(message)
+    assert message[0] is not None
+    return message[0].get()
 
 
 def any_process(flag: bool, device: torch.device) -> bool:

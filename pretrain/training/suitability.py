@@ -8,7 +8,7 @@ from fvcore.common.config import CfgNode
 from foundation.errors import UserError
 from pretrain.distributed import group
 from pretrain.images.labelled import split_labelled_folder
-from pretrain.runs.weights import EncoderWeights, read_weights
+from pretrain.runs.weights import RANDOM, EncoderWeights, read_weights
 from pretrain.training.dry_run import (
     ENOUGH_STEPS,
     FEW_STEPS,
@@ -34,7 +34,9 @@ def check_inputs(config: CfgNode) -> None:
 
 
 def check_architecture(weights: EncoderWeights, config: CfgNode) -> None:
-    """Raises UserError where weights say that they are of another encoder than the configuration's."""
+    """Raises UserError where weights are of another encoder than the configuration's, or are none."""
+    if weights.init == RANDOM:
+        raise UserError("ENCODER.WEIGHTS random is the default: leave it out, or name a file")
     for key, asked, own in (("NAME", config.ENCODER.NAME, weights.name), ("STEM", config.ENCODER.STEM, weights.stem)):
         if own and own != asked:
             raise UserError(f"{weights.source} holds a {own}, but ENCODER.{key} is {asked}; set ENCODER.{key} {own}")

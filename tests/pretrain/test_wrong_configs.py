@@ -38,7 +38,7 @@ OUTSIDE: dict[str, list[str]] = {
     "AUGMENT.SOLARIZE": ["[0.2]", "[0.0, 1.2]", "[-0.1, 0.2]"],
     "ENCODER.NAME": ["resnet", "ResNet18", "vit_b_16", "''"],
     "ENCODER.STEM": ["ImageNet", "''"],
-    "ENCODER.WEIGHTS": ["/no/such/file"],
+    "ENCODER.WEIGHTS": ["/no/such/file", "random"],
     "PROJECTOR.DIMS": ["[]", "[8, 0]", "[-8]", "[8, 1.5]", "[8, '8']"],
     "OBJECTIVE.NAME": ["moco", "''"],
     "OBJECTIVE.ATTRACTION": ["-1"],

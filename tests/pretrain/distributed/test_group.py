@@ -61,3 +61,14 @@ def test_a_port_in_use_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(os, "environ", os.environ.copy() | places)
         with pytest.raises(UserError, match=f"meet, {port}, is in use; set MASTER_PORT"):
             group.start(use_cuda=False)
+
+
+def test_an_outcome_is_a_value_or_an_error_that_waits() -> None:
+    assert group.from_main(group.attempt(lambda: 3)) == 3
+
+    def fail() -> int:
+        raise UserError("no such folder")
+
+    outcome = group.attempt(fail)
+    with pytest.raises(UserError, match="no such folder"):
+        group.from_main(outcome)
