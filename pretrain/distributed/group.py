@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from foundation.errors import UserError
-from pretrain.distributed import slurm
+from pretrain.distributed import batch_norm, slurm
 
 T = TypeVar("T")
 TIMEOUT = timedelta(minutes=10)
@@ -140,15 +140,14 @@ def stop() -> None:
         dist.destroy_process_group()
 
 
-def wrap(model: nn.Module, device: torch.device) -> nn.Module:
-    """The model for several processes, where there are several: gradients averaged, BatchNorm over all of them.
+def wrap(model: nn.Module) -> nn.Module:
+    """The model for several processes, if there are several: gradients are averaged, BatchNorm spans all processes.
 
-    Buffers are not sent around in each step: with BatchNorm over all processes they are the same on each.
+    Buffers are not broadcast in each step, because BatchNorm over all processes keeps them equal.
     """
     if world_size() == 1:
         return model
-    if device.type == "cuda":  # torch has no SyncBatchNorm for the CPU: there each process has its own statistics
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    model = batch_norm.convert(model)
     known = inspect.signature(DistributedDataParallel).parameters
     name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # until torch 2.12
     option: dict[str, Any] = {name: False}

@@ -94,7 +94,7 @@ def build_trainer(config: CfgNode, model: supervised.Classifier, device: torch.d
         supervised.build_schedule(config, base, gamma)
         for base, gamma in ((c.ENCODER_LR, c.ENCODER_GAMMA), (c.HEAD_LR, c.HEAD_GAMMA))
     ]
-    return supervised.SupervisedTrainer(group.wrap(model, device), optimizer, schedules)
+    return supervised.SupervisedTrainer(group.wrap(model), optimizer, schedules)
 
 
 def fit(

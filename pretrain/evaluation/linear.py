@@ -136,7 +136,7 @@ def build_trainer(config: CfgNode, heads: supervised.LinearHeads, device: torch.
         weight_decay=config.TRAIN.WEIGHT_DECAY,
     )
     schedules = [supervised.build_schedule(config, base, config.LINEAR.GAMMA) for base in config.LINEAR.LR]
-    return supervised.SupervisedTrainer(group.wrap(heads, device), optimizer, schedules)
+    return supervised.SupervisedTrainer(group.wrap(heads), optimizer, schedules)
 
 
 def summarise(

@@ -134,16 +134,14 @@ def build_trainer(
     Raises:
         UserError: images would pass one by one, and BatchNorm cannot normalise those.
     """
-    _check_parts(config.TRAIN.BATCH_SIZE // group.world_size(), config.TRAIN.MICRO_BATCH, device)
+    _check_parts(config.TRAIN.BATCH_SIZE // group.world_size(), config.TRAIN.MICRO_BATCH)
     if device.type == "cuda":
-        torch.backends.cudnn.benchmark = (
-            True  # all batches have one shape: the fastest convolutions are looked for once
-        )
+        torch.backends.cudnn.benchmark = True  # all batches have one shape, so the search is done once
     network = parts["network"]
     if config.TRAIN.COMPILE:
         network.compile()
     return Trainer(
-        network=group.wrap(network, device),
+        network=group.wrap(network),
         criterion=parts["criterion"],
         optimizer=parts["optimizer"],
         learning_rate=build_schedule(config, total_steps, steps_per_epoch),
@@ -155,11 +153,9 @@ def build_trainer(
     )
 
 
-def _check_parts(share: int, micro_batch: int, device: torch.device) -> None:
-    over_all = device.type == "cuda" and group.world_size() > 1  # BatchNorm takes the images of all processes
-    parts = -(-share // micro_batch) if micro_batch else 1
-    if share // parts < 2 and not over_all:
-        key = "TRAIN.BATCH_SIZE" if share < 2 else "TRAIN.MICRO_BATCH"
-        raise UserError(
-            f"{key}: one image at a time would pass the network in each process, and BatchNorm needs two; raise it"
-        )
+def _check_parts(images: int, micro_batch: int) -> None:
+    """Refuse single images, which BatchNorm cannot normalise. `images`: of a step in this process."""
+    parts = -(-images // micro_batch) if micro_batch else 1
+    if images // parts < 2 and group.world_size() == 1:  # with several processes BatchNorm has the images of all
+        key = "TRAIN.BATCH_SIZE" if images < 2 else "TRAIN.MICRO_BATCH"
+        raise UserError(f"{key}: single images would pass the network, but BatchNorm needs two at least; raise it")

@@ -20,6 +20,7 @@ from pretrain.batches.views import ViewDataset
 from pretrain.config import get_defaults
 from pretrain.corinfomax import CorInfoMaxLoss, Terms
 from pretrain.distributed import group
+from pretrain.distributed.batch_norm import GlobalBatchNorm
 from pretrain.distributed.signals import StopRequest
 from pretrain.evaluation import knn, supervised
 from pretrain.evaluation.features import _from_cache
@@ -253,7 +254,7 @@ def test_parts_have_two_images_at_least(monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.parametrize(("change", "key"), [({"MICRO_BATCH": 1}, "MICRO_BATCH"), ({"BATCH_SIZE": 1}, "BATCH_SIZE")])
 def test_single_images_are_refused(change: dict[str, int], key: str) -> None:
-    with pytest.raises(UserError, match=f"^TRAIN.{key}: one image at a time .* BatchNorm needs two"):
+    with pytest.raises(UserError, match=f"^TRAIN.{key}: single images .* BatchNorm needs two"):
         build_trainer(small(**change), CPU)
 
 
@@ -372,6 +373,25 @@ class TestOnAGpu:
         assert all(torch.equal(tensor, before[name]) for name, tensor in trainer.network.state_dict().items())
         trainer.mean = mean
         assert trainer.step(2, batch).total.isfinite()
+
+    def test_batch_norm_over_processes(self, tmp_path: Path) -> None:
+        store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+        torch.distributed.init_process_group("nccl", store=store, rank=0, world_size=1, device_id=CUDA)
+        try:
+            x = torch.randn(8, 16, 5, 5, device=CUDA).add_(10).to(memory_format=torch.channels_last)
+            for dtype, tolerance in ((torch.float32, 1e-4), (torch.bfloat16, 3e-2)):
+                results = []
+                for norm in (torch.nn.BatchNorm2d(16), GlobalBatchNorm(16)):
+                    values = x.to(dtype).requires_grad_()
+                    y = norm.to(CUDA)(values)
+                    y.float().sin().sum().backward()
+                    results.append(
+                        [y, values.grad, norm.weight.grad, norm.bias.grad, norm.running_mean, norm.running_var]
+                    )
+                for expected, found in zip(*results, strict=True):
+                    torch.testing.assert_close(found, expected, rtol=tolerance, atol=10 * tolerance)
+        finally:
+            torch.distributed.destroy_process_group()
 
     def test_neighbours(self) -> None:
         train, labels, test = torch.randn(100, 16), torch.arange(100), torch.randn(9, 16)
