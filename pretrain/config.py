@@ -8,9 +8,9 @@ from fvcore.common.config import CfgNode
 
 from foundation.config_checks import each_in_range, in_range, one_of
 from foundation.errors import UserError
-from pretrain.batches.views import Augmentation
+from pretrain.batches.views import Augmentation, ViewDataset
 from pretrain.encoder import ENCODERS, STEMS
-from pretrain.images.sources import DATASETS, FOLDERS
+from pretrain.images.sources import DATASETS, FOLDERS, Source
 from pretrain.images.stream import Streaming
 from pretrain.objectives import OBJECTIVES
 
@@ -70,7 +70,8 @@ def _add_images(c: CfgNode) -> None:
     c.DATA.MAX_UNREADABLE = 0.01  # fraction of damaged images above which a run stops
     c.DATA.WORKER_TIMEOUT = 300  # seconds without a batch after which a hanging worker is reported and the run stops
     c.AUGMENT = CfgNode()  # thesis Table B.1; pairs are [first view, second view]
-    c.AUGMENT.CROP_SCALE = [0.08, 1.0]  # fraction of the image's area
+    c.AUGMENT.REGION = [1.0, 1.0]  # fraction of the image's area that both views are cropped from; below 1 for scenes
+    c.AUGMENT.CROP_SCALE = [0.08, 1.0]  # fraction of the region's area
     c.AUGMENT.FLIP = 0.5  # probability of a horizontal flip
     c.AUGMENT.JITTER = 0.8  # probability of the colour jitter
     c.AUGMENT.BRIGHTNESS = 0.4  # largest change of brightness, as a fraction
@@ -143,7 +144,8 @@ def validate(config: CfgNode) -> None:
         in_range(config, f"AUGMENT.{key}", 0, most)
     for key in ("BLUR", "SOLARIZE"):
         each_in_range(config, f"AUGMENT.{key}", 2, 0, 1)
-    each_in_range(config, "AUGMENT.CROP_SCALE", 2, 1e-6, 1)
+    for key in ("REGION", "CROP_SCALE"):
+        each_in_range(config, f"AUGMENT.{key}", 2, 1e-6, 1)
     each_in_range(config, "AUGMENT.BLUR_SIGMA", 2, 1e-3, 2)
     each_in_range(config, "DATA.MEAN", 3, 0, 1)
     each_in_range(config, "DATA.STD", 3, 1e-6, 1)
@@ -153,7 +155,7 @@ def validate(config: CfgNode) -> None:
 
 def _check_agreement(config: CfgNode) -> None:
     """Refuse values that are valid one by one and contradict each other."""
-    for key in ("CROP_SCALE", "BLUR_SIGMA"):
+    for key in ("REGION", "CROP_SCALE", "BLUR_SIGMA"):
         low, high = config.AUGMENT[key]
         if low > high:
             raise UserError(f"AUGMENT.{key} is [smallest, largest], not [{low:g}, {high:g}]")
@@ -181,6 +183,12 @@ def build_streaming(config: CfgNode) -> Streaming:
     data = config.DATA
     window, patience = data.get("WINDOW", 0), data.get("WORKER_TIMEOUT", Streaming.patience)
     return Streaming(data.CACHE, data.CACHE_GB, window, patience)
+
+
+def build_views(config: CfgNode, source: Source) -> ViewDataset:
+    """The random views of a source's images, as pretraining takes them."""
+    size, region = config.DATA.IMAGE_SIZE, tuple(config.AUGMENT.REGION)
+    return ViewDataset(source, size, build_augmentations(config), config.SEED, region=region)
 
 
 def build_augmentations(config: CfgNode) -> tuple[Augmentation, Augmentation]:

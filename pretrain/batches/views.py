@@ -23,6 +23,7 @@ from pretrain.images.sources import Source
 INTERPOLATIONS = ("bicubic", "bilinear")
 JITTER_ORDERS = 24  # permutations of brightness, contrast, saturation, hue
 MAX_REPLACEMENTS = 20
+WHOLE_IMAGE = (1.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -155,6 +156,8 @@ class ViewDataset(Dataset):
         augmentations: one per view; none: a single central crop, the same in every epoch.
         seed: of all randomness.
         interpolation: of every resize, one of `INTERPOLATIONS`.
+        region: (low, high) fraction of the image's area. All random views of an image are cropped from one region of
+            this area, drawn for each epoch: in scenes of several objects, views of one place show the same object.
     """
 
     def __init__(
@@ -164,12 +167,14 @@ class ViewDataset(Dataset):
         augmentations: Sequence[Augmentation],
         seed: int = 0,
         interpolation: str = "bicubic",
+        region: tuple[float, float] = WHOLE_IMAGE,
     ) -> None:
         self.source = source
         self.size = size
         self.augmentations = augmentations
         self.seed = seed
         self.interpolation = interpolation
+        self.region = region
 
     def __len__(self) -> int:
         return len(self.source)
@@ -182,6 +187,10 @@ class ViewDataset(Dataset):
             params = np.zeros((1, len(Param)), np.float32)
             params[:, Param.JITTER_ORDER] = -1
         else:
+            if self.region != WHOLE_IMAGE:
+                # A stream of its own leaves the draws of the views what they are without a region.
+                shared = random_stream(self.seed, epoch, index, len(self.augmentations))
+                image = crop(image, draw_crop(Augmentation(crop_scale=self.region), shared, *image.shape[1:]))
             streams = [random_stream(self.seed, epoch, index, view) for view in range(len(self.augmentations))]
             views = [self._crop(image, each, rng) for each, rng in zip(self.augmentations, streams, strict=True)]
             params = np.stack(
@@ -191,8 +200,8 @@ class ViewDataset(Dataset):
         return Sample(torch.stack(views), torch.from_numpy(params), label, index, unreadable)
 
     def _crop(self, image: Tensor, augmentation: Augmentation, rng: np.random.Generator) -> Tensor:
-        top, left, height, width = draw_crop(augmentation, rng, image.shape[1], image.shape[2])
-        return resize(image[:, top : top + height, left : left + width], self.size, self.size, self.interpolation)
+        part = crop(image, draw_crop(augmentation, rng, image.shape[1], image.shape[2]))
+        return resize(part, self.size, self.size, self.interpolation)
 
     def _read(self, index: int) -> tuple[Tensor, int, list[str]]:
         """The image, or the next readable one in its place: the same replacement whenever and wherever it is read.
@@ -210,6 +219,12 @@ class ViewDataset(Dataset):
                 continue
             return torch.from_numpy(array).permute(2, 0, 1), used, unreadable
         raise UnreadableImage(f"{len(unreadable)} images in a row cannot be read, the first: {unreadable[0]}")
+
+
+def crop(image: Tensor, box: tuple[int, int, int, int]) -> Tensor:
+    """The part of an image (C, H, W) in a box of top, left, height and width. No copy is made."""
+    top, left, height, width = box
+    return image[:, top : top + height, left : left + width]
 
 
 @dataclass

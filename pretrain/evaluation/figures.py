@@ -16,8 +16,8 @@ from foundation import devices
 from foundation.errors import UserError
 from foundation.names import short_names
 from pretrain.batches.augment import augment
-from pretrain.batches.views import ViewDataset, collate, resize
-from pretrain.config import build_augmentations, build_streaming, resolve_precision
+from pretrain.batches.views import collate, resize
+from pretrain.config import build_streaming, build_views, resolve_precision
 from pretrain.evaluation import plots
 from pretrain.evaluation.features import build_pipeline, extract
 from pretrain.images.joined import JoinedSource
@@ -178,7 +178,7 @@ def thumbnail(images: Subset, index: int, size: int) -> np.ndarray:
 def view_pairs(config: CfgNode) -> Figure:
     """Pairs of views of a few training images, as the encoder gets them but for the normalisation."""
     source = build_source(config.DATA.NAME, config.DATA.ROOT, "pretrain", streaming=build_streaming(config))
-    dataset = ViewDataset(source, config.DATA.IMAGE_SIZE, build_augmentations(config), config.SEED)
+    dataset = build_views(config, source)
     batch = collate([dataset[(0, index)] for index in range(min(PAIRS, len(source)))])
     views = [augment(batch.images[v], batch.params[v], torch.zeros(3), torch.ones(3)) for v in range(2)]
     pixels = [(view * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy() for view in views]

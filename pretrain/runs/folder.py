@@ -40,6 +40,7 @@ MAY_CHANGE = {
 }
 # Keys that checkpoints of earlier versions do not have, with the value that does what was done then.
 BEFORE = {
+    "AUGMENT.REGION": [1.0, 1.0],
     "DATA.INTERPOLATION": "bicubic",
     "DATA.WINDOW": 0,
     "ENCODER.ZERO_INIT_RESIDUAL": False,

@@ -12,8 +12,7 @@ from torch.utils.data import DataLoader
 from foundation.errors import UserError
 from pretrain.batches.loader import build_loader
 from pretrain.batches.sampler import ShuffledBatches
-from pretrain.batches.views import ViewDataset
-from pretrain.config import build_augmentations, learning_rate, resolve_precision
+from pretrain.config import build_views, learning_rate, resolve_precision
 from pretrain.corinfomax import RunningEstimates
 from pretrain.distributed import group
 from pretrain.encoder import SiameseNetwork, build_encoder, build_projector, feature_dim
@@ -85,7 +84,7 @@ def build_batches(config: CfgNode, source: Source, span: StepRange, device: torc
         shards=source.shards if isinstance(source, TarSource) else (),
         window=config.DATA.WINDOW,
     )
-    dataset = ViewDataset(source, config.DATA.IMAGE_SIZE, build_augmentations(config), config.SEED)
+    dataset = build_views(config, source)
     return build_loader(dataset, batches, config.DATA.WORKERS, device, config.DATA.WORKER_TIMEOUT)
 
 

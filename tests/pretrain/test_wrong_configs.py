@@ -25,6 +25,7 @@ OUTSIDE: dict[str, list[str]] = {
     "DATA.STD": ["[0.5, 0.5]", "[0.5, 0.5, 0.0]", "[0.5, 0.5, 2.0]"],
     "DATA.MAX_UNREADABLE": ["-0.1", "1.1"],
     "DATA.WORKER_TIMEOUT": ["0", "-5"],
+    "AUGMENT.REGION": ["[0.15]", "[0.0, 1.0]", "[0.9, 0.1]"],
     "AUGMENT.CROP_SCALE": ["[0.08]", "[0.0, 1.0]", "[0.08, 1.5]", "[0.9, 0.1]", "[0.1, 0.2, 0.3]"],
     "AUGMENT.FLIP": ["-0.1", "1.1"],
     "AUGMENT.JITTER": ["-0.1", "1.1"],

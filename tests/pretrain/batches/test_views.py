@@ -99,3 +99,22 @@ def test_unreadable_images_are_replaced_by_the_next_and_named() -> None:
     sample = dataset[0, 1]
     assert (sample.label, sample.index, int(sample.images.float().mean())) == (3, 1, 3)
     assert sample.unreadable == ["image 1: broken", "image 2: broken"]
+
+
+def test_views_of_one_region_show_the_same_place() -> None:
+    """Each pixel holds its place, so that a view tells where it was cropped."""
+    side = 240
+    rows, columns = np.mgrid[:side, :side].astype(np.uint8)
+    image = np.stack([rows, columns, np.zeros_like(rows)], axis=2)
+    source = ArraySource(image[None].repeat(40, 0), [0] * 40, ["a"])
+    views = [Augmentation(crop_scale=(0.2, 0.4))] * 2
+    places = {}
+    for region in ((1.0, 1.0), (0.05, 0.1)):
+        dataset = ViewDataset(source, 16, views, region=region)
+        samples = [dataset[3, index].images.float() for index in range(40)]
+        places[region] = torch.stack([sample[:, :2].mean((2, 3)) for sample in samples])  # (40, view, row and column)
+        assert all(torch.equal(dataset[3, index].images.float(), samples[index]) for index in (0, 7))
+    apart = {region: (found[:, 0] - found[:, 1]).norm(dim=1).max() for region, found in places.items()}
+    # A region of a tenth has sides of up to 0.32 x (4/3)^(1/2) of the image's, and its views' centres lie within it.
+    assert apart[0.05, 0.1] < 0.5 * side * 0.37 * 2**0.5 < apart[1.0, 1.0]
+    assert places[0.05, 0.1].std(dim=0).min() > 30  # the regions themselves lie anywhere
