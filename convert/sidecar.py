@@ -17,6 +17,9 @@ It is `NAME.json` beside `NAME.pkl`, and `NAME.pth.json` beside `NAME.pth`. Its 
     pixel_std       likewise (MODEL.PIXEL_STD)
     pixel_origin    how the two are known
     format          "RGB" or "BGR" (INPUT.FORMAT)
+    norm            norm to fine-tune it with (MODEL.RESNETS.NORM): "SyncBN" as in MoCo's protocol; "FrozenBN" for the
+                    networks of Caffe2, whose files have no statistics
+    freeze_at       stages to freeze (MODEL.BACKBONE.FREEZE_AT): 0 as in MoCo's protocol, 2 for Caffe2's networks
     stride_in_1x1   where blocks take their stride (MODEL.RESNETS.STRIDE_IN_1X1)
     tensors         number of tensors written
     dropped         {part of the source: number of tensors left out}
@@ -37,6 +40,7 @@ def describe(source: Source, selection: Selection, pixels: Pixels) -> dict[str, 
     """The sidecar's fields but `weights_sha256`; see the module's docstring."""
     architecture = selection.architecture
     resnets = architecture.detectron2
+    caffe2 = pixels.format == "BGR" and pixels.stride_in_1x1
     return {
         "source": source.path.name,
         "sha256": source.sha256,
@@ -51,6 +55,8 @@ def describe(source: Source, selection: Selection, pixels: Pixels) -> dict[str, 
         "pixel_std": list(pixels.std),
         "pixel_origin": pixels.origin,
         "format": pixels.format,
+        "norm": "FrozenBN" if caffe2 else "SyncBN",
+        "freeze_at": 2 if caffe2 else 0,
         "stride_in_1x1": pixels.stride_in_1x1,
         "tensors": len(selection.tensors),
         "dropped": selection.dropped,

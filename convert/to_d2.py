@@ -19,6 +19,7 @@ from convert.export import SUFFIXES, export
 from convert.pixels import find_pixels
 from convert.reader import Source, checkpoint_in, read_checkpoint
 from convert.selection import find_candidates, select
+from convert.settings import lazy_settings, yaml_settings
 from convert.sidecar import describe
 from convert.sidecar_files import sidecar_path
 from foundation.errors import ArgumentParser, UserError, run
@@ -27,29 +28,21 @@ from foundation.errors import ArgumentParser, UserError, run
 def build_parser() -> ArgumentParser:
     """The command line."""
     parser = ArgumentParser(prog="to_d2.py", description="Convert a ResNet of any public checkpoint for Detectron2.")
-    parser.add_argument(
-        "input",
-        type=Path,
-        help="a checkpoint of any kind, or the folder of a run",
-    )
+    parser.add_argument("input", type=Path, help="a checkpoint of any kind, or the folder of a run")
     parser.add_argument("output", type=Path, nargs="?", help="file to write; ends in .pkl for Detectron2")
     parser.add_argument("--to", choices=sorted(SUFFIXES), default="d2", help="what to write (default: d2)")
     parser.add_argument("--branch", help="which encoder of the file, as --list names it")
     parser.add_argument("--drop", action="append", default=[], metavar="NAME", help="leave out tensors that begin so")
     parser.add_argument("--verify", action="store_true", help="prove it on images with torchvision and Detectron2")
     parser.add_argument("--list", action="store_true", help="show what is in the file, and convert nothing")
-    parser.add_argument(
-        "--allow-unknown", action="store_true", help="read unknown classes in the file as empty records"
-    )
+    add_allow_unknown(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace an output that exists")
     return parser
 
 
 def add_allow_unknown(parser: ArgumentParser) -> None:
     """The option `--allow-unknown`, which was called `--trust` once."""
-    parser.add_argument(
-        "--allow-unknown", action="store_true", help="read unknown classes in the file as empty records"
-    )
+    parser.add_argument("--allow-unknown", action="store_true", help="read unknown classes as empty records")
     parser.add_argument("--trust", dest="allow_unknown", action="store_true", help=SUPPRESS)
 
 
@@ -74,6 +67,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     sidecar = describe(source, selection, pixels)
     lines = export(source, arguments.output, arguments.to, selection, pixels, sidecar, arguments.verify)
     print("\n".join([*lines, *summarise(arguments.output, sidecar)]))
+    if arguments.to == "d2":
+        print("set in a yaml config:", *yaml_settings(sidecar), sep="\n")
+        print("set in a LazyConfig:", *lazy_settings(sidecar), sep="\n")
 
 
 def summarise(output: Path, sidecar: Mapping[str, Any]) -> list[str]:

@@ -82,14 +82,19 @@ def test_archives_are_not_opened_for_what_is_in_them(convert, tmp_path):
     assert not (tmp_path / "marker").exists()
 
 
-def test_trust_reads_unknown_classes_as_records(query, convert, foreign_class):
+def test_the_option_had_another_name(query, convert, foreign_class):
+    content = {"state_dict": encoder_of(query), "settings": foreign_class("somebody.code", "Settings")(lr=0.1)}
+    assert_holds(convert(content, "--trust"), values_of(query))
+
+
+def test_unknown_classes_are_records_if_allowed(query, convert, foreign_class):
     content = {"state_dict": encoder_of(query), "settings": foreign_class("somebody.code", "Settings")(lr=0.1)}
     with pytest.raises(UserError, match=r"asks for somebody\.code\.Settings.*--allow-unknown"):
         convert(content)
     assert_holds(convert(content, "--allow-unknown"), values_of(query))
 
 
-def test_known_records_need_no_trust(query, convert, foreign_class):
+def test_known_records_need_no_option(query, convert, foreign_class):
     buffer = foreign_class("mmengine.logging.history_buffer", "HistoryBuffer", object)()
     buffer.values = np.arange(5.0)
     config = foreign_class("yacs.config", "CfgNode")(a=1)
