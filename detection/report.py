@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import NoReturn
 
 from foundation.errors import ArgumentParser, run
-from reporting.compose import write_report
-from reporting.runs import read_runs
 
 
 def build_parser() -> ArgumentParser:
@@ -28,6 +26,9 @@ def build_parser() -> ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Read the runs and write both pages with their pictures."""
     arguments = build_parser().parse_args(argv)
+    from reporting.compose import write_report
+    from reporting.runs import read_runs
+
     found = read_runs(arguments.runs)
     write_report(found, arguments.title, arguments.output)
     left_out = f", {len(found.skipped)} left out" if found.skipped else ""
