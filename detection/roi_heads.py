@@ -13,12 +13,12 @@ from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, Res5ROIHeads
 
 @ROI_HEADS_REGISTRY.register()
 class Res5ROIHeadsExtraNorm(Res5ROIHeads):
-    """res5 as the head on each region, with one more norm behind it.
+    """res5 as the head on each region, followed by one more norm.
 
-    Features from self-supervised pretraining have another scale than supervised ones, and res5 has no norm
-    of its own after the last addition: MoCo's protocol puts one there (He et al. 2020, appendix A.1), before
-    the pooling, without ReLU, shared by the box and the mask branch. Its tensors, `roi_heads.res5.norm.*`,
-    are the only ones of the backbone and res5 that no converted file holds.
+    Features from self-supervised pretraining have another scale than supervised ones, and res5 has no norm after its
+    last addition. MoCo's protocol adds one (He et al. 2020, appendix A.1), before the pooling, without ReLU, shared by
+    the box and the mask branch. Its tensors, `roi_heads.res5.norm.*`, are the only ones of the backbone and res5 that a
+    converted file does not have.
     """
 
     def __init__(self, cfg: CfgNode, input_shape: dict[str, Any]) -> None:

@@ -27,7 +27,7 @@ Key = tuple[int, int]  # position in the stream, index of the record
 
 
 @dataclass(frozen=True)
-class Share:
+class ProcessBatch:
     """Which of the groups one of several processes gets.
 
     Attributes:
@@ -52,7 +52,7 @@ class TrainingBatches:
         records: of the images, in Detectron2's form; the mapper may change what indexing returns.
         mapper: turns a record into the input of the model.
         groups: starts the sequence of groups of all processes.
-        share: which of them this process gets.
+        process_batch: which of them this process gets.
         seed: of the augmentations.
         workers: processes that read ahead; with 0 this process reads.
     """
@@ -62,23 +62,23 @@ class TrainingBatches:
         records: Sequence[Record],
         mapper: Callable[[Record], Record],
         groups: Callable[[], Iterator[list[Key]]],
-        share: Share,
+        process_batch: ProcessBatch,
         *,
         seed: int,
         workers: int,
     ) -> None:
         self._images = _MappedImages(records, mapper, seed)
-        self._groups, self._share, self._workers = groups, share, workers
+        self._groups, self._process_batch, self._workers = groups, process_batch, workers
 
     def starting(self, iteration: int) -> Iterator[list[Record]]:
-        """The batches of this process from an iteration on, `share.passes` of them for each.
+        """The batches of this process from an iteration on, `process_batch.passes` of them for each.
 
         Raises:
             UserError: while iterating: an image cannot be read, or a worker has died.
         """
         loader = torch.utils.data.DataLoader(
             self._images,
-            batch_sampler=self._share.of(self._groups(), iteration),
+            batch_sampler=self._process_batch.of(self._groups(), iteration),
             num_workers=self._workers,
             collate_fn=list,
         )

@@ -127,15 +127,15 @@ def training_images(config: CfgNode) -> list[dict[str, Any]]:
 
 
 def build_batches(
-    config: CfgNode, images: TrainingSet, share: loading.Share, seed: int, workers: int
+    config: CfgNode, images: TrainingSet, process_batch: loading.ProcessBatch, seed: int, workers: int
 ) -> loading.TrainingBatches:
     """The batches that this process gets of the training set."""
-    size = config.SOLVER.IMS_PER_BATCH // (share.processes * share.passes)
+    size = config.SOLVER.IMS_PER_BATCH // (process_batch.processes * process_batch.passes)
     return loading.TrainingBatches(
         images.records,
         training_mapper(config),
         lambda: loading.group(images.order(seed), size, images.wide),
-        share,
+        process_batch,
         seed=seed,
         workers=workers,
     )

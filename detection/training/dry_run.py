@@ -93,7 +93,7 @@ def _time_training(
     """Seconds of a pass of `size` images forward and backward, and of reading them in one process."""
     config = config.clone()
     config.SOLVER.IMS_PER_BATCH = size
-    batches = iter(training_data.build_batches(config, images, loading.Share(), config.SEED, workers=0))
+    batches = iter(training_data.build_batches(config, images, loading.ProcessBatch(), config.SEED, workers=0))
     model.train()
     reading, computing = [], []
     with EventStorage():

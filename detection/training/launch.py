@@ -1,4 +1,4 @@
-"""The processes of a run, one for each GPU; what ends one of them ends as one line."""
+"""The processes of a run, one for each GPU. An error in any of them is reported as one line."""
 
 import argparse
 import re
@@ -12,7 +12,7 @@ from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from foundation.errors import UserError
 
-# How a traceback, which is all that comes from another process, ends when it is of a UserError.
+# Another process sends its traceback as text; this finds the message of a UserError in it.
 USER_ERROR = re.compile(rf"^{UserError.__module__}\.{UserError.__qualname__}: (.*)", re.MULTILINE | re.DOTALL)
 
 
@@ -36,11 +36,13 @@ def run(arguments: argparse.Namespace, work: Callable[..., None], *values: Any) 
             raise
         raise UserError(found[1]) from error
     except ProcessExitedException as error:
-        raise UserError(f"{error}; what is saved is intact, --resume goes on from there") from error
+        raise UserError(f"{error}; what is saved is intact, --resume continues from there") from error
 
 
 def _enter(*arguments: Any) -> None:
-    """A new process. Detectron2's own `launch` would import Detectron2 there before `detection.compat`, and fail."""
+    """Runs in a new process, which has imported this package first. Detectron2's own `launch` would start with
+    Detectron2, which does not import on today's libraries without `foundation.detectron2_compat`.
+    """
     _distributed_worker(*arguments)
 
 

@@ -1,6 +1,4 @@
-"""From a command line to a config that can run: what it means on this machine, and what can be known to fail before
-the first step.
-"""
+"""From a command line to a config that can run on this machine, and the checks before the first step."""
 
 import argparse
 import atexit

@@ -23,12 +23,12 @@ from foundation.json_files import read_json_lines
 LOGGERS = ("detectron2", "fvcore", "detection")
 RECORDS = "metrics.json"
 TASKS = ("bbox", "segm", "keypoints", "sem_seg")  # results are records named TASK/METRIC
-# The machine of a run and what it keeps: what a finished run has found does not change with them.
+# Keys of the machine and of what is kept on disk: the results of a finished run do not depend on them.
 WITHOUT_EFFECT = (
     *("OUTPUT_DIR", "DATALOADER.NUM_WORKERS", "MODEL.DEVICE", "VIS_PERIOD", "CUDNN_BENCHMARK"),
     *("SOLVER.CHECKPOINT_PERIOD", "SOLVER.KEEP_CHECKPOINTS", "SOLVER.ACCUMULATION"),
 )
-# What may differ when a run is continued: that, its length, and what does not touch the training.
+# Keys that may differ when a run is continued: those, its length, and what does not affect the training.
 MAY_CHANGE = (
     *WITHOUT_EFFECT,
     *("SOLVER.MAX_ITER", "SOLVER.STEPS", "DATASETS.TEST", "TEST.", "INPUT.MIN_SIZE_TEST", "INPUT.MAX_SIZE_TEST"),
@@ -36,9 +36,9 @@ MAY_CHANGE = (
 
 
 def start_logging(folder: Path, rank: int) -> None:
-    """Send the log to `log.txt` in full, and from the first process to the terminal without the long tables.
+    """Log to `log.txt` in full, and in the first process to the terminal without the long tables.
 
-    A second call replaces the destinations of the first, so that runs in one process do not write twice.
+    A second call replaces the handlers of the first, so that several runs in one process do not log twice.
 
     Raises:
         UserError: the folder cannot be made or written to.
@@ -48,7 +48,7 @@ def start_logging(folder: Path, rank: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         handlers: list[logging.Handler] = [logging.FileHandler(folder / name)]
     except OSError as error:
-        raise UserError(f"the run cannot be kept in {folder}: {error.strerror or error}") from error
+        raise UserError(f"cannot write the run folder {folder}: {error.strerror or error}") from error
     if rank == 0:
         handlers.append(logging.StreamHandler(sys.stdout))
         handlers[1].setLevel(logging.INFO)
@@ -147,10 +147,10 @@ def write_config(folder: Path, config: CfgNode) -> None:
 
 
 def check_same(folder: Path, config: CfgNode) -> None:
-    """See that a run that is to be continued in a folder has the config that it was begun with.
+    """Check that a run is continued with the config that it was begun with.
 
     Raises:
-        UserError: something differs that would make another run of it.
+        UserError: a key differs that would make it another run.
     """
     path = folder / "config.yaml"
     if not path.is_file():
@@ -164,22 +164,22 @@ def check_same(folder: Path, config: CfgNode) -> None:
     ]
     if changed:
         raise UserError(
-            f"{folder} holds a run with another config: {', '.join(changed)}; give the values that it was begun with,"
+            f"{folder} holds a run with another config: {', '.join(changed)}; give the same values again,"
             " or choose another --output"
         )
 
 
 def digest(config: CfgNode) -> str:
-    """SHA-256 of all that a run's results depend on."""
+    """SHA-256 of the values that a run's results depend on."""
     values = {key: _value(config, key) for key in keys(config) if not key.startswith(WITHOUT_EFFECT)}
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def is_finished(config: CfgNode) -> bool:
-    """Whether the folder has the results of this very config, so that there is nothing left to do.
+    """Whether the folder has the results of this config, so that there is nothing left to do.
 
     Raises:
-        UserError: it has those of another run.
+        UserError: it has the results of another config.
     """
     folder = Path(config.OUTPUT_DIR)
     try:
@@ -194,7 +194,7 @@ def is_finished(config: CfgNode) -> bool:
 
 
 def replace_results(config: CfgNode, results: Mapping[str, Any]) -> None:
-    """Put other metrics into the `results.json` of a finished run; of an unfinished one, which has none, do nothing.
+    """Replace the metrics in the `results.json` of a finished run; an unfinished one has none.
 
     Raises:
         UserError: the file is damaged.

@@ -1,10 +1,10 @@
-"""How a recipe is stretched: to less memory, other numbers of processes, a share of the images, other weights.
+"""Adapt a recipe to less memory, another number of processes, a fraction of the images, or other weights.
 
-- `SOLVER.ACCUMULATION` keeps the batch and with it the protocol: so many passes for each step of the optimizer.
-- `SOLVER.REFERENCE_WORLD_SIZE` keeps the images of a process: with the number of processes grow batch and learning
-  rate, and the schedule shrinks, as in Detectron2's `auto_scale_workers`.
-- `SOLVER.FRACTION_EXPONENT` fits the schedule to `DATASETS.FRACTION`.
-- A learning-rate preset fits the rate to the optimizer that the weights were pretrained with.
+- `SOLVER.ACCUMULATION` keeps the batch, and so the protocol: it is the number of passes for each step of the optimizer.
+- `SOLVER.REFERENCE_WORLD_SIZE` keeps the batch of each process: batch and learning rate grow with the number of
+  processes, and the schedule shrinks, as in Detectron2's `auto_scale_workers`.
+- `SOLVER.FRACTION_EXPONENT` adapts the schedule to `DATASETS.FRACTION`.
+- A preset adapts the learning rate to the optimizer that the weights were pretrained with.
 
 What has been applied is set to its neutral value, so that the config of a run, loaded again, gives the same run.
 """
@@ -13,17 +13,15 @@ from fvcore.common.config import CfgNode
 
 from foundation.errors import UserError
 
-# The recipe's rate is that of MoCo's protocol, 0.02 for 16 images on COCO and VOC. Weights that were pretrained with
-# LARS (Barlow Twins, VICReg, SwAV, SimCLR, BYOL) want larger steps, and reach less with that rate: Zbontar et al. 2021
-# (Barlow Twins), appendix C.2, has 0.1 on VOC and 0.03 on COCO.
+# The recipes have the learning rate of MoCo's protocol, 0.02 for 16 images on COCO and VOC. Weights that were pretrained
+# with LARS (Barlow Twins, VICReg, SwAV, SimCLR, BYOL) need a larger one: Zbontar et al. 2021 (Barlow Twins), appendix
+# C.2, has 0.1 on VOC and 0.03 on COCO.
 PRESETS = {"moco": {"voc": 1.0, "other": 1.0}, "lars": {"voc": 5.0, "other": 1.5}}
 LARS_VOC_WARMUP = (1000, 0.333)  # iterations, factor; the same source. VOC's recipe has 100 and 0.001.
 
 
 def apply_preset(config: CfgNode, preset: str) -> CfgNode:
-    """A copy with the learning rate of a preset, `moco` or `lars`. It multiplies the recipe's own, so that it serves
-    recipes with other batches as well.
-    """
+    """A copy with the learning rate of a preset, `moco` or `lars`: a factor on the recipe's own, for any batch."""
     config = config.clone()
     boxes_of_voc = all(name.startswith("voc_") and "sem_seg" not in name for name in config.DATASETS.TRAIN)
     family = "voc" if boxes_of_voc else "other"
@@ -34,10 +32,10 @@ def apply_preset(config: CfgNode, preset: str) -> CfgNode:
 
 
 def scale(config: CfgNode, processes: int) -> CfgNode:
-    """A copy with schedule, batch and rate for `DATASETS.FRACTION` of the images and this number of processes.
+    """A copy with schedule, batch and learning rate for `DATASETS.FRACTION` of the images and this number of processes.
 
     Raises:
-        UserError: the batch cannot be divided so.
+        UserError: the batch is not a multiple of the processes and passes.
     """
     config = config.clone()
     solver = config.SOLVER
@@ -64,7 +62,7 @@ def scale(config: CfgNode, processes: int) -> CfgNode:
 
 
 def describe(config: CfgNode, processes: int, images: int) -> str:
-    """What a scaled config amounts to, in one line; `images` is the size of the training set."""
+    """A scaled config in one line; `images` is the size of the training set."""
     solver = config.SOLVER
     own = solver.IMS_PER_BATCH // processes
     passes = f" in {solver.ACCUMULATION} passes of {own // solver.ACCUMULATION}" if solver.ACCUMULATION > 1 else ""
@@ -77,18 +75,18 @@ def describe(config: CfgNode, processes: int, images: int) -> str:
 
 
 def advise_on_memory(config: CfgNode, processes: int) -> str:
-    """What to do where the images that pass the model at once do not fit a GPU."""
+    """What to change where a pass of the model does not fit the memory of a GPU."""
     passes = config.SOLVER.ACCUMULATION
     if config.SOLVER.IMS_PER_BATCH // (processes * passes) > 1:
         return f"raise SOLVER.ACCUMULATION (now {passes}), which keeps the batch of a step"
-    return "one image passes at a time; lower INPUT.MIN_SIZE_TRAIN and INPUT.MAX_SIZE_TRAIN"
+    return "a pass has one image; lower INPUT.MIN_SIZE_TRAIN and INPUT.MAX_SIZE_TRAIN"
 
 
 def _stretch_schedule(config: CfgNode, factor: float) -> None:
     """Multiply every length of the schedule, in place, so that it keeps its shape."""
     solver, test = config.SOLVER, config.TEST
     solver.MAX_ITER = max(1, round(solver.MAX_ITER * factor))
-    solver.STEPS = tuple(round(step * factor) for step in solver.STEPS)
+    solver.STEPS = tuple(sorted({max(1, round(step * factor)) for step in solver.STEPS}))
     solver.WARMUP_ITERS = round(solver.WARMUP_ITERS * factor)
     solver.CHECKPOINT_PERIOD = max(1, round(solver.CHECKPOINT_PERIOD * factor))
     if test.EVAL_PERIOD:  # 0: only at the end

@@ -1,8 +1,8 @@
-"""Several runs of one recipe, one after the other: seeds, to know how far chance carries, and learning rates.
+"""Several runs of one recipe, one after the other: seeds, to measure the spread by chance, and learning rates.
 
-Each run has a folder of its own below OUTPUT_DIR. The same command again goes on where it was: finished runs are kept,
-an interrupted one is resumed. The metrics of all, their means and sample standard deviations are in `seeds.json`, or
-`sweep.json` where rates are compared.
+Each run has a folder of its own below OUTPUT_DIR. The same command again continues: finished runs are kept, an
+interrupted one is resumed. The metrics of all runs, their means and sample standard deviations are in `seeds.json`, or
+`sweep.json` where learning rates are compared.
 """
 
 import json
@@ -27,11 +27,11 @@ class Member:
     """One run of a series.
 
     Attributes:
-        rate: SOLVER.BASE_LR, the row of the table that it belongs to.
+        learning_rate: SOLVER.BASE_LR, the row of the table that it belongs to.
         config: its own, with its folder as OUTPUT_DIR.
     """
 
-    rate: float
+    learning_rate: float
     seed: int
     config: CfgNode
 
@@ -41,25 +41,25 @@ class Member:
         return Path(self.config.OUTPUT_DIR)
 
 
-def plan(config: CfgNode, rates: Sequence[float], seeds: Sequence[int]) -> list[Member]:
-    """The runs, by rate and then by seed. Without `rates` or without `seeds`, the config's own, and no folder for it.
+def plan(config: CfgNode, learning_rates: Sequence[float], seeds: Sequence[int]) -> list[Member]:
+    """The runs, by learning rate and then by seed. Where either is empty, the config's own, without a folder for it.
 
     Raises:
         UserError: two runs are the same.
     """
     members = []
-    for rate in rates or [config.SOLVER.BASE_LR]:
+    for learning_rate in learning_rates or [config.SOLVER.BASE_LR]:
         for seed in seeds or [config.SEED]:
             own = config.clone()
-            own.SOLVER.BASE_LR, own.SEED = rate, seed
-            parts = [f"lr{rate:g}"] * bool(rates) + [f"seed{seed}"] * bool(seeds)
+            own.SOLVER.BASE_LR, own.SEED = learning_rate, seed
+            parts = [f"lr{learning_rate:g}"] * bool(learning_rates) + [f"seed{seed}"] * bool(seeds)
             own.OUTPUT_DIR = str(Path(config.OUTPUT_DIR, *parts))
-            members.append(Member(rate, seed, own))
+            members.append(Member(learning_rate, seed, own))
     folders = [member.folder for member in members]
     if len(set(folders)) < len(folders):
         raise UserError("--seeds or --sweep-lr names a run twice")
-    if not all(rates):
-        raise UserError("--sweep-lr needs rates above 0")
+    if not all(learning_rates):
+        raise UserError("--sweep-lr needs learning rates above 0")
     return members
 
 
@@ -74,7 +74,7 @@ def run(folder: Path, members: Sequence[Member], train: Callable[[CfgNode], None
     Raises:
         UserError: runs failed; the table has the others.
     """
-    name = "sweep.json" if len({member.rate for member in members}) > 1 else "seeds.json"
+    name = "sweep.json" if len({member.learning_rate for member in members}) > 1 else "seeds.json"
     found: dict[Member, Metrics] = {}
     failed: dict[Member, str] = {}
     for number, member in enumerate(members, 1):
@@ -106,14 +106,14 @@ def read_metrics(folder: Path) -> Metrics:
 
 
 def summarise(found: Mapping[Member, Metrics]) -> list[dict[str, Any]]:
-    """For each rate the mean of each metric over its runs, and the sample standard deviation (None of one run)."""
+    """For each learning rate the mean of each metric over its runs, and the sample standard deviation (of one run None)."""
     summary = []
-    for rate in dict.fromkeys(member.rate for member in found):
-        runs = [metrics for member, metrics in found.items() if member.rate == rate]
+    for learning_rate in dict.fromkeys(member.learning_rate for member in found):
+        runs = [metrics for member, metrics in found.items() if member.learning_rate == learning_rate]
         names = [name for name in runs[0] if all(name in metrics for metrics in runs)]
         values = {name: [metrics[name] for metrics in runs] for name in names}
         summary.append({
-            "rate": rate,
+            "rate": learning_rate,
             "count": len(runs),
             "metrics": {
                 name: {"mean": statistics.fmean(each), "spread": statistics.stdev(each) if len(each) > 1 else None}
@@ -124,7 +124,7 @@ def summarise(found: Mapping[Member, Metrics]) -> list[dict[str, Any]]:
 
 
 def table(summary: Sequence[Mapping[str, Any]]) -> str:
-    """A Markdown table: a row for each rate, a column for each headline."""
+    """A Markdown table: a row for each learning rate, a column for each headline."""
     names = [
         name
         for name in dict.fromkeys(name for row in summary for name in row["metrics"])
@@ -142,6 +142,6 @@ def _cell(metric: Mapping[str, Any] | None) -> str:
 
 def _rows(found: Mapping[Member, Metrics]) -> list[dict[str, Any]]:
     return [
-        {"rate": member.rate, "seed": member.seed, "folder": str(member.folder), "metrics": metrics}
+        {"rate": member.learning_rate, "seed": member.seed, "folder": str(member.folder), "metrics": metrics}
         for member, metrics in found.items()
     ]

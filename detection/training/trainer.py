@@ -1,9 +1,9 @@
 """Training and evaluation of one detector, as each process runs it.
 
-Detectron2's default trainer, with: weights that land completely or not at all; images, augmentations and regions that
-are a function of the seed and the iteration, and checkpoints that hold the optimizer too and are checked when read, so
-that a killed run ends as an undisturbed one; the evaluation that belongs to the dataset; and errors instead of
-tracebacks where the loss diverges.
+Detectron2's default trainer with these differences: initial weights are loaded completely or not at all; images,
+augmentations and sampled regions are a function of the seed and the iteration, and checkpoints include the optimizer
+and are verified when they are read, so that a killed run ends as an undisturbed one; each dataset has its own
+evaluation; and a loss that diverges is one line instead of a traceback.
 """
 
 import contextlib
@@ -50,16 +50,16 @@ class TransferTrainer(DefaultTrainer):
         TrainerBase.__init__(self)  # DefaultTrainer's own would build its loader, its step and its checkpointer
         self.cfg, self.max_iter = config, config.SOLVER.MAX_ITER
         self.images = training_data.read(config)
-        self.share = loading.Share(config.SOLVER.ACCUMULATION, comm.get_world_size(), comm.get_rank())
+        self.process_batch = loading.ProcessBatch(config.SOLVER.ACCUMULATION, comm.get_world_size(), comm.get_rank())
         model = self.build_model(config)
         optimizer = self.build_optimizer(config, model)
         self.scheduler = self.build_lr_scheduler(config, optimizer)
         batches = training_data.build_batches(
-            config, self.images, self.share, config.SEED, config.DATALOADER.NUM_WORKERS
+            config, self.images, self.process_batch, config.SEED, config.DATALOADER.NUM_WORKERS
         )
         place = [comm.get_local_rank()] if config.MODEL.DEVICE == "cuda" else None
         model = create_ddp_model(model, broadcast_buffers=False, device_ids=place)
-        self._trainer = AccumulatingTrainer(model, batches, optimizer, self.share, config.SEED)
+        self._trainer = AccumulatingTrainer(model, batches, optimizer, self.process_batch, config.SEED)
         self.checkpointer = checkpoints.SafeCheckpointer(
             model, config.OUTPUT_DIR, keep=config.SOLVER.KEEP_CHECKPOINTS, trainer=weakref.proxy(self)
         )
@@ -76,8 +76,8 @@ class TransferTrainer(DefaultTrainer):
         if self.cfg.TEST.PRECISE_BN.ENABLED and get_bn_modules(self.model):
             # A different set of images than in training.
             seed = int(generator(self.cfg.SEED, Stream.PRECISE_BN).integers(2**31))
-            batches = training_data.build_batches(self.cfg, self.images, self.share, seed, workers=0)
-            passes = self.cfg.TEST.PRECISE_BN.NUM_ITER * self.share.passes
+            batches = training_data.build_batches(self.cfg, self.images, self.process_batch, seed, workers=0)
+            passes = self.cfg.TEST.PRECISE_BN.NUM_ITER * self.process_batch.passes
             self._precise_bn = RepeatablePreciseBN(self.cfg.TEST.EVAL_PERIOD, self.model, batches, passes)
             own.append(self._precise_bn)
         return own
@@ -118,7 +118,7 @@ class TransferTrainer(DefaultTrainer):
         Raises:
             UserError: the loss is not finite; the last step was not taken.
         """
-        logger.info("%s", scaling.describe(self.cfg, self.share.processes, len(self.images.records)))
+        logger.info("%s", scaling.describe(self.cfg, self.process_batch.processes, len(self.images.records)))
         self.iter = self.start_iter
         with EventStorage(self.start_iter) as self.storage:
             self._restore_scalars()

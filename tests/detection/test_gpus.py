@@ -20,12 +20,11 @@ def test_a_device_is_not_chosen_by_its_number():
     ("batch", "passes", "advice"),
     [
         (16, 1, r"raise SOLVER.ACCUMULATION \(now 1\)"),
-        (16, 8, "one image passes at a time; lower INPUT.MIN_SIZE_TRAIN"),
+        (16, 8, "a pass has one image; lower INPUT.MIN_SIZE_TRAIN"),
     ],
 )
 def test_memory_that_runs_out_is_said_with_what_to_do(batch, passes, advice, monkeypatch, tmp_path):
     class Stub:
-        share = type("Share", (), {"processes": 2})
         resume_or_load = staticmethod(lambda resume: None)
 
         def train(self):
@@ -33,6 +32,7 @@ def test_memory_that_runs_out_is_said_with_what_to_do(batch, passes, advice, mon
 
     chosen = config.load("coco_R50_C4", ["SOLVER.IMS_PER_BATCH", str(batch), "SOLVER.ACCUMULATION", str(passes)])
     monkeypatch.setattr(trainer, "_prepare", lambda *_: None)
+    monkeypatch.setattr(trainer.comm, "get_world_size", lambda: 2)
     monkeypatch.setattr(trainer, "TransferTrainer", lambda _: Stub())
     with pytest.raises(UserError, match=rf"is out of memory: {advice}.* \(CUDA out of memory\."):
         trainer.train(chosen, "coco_R50_C4", resume=False)

@@ -13,7 +13,7 @@ import torch
 pytest.importorskip("detectron2")
 
 from detection.data import loading
-from detection.data.loading import Share, TrainingBatches
+from detection.data.loading import ProcessBatch, TrainingBatches
 from foundation.errors import UserError
 
 RECORDS = [{"file_name": f"{index}.jpg", "width": 60 + 20 * (index % 3), "height": 80} for index in range(7)]
@@ -24,13 +24,13 @@ def drawing(record):
     return {"name": record["file_name"], "drawn": (random.random(), numpy.random.random(), torch.rand(()).item())}
 
 
-def batches(size=2, share=None, workers=0, mapper=drawing, seed=5):
+def batches(size=2, process_batch=None, workers=0, mapper=drawing, seed=5):
     wide = loading.are_wide(RECORDS)
     return TrainingBatches(
         RECORDS,
         mapper,
         lambda: loading.group(loading.shuffled(len(RECORDS), seed), size, wide),
-        share or Share(),
+        process_batch or ProcessBatch(),
         seed=seed,
         workers=workers,
     )
@@ -71,9 +71,9 @@ def test_wide_is_wider_than_high_as_in_detectron2():
 
 @pytest.mark.parametrize("iteration", [1, 5, 23])
 def test_from_any_iteration_on_it_is_the_same_sequence(iteration):
-    share = Share(passes=2, processes=2, rank=1)
-    whole = take(batches(share=share).starting(0), 60)
-    assert take(batches(share=share).starting(iteration), 60 - 2 * iteration) == whole[2 * iteration :]
+    process_batch = ProcessBatch(passes=2, processes=2, rank=1)
+    whole = take(batches(process_batch=process_batch).starting(0), 60)
+    assert take(batches(process_batch=process_batch).starting(iteration), 60 - 2 * iteration) == whole[2 * iteration :]
 
 
 def test_processes_and_passes_are_interchangeable():
@@ -81,7 +81,8 @@ def test_processes_and_passes_are_interchangeable():
 
     def by_iteration(processes, passes):
         mine = [
-            take(batches(share=Share(passes, processes, rank)).starting(0), 3 * passes) for rank in range(processes)
+            take(batches(process_batch=ProcessBatch(passes, processes, rank)).starting(0), 3 * passes)
+            for rank in range(processes)
         ]
         return [
             [mine[rank][iteration * passes + number] for number in range(passes) for rank in range(processes)]

@@ -6,7 +6,7 @@ from torch import nn
 
 pytest.importorskip("detectron2")
 
-from detection.data.loading import Share
+from detection.data.loading import ProcessBatch
 from detection.training.accumulation import AccumulatingTrainer
 
 # isort: split
@@ -61,7 +61,7 @@ def test_the_gradient_is_the_mean_of_the_passes_gradients_by_hand():
     Pass 2, images 3 and 4: ((2, 2) + (16, 0)) / 2 + 3 (1.5, 0.5) = (13.5, 2.5)
     """
     batches = Given(IMAGES[:2], IMAGES[2:])
-    model, storage = step(batches, Share(passes=2))
+    model, storage = step(batches, ProcessBatch(passes=2))
     assert batches.asked == 4
     assert model.weight.grad.tolist() == [8.5, 1.5]
     assert torch.allclose(model.weight, torch.tensor([2.0 - 0.85, -1.0 - 0.15]))
@@ -71,18 +71,18 @@ def test_the_gradient_is_the_mean_of_the_passes_gradients_by_hand():
 
 
 def test_passes_give_the_step_of_the_whole_batch():
-    once, _ = step(Given(IMAGES), Share())
-    twice, _ = step(Given(IMAGES[:2], IMAGES[2:]), Share(passes=2))
+    once, _ = step(Given(IMAGES), ProcessBatch())
+    twice, _ = step(Given(IMAGES[:2], IMAGES[2:]), ProcessBatch(passes=2))
     assert torch.equal(once.weight, twice.weight)
 
 
 def test_passes_draw_what_processes_draw():
-    two_passes, _ = step(Given(IMAGES[:2], IMAGES[2:]), Share(passes=2))
+    two_passes, _ = step(Given(IMAGES[:2], IMAGES[2:]), ProcessBatch(passes=2))
     torch.manual_seed(123)
-    processes = [step(Given(IMAGES), Share(processes=2, rank=rank))[0] for rank in range(2)]
+    processes = [step(Given(IMAGES), ProcessBatch(processes=2, rank=rank))[0] for rank in range(2)]
     assert two_passes.drawn == [model.drawn[0] for model in processes]
     assert len(set(two_passes.drawn)) == 2
-    other, _ = step(Given(IMAGES), Share(), iteration=5)
+    other, _ = step(Given(IMAGES), ProcessBatch(), iteration=5)
     assert other.drawn[0] not in two_passes.drawn
 
 
@@ -99,7 +99,7 @@ def test_processes_add_up_their_gradients_once_a_step(tmp_path):
             return done
 
         model.register_comm_hook(None, count)
-        step(Given(IMAGES[:2], IMAGES[2:3], IMAGES[3:]), Share(passes=3), model)
+        step(Given(IMAGES[:2], IMAGES[2:3], IMAGES[3:]), ProcessBatch(passes=3), model)
     finally:
         torch.distributed.destroy_process_group()
     assert len(sums) == 1

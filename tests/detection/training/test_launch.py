@@ -93,7 +93,7 @@ def test_an_error_of_one_process_is_the_error_of_the_run(two_gpus, forked):
 
 
 def test_a_process_that_is_killed_is_an_error_of_the_run(two_gpus, forked):
-    with pytest.raises(UserError, match="SIGKILL; what is saved is intact, --resume goes on from there"):
+    with pytest.raises(UserError, match="SIGKILL; what is saved is intact, --resume continues from there"):
         launch.run(two_gpus, die, "")
 
 

@@ -54,7 +54,7 @@ def test_the_runs_of_a_series(config, tmp_path):
     assert runs([0.01, 0.1], []) == [("lr0.01", 0.01, 4), ("lr0.1", 0.1, 4)]
     assert runs([0.1], [1, 2]) == [("lr0.1/seed1", 0.1, 1), ("lr0.1/seed2", 0.1, 2)]
     assert (config.SOLVER.BASE_LR, config.SEED) == (0.02, 4)
-    for rates, seeds, message in (([], [1, 1], "names a run twice"), ([0.0], [], "needs rates above 0")):
+    for rates, seeds, message in (([], [1, 1], "names a run twice"), ([0.0], [], "needs learning rates above 0")):
         with pytest.raises(UserError, match=message):
             series.plan(config, rates, seeds)
 
