@@ -26,6 +26,12 @@ LARGEST_SIDE = {"cuda": 800, "cpu": 320}  # of the shorter side; a CPU takes sec
 SCALES = (0.8, 0.9, 1.0, 1.1, 1.2)  # of the shorter side in training
 ASPECT = 5 / 3  # longest side; COCO's 1333 to 800
 STEP = 8  # pixels; sizes are multiples of it
+KEYS = (
+    *("MODEL.MASK_ON", "MODEL.ANCHOR_GENERATOR.SIZES"),
+    *("INPUT.MIN_SIZE_TRAIN", "INPUT.MAX_SIZE_TRAIN", "INPUT.MIN_SIZE_TEST", "INPUT.MAX_SIZE_TEST"),
+    *("SOLVER.IMS_PER_BATCH", "SOLVER.BASE_LR", "SOLVER.MAX_ITER", "SOLVER.STEPS", "SOLVER.WARMUP_ITERS"),
+    *("SOLVER.CHECKPOINT_PERIOD", "TEST.EVAL_PERIOD", "TEST.PRECISE_BN.NUM_ITER"),
+)  # that the plan sets
 
 
 @dataclass(frozen=True)

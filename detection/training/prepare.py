@@ -47,9 +47,13 @@ def configure(arguments: argparse.Namespace) -> CfgNode:
     if own:
         _fit_to_data(config, trains="TRAIN" in own)
     given = _given_keys(config, arguments)
-    if config.MODEL.WEIGHTS and not arguments.eval_only:
-        _adopt(config, given, arguments.resume)
-    if "TRAIN" in own and _is_recipe(arguments.config):
+    begun = _begun_config(config, arguments)
+    planned = "TRAIN" in own and _is_recipe(arguments.config)
+    if begun is None and config.MODEL.WEIGHTS and not arguments.eval_only:
+        for line in weights.adopt(config, weights.describe(Path(config.MODEL.WEIGHTS)), given):
+            print(f"note: {line}")
+        configs.complete(config)
+    if begun is None and planned:
         _apply_plan(config, given)
     if arguments.lr_preset:
         config = scaling.apply_preset(config, arguments.lr_preset)
@@ -60,6 +64,10 @@ def configure(arguments: argparse.Namespace) -> CfgNode:
         if changed:
             batch = config.SOLVER.IMS_PER_BATCH // config.SOLVER.ACCUMULATION
             print(f"warning: one process: BN over {batch} images at a time instead of SyncBN in {', '.join(changed)}")
+    if begun is not None:  # what was worked out when the run began, it keeps
+        for key in (*weights.ADOPTED, *(plan.KEYS if planned else ())):
+            if key not in given:
+                config.merge_from_list([key, value_of(begun, key)])
     return config
 
 
@@ -159,7 +167,9 @@ def _own_datasets(arguments: argparse.Namespace) -> dict[str, str]:
     if arguments.check_data or arguments.dry_run or arguments.show_data:  # these leave no trace
         folder = Path(tempfile.mkdtemp(prefix="split-"))
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    files = custom.split(Path(train), arguments.val_fraction, folder)
+    files = (folder / "train.json", folder / "val.json")
+    if not (arguments.resume and all(file.is_file() for file in files)):
+        files = custom.split(Path(train), arguments.val_fraction, folder)
     print(f"note: {arguments.val_fraction:.0%} of the images, by chance, are set aside to evaluate on (--val-fraction)")
     return {
         part: datasets.custom_name(file, folders[train].resolve())
@@ -179,18 +189,16 @@ def _is_recipe(name: str) -> bool:
     return find_config(name, "detection").parent == config_folder("detection")
 
 
-def _adopt(config: CfgNode, given: Collection[str], resume: bool) -> None:
-    """Take the keys that follow from the weights: from them, or for a run that is resumed, as it was begun."""
-    saved = Path(config.OUTPUT_DIR) / "config.yaml"
-    if resume and saved.is_file():
-        before = configs.load(str(saved))
-        for key in weights.ADOPTED:
-            if key not in given:
-                config.merge_from_list([key, value_of(before, key)])
-    else:
-        for line in weights.adopt(config, weights.describe(Path(config.MODEL.WEIGHTS)), given):
-            print(f"note: {line}")
-    configs.complete(config)
+def _begun_config(config: CfgNode, arguments: argparse.Namespace) -> CfgNode | None:
+    """The config of the run in the folder, where it is to be continued or evaluated; of a series, of one of its runs."""
+    if not (arguments.resume or arguments.eval_only or arguments.seeds or arguments.sweep_lr):
+        return None
+    folder = Path(config.OUTPUT_DIR)
+    members = [*folder.glob("lr*/"), *folder.glob("seed*/"), *folder.glob("lr*/seed*/")]
+    for each in [folder, *sorted(members)] if arguments.seeds or arguments.sweep_lr else [folder]:
+        if checkpoints.exists(each) and (each / "config.yaml").is_file():
+            return configs.load(str(each / "config.yaml"))
+    return None
 
 
 def _apply_plan(config: CfgNode, given: Collection[str]) -> None:

@@ -13,9 +13,9 @@ from fvcore.common.config import CfgNode
 
 from foundation.errors import UserError
 
-# The recipes have the learning rate of MoCo's protocol, 0.02 for 16 images on COCO and VOC. Weights that were pretrained
-# with LARS (Barlow Twins, VICReg, SwAV, SimCLR, BYOL) need a larger one: Zbontar et al. 2021 (Barlow Twins), appendix
-# C.2, has 0.1 on VOC and 0.03 on COCO.
+# The recipes have the learning rate of MoCo's protocol, 0.02 for 16 images on COCO and VOC. Weights that were
+# pretrained with LARS (Barlow Twins, VICReg, SwAV, SimCLR, BYOL) need a larger one: Zbontar et al. 2021 (Barlow Twins),
+# appendix C.2, has 0.1 on VOC and 0.03 on COCO.
 PRESETS = {"moco": {"voc": 1.0, "other": 1.0}, "lars": {"voc": 5.0, "other": 1.5}}
 LARS_VOC_WARMUP = (1000, 0.333)  # iterations, factor; the same source. VOC's recipe has 100 and 0.001.
 

@@ -106,7 +106,7 @@ def read_metrics(folder: Path) -> Metrics:
 
 
 def summarise(found: Mapping[Member, Metrics]) -> list[dict[str, Any]]:
-    """For each learning rate the mean of each metric over its runs, and the sample standard deviation (of one run None)."""
+    """For each learning rate, mean and sample standard deviation of each metric over its runs (of one run None)."""
     summary = []
     for learning_rate in dict.fromkeys(member.learning_rate for member in found):
         runs = [metrics for member, metrics in found.items() if member.learning_rate == learning_rate]

@@ -66,6 +66,12 @@ def test_the_images_are_found_beside_the_annotations(coco_root, tmp_path):
         custom.find_images(elsewhere)
 
 
+def test_the_keys_of_the_plan_are_listed():
+    config = configs.load("shapes_R18_FPN")
+    lines = plan.apply(config, plan.Images(100, 64.0, [0.1], False), "cpu", ())
+    assert {line.split()[0] for line in lines} == {*plan.KEYS}
+
+
 def test_a_split_is_seeded_and_loses_nothing(coco_root, tmp_path):
     file = coco_root / "coco" / "annotations" / "instances_train2017.json"
     whole = json.loads(file.read_text())
@@ -97,6 +103,12 @@ def test_annotations_alone_are_enough(coco_root, tmp_path, capsys):
     assert "(1 images)" in said.splitlines()[-1] or "(1 image)" in said.splitlines()[-1]
     train_net.main([*arguments, *short, "--resume"])
     assert "is finished" in capsys.readouterr().out
+    # The plan is made once: a run that an earlier version began with other values is continued with those.
+    path = tmp_path / "run" / "config.yaml"
+    path.write_text(path.read_text().replace("MAX_SIZE_TRAIN: 136", "MAX_SIZE_TRAIN: 256"))
+    again = prepare.configure(train_net.parse([*arguments, *short, "--resume"]))
+    assert again.INPUT.MAX_SIZE_TRAIN == 256
+    assert again.SOLVER.MAX_ITER == 2
     # A run's own config is complete: nothing is worked out again.
     again = prepare.configure(train_net.parse(["--config", str(tmp_path / "run" / "config.yaml"), "--num-gpus", "0"]))
     assert again.SOLVER.MAX_ITER == 2
