@@ -190,7 +190,7 @@ def _is_recipe(name: str) -> bool:
 
 
 def _begun_config(config: CfgNode, arguments: argparse.Namespace) -> CfgNode | None:
-    """The config of the run in the folder, where it is to be continued or evaluated; of a series, of one of its runs."""
+    """The config of the run in the folder, where it is continued or evaluated; of a series, that of one of its runs."""
     if not (arguments.resume or arguments.eval_only or arguments.seeds or arguments.sweep_lr):
         return None
     folder = Path(config.OUTPUT_DIR)
