@@ -232,7 +232,8 @@ def _choose_batch(plan: _Plan, facts: Survey, place: Place) -> None:
 
 
 def _choose_views(plan: _Plan, facts: Survey) -> None:
-    plan.set("AUGMENT.CROP_SCALE", [0.2, 1.0], "smaller crops too often show nothing of the object")
+    plan.set("AUGMENT.REGION", [0.15, 0.6], "in scenes, views of one region show the same object")
+    plan.set("AUGMENT.CROP_SCALE", [0.25, 1.0], "smaller crops too often show nothing of the object")
     if facts.is_grey:
         plan.set("AUGMENT.BRIGHTNESS", 0.6, "the images are grey: brightness and contrast instead of colour")
         plan.set("AUGMENT.CONTRAST", 0.6, "")
