@@ -96,6 +96,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         from detection.checks import audit
 
         raise SystemExit(audit.run(config))
+    if arguments.show_data is not None:
+        from detection.training import show_data
+
+        print(f"the training images are drawn in {show_data.write(config, arguments.show_data)}")
+        return
     if arguments.dry_run:
         from detection.training import dry_run
 

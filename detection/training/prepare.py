@@ -164,7 +164,7 @@ def _own_datasets(arguments: argparse.Namespace) -> dict[str, str]:
     if not 0 < arguments.val_fraction < 1:
         raise UserError(f"--val-fraction must be between 0 and 1, not {arguments.val_fraction}")
     folder = Path(arguments.output or default_output(arguments.config or "own")) / SPLIT
-    if arguments.check_data or arguments.dry_run or arguments.show_data:  # these leave no trace
+    if arguments.check_data or arguments.dry_run or arguments.show_data is not None:  # these leave no trace
         folder = Path(tempfile.mkdtemp(prefix="split-"))
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
     files = (folder / "train.json", folder / "val.json")
