@@ -55,7 +55,7 @@ def build_parser() -> ArgumentParser:
         prog="pretrain/embed.py", description="Features, nearest neighbours and near-duplicates of a folder of images."
     )
     parser.add_argument("images", metavar="PHOTOS", help="a folder of images, nested or flat, or a tar")
-    parser.add_argument("--weights", required=True, help="a run directory, a checkpoint, or `random`")
+    parser.add_argument("--weights", required=True, help="a run folder, a checkpoint, or `random`")
     parser.add_argument("--against", default="", metavar="FOLDER", help="look for near-duplicates of its images")
     parser.add_argument("--output", default="", help="folder for the results; output/embed_<folder> by default")
     parser.add_argument("--size", type=int, default=0, metavar="S", help="side of the view; that of the run, or 224")

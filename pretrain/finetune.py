@@ -4,7 +4,7 @@
     python pretrain/finetune.py --config shapes_R18_supervised --weights random
     torchrun --nproc_per_node 8 pretrain/finetune.py --config imagenet1k_1percent --weights W DATA.ROOT /imagenet
 
-The run directory gets config.yaml, log.txt, metrics.json, TensorBoard events, checkpoints/ and, at the end,
+The run folder gets config.yaml, log.txt, metrics.json, TensorBoard events, checkpoints/ and, at the end,
 results.json and encoder.safetensors. The same command with --resume continues an interrupted run.
 """
 
@@ -39,7 +39,7 @@ def build_parser() -> ArgumentParser:
     parser = ArgumentParser(prog="pretrain/finetune.py", description="Train encoder and linear head with labels.")
     parser.add_argument("--config", required=True, help="a recipe in configs/finetune, or a yaml file")
     parser.add_argument(
-        "--weights", default="random", help="checkpoint, run directory, safetensors, or `random` (the default)"
+        "--weights", default="random", help="checkpoint, run folder, safetensors, or `random` (the default)"
     )
     parser.add_argument(
         "--fraction", help="of the training images of each class, above 0 and at most 1; instead of a list"

@@ -1,10 +1,10 @@
 """Evaluate an encoder: linear classifiers on its frozen features, and weighted nearest neighbours.
 
-    python pretrain/linear.py --weights output/shapes_R18                 a run directory, checkpoint or safetensors
+    python pretrain/linear.py --weights output/shapes_R18                 a run folder, checkpoint or safetensors
     python pretrain/linear.py --weights random                            the untrained encoder, to compare with
     torchrun --nproc_per_node 8 pretrain/linear.py --config imagenet1k_R50 --weights W DATA.ROOT /imagenet
 
-The run directory gets config.yaml, log.txt, metrics.json, TensorBoard events, the heads' checkpoints, and at the end
+The run folder gets config.yaml, log.txt, metrics.json, TensorBoard events, the heads' checkpoints, and at the end
 results.json. The same command with --resume continues an interrupted run.
 """
 
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def build_parser() -> ArgumentParser:
     """The command line."""
     parser = ArgumentParser(prog="pretrain/linear.py", description="Linear and kNN accuracy of a frozen encoder.")
-    parser.add_argument("--weights", required=True, help="checkpoint, run directory, safetensors, or `random`")
+    parser.add_argument("--weights", required=True, help="checkpoint, run folder, safetensors, or `random`")
     parser.add_argument("--config", default="shapes_R18", help="a recipe in configs/linear, or a yaml file")
     add_run_options(parser, "output/linear_<config>")
     return parser

@@ -7,7 +7,7 @@
     python pretrain/train.py --config imagenet1k_R50 DATA.ROOT /imagenet
     torchrun --nproc_per_node 8 pretrain/train.py --config imagenet1k_R50 DATA.ROOT /imagenet
 
-The run directory gets config.yaml, log.txt, metrics.json, spectrum.json, TensorBoard events, checkpoints/ and, at the
+The run folder gets config.yaml, log.txt, metrics.json, spectrum.json, TensorBoard events, checkpoints/ and, at the
 end, encoder.safetensors. `--resume` continues an interrupted run with the configuration in its config.yaml. At SIGTERM,
 SIGINT or SIGUSR1 a run saves and exits with status 75 (docs/reliability.md).
 """
@@ -180,7 +180,7 @@ def train_in_group(args: argparse.Namespace, request: "StopRequest") -> bool:
 
 
 def output_folder(args: argparse.Namespace) -> Path:
-    """The run directory: as given, or named after the recipe or the first folder of images."""
+    """The run folder: as given, or named after the recipe or the first folder of images."""
     if args.output:
         return Path(args.output)
     name = Path(args.config or DEMO).stem

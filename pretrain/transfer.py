@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def build_parser() -> ArgumentParser:
     """The command line."""
     parser = ArgumentParser(prog="pretrain/transfer.py", description="A frozen encoder on another set of images.")
-    parser.add_argument("--weights", required=True, help="checkpoint, run directory, safetensors, or `random`")
+    parser.add_argument("--weights", required=True, help="checkpoint, run folder, safetensors, or `random`")
     parser.add_argument("--data", default="", help="a folder with train/ and val/, a folder for each class in both")
     parser.add_argument("--voc07", default="", help="the folder VOC2007, as its archives unpack")
     parser.add_argument("--output", default="output/transfer", help="folder for results.json and log.txt")

@@ -1,7 +1,7 @@
-"""Views of an image, the training device's share: flip, colour jitter, grey, blur, solarize, normalise.
+"""Views of an image, the part that the training device does: flip, colour jitter, grey, blur, solarize, normalise.
 
-Batched, with parameters of its own for each image, drawn by the workers (`views.py`). Each operation equals
-torchvision's on floats (`torchvision.transforms.v2.functional`), and its uint8 version to 2/255.
+Batched, with parameters for each image that the workers draw (`views.py`). Each operation equals torchvision's on
+floats (`torchvision.transforms.v2.functional`), and its uint8 version to 2/255.
 """
 
 from collections.abc import Callable
@@ -19,16 +19,16 @@ SOLARIZE_THRESHOLD = 128 / 255  # thesis B.1.1
 BLUR_RADIUS = 6  # pixels: three standard deviations of the widest blur, 2 pixels
 BLUR_BLOCK = 32  # pixels
 CACHE_BYTES = 2**21  # of images that a CPU core works on at a time
-GPU_BYTES = 2**28  # of those that a GPU works on: enough to be busy with, and several times it for what comes between
+GPU_BYTES = 2**28  # of images that a GPU works on at a time; intermediate results take several times that
 ORDERS = np.array(list(permutations(range(4))))  # of the jitter
 
 
 def augment(images: Tensor, params: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """Apply to each image the operations that its parameters name, in the order of torchvision's usual chain.
 
-    Which images an operation touches is worked out on the CPU, where the parameters are: a GPU is never waited for.
-    A CPU takes a few images at a time, so that they stay in its cache from the first operation to the last, and a GPU
-    some hundreds, so that the memory for what comes between does not grow with the batch.
+    Which images an operation changes is computed on the CPU, where the parameters are, so that the host never waits for
+    a GPU. A CPU takes a few images at a time, which stay in its cache from the first operation to the last. A GPU takes
+    some hundreds, so that the memory for intermediate results does not grow with the batch.
 
     Args:
         images: (N, 3, H, W) uint8, on the training device.
@@ -62,7 +62,7 @@ def _photometric(images: Tensor, table: np.ndarray) -> Tensor:
 
 
 def _apply(x: Tensor, chosen: np.ndarray, operation: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """Replace the chosen images by the operation's result. It gets them and their indices. x may be written to."""
+    """Replace the chosen images by the operation's result. It gets the images and their indices. x may be changed."""
     (where,) = np.nonzero(chosen)
     if not len(where):
         return x
@@ -73,7 +73,7 @@ def _apply(x: Tensor, chosen: np.ndarray, operation: Callable[[Tensor, Tensor], 
 
 
 def _jitter(x: Tensor, table: np.ndarray) -> Tensor:
-    """Colour jitter: the four adjustments, each image in its own random order, as torchvision does."""
+    """Colour jitter: the four adjustments, in a random order for each image, as in torchvision."""
     adjustments = (
         (adjust_brightness, Param.BRIGHTNESS),
         (adjust_contrast, Param.CONTRAST),
@@ -115,7 +115,7 @@ def adjust_saturation(x: Tensor, factor: Tensor) -> Tensor:
 
 
 def _blend(x: Tensor, base: Tensor, factor: Tensor) -> Tensor:
-    # Two steps, because the CPU's vector code takes at most one operand that is constant over an image.
+    # In two steps, because the CPU's vector code takes at most one operand that is constant over an image.
     weight = _per_image(factor)
     return (x * weight).add_(base * (1 - weight)).clamp_(0, 1)
 
@@ -123,7 +123,7 @@ def _blend(x: Tensor, base: Tensor, factor: Tensor) -> Tensor:
 def adjust_hue(x: Tensor, turns: Tensor) -> Tensor:
     """Rotate the hue by `turns` (N,) of the colour circle, at constant HSV saturation and value.
 
-    Without a branch, as those cost most of the time. In sixths of the circle, where red is 0, green 2 and blue -2,
+    It has no branches, which would take most of the time. In sixths of the circle, where red is 0, green 2 and blue -2,
     the distance to red is e + f (3 - 2 e) with e = |green - blue| / chroma and f = (value - red) / chroma: of the
     three sextants between red and cyan, f is 0 in the first, e is 1 in the second and f is 1 in the last.
     """
@@ -152,7 +152,7 @@ def solarize(x: Tensor) -> Tensor:
 def gaussian_blur(x: Tensor, sigma: Tensor) -> Tensor:
     """Blur with reflected borders. x: (N, 3, H, W); sigma: (N,) pixels.
 
-    Along each axis, products with a banded matrix for each image, of which only the band is multiplied, block by block.
+    Along each axis it multiplies by a banded matrix for each image, block by block, leaving out the zeros.
     """
     count, channels, height, width = x.shape
     down = _blur_matrix(sigma, height).repeat_interleave(channels, dim=0)
@@ -165,7 +165,7 @@ def gaussian_blur(x: Tensor, sigma: Tensor) -> Tensor:
 
 
 def _blocks(length: int) -> list[tuple[slice, slice]]:
-    """Blocks of pixels along an axis, and the pixels around that the blur of each draws from."""
+    """Blocks of pixels along an axis, and for each the surrounding pixels that its blur depends on."""
     return [
         (slice(start, start + BLUR_BLOCK), slice(max(start - BLUR_RADIUS, 0), start + BLUR_BLOCK + BLUR_RADIUS))
         for start in range(0, length, BLUR_BLOCK)

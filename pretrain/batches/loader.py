@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
@@ -27,7 +28,7 @@ logger = logging.getLogger("pretrain")
 
 
 class ImageDataset(Protocol):
-    """Something for each image of a source, by (epoch, index)."""
+    """A dataset with an item for each image of a source, by (epoch, index)."""
 
     source: Source
 
@@ -49,30 +50,33 @@ def build_loader(
     Args:
         dataset: the images.
         batches: lists of (epoch, index).
-        workers: processes that read; 0: this one does.
+        workers: loader processes; 0: this process reads.
         device: where the batches go.
         timeout: seconds without a batch after which a hanging worker is reported.
-        join: what makes a batch of the dataset's items.
+        join: makes a batch from the dataset's items.
 
     Raises:
-        UserError: the images are streamed, and those that the order needs at a time do not fit the folder for them.
+        UserError: the images are streamed, and the tars needed at a time do not fit DATA.CACHE_GB.
     """
     stream = stream_of(dataset.source)
     if stream and isinstance(batches, ShuffledBatches):
         stream.check_room(batches.window)
-    return DataLoader(
-        WatchedDataset(dataset, workers) if workers else dataset,  # type: ignore[arg-type]
-        batch_sampler=batches,
-        num_workers=workers,
-        collate_fn=join,
-        pin_memory=device.type == "cuda",
-        timeout=timeout if workers else 0,
-        worker_init_fn=leave_to_parent,
-    )
+    with warnings.catch_warnings():
+        # DATA.WORKERS is the user's choice, and readers that wait for a disk or a network may outnumber the cores.
+        warnings.filterwarnings("ignore", message="This DataLoader will create")
+        return DataLoader(
+            WatchedDataset(dataset, workers) if workers else dataset,  # type: ignore[arg-type]
+            batch_sampler=batches,
+            num_workers=workers,
+            collate_fn=join,
+            pin_memory=device.type == "cuda",
+            timeout=timeout if workers else 0,
+            worker_init_fn=leave_to_parent,
+        )
 
 
 class WatchedDataset(Dataset):
-    """A dataset that knows what each worker is reading, and since when: in memory shared with the workers."""
+    """A dataset that records, in memory shared with the workers, what each worker is reading and since when."""
 
     def __init__(self, dataset: ImageDataset, workers: int) -> None:
         self.dataset = dataset
@@ -96,7 +100,7 @@ class WatchedDataset(Dataset):
         return sample
 
     def describe(self, process: int | None = None) -> str:
-        """The worker of that process, or the one that has been reading the longest, and its image."""
+        """The worker of a process, or the one that has been reading for the longest time, and its image."""
         busy = [
             (worker, row) for worker, row in enumerate(self._board.tolist()) if row[2] and process in (None, row[0])
         ]
@@ -111,8 +115,8 @@ def read_batches(loader: DataLoader) -> Generator[Any, None, None]:
     """The loader's batches.
 
     Raises:
-        UserError: no image in reach can be read, a tar cannot be fetched, or a worker has died or hangs; it is named,
-            and ended.
+        UserError: too many images in a row are unreadable, a tar cannot be fetched, or a worker has died or hangs. The
+            worker is named, and all workers are ended.
     """
     with contextlib.ExitStack() as stack:
         ahead = follow(loader)
@@ -134,15 +138,15 @@ def _read(loader: DataLoader, ahead: ReadAhead | None) -> Generator[Any, None, N
                 if ahead:
                     ahead.advance()
         except (UnreadableImage, UserError) as error:
-            # A worker's exception comes with its traceback as text, and the message in the last line.
+            # A worker's exception holds its traceback as text; the message is the last line.
             last = (
                 str(error).strip().splitlines()[-1].removeprefix(f"{type(error).__module__}.{type(error).__name__}: ")
             )
-            traceback.clear_frames(error.__traceback__)  # they hold the loader, which must end before its workers do
+            traceback.clear_frames(error.__traceback__)  # its frames hold the loader, which must end before its workers
             failure = f"{last}; check the dataset" if isinstance(error, UnreadableImage) else last
         except (RuntimeError, OSError, EOFError) as error:
-            # Of torch's own messages one may be late: a death that it missed ends in its timeout. Any other error may
-            # come from the connection to a worker that dies, before its death is seen.
+            # torch may miss the death of a worker and report a timeout later. Any other error may come from the
+            # connection to a worker that is dying.
             gone = find_dead(workers, patience=0 if str(error).startswith("DataLoader") else 5)
             failure = worker_failure(loader, f"DataLoader worker {gone}" if gone else str(error))
             if not failure:
@@ -150,7 +154,7 @@ def _read(loader: DataLoader, ahead: ReadAhead | None) -> Generator[Any, None, N
                 raise
         finally:
             del batches  # ends the workers that listen
-    finally:  # while torch watches them it would report these kills as failures
+    finally:  # after torch has stopped watching them, because it would report these kills as failures
         for worker in workers:
             if worker.is_alive():
                 worker.kill()
@@ -174,7 +178,7 @@ def find_dead(workers: Sequence[BaseProcess], patience: float) -> int | None:
 
 @contextlib.contextmanager
 def report_dead_workers(loader: DataLoader) -> Iterator[None]:
-    """Have the death of a worker reported as a UserError. torch raises from a signal handler: anywhere."""
+    """Report the death of a worker as a UserError. torch raises it from a signal handler, at any line."""
     try:
         yield
     except RuntimeError as error:
@@ -185,7 +189,7 @@ def report_dead_workers(loader: DataLoader) -> Iterator[None]:
 
 
 def worker_failure(loader: DataLoader, message: str) -> str:
-    """What to say of a RuntimeError with this message, or nothing if it was not about a worker."""
+    """The message for a RuntimeError of torch about a worker; empty if it is about something else."""
     if not message.startswith("DataLoader"):
         return ""
     dataset = loader.dataset
@@ -194,15 +198,15 @@ def worker_failure(loader: DataLoader, message: str) -> str:
         return f"{dataset.describe()} hangs: no batch came for {loader.timeout:g} s; check the disk that holds it"
     dead = [int(word) for word in message.replace(")", " ").replace(",", " ").split() if word.isdigit()]
     who = dataset.describe(dead[0] if dead else None)
-    return f"{who} has died; memory that ran out is the usual reason: lower DATA.WORKERS"
+    return f"{who} has died; the usual reason is that memory ran out: lower DATA.WORKERS"
 
 
 def report_unreadable(batch: Batch, known: set[str], allowed: float) -> None:
-    """Warn once of each damaged image. Raises UserError where there are more than `allowed` (a number of images)."""
+    """Warn once of each damaged image. Raises UserError where there are more than `allowed` images."""
     for message in batch.unreadable:
         if message not in known:
             known.add(message)
-            logger.warning("unreadable, replaced by the next image: %s", message)
+            logger.warning("unreadable image, replaced by the next one: %s", message)
     if len(known) > max(allowed, 1):
         listed = "; ".join(sorted(known)[:20])
         raise UserError(f"{len(known)} images cannot be read, more than DATA.MAX_UNREADABLE allows: {listed}")

@@ -1,7 +1,8 @@
-"""The tars that coming batches need: fetched ahead of the loader, which gets no batch whose tars are not there.
+"""The tars that the next batches need, fetched before the loader needs them.
 
-So the order of the images decides what is fetched and what may go, whatever that order is; and a slow network has the
-training process wait, where it is said, and not a worker, who would be taken for one that hangs.
+The order of the images decides which tars are fetched and which may be removed. A batch is handed to the loader only
+when its tars are there, so that on a slow network the training process waits and says so, and not a worker, which
+would look like one that hangs.
 """
 
 import logging
@@ -20,13 +21,13 @@ from pretrain.images.stream import StreamedTars
 from pretrain.runs.metrics import Progress
 
 LOOK_AHEAD = 1000  # batches
-BEHIND = 4  # batches: other processes, which share the folder, may be so far behind
-LONG = 10.0  # seconds that are worth a word
+BEHIND = 4  # batches by which other processes, which share the folder, may be behind
+LONG = 10.0  # seconds of waiting that are reported
 logger = logging.getLogger("pretrain")
 
 
 def stream_of(source: Source) -> StreamedTars | None:
-    """The tars from elsewhere that a source, or what it is a part of, reads; None where it reads none."""
+    """The remote tars that a source, or the source that it is a subset of, reads; None: none."""
     while isinstance(source, Subset):
         source = source.source
     return source if isinstance(source, StreamedTars) else None
@@ -41,19 +42,19 @@ def shards_of(source: Source, indices: np.ndarray) -> np.ndarray:
 
 
 def follow(loader: DataLoader) -> "ReadAhead | None":
-    """What reads ahead of a loader of images; None where they are not streamed."""
+    """A `ReadAhead` for a loader; None where its images are not streamed."""
     source = loader.dataset.source  # type: ignore[attr-defined]
     in_hand = loader.num_workers * (loader.prefetch_factor or 0)
     return ReadAhead(source, loader.batch_sampler, in_hand) if stream_of(source) else None  # type: ignore[arg-type]
 
 
 class ReadAhead:
-    """What a loader of batches needs of a stream, before it needs it.
+    """Fetches the tars that a loader needs next.
 
     Args:
         source: for which `stream_of` gives tars.
-        batches: the loader's sampler: lists of (epoch, index), the same each time that it is begun.
-        in_hand: batches that the loader hands to its workers beyond the one that it gives.
+        batches: the loader's sampler: lists of (epoch, index), the same in each iteration.
+        in_hand: batches that the loader gives to its workers beyond the one that it returns.
     """
 
     def __init__(self, source: Source, batches: Iterable[Sequence[tuple[int, int]]], in_hand: int) -> None:
@@ -65,14 +66,14 @@ class ReadAhead:
         self._next: np.ndarray | None = next(self._coming, None)
         self._number = 0  # of the batch `_next`
         self._given = 0  # batches that the loader was asked for
-        # Of each tar that is needed from here on, in the order of need: the first and the last batch known to need it.
+        # For each tar that is needed from now on, in order: the first and the last batch known to need it.
         self._needs: dict[int, tuple[int, int]] = {}
 
     def advance(self) -> None:
-        """Have the tars there for the next batch that the loader is asked for, and for all that it then has in hand.
+        """Wait for the tars of the next batch, and of all batches that the loader then gives to its workers.
 
         Raises:
-            UserError: a tar cannot be had.
+            UserError: a tar cannot be fetched.
         """
         before = list(self._needs)
         last = self._given + self._in_hand
@@ -87,17 +88,17 @@ class ReadAhead:
         self._given += 1
 
     def close(self) -> None:
-        """Fetch no more."""
+        """Stop fetching."""
         self._prefetcher.close()
 
     def _reaches(self, shards: np.ndarray) -> bool:
-        """Whether there is room for the tars of a batch, besides those of the batches before it."""
+        """Whether there is room for the tars of a batch beside those of the batches before it."""
         if self._number > self._given + LOOK_AHEAD or len(self._needs) == len(self._places):
             return False
         return self._bytes({*self._needs, *shards.tolist()}) <= self._cache.limit
 
     def _fitting(self) -> Sequence[int]:
-        """The needed tars, as far as they fit. All do, unless the batches in hand alone are too much."""
+        """The needed tars, as many as fit. All do, unless the batches in hand alone need more."""
         numbers = list(self._needs)
         while self._bytes(numbers) > self._cache.limit:
             numbers.pop()
@@ -118,4 +119,4 @@ class ReadAhead:
         progress.close()
         waited = time.monotonic() - started
         if waited > LONG:
-            logger.info("waited %.0f s for %d tars to come, %s the last", waited, len(missing), self._places[i].url)
+            logger.info("waited %.0f s for %d tars, the last of them %s", waited, len(missing), self._places[i].url)

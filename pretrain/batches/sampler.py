@@ -14,9 +14,9 @@ def epoch_order(count: int, seed: int, epoch: int, shards: Sequence[int] = (), w
     Args:
         count: images.
         seed, epoch: what the permutation depends on.
-        shards: images in each tar, in the order of the images; for `window` only.
-        window: with fewer than there are, the tars are permuted and taken so many at a time, and images are permuted
-            among those, so that no more tars are needed at a time; 0: all images are permuted together.
+        shards: images in each tar, in the order of the images; used only with `window`.
+        window: number of tars needed at a time. The tars are permuted and taken in groups of this size, and the images
+            are permuted within each group. 0, or as many as there are tars: all images are permuted together.
     """
     rng = np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, 0, epoch]))
     if not 0 < window < len(shards):
@@ -31,8 +31,8 @@ def epoch_order(count: int, seed: int, epoch: int, shards: Sequence[int] = (), w
 def batches_per_epoch(count: int, batch_size: int, drop_last: bool, world_size: int = 1) -> int:
     """Steps of an epoch over `count` images.
 
-    Without `drop_last` the incomplete last batch counts, if it gives each process two images at least: BatchNorm needs
-    two. What is left over when it is divided among the processes is dropped.
+    Without `drop_last` the incomplete last batch counts if it gives each process at least two images, which BatchNorm
+    needs. What is left over when it is divided among the processes is dropped.
     """
     whole, rest = divmod(count, batch_size)
     return whole + (not drop_last and rest // world_size >= 2)
@@ -41,17 +41,16 @@ def batches_per_epoch(count: int, batch_size: int, drop_last: bool, world_size: 
 class ShuffledBatches(Sampler):
     """The batches of all epochs from a given step on, each a list of (epoch, index).
 
-    The order is `epoch_order`'s. A batch is a run of it, and each process takes its part of the batch, so that the
-    images of a step are the same for any number of processes.
+    The order is that of `epoch_order`. A batch is a contiguous part of it, and each process takes its part of the
+    batch, so that the images of a step are the same for any number of processes.
 
     Args:
         count: images in the dataset.
         batch_size: over all processes.
-        epochs: in all.
         seed: of the order.
-        first_step: where to begin, counted over all epochs.
-        last_step: where to end; the end of the last epoch, or before.
-        rank: this process.
+        first_step: the first step, counted over all epochs.
+        last_step: one past the last step.
+        rank: number of this process.
         world_size: number of processes; divides `batch_size`.
         shards, window: as in `epoch_order`.
         drop_last: as in `batches_per_epoch`.
@@ -91,7 +90,7 @@ class ShuffledBatches(Sampler):
             yield [(epoch, int(index)) for index in batch[self.rank * share : (self.rank + 1) * share]]
 
     def images_of(self, step: int) -> np.ndarray:
-        """The images of a step over all processes, as indices of the dataset."""
+        """Indices of the images of a step, over all processes."""
         epoch, place = divmod(step, self.steps_per_epoch)
         return self._order(epoch)[place * self.batch_size : (place + 1) * self.batch_size]
 
@@ -100,7 +99,7 @@ class ShuffledBatches(Sampler):
 
 
 def check_batch(count: int, batch_size: int, world_size: int) -> None:
-    """Refuse a batch that cannot be formed. Raises UserError naming the numbers."""
+    """Raises UserError where a batch cannot be formed."""
     if batch_size % world_size:
         raise UserError(
             f"TRAIN.BATCH_SIZE {batch_size} is not divisible by the {world_size} processes; "
@@ -111,7 +110,7 @@ def check_batch(count: int, batch_size: int, world_size: int) -> None:
 
 
 class SequentialBatches(Sampler):
-    """All images once in order, in one epoch; the last batch may be smaller."""
+    """All images once, in order; the last batch may be smaller."""
 
     def __init__(self, indices: np.ndarray, batch_size: int, epoch: int = 0) -> None:
         self.indices, self.batch_size, self.epoch = indices, batch_size, epoch

@@ -1,4 +1,4 @@
-"""`--check-data`: read every image of a dataset, as training would, and list those that cannot be read."""
+"""`--check-data`: read every image of a dataset, as training does, and list those that cannot be read."""
 
 from collections.abc import Sequence
 
@@ -13,11 +13,11 @@ from pretrain.batches.sampler import SequentialBatches
 from pretrain.images.sources import Source
 from pretrain.runs.metrics import Progress
 
-BATCH = 64  # images between two looks at the progress
+BATCH = 64  # images between two updates of the progress
 
 
 class Readings(Dataset):
-    """What is wrong with each image of a source, asked for by (epoch, index): a message, empty for a good one."""
+    """For each image of a source, by (epoch, index), why it cannot be read; empty if it can."""
 
     def __init__(self, source: Source) -> None:
         self.source = source
@@ -38,7 +38,7 @@ def find_unreadable(source: Source, workers: int, timeout: float) -> Sequence[st
 
     Args:
         source: the images.
-        workers: processes that read.
+        workers: loader processes.
         timeout: seconds without a batch after which a hanging worker is reported.
 
     Raises:

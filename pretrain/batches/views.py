@@ -1,7 +1,7 @@
-"""Views of an image, the worker's share: decode once, draw the random numbers, crop and resize as uint8.
+"""Views of an image, the part that a worker does: decode once, draw the random numbers, crop and resize as uint8.
 
-Randomness is a function of (seed, epoch, index, view) and of nothing else: not of the worker, the batch or what
-ran before. So a run resumes in the middle of an epoch, and the number of workers or processes may change.
+Randomness is a function of (seed, epoch, index, view) alone, and not of the worker, the batch or what ran before. So a
+run can resume in the middle of an epoch, and the number of workers or processes may change.
 The photometric operations happen later, batched on the training device (`augment.py`), with the parameters
 drawn here. On one core this is several times faster than the usual chain of PIL operations per view.
 """
@@ -63,7 +63,7 @@ class Param(IntEnum):
 
 
 def random_stream(seed: int, epoch: int, index: int, view: int) -> np.random.Generator:
-    """The random numbers of one view of one image in one epoch: a counter-based generator, so any is at hand."""
+    """The random numbers of one view of one image in one epoch, from a counter-based generator."""
     return np.random.Generator(np.random.Philox(key=seed, counter=[0, view, index, epoch]))
 
 
@@ -78,7 +78,7 @@ def draw_crop(
         w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:
             return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
-    # Such an elongated image holds no crop of an allowed shape: take the largest central one.
+    # So elongated an image holds no crop of an allowed shape: take the largest central one.
     ratio = min(max(width / height, augmentation.crop_ratio[0]), augmentation.crop_ratio[1])
     w, h = min(width, round(height * ratio)), min(height, round(width / ratio))
     w, h = max(w, 1), max(h, 1)
@@ -144,17 +144,17 @@ class Sample:
     params: Tensor  # (V, len(Param)) float32
     label: int
     index: int
-    unreadable: list[str]  # files that could not be read and were replaced by this image
+    unreadable: list[str]  # why images before it, which it replaces, could not be read
 
 
 class ViewDataset(Dataset):
-    """Random views of the images of a source. Items are asked for by (epoch, index).
+    """Random views of the images of a source. The key of an item is (epoch, index).
 
     Args:
         source: the images.
         size: pixels of the square views.
-        augmentations: one per view; none: a single central crop, the same in every epoch.
-        seed: of all randomness.
+        augmentations: one for each view; none: a single central crop, the same in every epoch.
+        seed: of all random numbers.
         interpolation: of every resize, one of `INTERPOLATIONS`.
         region: (low, high) fraction of the image's area. All random views of an image are cropped from one region of
             this area, drawn for each epoch: in scenes of several objects, views of one place show the same object.
@@ -204,7 +204,7 @@ class ViewDataset(Dataset):
         return resize(part, self.size, self.size, self.interpolation)
 
     def _read(self, index: int) -> tuple[Tensor, int, list[str]]:
-        """The image, or the next readable one in its place: the same replacement whenever and wherever it is read.
+        """The image, or the next readable one in its place, which is the same whenever it is read.
 
         Raises:
             UnreadableImage: `MAX_REPLACEMENTS` images in a row are damaged.
@@ -238,7 +238,7 @@ class Batch:
     unreadable: list[str]
 
     def pin_memory(self) -> "Batch":
-        """Called by the loader, so that the copy to a GPU does not block. The parameters stay: the CPU reads them."""
+        """Called by the loader, so that the copy to a GPU does not block. The parameters, which the CPU reads, stay."""
         self.images = self.images.pin_memory()
         self.labels = self.labels.pin_memory()
         return self

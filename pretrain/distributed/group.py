@@ -1,6 +1,6 @@
-"""Processes that train together: who am I, sums with gradient, start and stop.
+"""The processes that train together: start and stop, this one's place among them, sums with gradient.
 
-Every function also works, and does nothing more than it must, when there is one process and no process group.
+Every function also works with one process and no process group.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ MISTAKES = {  # in how the processes were started, by what the communication lib
 
 
 def rank() -> int:
-    """Index of this process, 0 where there is only one."""
+    """Index of this process; 0 if there is only one."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
@@ -43,32 +43,32 @@ def world_size() -> int:
 
 
 def is_main() -> bool:
-    """Whether this process is the one that writes files and logs."""
+    """Whether this is the main process, which writes files and logs."""
     return rank() == 0
 
 
 def barrier() -> None:
-    """Wait until every process has come here."""
+    """Wait until every process has called this."""
     if dist.is_initialized():
         dist.barrier()
 
 
 def announced() -> tuple[int, int]:
-    """Index of this process and number of processes as `torchrun` or `srun` has started them, without joining them.
+    """Index of this process and number of processes, as started by `torchrun` or `srun`, without joining them.
 
     Raises:
-        UserError: srun's variables have not all come through.
+        UserError: some of srun's variables are missing.
     """
     environment = {**os.environ, **slurm.torchrun_variables(os.environ)}
     return int(environment.get("RANK", "0")), int(environment.get("WORLD_SIZE", "1"))
 
 
 def start(use_cuda: bool, timeout: timedelta = TIMEOUT) -> torch.device:
-    """Join the processes that `torchrun` or `srun` has started with this one, if any, and pick this one's device.
+    """Join the processes that `torchrun` or `srun` has started with this one, if any, and choose the device.
 
     Args:
         use_cuda: whether there are GPUs.
-        timeout: how long a process waits for the others before it gives up.
+        timeout: how long a process waits for the others.
 
     Raises:
         UserError: fewer GPUs than processes on this machine, or the others cannot be reached.
@@ -97,22 +97,22 @@ def start(use_cuda: bool, timeout: timedelta = TIMEOUT) -> torch.device:
 def _join(device: torch.device, timeout: timedelta) -> None:
     """Join the process group of the environment.
 
-    After a restart torchrun may hand out the store that it has had before (with --master_port it does), where the
-    addresses of processes that are gone would be taken for the others': each start has names of its own.
+    After a restart torchrun may reuse its store (with --master_port it does), which holds the addresses of processes
+    that have ended. So each start prefixes its names.
     """
     store, own, count = next(dist.rendezvous("env://", timeout=timeout))
     store = dist.PrefixStore(f"restart_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     backend, own_device = ("nccl", device) if device.type == "cuda" else ("gloo", None)
-    # Without the device NCCL would guess it at a barrier, by the rank, and could hang where that is another one.
+    # Without the device NCCL guesses it from the rank at a barrier, and may hang if the guess is wrong.
     dist.init_process_group(backend, store=store, rank=own, world_size=count, timeout=timeout, device_id=own_device)
 
 
 @contextlib.contextmanager
 def report_lost_peers() -> Iterator[None]:
-    """Have the loss of another process, dead or silent for longer than the timeout, reported as such.
+    """Report the loss of another process, which has died or not answered within the timeout, as one line.
 
     Raises:
-        UserError: in place of what the communication library raises.
+        UserError: in place of the communication library's error.
     """
     try:
         yield
@@ -125,16 +125,16 @@ def report_lost_peers() -> Iterator[None]:
             raise
         own = os.environ.get("RANK", "0")
         raise UserError(
-            f"process {own} has lost another one, which has died or hangs ({text.splitlines()[0]}); see what the "
-            "others say; --resume goes on from the last checkpoint"
+            f"process {own} has lost another process, which has died or hangs ({text.splitlines()[0]}); see the "
+            "messages of the others; --resume continues from the last checkpoint"
         ) from error
 
 
 def stop() -> None:
     """Leave the process group. To be called in a `finally`.
 
-    Where an error is on its way the others do not come here, and NCCL's orderly end would wait for them: there the end
-    of the process, which aborts its communication, has to do.
+    After an error the other processes do not call this, and NCCL's orderly end would wait for them. So the group is
+    left to the end of the process, which aborts its communication.
     """
     if dist.is_initialized() and (sys.exc_info()[0] is None or dist.get_backend() != "nccl"):
         dist.destroy_process_group()
@@ -163,15 +163,15 @@ class _AllReduceSum(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> Tensor:
-        # Each process's loss depends on the sum, so each sends a gradient to every process's summand.
+        # The loss of each process depends on the sum, so each contributes to the gradient of every summand.
         return all_reduce_sum(gradient)
 
 
 def all_reduce_sum(values: Tensor) -> Tensor:
-    """Sum over processes, with gradient: d(sum of all processes' losses) / d(values of this one).
+    """Sum over processes, with the gradient of the sum of all processes' losses with respect to this process's values.
 
-    DistributedDataParallel then averages the parameters' gradients over the W processes. A loss that is the same
-    number on each process, made of such sums, thus gets its exact gradient: W losses summed, divided by W.
+    DistributedDataParallel averages the parameters' gradients over the W processes. A loss that is computed from such
+    sums, and so is the same number on each process, gets its exact gradient: W equal losses are summed, divided by W.
     """
     return _AllReduceSum.apply(values) if world_size() > 1 else values
 
@@ -214,14 +214,14 @@ def once_on_each_machine(make: Callable[[], T]) -> T:
 
 
 def check_same(value: int, name: str, device: torch.device) -> None:
-    """Raises UserError, on every process, where the processes differ in a value; `name` says what it is."""
+    """Raises UserError, on every process, where a value is not the same on all; `name` describes it."""
     if world_size() == 1:
         return
     bounds = torch.tensor([value, -value], device=device)
     dist.all_reduce(bounds, op=dist.ReduceOp.MAX)
     high, low = bounds[0].item(), -bounds[1].item()
     if high != low:
-        raise UserError(f"the processes differ in {name} ({low} to {high}); do all of them see the same run directory?")
+        raise UserError(f"the processes differ in {name} ({low} to {high}); all of them must see the same run folder")
 
 
 @dataclass(frozen=True)
@@ -260,9 +260,9 @@ def from_main(outcome: Outcome[T] | None) -> T:
 
 
 def any_process(flag: bool, device: torch.device) -> bool:
-    """Whether `flag` is true on at least one process. Every process gets the same answer."""
+    """Whether `flag` is true on at least one process. The result is the same on every process."""
     if world_size() == 1:
         return flag
-    votes = torch.tensor(float(flag), device=device)
-    dist.all_reduce(votes, op=dist.ReduceOp.MAX)
-    return bool(votes.item())
+    result = torch.tensor(float(flag), device=device)
+    dist.all_reduce(result, op=dist.ReduceOp.MAX)
+    return bool(result.item())

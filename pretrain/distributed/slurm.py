@@ -1,6 +1,6 @@
-"""The processes that `srun` has started, told to the rest as torchrun would have told it.
+"""The environment variables that PyTorch reads, from those that `srun` sets.
 
-`srun` gives each process its place in variables `SLURM_*` of the environment; PyTorch reads others.
+`srun` tells each process its place in variables `SLURM_*`; PyTorch reads the ones that torchrun sets.
 """
 
 import re
@@ -8,22 +8,22 @@ from collections.abc import Mapping
 
 from foundation.errors import UserError
 
-PORTS = range(12000, 32000)  # below those that systems give to connections by themselves
+PORTS = range(12000, 32000)  # below the ephemeral ports
 WANTED = "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID", "SLURM_STEP_TASKS_PER_NODE", "SLURM_STEP_NODELIST"
 
 
 def torchrun_variables(environment: Mapping[str, str]) -> dict[str, str]:
-    """What torchrun would have added to an environment, from what srun has put there.
+    """The variables of torchrun for a process that srun has started.
 
-    The processes meet on the step's first node, where the first of them is, at a port that belongs to the step. A
-    `MASTER_ADDR` or `MASTER_PORT` that is there already is left alone.
+    The processes meet on the first node of the step, where the first process is, at a port that is chosen by the step's
+    number. `MASTER_ADDR` and `MASTER_PORT` are kept if they are set.
 
     Returns:
-        Nothing where there are not several processes of one `srun`, or where `WORLD_SIZE` is set: by torchrun, or by
-        someone who wants each process to train by itself (`WORLD_SIZE=1`).
+        An empty dictionary if `srun` has started only one process, or if `WORLD_SIZE` is set: by torchrun, or by a user
+        who wants each process to train alone (`WORLD_SIZE=1`).
 
     Raises:
-        UserError: there are several, but the variables that tell them apart have not come through.
+        UserError: there are several processes, but some of the variables that tell them apart are missing.
     """
     count = int(environment.get("SLURM_STEP_NUM_TASKS", "1"))
     if count == 1 or "WORLD_SIZE" in environment:
@@ -32,7 +32,7 @@ def torchrun_variables(environment: Mapping[str, str]) -> dict[str, str]:
     if missing:
         raise UserError(
             f"srun has started {count} processes, but {', '.join(missing)} of their environment is not set: have all "
-            "variables SLURM_* passed on (into a container, say), or set WORLD_SIZE=1 to train in each by itself"
+            "variables SLURM_* passed on (into a container, for example), or set WORLD_SIZE=1 to train in each alone"
         )
     rank, local_rank, node, per_node, nodes = (environment[name] for name in WANTED)
     job, step = (int(environment.get(name, "0")) for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
@@ -47,9 +47,9 @@ def torchrun_variables(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def first_host(nodes: str) -> str:
-    """The first of a list of nodes: `rack[1-2]n[07-09,12]-ib,login` begins with `rack1n07-ib`.
+    """The first of a list of nodes: of `rack[1-2]n[07-09,12]-ib,login` it is `rack1n07-ib`.
 
-    What `scontrol show hostnames | head -1` prints, which a container may not have.
+    As `scontrol show hostnames | head -1` prints it, which a container may not have.
     """
     first = re.match(r"(\[[^]]*\]|[^],[])*", nodes)
     assert first
@@ -57,6 +57,6 @@ def first_host(nodes: str) -> str:
 
 
 def counts(per_node: str) -> list[int]:
-    """Processes of each node: `8(x2),4` is 8, 8 and 4."""
+    """The number of processes on each node: `8(x2),4` is 8, 8 and 4."""
     found = re.findall(r"(\d+)(?:\(x(\d+)\))?", per_node)
     return [int(count) for count, times in found for _ in range(int(times or 1))]

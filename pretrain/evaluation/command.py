@@ -1,4 +1,4 @@
-"""What linear evaluation and fine-tuning share as commands: from weights and a recipe, in a run directory, to results.
+"""What linear evaluation and fine-tuning share as commands: from weights and a recipe, in a run folder, to results.
 
 Both can be resumed, run on one process or several, and end with results.json.
 """
@@ -30,8 +30,8 @@ def run_evaluation(kind: str, evaluate: Evaluate, config: CfgNode, args: argpars
     """Evaluate the weights that the command line names, and write results.json.
 
     Args:
-        kind: what it is called, in results.json and in the default run directory.
-        evaluate: (config, weights, run directory, resume, device) -> results; called on every process.
+        kind: what it is called, in results.json and in the default run folder.
+        evaluate: (config, weights, run folder, resume, device) -> results; called on every process.
         config: of the evaluation; its empty values are taken from the weights.
         args: `config`, `weights`, `output` and `resume`.
     """
@@ -71,7 +71,7 @@ class Beginning(NamedTuple):
 
 
 def begin(config: CfgNode, weights: EncoderWeights, output: Path, *, resume: bool, images: int) -> Beginning:
-    """Build the encoder and open the run directory.
+    """Build the encoder and open the run folder.
 
     Args:
         images: to train on.

@@ -1,4 +1,4 @@
-"""The figures of pretraining runs: what is read from a run directory for each, and the drawing of it."""
+"""The figures of pretraining runs: what is read from a run folder for each, and the drawing of it."""
 
 import logging
 from collections.abc import Callable, Sequence

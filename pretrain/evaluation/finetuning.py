@@ -31,7 +31,7 @@ logger = logging.getLogger("pretrain")
 def finetune(
     config: CfgNode, weights: EncoderWeights, output: Path, resume: bool, device: torch.device
 ) -> dict[str, Any]:
-    """Train as the configuration says, in a run directory. Returns the results."""
+    """Train as the configuration says, in a run folder. Returns the results."""
     train, val = build_labelled_splits(config.DATA.NAME, config.DATA.ROOT, build_streaming(config))
     train = Subset(train, choose(config, train))
     encoder, before, start = begin(config, weights, output, resume=resume, images=len(train))

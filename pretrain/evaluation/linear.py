@@ -33,7 +33,7 @@ class EncoderChanged(RuntimeError):
 def evaluate(
     config: CfgNode, weights: EncoderWeights, output: Path, resume: bool, device: torch.device
 ) -> dict[str, Any]:
-    """Evaluate an encoder as the configuration says, in a run directory. Returns the results."""
+    """Evaluate an encoder as the configuration says, in a run folder. Returns the results."""
     train, val = build_labelled_splits(config.DATA.NAME, config.DATA.ROOT, build_streaming(config))
     encoder, before, start = begin(config, weights, output, resume=resume, images=len(train))
     encoder = encoder.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)  # type: ignore[call-overload]
@@ -89,7 +89,7 @@ def evaluate_heads(
         val_features: features and labels of the validation images.
         start: the checkpoint to resume from.
         record: what a checkpoint says of the run.
-        output: the run directory.
+        output: the run folder.
     """
     learning_rates = list(config.LINEAR.LR)
     device = extractor.pipeline.device

@@ -234,7 +234,7 @@ def fit(
     """Train as `train` does; after each epoch measure and save a checkpoint. Returns what was measured last.
 
     Args:
-        output: the run directory.
+        output: the run folder.
         measure: values for metrics.json; called by every process.
         state: what the checkpoint holds besides optimizer and position.
     """

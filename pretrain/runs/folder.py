@@ -1,4 +1,4 @@
-"""A run directory: one run at a time, its configuration on record, and no mixing of two runs."""
+"""A run folder: used by one process at a time, with the configuration of its run, and its results."""
 
 import json
 import logging
@@ -17,7 +17,7 @@ from pretrain.distributed import group
 from pretrain.runs import checkpoint
 from pretrain.runs.metrics import start_logging
 
-# Keys that may differ from the interrupted run's, since they do not change what is computed.
+# Keys that may differ from those of the interrupted run, because they do not change what is computed.
 MAY_CHANGE = {
     "DATA.ROOT",
     "DATA.CACHE",
@@ -38,7 +38,7 @@ MAY_CHANGE = {
     "PROBE.MAX_TRAIN",
     "PROBE.ROOT",
 }
-# Keys that checkpoints of earlier versions do not have, with the value that does what was done then.
+# Keys that checkpoints of earlier versions do not have, with the value that has the effect of those versions.
 BEFORE = {
     "AUGMENT.REGION": [1.0, 1.0],
     "DATA.INTERPOLATION": "bicubic",
@@ -56,32 +56,32 @@ logger = logging.getLogger("pretrain")
 
 
 def open_run(output: Path, config: CfgNode, resume: bool) -> dict[str, Any] | None:
-    """Make or re-enter a run directory: lock it, start its log, write config.yaml.
+    """Create or re-open a run folder: lock it, start its log, write config.yaml.
 
     Returns:
-        The checkpoint to go on from, or None to begin.
+        The checkpoint to continue from, or None to start.
 
     Raises:
         UserError: another process uses it; it holds checkpoints and `resume` is off; it cannot be written; or the
-            configuration differs from that of the checkpoint in something that changes the result.
+            configuration differs from that of the checkpoint in a key that changes the result.
     """
     if checkpoint.exists(output) and not resume:
         raise UserError(
-            f"{output} holds the checkpoints of a run; add --resume to go on with it, or choose another --output"
+            f"{output} holds the checkpoints of a run; add --resume to continue it, or choose another --output"
         )
     if group.is_main():
         locks.hold(output)
         try:
             checkpoint.finish_save(output)
         except OSError as error:
-            raise UserError(f"cannot write the run directory {output}: {error}") from error
+            raise UserError(f"cannot write the run folder {output}: {error}") from error
     start_logging(output if group.is_main() else None)
     state = checkpoint.load_newest(output) if resume else None
     if state:
         _compare(config, state["config"], output)
         logger.info("resuming after epoch %d, step %d", state["position"]["epoch"], state["position"]["step"])
     elif resume:
-        logger.info("nothing to resume in %s: beginning", output)
+        logger.info("nothing to resume in %s: starting a new run", output)
     if group.is_main():
         write_atomic(output / "config.yaml", yaml.safe_dump(plain(config), sort_keys=False).encode())
     return state

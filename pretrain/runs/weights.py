@@ -41,7 +41,7 @@ def read_weights(source: str) -> EncoderWeights:
     """Read an encoder's weights.
 
     Args:
-        source: a checkpoint of this project, an `encoder.safetensors`, a run directory, any other file that
+        source: a checkpoint of this project, an `encoder.safetensors`, a run folder, any other file that
             `convert/to_d2.py` takes, or `random` for none.
 
     Raises:
@@ -161,7 +161,7 @@ def write_encoder(
     std: Sequence[float],
     begun_from: str = "",
 ) -> None:
-    """Write a finished encoder for everyone: `encoder.safetensors` in the run directory, in torchvision's naming.
+    """Write a finished encoder for everyone: `encoder.safetensors` in the run folder, in torchvision's naming.
 
     Args:
         objective: that trained it.

@@ -1,4 +1,4 @@
-"""What a configuration of pretraining is made of: network, objective, optimizer, batches, schedule, checkpoints."""
+"""Builds the parts of a pretraining run from its configuration: network, objective, optimizer, batches, checkpoints."""
 
 from collections.abc import Callable
 from functools import partial
@@ -29,7 +29,7 @@ from pretrain.training.step import Trainer
 
 
 def build_network(config: CfgNode) -> SiameseNetwork:
-    """Encoder and projector."""
+    """The encoder with its projector."""
     encoder = build_encoder(config.ENCODER.NAME, config.ENCODER.STEM, config.ENCODER.ZERO_INIT_RESIDUAL)
     projector = build_projector(
         feature_dim(config.ENCODER.NAME),
@@ -41,7 +41,7 @@ def build_network(config: CfgNode) -> SiameseNetwork:
 
 
 def build_parts(config: CfgNode, device: torch.device) -> dict[str, Any]:
-    """What a checkpoint holds the state of: `network`, `criterion` and `optimizer`."""
+    """The parts whose state a checkpoint holds: `network`, `criterion` and `optimizer`."""
     network = build_network(config).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     criterion = build_criterion(
         config.OBJECTIVE.NAME,
@@ -72,7 +72,7 @@ def build_optimizer(config: CfgNode, network: torch.nn.Module) -> torch.optim.Op
 
 
 def build_batches(config: CfgNode, source: Source, span: StepRange, device: torch.device) -> DataLoader:
-    """The batches: the share of this process, from the first step on."""
+    """The batches of this process, from the first step on."""
     batches = ShuffledBatches(
         len(source),
         batch_size=config.TRAIN.BATCH_SIZE,
@@ -101,7 +101,7 @@ def build_schedule(config: CfgNode, total_steps: int, steps_per_epoch: int) -> C
 
 
 def build_recorder(config: CfgNode, output: Path, criterion: RunningEstimates, span: StepRange) -> Recorder:
-    """What writes the record of the run."""
+    """The recorder of the run."""
     mirrors = [open_wandb(config.LOG.WANDB, output, plain(config))] if config.LOG.WANDB else []
     return Recorder(output, span.first, criterion, span.per_epoch * config.TRAIN.WARMUP_EPOCHS, mirrors)
 
@@ -109,7 +109,7 @@ def build_recorder(config: CfgNode, output: Path, criterion: RunningEstimates, s
 def build_checkpoint_policy(
     config: CfgNode, output: Path, parts: dict[str, Any], recorder: Recorder | None, first: int, images: int
 ) -> CheckpointPolicy:
-    """What saves checkpoints, and when. `images`: in the dataset."""
+    """Saves checkpoints and decides when. `images`: in the dataset."""
 
     def state() -> dict[str, Any]:
         return {
@@ -128,10 +128,10 @@ def build_checkpoint_policy(
 def build_trainer(
     config: CfgNode, parts: dict[str, Any], device: torch.device, total_steps: int, steps_per_epoch: int
 ) -> Trainer:
-    """The training step, with the network wrapped for several processes and compiled where asked for.
+    """The training step, with the network wrapped for several processes, and compiled if TRAIN.COMPILE says so.
 
     Raises:
-        UserError: images would pass one by one, and BatchNorm cannot normalise those.
+        UserError: single images would pass the network, which BatchNorm cannot normalise.
     """
     _check_parts(config.TRAIN.BATCH_SIZE // group.world_size(), config.TRAIN.MICRO_BATCH)
     if device.type == "cuda":

@@ -1,12 +1,13 @@
-"""The record of a pretraining run: each log point's line, with what the covariance tells (`spectrum.py`).
+"""The record of a pretraining run, and when its checkpoints are saved.
 
-    metrics.json    a line at each log point: the loss and its terms, rates, `ldmi`, `effective_rank`, `min_eigenvalue`
+    metrics.json    a line at each log point: the loss and its terms, learning rate, speed, and from the covariance
+                    `ldmi`, `effective_rank` and `min_eigenvalue` (`spectrum.py`)
     spectrum.json   a line at the end of each epoch: {"iteration", "epoch", "eigenvalues": [[view 1], [view 2]]},
                     P of each view, descending
 
-Eigenvalues of a (2P, 2P) matrix take longer than a step may wait, so a thread works them out on a copy, while training
-goes on. The line of a log point is written with the next one or before a checkpoint, whichever comes first: lines are
-complete and in order, and those of the steps that a checkpoint covers are on the disk before it.
+The eigenvalues of a (2P, 2P) matrix take longer than a step may wait, so a thread computes them from a copy while
+training continues. The line of a log point is written with the next one or before a checkpoint, whichever comes first:
+lines are complete and in order, and those of the steps that a checkpoint covers are on the disk before it.
 """
 
 import logging
@@ -32,14 +33,14 @@ class _Pending(NamedTuple):
 
 
 class Recorder:
-    """Writes the record, and warns of a collapse.
+    """Writes the record, and warns of a collapsed embedding.
 
     Args:
-        run: the run's directory.
-        first_step: where training begins. Lines from this step on, of an interrupted run, are dropped.
-        criterion: whose estimates are measured.
-        watch_from: step from which a collapsed embedding is warned of. An untrained network's always is.
-        mirrors: other places for the lines of metrics.json, each called with (step, values).
+        run: the run folder.
+        first_step: where training begins. Lines from this step on, written before an interruption, are dropped.
+        criterion: holds the estimates that are measured.
+        watch_from: step from which to warn. The embedding of an untrained network is always collapsed.
+        mirrors: further receivers of the lines of metrics.json, each called with (step, values).
     """
 
     def __init__(
@@ -60,7 +61,7 @@ class Recorder:
         self._pending: _Pending | None = None
 
     def record(self, step: int, values: Mapping[str, float], ends_epoch: bool) -> None:
-        """Record values at a step, counted from 0, together with the spectrum as it is now."""
+        """Record values at a step, counted from 0, with the present spectrum."""
         self.flush()
         copies = (
             self._criterion.covariance.detach().to("cpu", copy=True),
@@ -70,12 +71,12 @@ class Recorder:
         self._pending = _Pending(step, values, future, ends_epoch)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Record values that have no spectrum, such as a probe's."""
+        """Record values without a spectrum, such as those of a probe."""
         self.flush()
         self._write(step, values)
 
     def flush(self) -> None:
-        """Finish the line that is being worked out."""
+        """Write the line whose spectrum is being computed."""
         if self._pending is None:
             return
         step, values, future, ends_epoch = self._pending
@@ -89,13 +90,13 @@ class Recorder:
         self._watch(step, spectrum)
 
     def sync(self) -> None:
-        """Have every line on the disk."""
+        """Sync every line to the disk."""
         self.flush()
         self._metrics.sync()
         self._spectra.sync()
 
     def close(self) -> None:
-        """Write what is left and close the files."""
+        """Write the last line and close the files."""
         self.flush()
         self._thread.shutdown()
         self._metrics.close()
@@ -121,14 +122,16 @@ class Recorder:
 
 
 class CheckpointPolicy:
-    """Saves checkpoints, from the main process; on the others it does nothing.
+    """Saves checkpoints after each epoch, and in between after a number of steps or minutes.
+
+    Only the main process saves; on the others it does nothing.
 
     Args:
-        run: the run's directory.
-        state: what the checkpoint holds besides the position.
-        recorder: whose lines must be on the disk first; None on all processes but the main one.
-        every_steps: save after each so many steps; 0: never for that reason.
-        every_minutes: save when so many minutes have passed since the last save; 0: never for that reason.
+        run: the run folder.
+        state: the content of a checkpoint besides the position.
+        recorder: its lines are synced to the disk first; None on all processes but the main one.
+        every_steps: save each time that so many steps are complete; 0: never for this reason.
+        every_minutes: save when so many minutes have passed since the last save; 0: never for this reason.
         first_step: where training begins.
     """
 
@@ -147,15 +150,15 @@ class CheckpointPolicy:
         self._saved_step, self._saved_at = first_step, time.monotonic()
 
     def due_by_steps(self, step: int) -> bool:
-        """Whether to save with `step` steps complete. The same on every process."""
+        """Whether to save when `step` steps are complete. The same on every process."""
         return self._every_steps > 0 and step % self._every_steps == 0
 
     def due_by_time(self) -> bool:
-        """Whether it is time to save. Each process has its own clock: only the main one's counts."""
+        """Whether enough time has passed. Each process has its own clock; only the main process's counts."""
         return self._every_seconds > 0 and time.monotonic() - self._saved_at >= self._every_seconds
 
     def save(self, epoch: int, step: int, skipped: int) -> None:
-        """Save unless it has just been done: (epochs complete, steps complete, batches skipped).
+        """Save, unless this step is saved already: (complete epochs, complete steps, skipped batches).
 
         Raises:
             UserError: the disk is full or cannot be written; earlier checkpoints are untouched.

@@ -1,4 +1,4 @@
-"""A pretraining run in its run directory: begin or resume, train, export the encoder."""
+"""A pretraining run in its run folder: begin or resume, train, export the encoder."""
 
 import contextlib
 import logging
@@ -42,11 +42,11 @@ def pretrain(
     remarks: Sequence[str] = (),
     check_count: Callable[[int], Sequence[str]] = lambda images: (),
 ) -> bool:
-    """Pretrain as the configuration says, into a run directory.
+    """Pretrain as the configuration says, into a run folder.
 
     Args:
         config: of the run.
-        output: the run directory.
+        output: the run folder.
         resume: continue from its last checkpoint, if there is one.
         device: of this process.
         request: of the signals that stop a run.
@@ -108,7 +108,7 @@ def fill_encoder(encoder: nn.Module, weights: str, config: CfgNode) -> None:
 
     Args:
         encoder: as `build_encoder` gives it, on its device.
-        weights: a file or a run directory that `read_weights` reads; empty: nothing is done.
+        weights: a file or a run folder that `read_weights` reads; empty: nothing is done.
         config: whose ENCODER.NAME and ENCODER.STEM the weights must have.
 
     Raises:
@@ -156,7 +156,7 @@ def run_probe(
 
 
 def export(config: CfgNode, output: Path, network: nn.Module) -> None:
-    """Write the finished encoder to the run directory."""
+    """Write the finished encoder to the run folder."""
     write_encoder(
         output,
         network.encoder,  # type: ignore[arg-type]

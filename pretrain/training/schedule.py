@@ -1,4 +1,4 @@
-"""The steps of a run, and learning rates as pure functions of the step."""
+"""The steps of a run, and learning rates as functions of the step."""
 
 import math
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from pretrain.distributed import group
 
 @dataclass(frozen=True)
 class StepRange:
-    """The steps that a process is to take, counted over all epochs from 0."""
+    """The steps that a process takes, counted over all epochs from 0."""
 
     first: int
     last: int  # one past the last
