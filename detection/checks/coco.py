@@ -13,7 +13,7 @@ from detection.checks import findings as defects
 from detection.checks.content import check_class_names, check_parts
 from detection.checks.findings import Content, Findings, ListedImage
 from detection.data import optional_packages
-from detection.data.annotations import Annotations, Fault, keypoint_names, read_annotations
+from detection.data.annotations import Annotations, Fault, collector_paused, keypoint_names, read_annotations
 from detection.data.masks import polygon_areas
 from detection.data.requirements import Requirements
 from foundation.errors import UserError
@@ -35,6 +35,7 @@ DEFECTS = {
 }
 
 
+@collector_paused()
 def check_coco(
     name: str, metadata: Any, model_classes: Sequence[str], requirements: Requirements, findings: Findings
 ) -> Content | None:
@@ -75,6 +76,7 @@ def check_coco(
     return content
 
 
+@collector_paused()
 def check_lvis(
     name: str, metadata: Any, model_classes: Sequence[str], requirements: Requirements, findings: Findings
 ) -> Content | None:

@@ -87,6 +87,20 @@ class Annotations:
     converted: Counter[str] = field(default_factory=Counter)
 
 
+@contextlib.contextmanager
+def collector_paused() -> Iterator[None]:
+    """Without Python's garbage collector, which would look through millions of new objects again and again: half of the
+    time of reading COCO.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
 def read_annotations(path: Path, lvis: bool = False) -> Annotations:
     """Read a file in COCO's format.
 
@@ -98,7 +112,7 @@ def read_annotations(path: Path, lvis: bool = False) -> Annotations:
         UserError: it cannot be read, is not JSON or has no lists of images and categories. Records with mistakes are
             no error here but `problems`.
     """
-    with _collector_paused():
+    with collector_paused():
         content = read_json(path, MAX_BYTES, object_hook=_compact)
         if not isinstance(content, dict):
             raise UserError(
@@ -134,7 +148,7 @@ def category_records(path: Path) -> Sequence[Mapping[str, Any]]:
 
 @functools.lru_cache(maxsize=64)
 def _category_records(path: Path, modified: int, size: int) -> Sequence[Mapping[str, Any]]:
-    with _collector_paused():
+    with collector_paused():
         content = read_json(path, MAX_BYTES, object_hook=_compact)
     records = content.get("categories") if isinstance(content, dict) else None
     if not isinstance(records, list):
@@ -198,6 +212,7 @@ def to_records(read: Annotations, image_root: str) -> list[Record]:
     ]
 
 
+@collector_paused()
 def load_coco(name: str) -> list[Record]:
     """Detectron2's records of a registered dataset in COCO's format, whose classes are noted in its metadata.
 
@@ -231,20 +246,6 @@ def read_id(value: Any) -> int | str:
     if isinstance(value, float) and value.is_integer():
         return int(value)
     raise ValueError("must be a whole number or text")
-
-
-@contextlib.contextmanager
-def _collector_paused() -> Iterator[None]:
-    """Without Python's garbage collector, which would look through millions of new objects again and again: half of the
-    time of reading COCO.
-    """
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def _compact(record: Record) -> Record:

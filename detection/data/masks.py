@@ -205,7 +205,8 @@ def polygon_areas(polygons: Sequence[Sequence[float]]) -> NDArray[np.float64]:
     if not polygons:
         return np.zeros(0)
     counts = np.fromiter(map(len, polygons), np.int64) // 2
-    points = np.concatenate([np.asarray(each, np.float64) for each in polygons]).reshape(-1, 2)
+    joined = b"".join(each if type(each) is array else array("d", each) for each in polygons)
+    points = np.frombuffer(joined, np.float64).reshape(-1, 2)
     ends = np.cumsum(counts)
     following = np.arange(1, len(points) + 1)
     following[ends - 1] = ends - counts
