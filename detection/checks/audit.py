@@ -98,7 +98,8 @@ def check_dataset(
     if content is not None:
         if kind in ("coco", "lvis", "pascal_voc"):
             check_objects(content, requirements, findings)
-        check_files(content.images, content.folder, findings)
+        max_size = requirements.max_size_train if findings.training else requirements.max_size_test
+        check_files(content.images, content.folder, max_size, findings)
     return content
 
 

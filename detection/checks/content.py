@@ -86,12 +86,13 @@ def _check_boxes(content: Content, findings: Findings) -> None:
         findings.add(defect, numpy.flatnonzero(chosen), content.label)
 
 
-def check_files(images: Sequence[ListedImage], folder: Path, findings: Findings) -> None:
+def check_files(images: Sequence[ListedImage], folder: Path, max_size: int, findings: Findings) -> None:
     """See that each image's file is there, can be read, and has the size annotated.
 
     Args:
         images: as listed.
         folder: that their names are relative to.
+        max_size: pixels that the longer side of an image is reduced to.
         findings: takes what is found. Unless they ask to decode, headers are read only, which does not find truncated
             files.
     """
@@ -102,15 +103,19 @@ def check_files(images: Sequence[ListedImage], folder: Path, findings: Findings)
     absent = set(missing)
     there = [each for each in images if each.file_name not in absent]
     sizes = map_files(read_size, [folder / each.file_name for each in there], "reading headers")
-    unreadable, wrong = [], []
+    unreadable, wrong, strips = [], [], []
     for image, size in zip(there, sizes, strict=True):
         if isinstance(size, str):
             unreadable.append(f"{image.file_name} ({size})")
-        elif image.width and size != (image.width, image.height):
+            continue
+        if min(size) * max_size / max(size) < 0.5:  # rounded to 0
+            strips.append(f"{image.file_name} ({size[0]}x{size[1]})")
+        if image.width and size != (image.width, image.height):
             annotated = f"{image.width}x{image.height}"
             wrong.append(f"{image.file_name} ({size[0]}x{size[1]}, annotated {annotated})")
     findings.add(defects.UNREADABLE_FILES, unreadable)
     findings.add(defects.WRONG_SIZES, wrong)
+    findings.add(defects.STRIPS, strips)
     if findings.decode:
         readable = [each.file_name for each, size in zip(there, sizes, strict=True) if not isinstance(size, str)]
         reasons = map_files(_decode, [folder / name for name in readable], "decoding")

@@ -74,6 +74,9 @@ LABEL_SIZES = _fatal("labels of another size than their image", CORRECT)
 WRONG_LABELS = _fatal("files of labels with a value that is not a class", CORRECT)
 UNREADABLE_FILES = _fatal("image files that cannot be read", "replace the files, or remove the images from the list")
 WRONG_SIZES = _fatal("images of another size than annotated", "correct width and height in the annotations")
+STRIPS = _fatal(
+    "images so long that resizing leaves nothing of the shorter side", "cut them, or remove them from the annotations"
+)
 DAMAGED_FILES = Defect(
     "image files that are damaged",
     Consequence("error", "training stops at one; replace the files, or remove the images from the list"),

@@ -170,7 +170,7 @@ def decompress(text: str) -> NDArray[np.int64]:
     except UnicodeEncodeError as error:
         raise ValueError("is a run-length code whose counts are not COCO's") from error
     ends = np.flatnonzero((values & CONTINUED) == 0)
-    if len(values) == 0 or values.min() < 0 or values.max() >= CHARACTERS or ends[-1:] != len(values) - 1:
+    if len(ends) == 0 or ends[-1] != len(values) - 1 or values.min() < 0 or values.max() >= CHARACTERS:
         raise ValueError("is a run-length code whose counts are not COCO's")
     starts = np.concatenate(([0], ends[:-1] + 1))
     lengths = ends - starts + 1

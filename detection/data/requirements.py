@@ -1,6 +1,6 @@
 """What a model requires of its datasets: how many classes, and masks, keypoints or a class for each pixel."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from fvcore.common.config import CfgNode
 
@@ -27,6 +27,8 @@ class Requirements:
         keypoints: the number of points that each object needs; 0 for none.
         semantic: a class for each pixel, and no objects.
         drops_empty: images without objects are left out of training (`DATALOADER.FILTER_EMPTY_ANNOTATIONS`).
+        max_size_train: pixels that the longer side of an image is reduced to in training (`INPUT.MAX_SIZE_TRAIN`).
+        max_size_test: the same in evaluation.
     """
 
     classes: int
@@ -36,6 +38,8 @@ class Requirements:
     keypoints: int = 0
     semantic: bool = False
     drops_empty: bool = True
+    max_size_train: int = field(default=1333, compare=False)
+    max_size_test: int = field(default=1333, compare=False)
 
 
 def class_key(config: CfgNode) -> str:
@@ -77,4 +81,6 @@ def requirements_of(config: CfgNode) -> Requirements:
         keypoints=config.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS if regions and config.MODEL.KEYPOINT_ON else 0,
         semantic=architecture == "SemanticSegmentor",
         drops_empty=config.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+        max_size_train=config.INPUT.MAX_SIZE_TRAIN,
+        max_size_test=config.INPUT.MAX_SIZE_TEST,
     )

@@ -26,6 +26,7 @@ from foundation.errors import UserError
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.build import get_detection_dataset_dicts
 from detectron2.data.datasets import register_coco_instances, register_pascal_voc
+from detectron2.data.transforms import ResizeShortestEdge
 
 WIDTH, HEIGHT = 40, 30
 TRAINING = Requirements(masks=True, polygons=True, classes=2)
@@ -201,6 +202,17 @@ def test_the_evaluation_does_what_is_said(defect, fields, task, content, tmp_pat
     found = {"image_id": 2, "category_id": 1, "score": 0.9, "bbox": [5, 5, 10, 8], "segmentation": code()}
     unmatched = defect is not None and defect.evaluation.text.endswith("can match")
     assert scores.score(content, [found], task).stats[0] == (0 if unmatched else 1)
+
+
+@pytest.mark.parametrize(("length", "found_strips"), [(2665, 0), (2667, 1)])
+def test_a_strip_that_resizing_would_reduce_to_nothing(length, found_strips, content, register, tmp_path):
+    Image.new("RGB", (length, 1)).save(tmp_path / "2.jpg")
+    content["images"][1].update(width=length, height=1)
+    for one in content["annotations"][2:4]:
+        one.update(bbox=[5, 0, 10, 1], segmentation=[polygon(5, 0, 10, 1)])
+    assert found(register(content)) == ({defects.STRIPS: (1, (f"2.jpg ({length}x1)",))} if found_strips else {})
+    height, _ = ResizeShortestEdge.get_output_shape(1, length, 800, TRAINING.max_size_train)
+    assert height == 1 - found_strips
 
 
 def test_a_box_may_reach_out_by_rounding(content, register, tmp_path):
