@@ -86,9 +86,10 @@ def read_state(folder: Path) -> RunState | None:
     done: float | None
     if kind.name == DETECTION:
         total, unit, done = _count(config.get("SOLVER.MAX_ITER")), "iterations", step
-        trained = _results(folder).get("iterations")
+        results = _results(folder)
+        trained = results.get("iterations")
         if complete and isinstance(trained, int):  # 0: evaluated without training
-            complete = trained == 0 or total is None or trained >= total
+            complete = trained == 0 or total is None or trained >= total or results.get("stopped_early") is True
             done = max(trained, step or 0)
     else:
         total, unit = _count(config.get("TRAIN.EPOCHS")), "epochs"

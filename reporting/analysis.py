@@ -1,7 +1,7 @@
 """What the evaluation of a detector measures: the metrics in results.json, and the parts of its analysis.json."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -63,6 +63,11 @@ TASKS = (
     Task("keypoints", "Keypoints", "keypoint", _AP),
     Task("sem_seg", "Semantic segmentation", "semantic", ("mIoU", "IoU", "pACC", "mACC", "iIoU"), class_prefix="IoU-"),
 )
+
+
+def with_augmentation(task: Task) -> Task:
+    """The same task evaluated with test-time augmentation."""
+    return replace(task, name=f"{task.name}_TTA", word=f"{task.word} with TTA,")
 
 
 def measured_tasks(runs: Sequence[Run]) -> list[tuple[Task, tuple[Metric, ...]]]:

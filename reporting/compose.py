@@ -11,7 +11,17 @@ from reporting.figures import SMOOTHED_SHARE, Colours, draw_curves, draw_label_c
 from reporting.groups import Setting, label_curves, leading, settings
 from reporting.page import Block, Heading, Image, Paragraph, Table, to_html, to_markdown
 from reporting.runs import Found
-from reporting.tables import class_table, error_tables, label_tables, published_table, size_table, threshold_table
+from reporting.tables import (
+    augmented_table,
+    best_table,
+    class_table,
+    dataset_tables,
+    error_tables,
+    label_tables,
+    published_table,
+    size_table,
+    threshold_table,
+)
 from reporting.text import config_table, evaluation_tables, pretraining_tables, repeat_table, run_table, summary
 
 
@@ -40,9 +50,10 @@ def _body(found: Sequence[Setting], folder: Path) -> list[Block]:
     blocks += _labels(found, colours, folder)
     for title in dict.fromkeys(setting.kind.title for setting in found):
         blocks.append(Heading(title))
-        for setting in found:
-            if setting.kind.title == title:
-                blocks += _tables(setting)
+        of_kind = [setting for setting in found if setting.kind.title == title]
+        if of_kind[0].kind.name == DETECTION:
+            blocks += dataset_tables(of_kind)
+        blocks += [block for setting in of_kind for block in _tables(setting)]
     if draw_curves(found, colours, folder / "curves.png"):
         blocks += [Heading("Training"), Image("curves.png", "Training curves", _CURVES_CAPTION)]
     detections = [setting for setting in shown if setting.kind.name == DETECTION]
@@ -63,7 +74,8 @@ def _tables(setting: Setting) -> list[Block]:
     """What the runs of a setting measured, beside what is published, and how they differ."""
     if setting.kind.name == PRETRAIN:
         return [*pretraining_tables(setting), *config_table(setting)]
-    measured = [*evaluation_tables(setting), *size_table(setting), *published_table(setting)]
+    measured = [*evaluation_tables(setting), *size_table(setting), *augmented_table(setting), *best_table(setting)]
+    measured += published_table(setting)
     return [*measured, *config_table(setting), *repeat_table(setting)]
 
 

@@ -74,13 +74,23 @@ class Setting:
 
     Attributes:
         conditions: the values that all runs have in common, in the order of `kind.conditions`.
-        name: the conditions in words.
+        shortened: the same as texts, without the folders of paths; empty where a value is not known.
     """
 
     kind: RunKind
     conditions: tuple[object, ...]
     groups: tuple[Group, ...]
-    name: str
+    shortened: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """The conditions in words."""
+        return self._describe(len(self.shortened))
+
+    @property
+    def trained(self) -> str:
+        """Of detectors: the conditions of their training in words."""
+        return self._describe(3)
 
     @property
     def runs(self) -> list[Run]:
@@ -112,6 +122,12 @@ class Setting:
         """By how much a group is above the baseline; None where one of them was not measured."""
         base, other = self.baseline.statistic(metric), group.statistic(metric)
         return difference(base, other) if base and other else None
+
+    def _describe(self, count: int) -> str:
+        """The first conditions in words; those that are not known are left out, except the first."""
+        pairs = list(zip(self.kind.wording, self.shortened, strict=True))[:count]
+        first, rest = pairs[0], [(wording, value) for wording, value in pairs[1:] if value]
+        return "".join(wording.format(value or "?") for wording, value in (first, *rest))
 
     def _is_measured(self, metric: Metric) -> bool:
         return any(run.measured(*metric.path) is not None for run in self.runs)
@@ -177,7 +193,7 @@ def settings(runs: Sequence[Run]) -> list[Setting]:
                 by_conditions.setdefault(_conditions(run, kind), []).append(run)
         short = _short_values(by_conditions)
         of_kind = [
-            Setting(kind, conditions, tuple(_groups(members)), _describe(kind, conditions, short))
+            Setting(kind, conditions, tuple(_groups(members)), _shorten(kind, conditions, short))
             for conditions, members in by_conditions.items()
         ]
         found += _in_order(of_kind)
@@ -256,15 +272,15 @@ def _short_values(conditions: Iterable[tuple[object, ...]]) -> dict[str, str]:
     return dict(zip(paths, names, strict=True)) if len(set(names)) == len(names) else {}
 
 
-def _describe(kind: RunKind, conditions: Sequence[object], short: Mapping[str, str]) -> str:
-    """The conditions in words. A condition that is not known is left out, but for the first."""
-    words: list[str] = []
-    for path, wording, value in zip(kind.conditions, kind.wording, conditions, strict=True):
+def _shorten(kind: RunKind, conditions: Sequence[object], short: Mapping[str, str]) -> tuple[str, ...]:
+    """The conditions as texts."""
+    words = []
+    for path, value in zip(kind.conditions, conditions, strict=True):
         if path == ("fraction",) and isinstance(value, int | float):
-            value = f"{100 * value:g} %"
-        if value is not None or not words:
-            words.append(wording.format("?" if value is None else short.get(str(value), value)))
-    return "".join(words)
+            words.append(f"{100 * value:g} %")
+        else:
+            words.append("" if value is None else short.get(str(value), str(value)))
+    return tuple(words)
 
 
 def _in_order(settings: Sequence[Setting]) -> list[Setting]:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from foundation.errors import UserError
 from foundation.json_files import read_json, read_json_lines
-from foundation.run_kinds import KINDS, PRETRAIN, RunKind, flatten, read_config
+from foundation.run_kinds import DETECTION, KINDS, PRETRAIN, RunKind, flatten, read_config
 from foundation.run_states import RUN_FILES, RunState, find_runs, read_state
 
 ANALYSIS = "predictions/analysis.json"
@@ -162,6 +162,8 @@ def _read_run(state: RunState) -> Run:
     results = _read_object(folder / "results.json")
     if results.get("kind") != kind.name:
         raise UserError(f"{folder / 'results.json'} names another kind than {kind.name}: {results.get('kind')!r}")
+    if kind.name == DETECTION:
+        results |= _trained_as(results)
     if not isinstance(results.get("init"), str):
         raise UserError(f"{folder / 'results.json'}: init must name the initialisation, not {results.get('init')!r}")
     return Run(
@@ -175,6 +177,22 @@ def _read_run(state: RunState) -> Run:
         _read_metrics(folder),
         _read_analysis(folder),
     )
+
+
+def _trained_as(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Of an evaluation without training, such as that of a detector on another set: what the detector's run says of
+    its training, if it is on this machine.
+    """
+    weights = results.get("weights")
+    if results.get("iterations") != 0 or not isinstance(weights, str) or not weights:
+        return {}
+    try:
+        trained = _read_object(Path(weights).parent / "results.json")
+    except UserError:
+        return {}
+    if trained.get("kind") != DETECTION or trained.get("iterations") == 0:
+        return {}
+    return {key: trained[key] for key in ("config", "init", "seed", "iterations", "train_images") if key in trained}
 
 
 def _seed(value: object) -> int | None:

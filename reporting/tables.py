@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from foundation.published import of_recipe
 from foundation.run_kinds import Metric
-from reporting.analysis import ERRORS, Task, best_threshold, best_thresholds, class_sizes
+from reporting.analysis import ERRORS, Task, best_threshold, best_thresholds, class_sizes, with_augmentation
 from reporting.diagnosis import analysed, error_cost
 from reporting.groups import LabelCurve, Setting
 from reporting.page import Block, Table
@@ -49,6 +49,76 @@ def size_table(setting: Setting) -> list[Block]:
     summary = len(setting.groups) if len(setting.groups) > 1 else None
     title = f"AP by the area of the objects in pixels, in percent ({setting.name})."
     return [Table(header, rows, title, summary=summary)]
+
+
+def augmented_table(setting: Setting) -> list[Block]:
+    """The metrics with test-time augmentation, and by how much they are above those without."""
+    pairs = [(task, with_augmentation(task)) for task, _ in setting.tasks]
+    metrics = [
+        (plain, augmented)
+        for task, other in pairs
+        for plain, augmented in zip(task.measured(setting.runs), other.measured(setting.runs), strict=False)
+    ]
+    rows = []
+    for group in setting.groups:
+        cells = []
+        for plain, augmented in metrics:
+            before, after = group.statistic(plain), group.statistic(augmented)
+            gain = f" ({after.mean - before.mean:+.1f})".replace("-", "−") if before and after else ""
+            cells.append(f"{value_text(after)}{gain}")
+        rows.append([group.label, *cells])
+    if not metrics:
+        return []
+    title = f"With test-time augmentation, in percent; in parentheses the gain from it ({setting.name})."
+    return [Table(["initialisation", *(metric.title for _, metric in metrics)], rows, title)]
+
+
+def best_table(setting: Setting) -> list[Block]:
+    """The best checkpoint of each run beside its last one."""
+    rows = []
+    for group in setting.groups:
+        for run in group.runs:
+            best = run.results.get("best")
+            value = run.measured("best", "value")
+            if not isinstance(best, dict) or value is None:
+                continue
+            key = str(best.get("metric", ""))
+            last = run.measured("results", *key.split("/", 1))
+            seed = "" if run.seed is None else str(run.seed)
+            cells = [
+                f"{value:.1f}",
+                f"{run.measured('best', 'iterations') or 0:,.0f}",
+                "" if last is None else f"{last:.1f}",
+            ]
+            rows.append([group.label, seed, key, *cells])
+    if not rows:
+        return []
+    title = (
+        "The best checkpoint of each run by an evaluation during training. It is chosen on the evaluation set itself;"
+        f" all other tables are of the last one, as the protocol has it ({setting.name})."
+    )
+    header = ["initialisation", "seed", "metric", "best (%)", "at iteration", "last (%)"]
+    return [Table(header, rows, title, labels=3)]
+
+
+def dataset_tables(settings: Sequence[Setting]) -> list[Block]:
+    """Detectors that were evaluated on several sets: a table for each metric, with a column for each set."""
+    by_training: dict[tuple[object, ...], list[Setting]] = {}
+    for setting in settings:
+        by_training.setdefault(setting.conditions[:3], []).append(setting)
+    blocks: list[Block] = []
+    for members in by_training.values():
+        if len(members) < 2:
+            continue
+        names = [setting.shortened[-1] for setting in members]
+        for metric in dict.fromkeys(metric for setting in members for metric in setting.headline):
+            rows = []
+            for label in dict.fromkeys(group.label for setting in members for group in setting.groups):
+                found = [next((each for each in one.groups if each.label == label), None) for one in members]
+                rows.append([label, *("" if group is None else value_text(group.statistic(metric)) for group in found)])
+            title = f"{metric.heading}, in percent, on several evaluation sets ({members[0].trained})."
+            blocks.append(Table(["initialisation", *names], rows, title))
+    return blocks
 
 
 def threshold_table(setting: Setting) -> list[Block]:

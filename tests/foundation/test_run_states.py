@@ -84,6 +84,10 @@ def test_a_detector_whose_training_was_extended_is_unfinished(tmp_path: Path) ->
     state = read_state(longer)
     assert state is not None
     assert (state.complete, state.progress) == (False, "90 of 180 iterations")
+    early = write(tmp_path / "early", "SOLVER: {MAX_ITER: 180}", results_json={**results, "stopped_early": True})
+    state = read_state(early)
+    assert state is not None
+    assert state.complete
     evaluated = write(tmp_path / "evaluated", "SOLVER: {MAX_ITER: 180}", results_json={**results, "iterations": 0})
     state = read_state(evaluated)
     assert state is not None

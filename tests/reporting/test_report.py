@@ -205,6 +205,39 @@ def test_ap_by_the_size_of_objects(detection, change, make_report):
 
 
 @pytest.mark.usefixtures("no_pictures")
+def test_several_evaluation_sets(tmp_path, detection, write, make_report):
+    """An evaluation of a detector on another set belongs to the run that trained the detector."""
+    folders = []
+    for init, ap in (("random", 10.0), ("corinfomax", 14.0)):
+        trained = detection(init, 3, ap)
+        results = json.loads((trained / "results.json").read_text())
+        results |= {"iterations": 0, "train_images": 0, "init": "model_final", "seed": 0}
+        results |= {"weights": str(trained / "model_final.pth"), "dataset": {"name": "/a/other.json@/a/images"}}
+        results["results"] = {"bbox": {"AP": ap / 2}}
+        folders += [trained, write(tmp_path / f"{init}-other", results)]
+    page = make_report(*folders)
+    assert page.rows("initialisation", "Box AP, in percent, on several")[0] == ["initialisation", "tiny", "other.json"]
+    assert page.rows("random", "Box AP, in percent, on several")[0] == ["random", "10.0", "5.0"]
+    assert page.rows("corinfomax", "Box AP, in percent, on several")[0] == ["corinfomax", "14.0", "7.0"]
+    assert "on several evaluation sets (tiny_FPN on 8 images, 40 iterations)." in page.markdown
+    assert page.rows("random", "evaluated on other.json. All")[0] == ["random", "3", "1", "5.0"]
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_the_best_checkpoint_and_test_time_augmentation_stand_beside_the_last(detection, change, make_report):
+    best = {"iterations": 30, "metric": "bbox/AP", "value": 12.34, "weights": "model_best.pth"}
+    folder = detection("random", 1, 10.0)
+    results = json.loads((folder / "results.json").read_text())["results"]
+    augmented = {"bbox_TTA": {"AP": 9.5, "AP50": 21.0, "AP75": 5.0}}
+    page = make_report(change(folder, best=best, results=results | augmented))
+    assert page.rows("random", "The best checkpoint")[0] == ["random", "1", "bbox/AP", "12.3", "30", "10.0"]
+    below = "With test-time augmentation"
+    assert page.rows("initialisation", below)[0][1:] == [f"box with TTA, {name}" for name in ("AP", "AP50", "AP75")]
+    assert page.rows("random", below)[0] == ["random", "9.5 (−0.5)", "21.0 (+1.0)", "5.0 (+0.0)"]
+    assert page.rows("random")[0][3:6] == ["10.0", "20.0", "5.0"]
+
+
+@pytest.mark.usefixtures("no_pictures")
 def test_published_results_stand_beside_those_of_the_recipe(detection, linear, change, make_report):
     page = make_report(
         change(detection("random", 1, 10.0), config="coco_R50_C4"),
