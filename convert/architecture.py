@@ -1,5 +1,4 @@
-"""Which ResNet a set of tensors is, and which tensors that ResNet must have; computed, without building a
-network.
+"""Which ResNet a set of tensors is, and the names and shapes that this ResNet must have, without building a network.
 
 Shapes are in PyTorch's order: convolutions (out, in, height, width), normalisation (channels,). `canonical`
 names are torchvision's, without `fc` and without `num_batches_tracked`.
@@ -29,7 +28,7 @@ _OTHER_DEPTHS: dict[tuple[bool, tuple[int, ...]], str] = {
     (True, (3, 4, 36, 3)): "ResNet-134",
     (False, (1, 1, 1, 1)): "ResNet-10",
 }
-# What Detectron2's ResNet has no module for, by the names that give it away.
+# Modules that Detectron2's ResNet does not have, by the names of their tensors.
 _FOREIGN_PARTS = (
     (
         r"^conv1\.\d+\.|^stem\.\d|^conv2\.weight$",
@@ -62,7 +61,7 @@ class Architecture:
         blocks: number of blocks in each of the four stages.
         stem: channels of the first convolution.
         width: channels of the 3x3 convolutions in the first stage.
-        out: channels that the first stage gives.
+        out: output channels of the first stage.
         groups: groups of the 3x3 convolutions.
         kernel: of the first convolution: 7, or 3 in a CIFAR stem (stride 1, no max-pooling).
     """
@@ -77,7 +76,7 @@ class Architecture:
 
     @property
     def bottleneck(self) -> bool:
-        """Three convolutions a block (depth 50 and up), or two."""
+        """Whether a block has three convolutions (depth 50 and up) instead of two."""
         return self.depth >= 50
 
     @property
@@ -139,17 +138,17 @@ def _norm(name: str, channels: int) -> dict[str, Shape]:
 
 
 def infer_architecture(shapes: Mapping[str, Shape], cifar_stem: bool = False) -> Architecture:
-    """The ResNet whose tensors these are.
+    """Recognise a ResNet by its tensors.
 
     Args:
         shapes: of its tensors, by canonical name; further names do not matter.
         cifar_stem: accept a 3x3 convolution in its stem, which Detectron2 does not have.
 
     Raises:
-        UnsupportedArchitecture: another network; the message names it.
+        UnsupportedArchitecture: it is another network, which the message names.
     """
     _refuse_foreign_parts(shapes)
-    conv = shapes["conv1.weight"]
+    conv = _convolution(shapes, "conv1.weight")
     if not (cifar_stem and conv[1:] == (3, 3, 3)):
         _refuse_stem(conv)
     blocks = tuple(_count_blocks(shapes, stage) for stage in (1, 2, 3, 4))
@@ -159,8 +158,8 @@ def infer_architecture(shapes: Mapping[str, Shape], cifar_stem: bool = False) ->
         name = _OTHER_DEPTHS.get((bottleneck, blocks), "a ResNet")
         raise UnsupportedArchitecture(f"{name} with {blocks} blocks; Detectron2 builds depths 18, 34, 50, 101 and 152")
     stem = conv[0]
-    middle = shapes["layer1.0.conv2.weight"]
-    out = shapes["layer1.0.conv3.weight" if bottleneck else "layer1.0.conv2.weight"][0]
+    middle = _convolution(shapes, "layer1.0.conv2.weight")
+    out = _convolution(shapes, "layer1.0.conv3.weight")[0] if bottleneck else middle[0]
     groups = max(1, middle[0] // max(1, middle[1])) if bottleneck else 1
     if not bottleneck and (stem, out) != (64, 64):
         raise UnsupportedArchitecture(
@@ -169,13 +168,21 @@ def infer_architecture(shapes: Mapping[str, Shape], cifar_stem: bool = False) ->
     return Architecture(depth, blocks, stem, middle[0], out, groups, conv[2])
 
 
+def _convolution(shapes: Mapping[str, Shape], name: str) -> Shape:
+    if name not in shapes:
+        raise UnsupportedArchitecture(f"a ResNet without {name}")
+    if len(shapes[name]) != 4 or 0 in shapes[name]:
+        raise UnsupportedArchitecture(f"a ResNet whose {name} is of shape {shapes[name]}")
+    return shapes[name]
+
+
 def _count_blocks(shapes: Mapping[str, Shape], stage: int) -> int:
     numbers = {int(match[1]) for name in shapes if (match := re.match(rf"layer{stage}\.(\d+)\.conv1\.weight$", name))}
     return len(numbers)
 
 
 def _refuse_foreign_parts(shapes: Mapping[str, Shape]) -> None:
-    inside = re.compile(r"(layer\d|conv\d|bn\d|stem)\.")  # what heads are called says nothing about the encoder
+    inside = re.compile(r"(layer\d|conv\d|bn\d|stem)\.")  # names of heads say nothing about the encoder
     # A shortcut whose second tensor is a convolution begins with a pooling layer.
     names = [
         f"{name}4d" if len(shape) == 4 and name.endswith("downsample.1.weight") else name
@@ -185,15 +192,11 @@ def _refuse_foreign_parts(shapes: Mapping[str, Shape]) -> None:
     for pattern, what in _FOREIGN_PARTS:
         if any(re.search(pattern, name) for name in names):
             raise UnsupportedArchitecture(f"a ResNet with {what}, which Detectron2's does not have")
-    if "conv1.weight" not in shapes:
-        raise UnsupportedArchitecture("a ResNet without its first convolution, conv1")
     if "bn1.weight" in shapes and "bn1.running_mean" not in shapes:
         raise UnsupportedArchitecture("a ResNet without BatchNorm statistics (GroupNorm or LayerNorm)")
 
 
 def _refuse_stem(conv: Shape) -> None:
-    if len(conv) != 4:
-        raise UnsupportedArchitecture(f"a network whose conv1 is of shape {conv}")
     if conv[2:] == (3, 3):
         raise UnsupportedArchitecture(
             "a ResNet with a CIFAR stem (3x3 convolution, no max-pooling); Detectron2's stem is 7x7"
@@ -206,9 +209,7 @@ def _refuse_stem(conv: Shape) -> None:
 
 
 def mismatches(architecture: Architecture, shapes: Mapping[str, Shape]) -> list[str]:
-    """What keeps `shapes` from being exactly the tensors of `architecture`: missing, wrong shape, or too
-    many.
-    """
+    """How `shapes` differ from the tensors of `architecture`: missing, of another shape, or not part of it."""
     expected = architecture.tensors()
     missing = [f"{name} is missing" for name in expected if name not in shapes]
     wrong = [

@@ -1,8 +1,7 @@
-"""Find the state dicts in a checkpoint: flat tables of dotted names and tensors, wherever they are nested.
+"""Find the state dicts in a checkpoint: flat tables of dotted names and tensors, at any depth.
 
-A container is any mapping that holds tensors directly. Whole pickled modules and haiku's two-level parameters
-are flattened into containers, too. Wrappers that training leaves in names (`module.`, `_orig_mod.`, FSDP's)
-are removed.
+A container is a mapping that holds tensors directly. Modules that were pickled whole and haiku's two-level parameters
+are flattened into containers as well. What wrappers add to names (`module.`, `_orig_mod.`, FSDP's) is removed.
 """
 
 import re
@@ -38,9 +37,9 @@ class Container:
     """A flat table of tensors.
 
     Attributes:
-        path: the keys that lead to it from the top of the file; empty where the file is the table.
+        path: the keys that lead to it from the top of the file; empty if the file itself is the table.
         tensors: by name, without wrappers.
-        above: the names beside this container and above it, level by level, which tell the file's origin.
+        above: the names beside this container and above it, one tuple for each level; they tell the file's origin.
     """
 
     path: tuple[str, ...]
@@ -49,7 +48,7 @@ class Container:
 
     @property
     def label(self) -> str:
-        """The path in one word."""
+        """The path as one string."""
         return "/".join(self.path)
 
     @property

@@ -27,9 +27,7 @@ SUFFIXES = {
 
 
 class Float32Arrays(Mapping[str, np.ndarray]):
-    """Tensors as finite float32 arrays, made when they are asked for, so that only one is in memory at a
-    time.
-    """
+    """Tensors as finite float32 arrays, read on access, so that only one is in memory at a time."""
 
     def __init__(self, tensors: Mapping[str, StoredTensor], source: Source) -> None:
         self._tensors = tensors
@@ -111,12 +109,16 @@ def export(
 
 
 def refuse_other_networks(selection: Selection, pixels: Pixels, target: str) -> None:
-    """Other networks, torchvision's and timm's, are fixed in what Detectron2's configuration leaves open."""
+    """Refuse what only Detectron2's ResNet can be configured for; torchvision's and timm's are fixed.
+
+    Raises:
+        UserError: BGR images, strides in the 1x1 convolutions, a CIFAR stem, or a width without a name.
+    """
     if pixels.stride_in_1x1 or pixels.format != "RGB":
         raise UserError(
             f"{target} has no such network: this encoder takes {pixels.format} images, with its strides in "
-            f"the {'1x1' if pixels.stride_in_1x1 else '3x3'} convolutions ({pixels.origin}); if that is not "
-            "so, put the detector's config.yaml beside the file"
+            f"the {'1x1' if pixels.stride_in_1x1 else '3x3'} convolutions ({pixels.origin}); if that is wrong, "
+            "put the detector's config.yaml beside the file"
         )
     if target != "safetensors" and selection.architecture.kernel != 7:
         raise UserError(f"{target} has no network with a CIFAR stem; safetensors can hold it")
@@ -125,7 +127,7 @@ def refuse_other_networks(selection: Selection, pixels: Pixels, target: str) -> 
 
 
 def _encoder_metadata(pixels: Pixels, sidecar: Mapping[str, Any]) -> dict[str, str]:
-    """What this project's `encoder.safetensors` says of its encoder; statistics for images in [0, 1]."""
+    """The metadata of this project's `encoder.safetensors`; statistics are for images in [0, 1]."""
     return {
         "format": "corinfomax-encoder",
         "objective": sidecar["trained_by"],

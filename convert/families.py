@@ -1,10 +1,10 @@
-"""The public families of checkpoints: how each is told from the others, and which of its encoders is meant.
+"""The families of public checkpoints: how each is recognised, and which of its encoders is converted.
 
-A family is recognised by the table that holds the encoder, by the prefix before the encoder's names, by the
-scheme of those names, and by what lies beside them. The first row that fits names the file. Rows that leave
-something open come after those that do not. `docs/converter.md` has the same table for people, with caveats.
+A family is recognised by the path of the table that holds the encoder, by the prefix of the encoder's names, by the
+naming scheme, and by the names beside the encoder. The first row that fits is taken, so specific rows come before
+general ones. `docs/converter.md` has the same table with caveats.
 
-Prefixes and names are meant without wrappers such as `module.`.
+Prefixes and names are compared without wrappers such as `module.`.
 """
 
 import re
@@ -35,15 +35,16 @@ class Family:
     """One row of the table.
 
     Attributes:
-        name: of the family, for people.
-        container: matches the whole path of the table that holds the encoder, joined by `/`.
-        prefix: matches the whole prefix, without its last dot.
-        beside: patterns, each found in some name in the table or beside it.
+        name: of the family, as messages and the sidecar show it.
+        container: regular expression for the path of the table that holds the encoder, joined by `/`.
+        prefix: regular expression for the prefix without its last dot.
+        beside: regular expressions, each of which has to be found in a name in the table, beside it or above it.
         scheme: how its tensors are named.
-        preferred: matches `container:prefix` of the encoder that transfers; others are taken on request.
-        pixels: what the encoder expects: `imagenet` statistics, `unit` ([0, 1]), whichever of the two is
-            `measured`, or what the file's kind says: `own`, `detectron2`, `caffe2`.
-        warning: what a user has to know.
+        preferred: regular expression for `container:prefix` of the encoder to convert, where the general order of
+            preference is not right.
+        pixels: statistics of its images: `imagenet`; `unit` (images in [0, 1]); `measured`, one of these two by the
+            first layer's running means; `own`, `detectron2`, `caffe2`: as the file, one beside it or the project says.
+        warning: a caveat for the user.
     """
 
     name: str
@@ -140,8 +141,8 @@ FAMILIES = (
     Family("torchvision names, wrapped", ".*", ".*"),
 )
 
-# Tie-break between encoders of one file, from the published transfers: what was extracted for it, the plain
-# backbone, the query side; the momentum side only where a family prefers it.
+# Order of preference between the encoders of a file, after the published transfer results: an extracted encoder, the
+# plain backbone, the query side. The momentum side is taken only where a family prefers it.
 _ORDER = (
     r"",
     r"(.*\.)?backbone",
@@ -152,8 +153,8 @@ _ORDER = (
 )
 _MOMENTUM = re.compile(r"(^|[/.:_])(encoder_k|momentum|target|teacher|ema|key|shadow)([/.:_]|$)")
 
-# What a file may hold beside an encoder, by the first part of the name: heads, projectors, queues,
-# prototypes, the other side of a Siamese pair, a detector's other parts.
+# Parts beside an encoder that may be left out, by the first part of the name: heads, projectors, queues, prototypes,
+# the other side of a Siamese pair, the other parts of a detector.
 DROPPABLE = re.compile(
     r"\d+|encoder_q|fc\d*(_.*)?"
     r"|.*heads?\d*(_.*)?|.*classif.*|linear.*|logits|global_pool|avgpool|.*proj.*|.*pred.*|necks?|queue.*|proto.*"
@@ -163,7 +164,7 @@ DROPPABLE = re.compile(
     r"|pixel_(mean|std)|aux.*|counter|fc1000_[wb]|pred_[wb]|jigsaw.*|transform.*|mixer|embedding_model|wrapped_model"
 )
 
-# Networks that are no ResNet, by a tensor that gives them away.
+# Networks other than ResNets, by the name of one of their tensors.
 OTHER_NETWORKS = (
     (r"(^|\.)(patch_embed|patch_embeddings|conv_proj|cls_token|pos_embed)(\.|$)", "a vision transformer"),
     (r"encoder_layer_0|blocks\.0\.attn", "a vision transformer"),
@@ -179,12 +180,12 @@ OTHER_NETWORKS = (
 
 
 def find_family(container: Container, prefix: str, scheme: Scheme) -> Family:
-    """The family of an encoder; the last row fits every one."""
+    """The family of an encoder; the last row fits every encoder."""
     return next(family for family in FAMILIES if family.fits(container, prefix, scheme))
 
 
 def preference(family: Family, container: Container, prefix: str) -> int:
-    """Where an encoder stands among those of a file: the lowest is taken."""
+    """The rank of an encoder among those of a file; the lowest is taken."""
     branch = f"{container.label}:{prefix}"
     if family.preferred and re.fullmatch(family.preferred, branch):
         return -1
@@ -194,5 +195,5 @@ def preference(family: Family, container: Container, prefix: str) -> int:
 
 
 def name_other_network(names: list[str]) -> str | None:
-    """What a file without a ResNet holds, if its names say so."""
+    """The network in a file without a ResNet, if its names tell."""
     return next((what for pattern, what in OTHER_NETWORKS if any(re.search(pattern, name) for name in names)), None)

@@ -1,10 +1,9 @@
-"""Take the encoder out of a detector that Detectron2 trained, and go back to torchvision's names.
+"""Extract the encoder of a detector that Detectron2 trained, with torchvision's names.
 
     python convert/from_d2.py INPUT OUTPUT [--to torchvision|timm|safetensors] [--allow-unknown] [--overwrite]
 
-INPUT is a checkpoint of a detector (`model_final.pth`) or converted weights (`.pkl`). The values are those of
-the file, bit for bit. The detector's heads, and the normalisation that MoCo's protocol adds after res5, are
-left out.
+INPUT is a checkpoint of a detector (`model_final.pth`), its run folder, or converted weights (`.pkl`). The values are
+those of the file, bit for bit. The heads, and the normalisation that MoCo's protocol adds after res5, are left out.
 """
 
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ from typing import NoReturn
 from convert.export import SUFFIXES, export
 from convert.naming import DETECTRON2
 from convert.pixels import find_pixels
-from convert.reader import read_checkpoint
+from convert.reader import checkpoint_in, read_checkpoint
 from convert.selection import select
 from convert.sidecar import describe
 from convert.to_d2 import check_output, summarise
@@ -27,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     Raises:
         UserError: the input is not one of Detectron2's, or anything else that the user can mend.
     """
-    parser = ArgumentParser(prog="from_d2.py", description="Take a torchvision encoder out of a Detectron2 file.")
+    parser = ArgumentParser(prog="from_d2.py", description="Extract the encoder of a detector.")
     parser.add_argument("input", type=Path, help="a detector's checkpoint (.pth) or converted weights (.pkl)")
     parser.add_argument("output", type=Path, help="file to write")
     parser.add_argument("--to", choices=sorted(SUFFIXES.keys() - {"d2"}), default="torchvision", help="what to write")
@@ -37,10 +36,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace an output that exists")
     arguments = parser.parse_args(argv)
     check_output(arguments.input, arguments.output, arguments.to, arguments.overwrite)
-    source = read_checkpoint(arguments.input, arguments.allow_unknown)
+    source = read_checkpoint(checkpoint_in(arguments.input), arguments.allow_unknown)
     selection = select(source)
     if selection.candidate.scheme is not DETECTRON2:
-        raise UserError(f"{source.path} is not one of Detectron2's files; convert/to_d2.py --to reads all others")
+        raise UserError(f"{source.path} is not one of Detectron2's files; convert/to_d2.py --to takes all others")
     pixels = find_pixels(source, selection)
     sidecar = describe(source, selection, pixels)
     export(source, arguments.output, arguments.to, selection, pixels, sidecar)

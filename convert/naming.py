@@ -1,8 +1,7 @@
-"""The ways in which public ResNets name their tensors, each as an anchored translation to torchvision's
-names.
+"""Translation of tensor names, from each of the conventions of public ResNets to torchvision's.
 
-A scheme has an anchor: a tensor that every ResNet under that scheme has. Where the anchor is found, whatever
-precedes it is the prefix of an encoder. Canonical names are torchvision's (`layer1.0.conv1.weight`).
+A scheme has an anchor: a tensor that every ResNet in this convention has. The part of a name before the anchor is the
+prefix of an encoder. Canonical names are torchvision's (`layer1.0.conv1.weight`).
 """
 
 import re
@@ -16,22 +15,22 @@ _NORM_PART = r"(weight|bias|running_mean|running_var|num_batches_tracked)"
 
 @dataclass(frozen=True)
 class Scheme:
-    """One way to name tensors.
+    """One convention of names.
 
     Attributes:
         name: for messages.
         anchors: the names that the anchor tensor may have.
-        canonical: the torchvision name of a name without prefix, or None where the scheme knows no such name.
-        adapt: brings a tensor to PyTorch's layout, given its canonical name.
-        elsewhere: prefixes, beside the encoder's own, under which parts of it may lie.
-        separator: what the prefix of an encoder ends with.
+        canonical: translates a name without prefix to torchvision's; None if the scheme has no such name.
+        adapt: converts a tensor to PyTorch's layout, given its canonical name.
+        part_prefixes: further prefixes under which parts of the encoder may be.
+        separator: the last character of an encoder's prefix.
     """
 
     name: str
     anchors: tuple[str, ...]
     canonical: Callable[[str], str | None]
     adapt: Callable[[str, StoredTensor], StoredTensor] = lambda name, tensor: tensor
-    elsewhere: tuple[str, ...] = ()
+    part_prefixes: tuple[str, ...] = ()
     separator: str = "."
 
     def prefixes(self, names: Mapping[str, StoredTensor]) -> list[str]:
@@ -40,15 +39,15 @@ class Scheme:
         return [prefix for prefix in found if prefix == "" or prefix.endswith(self.separator)]
 
     def translate(self, name: str, prefix: str) -> str | None:
-        """The canonical name of a tensor of the encoder under `prefix`; None where it is no part of it."""
-        for root in (prefix, *self.elsewhere):
+        """The canonical name of a tensor of the encoder under `prefix`; None if it is not part of it."""
+        for root in (prefix, *self.part_prefixes):
             if name.startswith(root) and (found := self.canonical(name[len(root) :])):
                 return found
         return None
 
 
 def _substituted(*rules: tuple[str, str | Callable[[re.Match[str]], str]]) -> Callable[[str], str | None]:
-    """A translation by the first rule whose pattern matches the whole name."""
+    """A translation by the first rule whose pattern matches the whole name; None if none does."""
     compiled = [(re.compile(pattern), replacement) for pattern, replacement in rules]
 
     def translate(name: str) -> str | None:
@@ -106,7 +105,7 @@ _SEQUENTIAL = _substituted(
     (r"([4-7])\.(.+)", lambda m: _TORCHVISION(f"layer{int(m[1]) - 3}.{m[2]}") or ""),
 )
 
-# The same of a ResNet for CIFAR, which has no max-pooling: layer1 is at 2 or 3. Only its refusal matters.
+# The same of a ResNet for CIFAR, which has no max-pooling: layer1 is at 2 or 3. It is recognised to be refused by name.
 _SEQUENTIAL_CIFAR = _substituted(
     (r"0\.weight", r"conv1.weight"),
     (rf"1\.{_NORM_PART}", r"bn1.\1"),
@@ -184,7 +183,7 @@ DETECTRON2 = Scheme(
     "Detectron2",
     ("res2.0.conv1.weight",),
     _DETECTRON2,
-    elsewhere=("roi_heads.", "roi_heads.box_head."),  # a C4 detector keeps res5 in its head
+    part_prefixes=("roi_heads.", "roi_heads.box_head."),  # a C4 detector keeps res5 in its head
 )
 HUGGING_FACE = Scheme("Hugging Face", ("encoder.stages.0.layers.0.layer.0.convolution.weight",), _HUGGING_FACE)
 SEQUENTIAL = Scheme("nn.Sequential", ("4.0.conv1.weight",), _SEQUENTIAL)
@@ -197,7 +196,7 @@ SCHEMES = (TORCHVISION, DETECTRON2, HUGGING_FACE, SEQUENTIAL, SEQUENTIAL_CIFAR, 
 
 
 def to_detectron2(name: str) -> str:
-    """A canonical name as Detectron2's backbone has it, without the prefix that a detector adds."""
+    """Translate a canonical name to that of Detectron2's backbone, without the prefix that a detector adds."""
     name = re.sub(r"^layer(\d)", lambda match: f"res{int(match[1]) + 1}", name)
     name = re.sub(r"^conv1\.", "stem.conv1.", name)
     name = re.sub(r"^bn1\.", "stem.conv1.norm.", name)

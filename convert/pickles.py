@@ -15,13 +15,13 @@ from typing import Any
 
 from convert import stand_ins
 from convert.stand_ins import Blob
-from convert.tensors import Kind, Record, UnreadableTensor
+from convert.tensors import ForeignClass, Record, UnreadableTensor
 
 MAX_STEPS = 1_000_000
 _LONGEST_NAME = 1000
 _LONG = 4096  # bytes from which on a string is left in the file
 _LONGEST_NUMBER = 256  # bytes
-_EMPTY_SET = Kind("set")
+_EMPTY_SET = ForeignClass("set")
 
 Handler = Callable[["Unpickler"], None]
 _HANDLERS: dict[int, Handler] = {}

@@ -1,10 +1,8 @@
-"""What an encoder expects of its input: channel order, mean and standard deviation, and where blocks take
-their stride.
+"""The input that an encoder expects: channel order, mean and standard deviation, and the place of the strides.
 
-Known from the file where it says so, else from its family, else measured. The measurement: BatchNorm's
-running mean after the first convolution is that convolution applied to the mean of the training images, up to
-the padded border. So the three channel means that explain the 64 running means best tell whether the images
-were normalised.
+They are taken from the file if it says them, else from its family, else measured: BatchNorm's running mean after the
+first convolution is that convolution applied to the mean training image, up to the padded border. The three channel
+means that best explain the 64 running means (least squares) tell whether the images were normalised.
 """
 
 import math
@@ -34,8 +32,7 @@ class Pixels:
         mean: of each channel in the order of `format`, in levels 0..255.
         std: likewise.
         format: `RGB` or `BGR`.
-        stride_in_1x1: blocks that halve the resolution do so in their first 1x1 convolution, not in the 3x3
-            one.
+        stride_in_1x1: blocks that halve the resolution do so in their first 1x1 convolution, not in the 3x3 one.
         origin: how this is known.
     """
 
@@ -62,7 +59,7 @@ DETECTRON2 = replace(CAFFE2, origin="Detectron2's defaults, as the file does not
 
 
 def find_pixels(source: Source, selection: Selection) -> Pixels:
-    """What the chosen encoder expects of its input."""
+    """The input that the chosen encoder expects."""
     kind = selection.candidate.family.pixels
     if kind == "own":
         return _own(source)
@@ -80,7 +77,7 @@ def find_pixels(source: Source, selection: Selection) -> Pixels:
     measured = f"its first layer has seen input means of {', '.join(f'{mean:.2f}' for mean in means)}"
     if kind == "measured":
         return replace(UNIT, origin=f"{NO_NORMALISATION}: {measured}")
-    # The family normalises; brighter images than ImageNet's explain such means as well.
+    # The family normalises; images brighter than ImageNet's give such means as well.
     return replace(IMAGENET, origin=f"{IMAGENET.origin}; but {measured}: check whether they were normalised")
 
 
@@ -92,7 +89,7 @@ def estimate_input_means(kernel: np.ndarray, running: np.ndarray) -> tuple[float
         running: running means of the BatchNorm, (channels,).
 
     Returns:
-        None where no three means explain the running means, as in a network whose statistics are not from images.
+        None if no three means explain the running means, as in a network whose statistics are not from images.
     """
     response = kernel.astype(np.float64).sum(axis=(2, 3))  # (channels, 3): what an evenly coloured image gives
     target = running.astype(np.float64)
@@ -105,7 +102,7 @@ def estimate_input_means(kernel: np.ndarray, running: np.ndarray) -> tuple[float
 
 
 def _own(source: Source) -> Pixels:
-    """What this project's files say what they were trained with."""
+    """The statistics in a file of this project."""
     config = source.content.get("config") if isinstance(source.content, dict) else None
     data = config.get("DATA") if isinstance(config, dict) else None
     mean, std = (data.get("MEAN"), data.get("STD")) if isinstance(data, dict) else ((), ())
@@ -154,8 +151,8 @@ def _checked(fields: Sequence[Any], path: Path) -> Pixels | None:
 
 
 def _detectron2(source: Source) -> Pixels:
-    """Converters for self-supervised weights ask Detectron2 to match names by their endings; its own files
-    do not.
+    """The statistics of a file without sidecar and config: converters of self-supervised weights ask Detectron2 to
+    match names by their endings, its own files do not.
     """
     content = source.content
     if isinstance(content, Mapping) and content.get("matching_heuristics"):

@@ -23,17 +23,17 @@ _NORM_EPS = 1e-5  # of BatchNorm, in torchvision and in Detectron2
 
 @dataclass(frozen=True)
 class Candidate:
-    """An encoder found in a file, whole or not.
+    """An encoder found in a file, complete or not.
 
     Attributes:
-        container: the table it lies in.
-        prefix: what precedes its names, with its last dot or slash.
+        container: the table that holds it.
+        prefix: of its names, with the last dot or slash.
         scheme: how its tensors are named.
-        family: the row of `convert.formats.FAMILIES`.
+        family: the row of `convert.families.FAMILIES`.
         tensors: by canonical name.
-        foreign: names under the prefix that the scheme does not know, with their shapes; they tell other
+        foreign: names under the prefix that the scheme does not have, with their shapes; they identify other
             networks.
-        counters: number of `num_batches_tracked`, which neither network needs to run.
+        counters: number of `num_batches_tracked`, which are not converted.
         cifar_stem: a CIFAR stem is accepted.
     """
 
@@ -48,7 +48,7 @@ class Candidate:
 
     @property
     def branch(self) -> str:
-        """What `--branch` calls it: the prefix, with the table where there are several."""
+        """Its name for `--branch`: the table and the prefix."""
         prefix = self.prefix.rstrip("./")
         return (
             f"{self.container.label}:{prefix}"
@@ -58,18 +58,18 @@ class Candidate:
 
     @property
     def names(self) -> set[str]:
-        """Everything that `--branch` may say to mean it."""
+        """All names that `--branch` accepts for it."""
         prefix = self.prefix.rstrip("./")
         return {self.branch, prefix, self.container.label, (self.container.path or ("",))[-1]} - {""}
 
     @property
     def rank(self) -> int:
-        """Its place in the tie-break, lowest first."""
+        """Its rank in the order of preference, lowest first."""
         return preference(self.family, self.container, self.prefix.rstrip("./"))
 
     @cached_property
-    def verdict(self) -> Architecture | str:
-        """Its architecture, or the reason why it cannot be converted."""
+    def assessment(self) -> Architecture | str:
+        """Its architecture, or the reason that it cannot be converted."""
         shapes = {name: tensor.shape for name, tensor in self.tensors.items()}
         try:
             architecture = infer_architecture({**self.foreign, **shapes}, self.cifar_stem)
@@ -78,7 +78,7 @@ class Candidate:
         wrong = mismatches(architecture, shapes)
         if wrong:
             more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-            return f"a {architecture.name} that does not add up: {'; '.join(wrong[:3])}{more}"
+            return f"a {architecture.name} with wrong tensors: {'; '.join(wrong[:3])}{more}"
         return architecture
 
 
@@ -89,7 +89,7 @@ class Selection:
     Attributes:
         candidate: where it was found.
         architecture: which ResNet it is.
-        dropped: how many tensors were left out, by the part of the file they belong to.
+        dropped: number of tensors left out, by the part of the file that they belong to.
     """
 
     candidate: Candidate
@@ -143,9 +143,7 @@ def _candidate(container: Container, scheme: Scheme, prefix: str, cifar_stem: bo
 
 
 def _complete_affine_norms(tensors: dict[str, StoredTensor]) -> None:
-    """Caffe2's files have the statistics folded into scale and bias; those that change nothing are put in
-    their place.
-    """
+    """Add the statistics that Caffe2's files have folded into scale and bias, as mean 0 and variance 1."""
     for name in [name for name in tensors if name.endswith(".bias")]:
         root, channels = name.removesuffix(".bias"), tensors[name].shape
         tensors.setdefault(f"{root}.running_mean", StoredTensor.of(np.zeros(channels, np.float32)))
@@ -153,17 +151,17 @@ def _complete_affine_norms(tensors: dict[str, StoredTensor]) -> None:
 
 
 def select(source: Source, branch: str | None = None, drop: Sequence[str] = (), cifar_stem: bool = False) -> Selection:
-    """The encoder to convert: the whole one that stands first in the tie-break, or the one called `branch`.
+    """Choose the encoder to convert: the first in the order of preference, or the one called `branch`.
 
     Args:
         source: the file.
         branch: the name of an encoder, as `--list` shows it.
-        drop: prefixes of names to leave out beside those known as heads, projectors and the like.
+        drop: prefixes of further names to leave out, besides known heads, projectors and so on.
         cifar_stem: accept networks with a CIFAR stem, which Detectron2 does not have.
 
     Raises:
-        UserError: there is no encoder, none that Detectron2 can build, none of that name, several that could
-            be meant, or tensors that nothing accounts for.
+        UserError: there is no encoder, no supported one, none of that name, several of the same rank, or tensors beside
+            it that are not known.
     """
     candidates, containers = find_candidates(source, cifar_stem)
     if not candidates:
@@ -175,19 +173,19 @@ def select(source: Source, branch: str | None = None, drop: Sequence[str] = (), 
             known = ", ".join(candidate.branch for candidate in candidates)
             raise UserError(f"{source.path} has no branch {branch!r}; it has: {known}")
     best = chosen[0]
-    if isinstance(best.verdict, str):
-        whole = [other.branch for other in candidates if not isinstance(other.verdict, str)]
+    if isinstance(best.assessment, str):
+        whole = [other.branch for other in candidates if not isinstance(other.assessment, str)]
         others = f" (--branch can take {' or '.join(whole)} instead)" if whole else ""
-        raise UserError(f"{source.path}: under {best.branch} there is {best.verdict}{others}")
-    rivals = [other for other in chosen[1:] if other.rank == best.rank and not isinstance(other.verdict, str)]
+        raise UserError(f"{source.path}: under {best.branch} there is {best.assessment}{others}")
+    rivals = [other for other in chosen[1:] if other.rank == best.rank and not isinstance(other.assessment, str)]
     if any(not _same(source, best, other) for other in rivals):
         names = ", ".join(candidate.branch for candidate in (best, *rivals))
-        raise UserError(f"{source.path} has several encoders ({names}); say which with --branch")
-    return Selection(best, best.verdict, _account(source, best, candidates, containers, drop))
+        raise UserError(f"{source.path} has several encoders ({names}); choose one with --branch")
+    return Selection(best, best.assessment, _account(source, best, candidates, containers, drop))
 
 
 def _same(source: Source, one: Candidate, other: Candidate) -> bool:
-    """Whether two encoders hold the same values, as a file may list one under two names."""
+    """Whether two encoders hold the same values; some files list one under two names."""
     return one.tensors.keys() == other.tensors.keys() and all(
         np.array_equal(read_values(source, tensor), read_values(source, other.tensors[name]))
         for name, tensor in one.tensors.items()
@@ -201,9 +199,7 @@ def _account(
     containers: Iterable[Container],
     drop: Sequence[str],
 ) -> dict[str, int]:
-    """How many tensors are left out, by group; every tensor of the encoder's own table must be known by
-    name.
-    """
+    """Count the tensors that are left out, by group. Every tensor of the encoder's own table must be known by name."""
     dropped: Counter[str] = Counter()
     if best.counters:
         dropped[_COUNTER] = best.counters
@@ -226,8 +222,8 @@ def _account(
             unknown.append(name)
     if unknown:
         raise UserError(
-            f"{source.path}: {len(unknown)} tensors beside the encoder {best.branch} are not known to be a "
-            f"head, a projector or the like: {', '.join(unknown[:4])}; if they may go, say --drop with the "
+            f"{source.path}: {len(unknown)} tensors beside the encoder {best.branch} are not known as a "
+            f"head, a projector or the like: {', '.join(unknown[:4])}; to leave them out, give --drop the "
             "beginning of their names"
         )
     for container in containers:
@@ -237,9 +233,7 @@ def _account(
 
 
 def _group(name: str, prefix: str) -> str:
-    """The part of a file that a name belongs to: what it shares with the encoder's prefix, and one part
-    more.
-    """
+    """The part of a file that a name belongs to: what it shares with the encoder's prefix, and one part more."""
     parts, shared = (
         name.replace("/~/", "/").replace("/", ".").split("."),
         prefix.replace("/~/", "/").replace("/", ".").split("."),

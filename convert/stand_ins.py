@@ -2,10 +2,10 @@
 
 A pickle names the functions and classes that rebuild its objects. The few that carry tensors (PyTorch's rebuild
 functions and storages, numpy's arrays) stand for a `Function` of this module, which checks its arguments. Classes that
-training code saves beside its weights, such as `argparse.Namespace`, stand for a `Kind` of inert records. Any other
-name is an error, unless the user allows unknown names: they then stand for records as well.
+training code saves beside its weights, such as `argparse.Namespace`, stand for a `ForeignClass`, whose instances are
+inert records. Any other name is an error, unless the user allows unknown names: they stand for a `ForeignClass`, too.
 
-The allow-list is in `_FUNCTIONS` and `_INERT`.
+The allow-list is in `_CALLS` and `_INERT`.
 """
 
 import math
@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from convert.tensors import Kind, Record, Storage, StoredTensor, UnreadableTensor, sizes
+from convert.tensors import ForeignClass, Record, Storage, StoredTensor, UnreadableTensor, sizes
 
 ITEM_TYPES = {
     "DoubleStorage": "float64",
@@ -171,7 +171,7 @@ class Array:
         self._tensor = StoredTensor(shape, np.dtype(name).name, read)
 
 
-def find(module: str, name: str, allow_unknown: bool) -> Function | Kind | StorageType:
+def find(module: str, name: str, allow_unknown: bool) -> Function | ForeignClass | StorageType:
     """What a name stands for.
 
     Raises:
@@ -186,7 +186,7 @@ def find(module: str, name: str, allow_unknown: bool) -> Function | Kind | Stora
     known = _INERT.fullmatch(module) or _INERT_TORCH.fullmatch(full) or full.endswith("._ByolExperimentState")
     if not (known or allow_unknown or (module == "builtins" and name in _INERT_BUILTINS)):
         raise ForbiddenGlobal(full)
-    return Kind(full, _BYOL_STATE if name == "_ByolExperimentState" else ())
+    return ForeignClass(full, _BYOL_STATE if name == "_ByolExperimentState" else ())
 
 
 def apply(what: Any, args: Any) -> Any:
@@ -199,10 +199,10 @@ def apply(what: Any, args: Any) -> Any:
         raise UnreadableTensor("a call without arguments")
     if isinstance(what, Function):
         return what.call(*args)
-    if isinstance(what, Kind):
+    if isinstance(what, ForeignClass):
         return Record(what, args)
     if isinstance(what, Record):  # a pickled factory
-        return Record(what.kind, args)
+        return Record(what.cls, args)
     raise UnreadableTensor("a call of something that is no function")
 
 
@@ -254,11 +254,13 @@ def _encoded(text: Any, encoding: Any = "latin1") -> Blob | bytes:
     return text.encode("latin-1")
 
 
-def _named_tuple(name: Any, fields: Any, *_: Any) -> Kind:
+def _named_tuple(name: Any, fields: Any, *_: Any) -> ForeignClass:
     """The way of dill to pickle a named tuple's class."""
     if not isinstance(fields, (list, tuple)) or len(fields) > 1000:
         raise UnreadableTensor("a named tuple without fields")
-    return Kind(name if isinstance(name, str) else "named tuple", tuple(f for f in fields if isinstance(f, str)))
+    return ForeignClass(
+        name if isinstance(name, str) else "named tuple", tuple(f for f in fields if isinstance(f, str))
+    )
 
 
 def plain_key(key: Any) -> Any:
@@ -269,7 +271,7 @@ def plain_key(key: Any) -> Any:
     Raises:
         UnreadableTensor: a key that only such a file has.
     """
-    if isinstance(key, (str, bytes, bool, Record, Kind, Blob)) or key is None:
+    if isinstance(key, (str, bytes, bool, Record, ForeignClass, Blob)) or key is None:
         return key
     if isinstance(key, int) and abs(key) < 1 << 60:
         return key
@@ -281,7 +283,7 @@ def plain_key(key: Any) -> Any:
 
 def _reconstructed(kind: Any, base: Any = None, content: Any = None) -> Record:
     """Instances in protocols 0 and 1; `content` is that of a built-in base class."""
-    return Record(kind if isinstance(kind, Kind) else Kind("object"), (content,))
+    return Record(kind if isinstance(kind, ForeignClass) else ForeignClass("object"), (content,))
 
 
 def _first(value: Any, *_: Any) -> Any:
@@ -312,7 +314,7 @@ _CALLS: dict[str, Callable[..., Any]] = {
     "builtins.bytearray": lambda data=b"", *_: _encoded(data) if isinstance(data, str) else data,
     **{f"numpy.{core}.multiarray._reconstruct": lambda *_: Array() for core in ("core", "_core")},
     **{
-        f"numpy.{core}.multiarray.scalar": lambda *args: Record(Kind("numpy scalar"), args)
+        f"numpy.{core}.multiarray.scalar": lambda *args: Record(ForeignClass("numpy scalar"), args)
         for core in ("core", "_core")
     },
     **{f"numpy.{core}.numeric._frombuffer": _array_from_buffer for core in ("core", "_core")},

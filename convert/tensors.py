@@ -131,7 +131,7 @@ def widen_bfloat16(bits: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Kind:
+class ForeignClass:
     """Stands for a class that a file names and that is not imported.
 
     Attributes:
@@ -149,22 +149,22 @@ class Record:
     Records are equal by identity, so that enumerations and paths can be keys.
 
     Attributes:
-        kind: what it is an instance of.
+        cls: the class that it is an instance of.
         args: arguments of its constructor.
         items: the items set on it as (key, value); elements of a list subclass are keyed by their position.
         state: what the file says of its attributes, if anything.
     """
 
-    __slots__ = ("args", "items", "kind", "state")
+    __slots__ = ("args", "cls", "items", "state")
 
-    def __init__(self, kind: Kind, args: Sequence[Any] = ()) -> None:
-        self.kind = kind
+    def __init__(self, cls: ForeignClass, args: Sequence[Any] = ()) -> None:
+        self.cls = cls
         self.args = args
         self.items: list[tuple[Any, Any]] | None = None  # made when needed: a file may hold millions of records
         self.state: Any = None
 
     def __repr__(self) -> str:
-        return f"<{self.kind.name}>"
+        return f"<{self.cls.name}>"
 
     def add(self, key: Any, value: Any) -> None:
         """Keep an item; without a key, an element."""
@@ -177,7 +177,7 @@ class Record:
         if len(self.args) == 1 and isinstance(self.args[0], Mapping):
             yield from self.args[0].items()
         yield from self.items or ()
-        yield from zip(self.kind.fields, self.args, strict=False)
+        yield from zip(self.cls.fields, self.args, strict=False)
         state = self.attributes
         if isinstance(state, Mapping):
             yield from state.items()

@@ -1,12 +1,12 @@
-"""Convert a ResNet from any public checkpoint into weights that Detectron2 loads.
+"""Convert the ResNet of any public checkpoint into weights for Detectron2.
 
     python convert/to_d2.py INPUT --list
     python convert/to_d2.py INPUT OUTPUT.pkl [--verify] [--branch NAME] [--drop NAME] [--allow-unknown] [--overwrite]
     python convert/to_d2.py INPUT OUTPUT --to torchvision|timm|safetensors
 
-The weights come with a sidecar, OUTPUT.json, whose fields `convert.sidecar` lists. Every tensor of the encoder
-is written, in float32, and every other tensor of the file is left out by name; anything else is an error, and
-then nothing is written.
+INPUT is a checkpoint or the folder of a run. Beside the weights a sidecar is written, OUTPUT.json, whose fields
+`convert.sidecar` lists. Every tensor of the encoder is written, in float32. Every other tensor has to be known by its
+name and is left out; otherwise the conversion stops with an error, and nothing is written.
 """
 
 from argparse import SUPPRESS
@@ -32,8 +32,10 @@ def build_parser() -> ArgumentParser:
     parser.add_argument("output", type=Path, nargs="?", help="file to write; ends in .pkl for Detectron2")
     parser.add_argument("--to", choices=sorted(SUFFIXES), default="d2", help="what to write (default: d2)")
     parser.add_argument("--branch", help="which encoder of the file, as --list names it")
-    parser.add_argument("--drop", action="append", default=[], metavar="NAME", help="leave out tensors that begin so")
-    parser.add_argument("--verify", action="store_true", help="prove it on images with torchvision and Detectron2")
+    parser.add_argument(
+        "--drop", action="append", default=[], metavar="NAME", help="leave out tensors by the beginning of names"
+    )
+    parser.add_argument("--verify", action="store_true", help="compare the features of both networks on images")
     parser.add_argument("--list", action="store_true", help="show what is in the file, and convert nothing")
     add_allow_unknown(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace an output that exists")
@@ -57,10 +59,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(list_contents(read_checkpoint(checkpoint_in(arguments.input), arguments.allow_unknown)))
         return
     if arguments.output is None:
-        raise UserError("name the file to write, or say --list")
+        raise UserError("name the file to write, or use --list")
     check_output(arguments.input, arguments.output, arguments.to, arguments.overwrite)
     if arguments.verify and arguments.to != "d2":
-        raise UserError("--verify compares with Detectron2's network, so it goes with --to d2")
+        raise UserError("--verify compares with Detectron2's network and needs --to d2")
     source = read_checkpoint(checkpoint_in(arguments.input), arguments.allow_unknown)
     selection = select(source, arguments.branch, arguments.drop, cifar_stem=arguments.to == "safetensors")
     pixels = find_pixels(source, selection)
@@ -73,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def summarise(output: Path, sidecar: Mapping[str, Any]) -> list[str]:
-    """The account of a conversion, for people."""
+    """What was converted and what was left out, in lines."""
     return [
         f"{sidecar['source']}: {sidecar['family']}, branch {sidecar['branch']}, {sidecar['architecture']}",
         f"wrote {output}: {sidecar['tensors']} tensors, {sidecar['format']},"
@@ -86,14 +88,14 @@ def summarise(output: Path, sidecar: Mapping[str, Any]) -> list[str]:
 def list_contents(source: Source) -> str:
     """A text with the encoders of a file, best first, and its tables of tensors."""
     candidates, containers = find_candidates(source)
-    lines = [f"{source.path}", "encoders (the first is taken unless --branch says another):"]
+    lines = [f"{source.path}", "encoders (the first is converted unless --branch names another):"]
     for candidate in candidates:
-        verdict = candidate.verdict
-        if isinstance(verdict, Architecture):
+        assessment = candidate.assessment
+        if isinstance(assessment, Architecture):
             size = 4 * sum(tensor.count for tensor in candidate.tensors.values()) / 1e6
-            what = f"{verdict.name}, {len(candidate.tensors)} tensors, {size:.1f} MB"
+            what = f"{assessment.name}, {len(candidate.tensors)} tensors, {size:.1f} MB"
         else:
-            what = f"cannot be converted: {verdict}"
+            what = f"cannot be converted: {assessment}"
         lines.append(f"  {candidate.branch}  [{candidate.family.name}]  {what}")
     if not candidates:
         lines.append("  none")
@@ -118,7 +120,7 @@ def check_output(source: Path, output: Path, target: str, overwrite: bool) -> No
         raise UserError(f"{output} is the input itself; name another file")
     for path in (output, sidecar_path(output)):
         if path.exists() and not overwrite:
-            raise UserError(f"{path} exists; say --overwrite to replace it")
+            raise UserError(f"{path} exists; use --overwrite to replace it")
 
 
 def cli() -> NoReturn:

@@ -1,8 +1,7 @@
-"""Prove a conversion: the same images through torchvision's network and through Detectron2's give the same
-features.
+"""Verify a conversion: torchvision's and Detectron2's networks give the same features for the same images.
 
-The detectors are built and loaded as a user would, from the written file and through Detectron2's own loader.
-This is the only module that needs Detectron2.
+The detectors are built and loaded as a user would do it, from the written file with Detectron2's own loader. This is
+the only module of the package that needs Detectron2.
 """
 
 import logging
@@ -37,10 +36,10 @@ def verify(path: Path, tensors: Mapping[str, np.ndarray], architecture: Architec
         pixels: what the source expects of its images.
 
     Returns:
-        One line a detector, with the largest difference of each stage.
+        One line for each detector, with the largest difference of each stage.
 
     Raises:
-        UserError: Detectron2 is not installed, a tensor did not land, or a stage differs by more than 1e-4.
+        UserError: Detectron2 is not installed, a tensor was not loaded, or a stage differs by more than 1e-4.
     """
     source = build_source_network(architecture, tensors, pixels.stride_in_1x1)
     expected = {to_detectron2(name): torch.from_numpy(np.array(array)) for name, array in tensors.items()}
@@ -76,9 +75,7 @@ def build_source_network(architecture: Architecture, tensors: Mapping[str, np.nd
 
 
 def _widen(network: ResNet, architecture: Architecture) -> None:
-    """Rebuild the layers at another width than torchvision's constructor knows (SimCLR's and BYOL's 2x and
-    4x).
-    """
+    """Rebuild the layers in a width that torchvision's constructor does not have (2x and 4x of SimCLR and BYOL)."""
     stem = network.inplanes = architecture.stem
     network.conv1 = nn.Conv2d(3, stem, kernel_size=7, stride=2, padding=3, bias=False)
     network.bn1 = nn.BatchNorm2d(stem)
@@ -117,9 +114,7 @@ def _load_detector(target: str, path: Path, architecture: Architecture, pixels: 
 
 @contextmanager
 def _quiet(*names: str) -> Iterator[None]:
-    """Keep loggers silent: the loader lists the heads, which no backbone file fills, and `_check_tensors`
-    looks closer.
-    """
+    """Silence loggers: the loader would list the heads, which are not in the file; `_check_tensors` checks the rest."""
     loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -132,7 +127,7 @@ def _quiet(*names: str) -> Iterator[None]:
 
 
 def _check_tensors(target: str, detector: Any, expected: Mapping[str, Tensor]) -> None:
-    """Every tensor of the built backbone, and of C4's res5, equals the one that was converted."""
+    """Check that every tensor of the backbone, and of C4's res5, equals the one that was converted."""
     roots = ("backbone.bottom_up.",) if target == "FPN" else ("backbone.", "roi_heads.")
     found = {}
     for name, tensor in detector.state_dict().items():
@@ -145,7 +140,7 @@ def _check_tensors(target: str, detector: Any, expected: Mapping[str, Tensor]) -
     wrong = [name for name in found if name not in expected or not torch.equal(found[name], expected[name])]
     lost = sorted(expected.keys() - found.keys())
     if wrong or lost:
-        raise UserError(f"{target}: {len(wrong) + len(lost)} tensors did not land: {', '.join((wrong + lost)[:4])}")
+        raise UserError(f"{target}: {len(wrong) + len(lost)} tensors were not loaded: {', '.join((wrong + lost)[:4])}")
 
 
 def _compare(target: str, source: ResNet, detector: Any, pixels: Pixels) -> str:
@@ -161,7 +156,7 @@ def _compare(target: str, source: ResNet, detector: Any, pixels: Pixels) -> str:
                 largest[stage] = max(largest[stage], float((one - other).abs().max()))
                 scale[stage] = max(scale[stage], float(one.abs().max()))
     text = "  ".join(f"{stage} {value:.1e}" for stage, value in largest.items())
-    # Written so that a difference that is not a number fails, too.
+    # Written so that NaN fails, too.
     failed = [stage for stage in STAGES if not largest[stage] < TOLERANCE * scale[stage]]
     if failed:
         raise UserError(
@@ -171,7 +166,7 @@ def _compare(target: str, source: ResNet, detector: Any, pixels: Pixels) -> str:
 
 
 def _images(size: tuple[int, int]) -> Tensor:
-    """Two smooth pictures and noise, RGB levels 0..255, (2, 3, H, W) float32; the same on every call."""
+    """Two smooth images with noise, RGB levels 0..255, (2, 3, H, W) float32; the same on every call."""
     generator = torch.Generator().manual_seed(0)
     coarse = torch.rand(2, 3, 7, 9, generator=generator)
     smooth = nn.functional.interpolate(coarse, size=size, mode="bilinear")
@@ -186,7 +181,7 @@ def _features(
     given = (ordered - detector.pixel_mean) / detector.pixel_std
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) / 255 for values in (pixels.mean, pixels.std))
     if not torch.allclose(given, (ordered / 255 - mean) / std, rtol=1e-5, atol=1e-4):
-        raise UserError(f"{target}: the detector normalises images otherwise than the source")
+        raise UserError(f"{target}: the detector and the source normalise images differently")
     features = source.maxpool(source.relu(source.bn1(source.conv1(given))))
     own = {}
     for stage, layer in zip(STAGES, (source.layer1, source.layer2, source.layer3, source.layer4), strict=True):

@@ -1,9 +1,9 @@
-"""Write files whole or not at all, with the same bytes for the same weights.
+"""Write files completely or not at all, with the same bytes for the same weights.
 
 Detectron2 reads weights from a real pickle, `{"model": {name: float32 array}, "__author__": ...,
-"matching_heuristics": True}`. The pickle is emitted here opcode by opcode: each array goes from the mapped
-source straight to the disk, so that no second copy of the weights is held, and the bytes depend neither on
-Python's nor on numpy's version. Arrays are named by numpy 1's module, which every numpy since can load.
+"matching_heuristics": True}`. The pickle is written opcode by opcode: each array goes from the mapped
+source to the disk, so that the weights are never held twice, and the bytes depend neither on Python's nor on numpy's
+version. Arrays are named by the module of numpy 1, which every later numpy can load.
 """
 
 import fcntl
@@ -111,10 +111,10 @@ def write_detectron2(file: Digesting, tensors: Mapping[str, np.ndarray], author:
     """The pickle that Detectron2 loads, names in alphabetical order.
 
     Args:
-        file: where to.
-        tensors: float32 arrays by Detectron2's short names (`stem.conv1.weight`, `res2.0...`); a callable
-            mapping may make them on access, as each is read once.
-        author: who made the weights; Detectron2 takes a file without it for one of Caffe2.
+        file: the output.
+        tensors: float32 arrays by Detectron2's short names (`stem.conv1.weight`, `res2.0...`). Each is read once, so
+            that a mapping may make them on access.
+        author: of the weights; Detectron2 takes a file without an author for one of Caffe2.
     """
     file.write(b"\x80\x03}(" + _text("model") + b"}(")
     for name in sorted(tensors):
@@ -131,9 +131,9 @@ def write_safetensors(file: Digesting, tensors: Mapping[str, np.ndarray], metada
     """A safetensors file with names and metadata in alphabetical order; the library's own writer shuffles the latter.
 
     Args:
-        file: where to.
+        file: the output.
         tensors: float32 arrays.
-        metadata: texts by name.
+        metadata: strings by name.
     """
     header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))}
     start = 0

@@ -91,6 +91,11 @@ def test_clip_is_refused(query, convert):
 
 def test_missing_wrong_and_surplus_tensors(query, convert):
     state = encoder_of(query)
+    for name in ("conv1.weight", "layer1.0.conv2.weight"):
+        with pytest.raises(UserError, match=f"without {name}"):
+            convert({other: value for other, value in state.items() if other != name})
+        with pytest.raises(UserError, match=rf"{name} is of shape \(5,\)"):
+            convert(state | {name: torch.ones(5)})
     with pytest.raises(UserError, match=r"layer3\.2\.bn1\.running_var is missing"):
         convert({name: value for name, value in state.items() if name != "layer3.2.bn1.running_var"})
     with pytest.raises(UserError, match=r"layer2\.0\.conv1\.weight is of shape \(5, 5, 1, 1\)"):

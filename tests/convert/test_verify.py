@@ -115,7 +115,7 @@ def test_verify_refuses_what_is_not_the_same(query, convert, tmp_path):
     for wrong in (swapped, changed):
         with output.open("wb") as file:
             write_detectron2(file, wrong, "test")
-        with pytest.raises(UserError, match="1 tensors did not land"):
+        with pytest.raises(UserError, match="1 tensors were not loaded"):
             verify(output, arrays, selection.architecture, find_pixels(source, selection))
 
 
