@@ -13,7 +13,14 @@ from detection.checks import findings as defects
 from detection.checks.content import check_class_names, check_parts
 from detection.checks.findings import Content, Findings, ListedImage
 from detection.data import optional_packages
-from detection.data.annotations import Annotations, Fault, collector_paused, keypoint_names, read_annotations
+from detection.data.annotations import (
+    COMPUTED_AREAS,
+    Annotations,
+    Fault,
+    collector_paused,
+    keypoint_names,
+    read_annotations,
+)
 from detection.data.masks import polygon_areas
 from detection.data.requirements import Requirements
 from foundation.errors import UserError
@@ -98,8 +105,11 @@ def check_lvis(
         findings.add(defects.REGISTERED_CLASSES, [f"{len(read.categories)} for {len(names)}"])
     check_class_names(names, model_classes, requirements, findings)
     content = _examine(read, Path(images), names, requirements, findings)
-    # LVIS's own package reads the file for the evaluation, and Detectron2's reader for training.
-    findings.add(defects.CONVERTED_LVIS, [f"{what} ({count:,})" for what, count in read.converted.items()])
+    # LVIS's own package reads the file for the evaluation, and Detectron2's reader for training. Areas do not matter.
+    converted = {what: count for what, count in read.converted.items() if what != COMPUTED_AREAS}
+    findings.add(defects.CONVERTED_LVIS, [f"{what} ({count:,})" for what, count in converted.items()])
+    dropped = [index for index, each in enumerate(read.annotations) if each.get("dropped_polygons")]
+    findings.add(defects.CONVERTED_LVIS, dropped, lambda index: f"a polygon of {content.label(index)}")
     return content
 
 

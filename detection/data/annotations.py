@@ -29,6 +29,7 @@ from foundation.json_files import read_json
 MAX_BYTES = 16 * 1024**3  # of a file of annotations; COCO's largest has 0.5 GB
 INTEGER = re.compile(r"-?[1-9]\d{0,30}|0")
 NUMBERS = (int, float)
+COMPUTED_AREAS = "areas that are not a positive number"
 LIMB_COLOUR = (102, 204, 255)  # of Detectron2's drawings
 _LEFT = re.compile(r"left|(?<![a-z])l(?=[_ .-])|(?<=[_ .-])l(?![a-z])", re.IGNORECASE)
 
@@ -424,7 +425,7 @@ class _Reader:
         except ValueError:
             area = 0
         if area <= 0:
-            self._result.converted["areas that were computed: not a positive number"] += 1
+            self._result.converted[COMPUTED_AREAS] += 1
             regions = result.get("segmentation")
             area = mask_area(regions, image["height"], image["width"]) if regions else 0
         return area if area > 0 else max(result["bbox"][2] * result["bbox"][3], 0)

@@ -94,6 +94,24 @@ def test_data_of_ones_own_with_other_classes_to_test_on(coco_root, error_of):
     assert "classes that differ from those of the training set: 'circle'" in line
 
 
+def test_a_test_set_may_have_fewer_classes_in_training_and_in_evaluation_of_a_run(coco_root, tmp_path):
+    path = coco_root / "coco" / "annotations" / "instances_val2017.json"
+    content = json.loads(path.read_text())
+    content["categories"] = [{"id": 9, "name": "triangle"}]
+    objects = [one for one in content["annotations"] if one["category_id"] == 2]
+    path.write_text(json.dumps(content | {"annotations": [{**one, "category_id": 9} for one in objects]}))
+    own, fixed = own_data(coco_root), ["--num-gpus", "0", "--config"]
+    config = prepare.configure(train_net.parse([*fixed, "shapes_R18_FPN", *own]))
+    assert config.MODEL.ROI_HEADS.NUM_CLASSES == 2
+    prepare.check(config, resume=False)
+    (tmp_path / "config.yaml").write_text(config.dump())
+    again = prepare.configure(train_net.parse([*fixed, str(tmp_path / "config.yaml"), "--eval-only", *own[4:]]))
+    assert again.MODEL.ROI_HEADS.NUM_CLASSES == 2
+    assert datasets.category_ids(again, again.DATASETS.TEST[0]) == [None, 9]
+    other = prepare.configure(train_net.parse([*fixed, "shapes_R18_FPN", "--eval-only", *own[4:]]))
+    assert other.MODEL.ROI_HEADS.NUM_CLASSES == 1  # of a recipe nothing is known about what the weights were trained on
+
+
 def test_the_datasets_can_be_looked_through_instead_of_trained_on(coco_root, capsys, tmp_path):
     fixed = ["--config", "shapes_R18_FPN", "--num-gpus", "0", "--output", str(tmp_path / "run")]
     with pytest.raises(SystemExit) as stopped:

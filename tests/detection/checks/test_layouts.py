@@ -121,11 +121,23 @@ def test_lvis_is_checked(scenes, dataset_root, monkeypatch):
     check(name, recipe)
     with pytest.raises(UserError, match=r"model's: 1203, but MODEL\.ROI_HEADS\.NUM_CLASSES is 1230"):
         check(name, recipe, "MODEL.ROI_HEADS.NUM_CLASSES", "1230")
+    file = dataset_root / "lvis" / "lvis_v1_train.json"
+    content = json.loads(file.read_text())
+    content["annotations"][0]["area"] = 0  # as good as any other to LVIS's tools
+    file.write_text(json.dumps(content))
+    check(name, recipe)
+    for key, value, message in (
+        ("bbox", ["1", 2, 3, 4], r"that LVIS's own tools do not read: bbox as text \(1\)"),
+        ("segmentation", [[1, 2, 3, 4]], "do not read: a polygon of annotation 1 in train2017/"),
+    ):
+        changed = [{**content["annotations"][0], key: value}, *content["annotations"][1:]]
+        file.write_text(json.dumps(content | {"annotations": changed}))
+        with pytest.raises(UserError, match=message):
+            check(name, recipe)
+    file.write_text(json.dumps(content))
     (dataset_root / "coco" / "train2017" / "000002.jpg").unlink()
     with pytest.raises(UserError, match=r"images whose file is missing: .*train2017/000002\.jpg"):
         check(name, recipe)
-    file = dataset_root / "lvis" / "lvis_v1_train.json"
-    content = json.loads(file.read_text())
     del content["images"][1]["neg_category_ids"]
     file.write_text(json.dumps(content))
     with pytest.raises(UserError, match=r"images\[1\]\.neg_category_ids is missing"):
