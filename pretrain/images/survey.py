@@ -7,6 +7,7 @@ import numpy as np
 from foundation.errors import UserError
 from foundation.images import UnreadableImage
 from pretrain.images.sources import Source
+from pretrain.images.stream import StreamedTars
 
 SAMPLE = 96  # images that are decoded
 COLOURLESS = 2.0  # mean difference of the channels, of 255, below which images are grey
@@ -35,16 +36,22 @@ class Survey:
     sampled: int
 
 
+def sample_indices(source: Source, count: int) -> list[int]:
+    """At most `count` images, evenly spread over the source; of remote tars over the first, as each must be fetched."""
+    images = source.shards[0] if isinstance(source, StreamedTars) else len(source)
+    return np.linspace(0, images - 1, min(count, images)).round().astype(int).tolist()
+
+
 def survey(source: Source, sample: int = SAMPLE) -> Survey:
-    """Decode `sample` images, evenly spread over the source, and measure them.
+    """Decode `sample` images and measure them. They are those of `sample_indices`.
 
     Raises:
         UserError: none of them can be read.
     """
     sizes, moments, colour, damaged = [], [], [], []
-    for index in np.linspace(0, len(source) - 1, min(sample, len(source))).round().astype(int):
+    for index in sample_indices(source, sample):
         try:
-            image = source.read(int(index))
+            image = source.read(index)
         except UnreadableImage as error:
             damaged.append(str(error))
             continue

@@ -20,6 +20,7 @@ from foundation.images import UnreadableImage
 from pretrain.batches.views import Batch, Param, draw_photometric, random_stream
 from pretrain.config import build_augmentations, build_views, resolve_precision
 from pretrain.images.sources import Source
+from pretrain.images.survey import sample_indices
 from pretrain.training.build import build_network, build_parts, build_schedule, build_trainer
 from pretrain.training.schedule import StepRange
 
@@ -313,15 +314,14 @@ def pairs_per_second(config: CfgNode, size: int, device: torch.device) -> float:
 def loading_seconds(config: CfgNode, source: Source) -> float:
     """Seconds that one core takes to read an image and make its two views; damaged images are left out."""
     dataset = build_views(config, source)
-    chosen = np.linspace(0, len(source) - 1, min(TIMED_IMAGES, len(source))).astype(int)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as in a loader worker
     times = []
     try:
-        for index in chosen:
+        for index in sample_indices(source, TIMED_IMAGES):
             started = clock()
             try:
-                dataset[(0, int(index))]
+                dataset[(0, index)]
             except UnreadableImage:
                 continue
             times.append(clock() - started)

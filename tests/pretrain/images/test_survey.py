@@ -1,6 +1,7 @@
 """Measuring a set of images, and joining several."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +10,8 @@ from PIL import Image
 from foundation.errors import UserError
 from pretrain.images.paths import locate
 from pretrain.images.sources import ArraySource, build_source
-from pretrain.images.survey import survey
+from pretrain.images.stream import Streaming
+from pretrain.images.survey import sample_indices, survey
 
 
 def test_pixel_statistics_by_hand() -> None:
@@ -42,6 +44,14 @@ def test_several_folders_are_one_source(photos: Path) -> None:
     assert [source.name(i) for i in range(20)] == [one.name(i) for one in separate for i in range(len(one))]
     assert np.array_equal(source.read(13), separate[1].read(1))
     assert set(source.labels) == {-1}
+
+
+def test_of_remote_tars_one_is_enough(root: str, site: Any, tmp_path: Path) -> None:
+    source = build_source("webdataset", root, "pretrain", streaming=Streaming(str(tmp_path), 1.0))
+    assert len(source) == 24
+    assert sample_indices(source, 3) == [0, 2, 3]  # of the four in the first tar
+    local = ArraySource(np.zeros((9, 2, 2), np.uint8), [0] * 9, ["one"])
+    assert sample_indices(local, 3) == [0, 4, 8]
 
 
 def test_several_tars_are_one_source(folder: Path) -> None:
