@@ -66,7 +66,7 @@ def check(arguments: argparse.Namespace, package: str, command: str) -> None:
     if package == "detection":
         from detection import config as recipes
 
-        recipes.load(arguments.config, overrides)
+        recipes.load(arguments.config or "coco_R50_FPN_1x_moco", overrides)  # the default for own data
     else:
         folder = "pretrain" if command == "train" else command
         config = load_config(pretraining_keys(command)(), arguments.config, folder, overrides)
