@@ -83,7 +83,7 @@ def test_vocs_layout(voc: Path) -> None:
     with pytest.raises(UserError, match=r"square_test.txt names different images"):
         read_voc07(voc, ("circle", "square"))
     (voc / "ImageSets" / "Main" / "circle_test.txt").write_text("other\n")
-    with pytest.raises(UserError, match=r"circle_test.txt: lines are"):
+    with pytest.raises(UserError, match=r"circle_test.txt: each line must be"):
         read_voc07(voc, ("circle", "square"))
 
 
