@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import re
 import stat
 from collections.abc import Callable, Iterator
@@ -95,6 +96,16 @@ def read_json_lines(path: Path, max_bytes: int = MAX_LINES_BYTES) -> list[dict[s
         count = f"line {skipped[0]}" if len(skipped) == 1 else f"{len(skipped)} lines, the first of them {skipped[0]}"
         logger.warning("%s: skipped %s, because a line must be one JSON object", path, count)
     return records
+
+
+def as_number(value: object) -> float | None:
+    """A finite number as float; None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:  # an integer that no float can hold
+        return None
 
 
 def _check_file(path: Path, max_bytes: int) -> None:

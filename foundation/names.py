@@ -7,19 +7,19 @@ from pathlib import Path
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:
-    """The last part of each path, or if that does not tell them apart, the parts in which they differ.
+    """The last part of each path or, if that is not unique, the parts in which the paths differ.
 
-    A link keeps its own name: whoever made it chose it.
+    A symbolic link keeps its own name instead of the name of what it points to.
     """
     parts = [Path(os.path.abspath(path)).parts for path in paths]
     names = [each[-1] for each in parts]
     if len(set(names)) == len(names):
         return names
-    start = _shared(parts)
-    end = _shared([each[:start:-1] for each in parts])  # at least one part of each stays
+    start = _common_prefix(parts)
+    end = _common_prefix([each[:start:-1] for each in parts])  # at least one part of each is kept
     return ["/".join(each[start : len(each) - end]) for each in parts]
 
 
-def _shared(sequences: Sequence[Sequence[str]]) -> int:
-    """In how many parts, from the first, all agree."""
+def _common_prefix(sequences: Sequence[Sequence[str]]) -> int:
+    """The length of the longest common prefix."""
     return sum(1 for _ in takewhile(lambda parts: len(set(parts)) == 1, zip(*sequences, strict=False)))

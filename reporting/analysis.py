@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from foundation.json_files import as_number
 from foundation.run_kinds import Metric
-from reporting.runs import ANALYSIS, Run, as_number, warn_once
+from reporting.runs import ANALYSIS, Run, warn_once
 
 FloatArray = NDArray[np.float64]
 IOUS = {"0.5": "IoU 0.5", "0.75": "IoU 0.75", "mean": "mean over ten IoUs"}  # of a precision-recall curve

@@ -17,8 +17,7 @@ from pycocotools import mask as coco_mask
 from foundation.canvas import Box
 from foundation.errors import UserError
 from foundation.images import UnreadableImage, read_rgb
-from foundation.json_files import read_json
-from reporting.runs import as_number
+from foundation.json_files import as_number, read_json
 
 MATCH_IOU = 0.5  # of the boxes of an object and a detection of its class, from which on it counts as found
 MAX_BYTES = 8 * 1024**3  # of annotations or predictions; those of Objects365 have 3 GB

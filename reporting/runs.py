@@ -1,7 +1,6 @@
 """Run folders as a report reads them: which kind of run each one is, and what it measured."""
 
 import logging
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -9,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from foundation.errors import UserError
-from foundation.json_files import read_json, read_json_lines
+from foundation.json_files import as_number, read_json, read_json_lines
 from foundation.run_kinds import DETECTION, KINDS, PRETRAIN, RunKind, flatten, read_config
 from foundation.run_states import RUN_FILES, RunState, find_runs, read_state
 
@@ -109,16 +108,6 @@ def read_runs(paths: Iterable[Path]) -> Found:
             f"there is nothing to report: {'; '.join(f'{run.path}: {run.reason}' for run in found.skipped)}"
         )
     return found
-
-
-def as_number(value: object) -> float | None:
-    """A finite number as float; None for anything else."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    try:
-        return float(value) if math.isfinite(value) else None
-    except OverflowError:  # an integer that no float can hold
-        return None
 
 
 @cache

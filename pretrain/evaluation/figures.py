@@ -1,7 +1,7 @@
 """The figures of pretraining runs: what is read from a run folder for each, and the drawing of it."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from foundation import devices
 from foundation.errors import UserError
+from foundation.json_files import as_number
 from foundation.names import short_names
 from pretrain.batches.augment import augment
 from pretrain.batches.views import collate, resize
@@ -106,12 +107,21 @@ def eigenvalues(runs: dict[str, Path]) -> Figure | None:
     for name, folder in runs.items():
         log, last = folder / "spectrum.json", folder / "checkpoints" / "last.pt"
         lines = read_metrics(log) if log.is_file() else []
-        if lines:
-            spectra[name] = np.asarray(lines[-1]["eigenvalues"][0])
+        logged = [spectrum for line in lines if (spectrum := _first_spectrum(line)) is not None]
+        if logged:
+            spectra[name] = logged[-1]
         elif last.is_file():
             covariance = checkpoint.load(last)["objective"]["covariance"][0]
             spectra[name] = torch.linalg.eigvalsh(covariance).flip(0).numpy()
     return plots.eigenvalue_spectra(spectra) if spectra else None
+
+
+def _first_spectrum(line: Mapping[str, Any]) -> np.ndarray | None:
+    """The eigenvalues of the first views, (P,), in a line of spectrum.json; None where it has no list of numbers."""
+    views = line.get("eigenvalues")
+    values = views[0] if isinstance(views, list) and views else None
+    numbers = [as_number(value) for value in values] if isinstance(values, list) else []
+    return np.array(numbers) if numbers and None not in numbers else None
 
 
 def validation_features(folder: Path, config: CfgNode, images: int) -> tuple[Tensor, Subset]:

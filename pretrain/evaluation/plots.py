@@ -8,6 +8,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from foundation.json_files import as_number
+
 FRAME_RIGHT, FRAME_WRONG = "#2e8b57", "#c0392b"
 LINE_WIDTH = 1.4  # points
 ARTICLE_LDMI = "4 LDMI / P (nats; scale of the thesis)"
@@ -15,9 +17,9 @@ Line = tuple[np.ndarray, np.ndarray]  # x, y
 
 
 def series(lines: Sequence[Mapping[str, Any]], key: str, x: str = "epoch") -> Line:
-    """The values of a key over the epochs, of the lines of a metrics.json that have both."""
-    rows = [(line[x], line[key]) for line in lines if x in line and key in line and line[key] is not None]
-    points = np.array(rows, dtype=float).reshape(-1, 2)
+    """The values of a key over the epochs, of the lines of a metrics.json that have both as finite numbers."""
+    rows = [(as_number(line.get(x)), as_number(line.get(key))) for line in lines]
+    points = np.array([row for row in rows if None not in row], dtype=float).reshape(-1, 2)
     return points[:, 0], points[:, 1]
 
 

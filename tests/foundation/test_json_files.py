@@ -9,7 +9,7 @@ import pytest
 
 from foundation import json_files
 from foundation.errors import UserError
-from foundation.json_files import MAX_DEPTH, read_json, read_json_lines
+from foundation.json_files import MAX_DEPTH, as_number, read_json, read_json_lines
 
 
 def written(tmp_path: Path, data: bytes) -> Path:
@@ -90,3 +90,9 @@ def test_a_line_without_bounds_costs_no_memory_and_no_other_line(tmp_path, monke
     monkeypatch.setattr(json_files, "MAX_LINE_BYTES", 10)
     long = b'{"a": "' + b"x" * 1000 + b'"}\n'
     assert read_json_lines(written(tmp_path, b'{"a": 1}\n' + long + b'{"a": 22}\n' + long)) == [{"a": 1}, {"a": 22}]
+
+
+def test_numbers_are_finite_and_fit_a_float():
+    assert [as_number(value) for value in (3, -2.5, 0)] == [3.0, -2.5, 0.0]
+    for value in (True, None, "3", [3], float("nan"), float("inf"), 10**400):
+        assert as_number(value) is None

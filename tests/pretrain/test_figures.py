@@ -39,6 +39,23 @@ def test_a_run_that_logged_nothing_for_a_figure_is_no_error(pretrained: Path, tm
     assert {path.name for path in (bare / "figures").glob("*.png")} == {"training.png"}
 
 
+def test_damaged_lines_cost_themselves(pretrained: Path, tmp_path: Path) -> None:
+    """The last spectrum that is whole is drawn, and curves leave out what is no number."""
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text((pretrained / "config.yaml").read_text())
+    good = (pretrained / "metrics.json").read_bytes()
+    bad = b'5\n{}\n\xff\n{"iteration": 3, "epoch": "x", "total": 1}\n{"iteration": 4, "epoch": 1, "total": [1]}\n'
+    (run / "metrics.json").write_bytes(good + bad + b"[" * 100_000)
+    spectra = [{"eigenvalues": [[2.0, 1.0], [1.0, 1.0]]}, {}, {"eigenvalues": 3}, {"eigenvalues": [["x"]]}]
+    (run / "spectrum.json").write_text("".join(json.dumps({"iteration": 1, **each}) + "\n" for each in spectra) + "5\n")
+    command.main([str(run), "--only", "training,information,eigenvalues"])
+    assert {path.stem for path in (run / "figures").glob("*.png")} == {"training", "information", "eigenvalues"}
+    figure = figures.eigenvalues({"run": run})
+    assert figure is not None
+    assert figure.axes[0].lines[0].get_ydata().tolist() == [2.0, 1.0]
+
+
 def test_the_probes_lines_get_the_epoch_of_their_step() -> None:
     lines = [
         {"iteration": 9, "epoch": 1.0, "ldmi": 3.0},
