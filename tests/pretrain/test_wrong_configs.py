@@ -1,6 +1,6 @@
-"""Wrong configurations, made systematically from every key: each is one line that names it, and nothing is begun."""
+"""Wrong configurations, made systematically from every key: each is one line that names it, and nothing is started."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from foundation.errors import UserError
 from pretrain import train
 from pretrain.config import get_defaults
 
-# What is just outside of each key's range; keys with none take any value of their type.
+# Values just outside of each key's range. Keys that are not here take any value of their type.
 OUTSIDE: dict[str, list[str]] = {
     "SEED": ["-1", str(2**32)],
     "DATA.NAME": ["imagenet", "Shapes", "''"],
@@ -89,9 +89,12 @@ def wrong_types(default: Any) -> list[str]:
     return ["3", "[1]"]
 
 
-def wrong_overrides() -> Iterator[list[str]]:
+def wrong_overrides(group: str) -> Iterator[list[str]]:
+    """For each key of a group of the configuration."""
     defaults = get_defaults()
     for key in keys(defaults):
+        if key.partition(".")[0] != group:
+            continue
         value: Any = defaults
         for part in key.split("."):
             value = value[part]
@@ -100,12 +103,17 @@ def wrong_overrides() -> Iterator[list[str]]:
         yield from ([key, text] for text in OUTSIDE.get(key, ()))
         yield [key]
         yield [f"{key}.X", "1"]
-    yield from ([group, "1"] for group in defaults if not isinstance(defaults[group], int))
-    yield ["TRAIN.EPOCHS", "5", "TRAIN.WARMUP_EPOCHS", "5"]
-    yield ["TRAIN.LR", "0.01", "TRAIN.MIN_LR", "0.02"]
-    yield ["DATA.NAME", "cifar10", "DATA.CLASSES", "imagenet100"]
-    yield ["DATA.NAME", "imagenet100", "DATA.CLASSES", "imagenet100"]  # none of its classes is there
-    yield ["TRAIN.BATCH_SIZE", "1000"]  # more than there are images
+    if not isinstance(defaults[group], int):
+        yield [group, "1"]
+
+
+TOGETHER = [  # each value is allowed, but not with the other
+    ["TRAIN.EPOCHS", "5", "TRAIN.WARMUP_EPOCHS", "5"],
+    ["TRAIN.LR", "0.01", "TRAIN.MIN_LR", "0.02"],
+    ["DATA.NAME", "cifar10", "DATA.CLASSES", "imagenet100"],
+    ["DATA.NAME", "imagenet100", "DATA.CLASSES", "imagenet100"],  # none of its classes is there
+    ["TRAIN.BATCH_SIZE", "1000"],  # more than there are images
+]
 
 
 def test_every_key_is_covered() -> None:
@@ -114,23 +122,36 @@ def test_every_key_is_covered() -> None:
     assert set(OUTSIDE) | free == set(keys(get_defaults()))
 
 
-def test_each_wrong_config_is_one_line_and_begins_nothing(
-    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def refusal(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[list[str]], str]]:
+    """The message that a configuration is refused with; empty where it is accepted. Nothing may be written."""
     monkeypatch.chdir(tmp_path)
     base = ["DATA.NAME", "folder", "DATA.ROOT", str(photos), "TRAIN.BATCH_SIZE", "8", "DATA.WORKERS", "0"]
-    cases = list(wrong_overrides())
-    assert len(cases) >= 200
-    accepted, unnamed = [], []
-    for overrides in cases:
+
+    def message(overrides: list[str]) -> str:
         try:
             train.main(["--dry-run", *base, *overrides])
         except UserError as error:
-            key = overrides[0].rpartition(".")[2] if len(overrides) == 2 else ""
-            if key.lower()[:-1] not in str(error).lower():
-                unnamed.append((overrides, str(error)))
-        else:
-            accepted.append(overrides)
-    assert not accepted
-    assert not unnamed
+            return str(error)
+        return ""
+
+    yield message
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("group", list(get_defaults()))
+def test_a_wrong_value_is_refused_by_the_name_of_its_key(group: str, refusal: Callable[[list[str]], str]) -> None:
+    for overrides in wrong_overrides(group):
+        message = refusal(overrides)
+        assert message, f"{overrides} is accepted"
+        assert "\n" not in message
+        if len(overrides) == 2:
+            assert overrides[0].rpartition(".")[2].lower()[:-1] in message.lower(), f"{overrides} is not named"
+
+
+@pytest.mark.parametrize("overrides", TOGETHER, ids=lambda overrides: overrides[0])
+def test_values_that_contradict_each_other_are_refused(
+    overrides: list[str], refusal: Callable[[list[str]], str]
+) -> None:
+    message = refusal(overrides)
+    assert any(key in message for key in (*overrides[::2], "TRAIN.BATCH_SIZE"))
