@@ -1,9 +1,10 @@
-"""What a configuration of Detectron2 has to say for converted weights, in both of its kinds of configuration.
+"""What a configuration of Detectron2 has to set for converted weights: yaml and `LazyConfig`.
 
 `detection/train_net.py` compares its configuration with the sidecar. Users of Detectron2's own tools have to set the
-fields themselves: a detector with other pixel statistics or strides trains as well, only worse.
+fields themselves: a detector with wrong pixel statistics or strides trains without an error and is less accurate.
 """
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +12,7 @@ _CHANNELS = {True: (64, 256, 1, 64), False: (64, 64, 1, 64)}  # of `make_default
 
 
 def yaml_settings(sidecar: Mapping[str, Any]) -> list[str]:
-    """`KEY: value`, one line each, of the keys that are not Detectron2's defaults for every network."""
+    """`KEY: value` lines for a yaml config; each key can differ from Detectron2's default."""
     keys = {
         "MODEL.RESNETS.DEPTH": sidecar["depth"],
         **{f"MODEL.RESNETS.{key}": value for key, value in sidecar["resnets"].items()},
@@ -38,12 +39,12 @@ def lazy_settings(sidecar: Mapping[str, Any], bottom_up: str = "model.backbone.b
         return ["  (the stages that LazyConfigs build by default have other widths; use ResNet.make_stage)"]
     strides = f"{bottom_up}.stages"
     lines = [
-        f"{bottom_up}.stem.norm = {bottom_up}.stages.norm = {sidecar['norm']!r}",
+        f"{bottom_up}.stem.norm = {bottom_up}.stages.norm = {json.dumps(sidecar['norm'])}",
         f"{bottom_up}.stages.depth = {sidecar['depth']}",
-        f"{strides}.pop('stride_in_1x1')" if basic else f"{strides}.stride_in_1x1 = {sidecar['stride_in_1x1']}",
+        f'{strides}.pop("stride_in_1x1")' if basic else f"{strides}.stride_in_1x1 = {sidecar['stride_in_1x1']}",
         f"{bottom_up}.freeze_at = {sidecar['freeze_at']}",
         f"model.pixel_mean, model.pixel_std = {sidecar['pixel_mean']}, {sidecar['pixel_std']}",
-        f"model.input_format = {sidecar['format']!r}",
-        f"dataloader.train.mapper.image_format = dataloader.test.mapper.image_format = {sidecar['format']!r}",
+        f"model.input_format = {json.dumps(sidecar['format'])}",
+        f"dataloader.train.mapper.image_format = dataloader.test.mapper.image_format = {json.dumps(sidecar['format'])}",
     ]
     return [f"  {line}" for line in lines]
