@@ -8,13 +8,13 @@ This lists everything. A run makes the same checks before it starts and stops at
 
 import sys
 import textwrap
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from detectron2.data import MetadataCatalog
 
 from detection.checks import findings as defects
-from detection.checks.coco import Check, check_coco, check_lvis
+from detection.checks.coco import check_coco, check_lvis
 from detection.checks.content import check_files, check_objects
 from detection.checks.findings import Content, Findings
 from detection.checks.folders import check_cityscapes, check_semantic
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 WIDTH = 110  # of the printed list
 LEVELS = ("error", "warning", "note")
-CHECKS: dict[str, Check] = {
+CHECKS: dict[str, Callable[[str, Any, Sequence[str], Requirements, Findings], Content | None]] = {
     "coco": check_coco,
     "lvis": check_lvis,
     "pascal_voc": check_voc,

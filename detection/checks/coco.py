@@ -3,7 +3,7 @@
 One pass over the records, and arrays from there on: COCO's 860,000 annotations take seconds.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -208,6 +208,3 @@ def _check_keypoints(read: Annotations, content: Content, count: int, findings: 
     seen = {int(content.owners[i]) for i, each in enumerate(read.annotations) if each.get("num_keypoints")}
     without = sorted(set(content.owners.tolist()) - seen)
     findings.add(defects.FEW_KEYPOINTS, without, lambda index: content.images[index].file_name)
-
-
-Check = Callable[[str, Any, Sequence[str], Requirements, Findings], Content | None]

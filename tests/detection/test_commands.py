@@ -13,6 +13,7 @@ pytest.importorskip("detectron2")
 
 from detection import config as configs
 from detection import predict, train_net
+from detection.checks import preflight
 from detection.data import datasets
 from detection.training import prepare
 from foundation.errors import UserError
@@ -110,6 +111,11 @@ def test_a_test_set_may_have_fewer_classes_in_training_and_in_evaluation_of_a_ru
     assert datasets.category_ids(again, again.DATASETS.TEST[0]) == [None, 9]
     other = prepare.configure(train_net.parse([*fixed, "shapes_R18_FPN", "--eval-only", *own[4:]]))
     assert other.MODEL.ROI_HEADS.NUM_CLASSES == 1  # of a recipe nothing is known about what the weights were trained on
+    content["categories"] = [{"id": 9 - index, "name": f"class {index}"} for index in range(8)]  # as many as in shapes
+    path.write_text(json.dumps(content | {"annotations": []}))
+    other = prepare.configure(train_net.parse([*fixed, "shapes_R18_FPN", "--eval-only", *own[4:]]))
+    assert datasets.category_ids(other, other.DATASETS.TEST[0]) == [2, 3, 4, 5, 6, 7, 8, 9]
+    preflight.check(other, (), other.DATASETS.TEST)
 
 
 def test_the_datasets_can_be_looked_through_instead_of_trained_on(coco_root, capsys, tmp_path):
