@@ -98,7 +98,7 @@ def with_earlier_values(defaults: CfgNode, config: str) -> CfgNode:
     """
     path = Path(config)
     if path.name == "config.yaml" and (path.parent / "metrics.json").is_file():
-        known = keys(defaults)
+        known = set(keys(defaults))
         for key, value in BEFORE.items():
             if key in known:
                 defaults.merge_from_list([key, value])

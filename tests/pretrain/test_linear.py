@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from foundation.images import UnreadableImage
 from pretrain import linear
@@ -226,3 +228,24 @@ def test_a_damaged_image_is_replaced(photos: Path, weights: Path, tmp_path: Path
     linear.main(arguments(photos, weights, tmp_path, "TRAIN.EPOCHS", "1", "DATA.MAX_UNREADABLE", "0.2"))
     assert (tmp_path / "results.json").is_file()
     assert "05.jpg: damaged" in (tmp_path / "log.txt").read_text()
+
+
+def test_an_evaluation_of_version_0_1_0_resumes_with_its_own_config(
+    photos: Path, weights: Path, tmp_path: Path
+) -> None:
+    newer = {"DATA.INTERPOLATION": "bicubic", "LINEAR.INIT": "normal", "TRAIN.DROP_LAST": "True"}
+    given = [part for pair in newer.items() for part in pair]
+    linear.main(arguments(photos, weights, tmp_path / "whole", *given))
+    linear.main(arguments(photos, weights, tmp_path / "begun", *given, "TRAIN.MAX_STEPS", "3"))
+    config, state = tmp_path / "begun" / "config.yaml", checkpoint.load(tmp_path / "begun" / "checkpoints" / "last.pt")
+    written = yaml.safe_load(config.read_text())
+    for key in newer:  # that version had none of them
+        section, name = key.split(".")
+        del written[section][name], state["config"][section][name]
+    config.write_text(yaml.safe_dump(written))
+    shutil.rmtree(tmp_path / "begun" / "checkpoints")
+    checkpoint.save(tmp_path / "begun", state)
+    resume = ["--weights", str(weights), "--output", str(tmp_path / "begun"), "--resume", "--config", str(config)]
+    linear.main([*resume, "TRAIN.MAX_STEPS", "0"])
+    whole, resumed = heads_of(tmp_path / "whole"), heads_of(tmp_path / "begun")
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
