@@ -121,6 +121,9 @@ def add_own_keys(config: CfgNode) -> None:
     # How many of the newest checkpoints are kept, besides model_final; 0: all. One is enough to resume from, and a
     # second for when it is damaged.
     config.SOLVER.KEEP_CHECKPOINTS = 2
+    # Large-scale jitter (Ghiasi et al. 2021): a training image is resized to fit into a square of SIZE pixels times a
+    # random factor, and cropped or padded to SIZE. It replaces MIN_SIZE_TRAIN and MAX_SIZE_TRAIN.
+    config.INPUT.LSJ = CfgNode({"ENABLED": False, "SIZE": 1024, "MIN_SCALE": 0.1, "MAX_SCALE": 2.0})
     # The metric whose best evaluation is kept as `model_best.pth`; "": bbox/AP, or the task's main metric where there
     # are no boxes. Only where TEST.EVAL_PERIOD makes several evaluations. Training ends when this many of them in a row
     # have not been better than the best (0: never).
@@ -202,8 +205,10 @@ def _check_effects(config: CfgNode) -> None:
     for key, reason in REFUSED.items():
         if key in keys(defaults) and value_of(config, key) != value_of(defaults, key):
             raise UserError(f"{key} {value_of(config, key)!r} has no effect here: {reason}")
-    if config.INPUT.CROP.ENABLED and importlib.util.find_spec("shapely") is None:
-        raise UserError("INPUT.CROP.ENABLED needs shapely, which cuts polygons: pip install shapely")
+    if (config.INPUT.CROP.ENABLED or config.INPUT.LSJ.ENABLED) and importlib.util.find_spec("shapely") is None:
+        raise UserError(
+            "INPUT.CROP.ENABLED and INPUT.LSJ.ENABLED need shapely, which cuts polygons: pip install shapely"
+        )
     if config.VIS_PERIOD > 0 and importlib.util.find_spec("cv2") is None:
         raise UserError(
             "VIS_PERIOD needs OpenCV: pip install opencv-python-headless; or look at training images with --show-data"
@@ -221,6 +226,14 @@ def _check_input(config: CfgNode) -> None:
             f"INPUT.MIN_SIZE_TRAIN_SAMPLING range needs two sizes in INPUT.MIN_SIZE_TRAIN, the least and the largest,"
             f" not {sizes!r}"
         )
+    jitter = config.INPUT.LSJ
+    if jitter.SIZE < 32 or not 0 < jitter.MIN_SCALE <= jitter.MAX_SCALE:
+        raise UserError(
+            "INPUT.LSJ.SIZE must be at least 32, and INPUT.LSJ.MIN_SCALE above 0 and at most MAX_SCALE, not"
+            f" {jitter.SIZE}, {jitter.MIN_SCALE} and {jitter.MAX_SCALE}"
+        )
+    if jitter.ENABLED and (config.INPUT.CROP.ENABLED or config.MODEL.META_ARCHITECTURE == "SemanticSegmentor"):
+        raise UserError("INPUT.LSJ.ENABLED does not go with INPUT.CROP.ENABLED, nor with semantic segmentation")
     crop = config.INPUT.CROP
     if len(crop.SIZE) != 2 or not all(side > 0 for side in crop.SIZE):
         raise UserError(f"INPUT.CROP.SIZE must be a height and a width above 0, not {crop.SIZE!r}")

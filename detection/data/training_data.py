@@ -40,6 +40,19 @@ class ImageMapper(DatasetMapper):
     A 16-bit or floating-point image is so scaled in the same way in pretraining, training, evaluation and prediction.
     """
 
+    @classmethod
+    def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
+        """The arguments that a config stands for: Detectron2's, or with `INPUT.LSJ` large-scale jitter."""
+        arguments: dict[str, Any] = super().from_config(cfg, is_train)
+        jitter = cfg.INPUT.LSJ
+        if is_train and jitter.ENABLED:
+            _, *flip = arguments["augmentations"]
+            square = (jitter.SIZE, jitter.SIZE)
+            resize = transforms.ResizeScale(jitter.MIN_SCALE, jitter.MAX_SCALE, *square)
+            arguments["augmentations"] = [resize, transforms.FixedSizeCrop(square), *flip]
+            arguments["recompute_boxes"] = cfg.MODEL.MASK_ON
+        return arguments
+
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
         """The record with `image` (3, H, W) uint8, and in training with `instances`.
 

@@ -28,6 +28,8 @@ WITHOUT_EFFECT = (
     *("OUTPUT_DIR", "DATALOADER.NUM_WORKERS", "MODEL.DEVICE", "VIS_PERIOD", "CUDNN_BENCHMARK"),
     *("SOLVER.CHECKPOINT_PERIOD", "SOLVER.KEEP_CHECKPOINTS", "SOLVER.ACCUMULATION"),
 )
+# Keys that earlier versions did not have: with their defaults, a run's digest is still that of an earlier version.
+LATER = ("INPUT.LSJ.", "TEST.BEST_METRIC", "TEST.PATIENCE")
 # Keys that may differ when a run is continued: those, its length, and what does not affect the training.
 MAY_CHANGE = (
     *WITHOUT_EFFECT,
@@ -171,7 +173,13 @@ def check_same(folder: Path, config: CfgNode) -> None:
 
 def digest(config: CfgNode) -> str:
     """SHA-256 of the values that a run's results depend on."""
-    values = {key: _value(config, key) for key in keys(config) if not key.startswith(WITHOUT_EFFECT)}
+    defaults = configs.default_config()
+    values = {
+        key: _value(config, key)
+        for key in keys(config)
+        if not key.startswith(WITHOUT_EFFECT)
+        and not (key.startswith(LATER) and _value(config, key) == _value(defaults, key))
+    }
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 

@@ -133,6 +133,8 @@ def test_one_process_has_no_synchronised_norm_and_the_original_stays():
         (["INPUT.RANDOM_FLIP", "diagonal"], "INPUT.RANDOM_FLIP is 'diagonal'"),
         (["INPUT.CROP.TYPE", "some"], "INPUT.CROP.TYPE is 'some'"),
         (["INPUT.CROP.ENABLED", "True", "INPUT.CROP.SIZE", "[300.0, 300.0]"], "must be fractions of the image"),
+        (["INPUT.LSJ.MIN_SCALE", "3.0"], "INPUT.LSJ.MIN_SCALE above 0 and at most MAX_SCALE"),
+        (["INPUT.LSJ.ENABLED", "True", "INPUT.CROP.ENABLED", "True"], "INPUT.LSJ.ENABLED does not go with"),
         (["INPUT.MIN_SIZE_TRAIN", "()"], "INPUT.MIN_SIZE_TRAIN must list sizes"),
         (["INPUT.MIN_SIZE_TRAIN_SAMPLING", "range"], "needs two sizes in INPUT.MIN_SIZE_TRAIN"),
         (["TEST.AUG.ENABLED", "True", "MODEL.KEYPOINT_ON", "True"], "R-CNNs without keypoints only"),
@@ -146,7 +148,7 @@ def test_wrong_values_are_named(overrides, message):
 @pytest.mark.parametrize(
     ("module", "overrides", "message"),
     [
-        ("shapely", ["INPUT.CROP.ENABLED", "True"], "INPUT.CROP.ENABLED needs shapely"),
+        ("shapely", ["INPUT.CROP.ENABLED", "True"], "INPUT.CROP.ENABLED and INPUT.LSJ.ENABLED need shapely"),
         ("cv2", ["VIS_PERIOD", "1"], "VIS_PERIOD needs OpenCV"),
     ],
 )

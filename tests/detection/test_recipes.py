@@ -27,7 +27,7 @@ WRITERS = {
 NEEDED = {"lvis": ["lvis"], "cityscapes": ["cityscapesscripts", "shapely"]}
 SMALL = [
     *("INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TRAIN_SAMPLING", "choice", "INPUT.MIN_SIZE_TEST", "64"),
-    *("INPUT.MAX_SIZE_TRAIN", "96", "INPUT.MAX_SIZE_TEST", "96", "INPUT.CROP.SIZE", "[56, 56]"),
+    *("INPUT.MAX_SIZE_TRAIN", "96", "INPUT.MAX_SIZE_TEST", "96", "INPUT.CROP.SIZE", "[56, 56]", "INPUT.LSJ.SIZE", "96"),
     *("SOLVER.IMS_PER_BATCH", "2", "SOLVER.MAX_ITER", "2", "SOLVER.STEPS", "()", "SOLVER.WARMUP_ITERS", "0"),
     *("MODEL.RPN.BATCH_SIZE_PER_IMAGE", "16", "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "4"),
     *("MODEL.RPN.PRE_NMS_TOPK_TRAIN", "50", "MODEL.RPN.POST_NMS_TOPK_TRAIN", "20"),
@@ -50,6 +50,7 @@ SLOW = {
     "coco_R50_FPN_2x_moco": "coco",
     "coco_R50_FPN_1x_pycontrast": "coco",
     "coco_R50_FPN_2x_pycontrast": "coco",
+    "coco_R50_FPN_LSJ_100ep": "coco",
     "cityscapes_R50_FPN": "cityscapes",
     "cityscapes_semseg_R50_FCN": "cityscapes",
     "cityscapes_semseg_R50_FPN": "cityscapes",
@@ -130,6 +131,16 @@ def differing(name, other):
                     pairs[prefix + key] = value
         flat.append(pairs)
     return {key for key in flat[0] if flat[0][key] != flat[1][key]}
+
+
+def test_large_scale_jitter_is_detectron2s():
+    """Number by number as in detectron2's configs/new_baselines/mask_rcnn_R_50_FPN_100ep_LSJ.py."""
+    config = configs.load("coco_R50_FPN_LSJ_100ep")
+    solver, jitter = config.SOLVER, config.INPUT.LSJ
+    assert (solver.MAX_ITER, solver.STEPS, solver.IMS_PER_BATCH) == (184375, (163889, 177546), 64)
+    assert (solver.BASE_LR, solver.WEIGHT_DECAY, solver.WARMUP_ITERS, solver.WARMUP_FACTOR) == (0.1, 4e-5, 500, 0.067)
+    assert (jitter.ENABLED, jitter.SIZE, jitter.MIN_SCALE, jitter.MAX_SCALE) == (True, 1024, 0.1, 2.0)
+    assert (config.MODEL.RPN.CONV_DIMS, config.MODEL.ROI_BOX_HEAD.NUM_CONV) == ([-1, -1], 4)
 
 
 SCHEDULE = {"SOLVER.STEPS", "SOLVER.MAX_ITER"}
