@@ -1,5 +1,8 @@
 """Published results: the file's form, numbers of the sources, and what is said of a measured number."""
 
+import re
+from pathlib import Path
+
 import pytest
 
 from foundation.config import config_folder
@@ -59,3 +62,26 @@ def test_without_a_margin_the_difference_is_given() -> None:
     assert compare(50.0, "shapes_R18", "linear", "linear_top1") is None
     assert compare(50.0, "cifar10_R18", "linear", "knn_top1") is None
     assert compare(50.0, "cifar10_R18", "linear", "linear_top1", "random") is None
+
+
+def test_tables_of_the_documents_repeat_the_published_numbers() -> None:
+    """Rows that name a recipe and what the article, or supervised weights, reach with it."""
+    root = Path(__file__).parents[2]
+    text = "\n".join(path.read_text() for path in (root / "README.md", *(root / "docs").glob("*.md")))
+    checked = 0
+    for recipe, value in re.findall(r"^\|[^\n]*\| `(\w+)` \| [\d +]+ \| (\d\d\.\d\d) \|", text, re.M):
+        for command, metric in (("linear", "linear_top1"), ("finetune", "top1")):
+            ours = [row for row in of_recipe(recipe, command) if row.label == "CorInfoMax"]
+            for row in ours[:1]:
+                assert float(value) == row.values[metric], recipe
+                checked += 1
+    tasks = {"boxes": "bbox/AP", "masks": "segm/AP", "keypoints": "keypoints/AP", "AP50": "bbox/AP50"}
+    for recipe, cell in re.findall(r"^\| `(\w+)` \|[^\n]*\| ([^|\n]*\d\.\d[^|\n]*) \|$", text, re.M):
+        rows = {row.label: row for row in of_recipe(recipe, "detection")}
+        if not rows:
+            continue
+        values = next(rows[label] for label in ("supervised ImageNet-1K", "COCO") if label in rows).values
+        for word, number in re.findall(r"(boxes|masks|keypoints|AP50) (\d\d\.\d)", cell):
+            assert float(number) == values[tasks[word]], (recipe, word)
+            checked += 1
+    assert checked > 15
