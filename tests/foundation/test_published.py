@@ -77,11 +77,8 @@ def test_tables_of_the_documents_repeat_the_published_numbers() -> None:
                 checked += 1
     tasks = {"boxes": "bbox/AP", "masks": "segm/AP", "keypoints": "keypoints/AP", "AP50": "bbox/AP50"}
     for recipe, cell in re.findall(r"^\| `(\w+)` \|[^\n]*\| ([^|\n]*\d\.\d[^|\n]*) \|$", text, re.M):
-        rows = {row.label: row for row in of_recipe(recipe, "detection")}
-        if not rows:
-            continue
-        values = next(rows[label] for label in ("supervised ImageNet-1K", "COCO") if label in rows).values
-        for word, number in re.findall(r"(boxes|masks|keypoints|AP50) (\d\d\.\d)", cell):
-            assert float(number) == values[tasks[word]], (recipe, word)
+        rows = of_recipe(recipe, "detection")
+        for word, number in re.findall(r"(boxes|masks|keypoints|AP50) (\d\d\.\d)", cell) if rows else ():
+            assert float(number) in [row.values.get(tasks[word]) for row in rows], (recipe, word)
             checked += 1
     assert checked > 15
