@@ -47,7 +47,7 @@ class Trainer:
     flags: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
-        self._statistics = Statistics([self.network, self.criterion])
+        self._network_statistics, self._estimates = Statistics([self.network]), Statistics([self.criterion])
         self._fused = bool(self.optimizer.defaults.get("fused"))
         for group in self.optimizer.param_groups if self._fused else ():
             for parameter in group["params"] if group["momentum"] else ():
@@ -70,12 +70,16 @@ class Trainer:
             group["lr"] = self.learning_rate(step)
         views = [self._augment(batch, view) for view in range(2)]
         self.optimizer.zero_grad(set_to_none=True)
-        before = self._statistics.copy()
+        # Other objectives than CorInfoMax change their estimates, P x P numbers, only in steps that measure them.
+        estimating = measure or not isinstance(self.criterion, Objective)
+        guarded = [self._network_statistics, *([self._estimates] if estimating else [])]
+        before = [statistics.copy() for statistics in guarded]
         backward = self._backward_in_parts if 0 < self.micro_batch < len(batch.indices) else self._backward
         terms = backward(views[0], views[1], measure)
         gradients = (parameter.grad for group in self.optimizer.param_groups for parameter in group["params"])
         self.flags = check_step(terms.total.detach(), gradients, stop)
-        self._statistics.restore(before, bad=self.flags[0])
+        for statistics, earlier in zip(guarded, before, strict=True):
+            statistics.restore(earlier, bad=self.flags[0])
         self._update(bad=self.flags[0])
         return Terms(*(term.detach() for term in terms))
 

@@ -11,6 +11,7 @@ from torch import nn
 from pretrain.batches.views import Batch, Param
 from pretrain.corinfomax import CorInfoMaxLoss
 from pretrain.encoder import SiameseNetwork, build_encoder, build_projector
+from pretrain.objectives import Objective
 from pretrain.training.step import Trainer
 
 
@@ -127,6 +128,28 @@ def test_a_bad_batch_leaves_no_trace(poison: Callable, steps_before: int, micro_
     unharmed.step(9, batch(8, seed=9))
     assert t.flags.tolist() == [0, 0]
     assert all(torch.equal(tensor, state_of(t)[name]) for name, tensor in state_of(unharmed).items())
+
+
+class Alignment(Objective):
+    def loss(self, z1: torch.Tensor, z2: torch.Tensor) -> torch.Tensor:
+        return (z1 - z2).square().mean()
+
+
+@pytest.mark.parametrize("micro_batch", [0, 4])
+def test_an_objective_is_measured_in_good_steps_on_request(micro_batch: int) -> None:
+    t = trainer(small(), micro_batch)
+    t.criterion = Alignment(dim=8, forgetting=0.1, eps=1e-8)
+    t.__post_init__()
+    initial = t.criterion.covariance.clone()
+    assert t.step(0, batch(8)).big_bang.isnan()
+    assert torch.equal(t.criterion.covariance, initial)
+    undo = poison_forward(t)
+    t.step(1, batch(8), measure=True)
+    assert t.flags.tolist() == [1, 0]
+    assert torch.equal(t.criterion.covariance, initial)
+    undo()
+    assert t.step(2, batch(8), measure=True).big_bang.isfinite()
+    assert not torch.equal(t.criterion.covariance, initial)
 
 
 def test_a_request_to_stop_is_a_vote() -> None:
