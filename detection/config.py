@@ -80,6 +80,7 @@ MINIMA = {
 }
 CHOICES = {
     "SOLVER.PRECISION": PRECISIONS,
+    "SOLVER.OPTIMIZER": ("SGD", "AdamW"),
     "SOLVER.WARMUP_METHOD": ("linear", "constant"),
     "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": ("value", "norm"),
     "INPUT.FORMAT": ("RGB", "BGR"),
@@ -121,6 +122,11 @@ def add_own_keys(config: CfgNode) -> None:
     # How many of the newest checkpoints are kept, besides model_final; 0: all. One is enough to resume from, and a
     # second for when it is damaged.
     config.SOLVER.KEEP_CHECKPOINTS = 2
+    # SGD, as in Detectron2, or AdamW, which ignores MOMENTUM and NESTEROV and needs a BASE_LR of about 0.0001.
+    config.SOLVER.OPTIMIZER = "SGD"
+    # Decay of an exponential moving average of the weights, such as 0.999; 0: no average. The average is saved as
+    # `model_ema.pth` and evaluated at the end, beside the weights themselves.
+    config.SOLVER.EMA = 0.0
     # Large-scale jitter (Ghiasi et al. 2021): a training image is resized to fit into a square of SIZE pixels times a
     # random factor, and cropped or padded to SIZE. It replaces MIN_SIZE_TRAIN and MAX_SIZE_TRAIN.
     config.INPUT.LSJ = CfgNode({"ENABLED": False, "SIZE": 1024, "MIN_SCALE": 0.1, "MAX_SCALE": 2.0})
@@ -253,6 +259,8 @@ def _check_solver(config: CfgNode) -> None:
     one_of(config, "SOLVER.LR_SCHEDULER_NAME", names)
     if not solver.BASE_LR > 0:
         raise UserError(f"SOLVER.BASE_LR must be above 0, not {solver.BASE_LR}")
+    if not 0 <= solver.EMA < 1:
+        raise UserError(f"SOLVER.EMA must be at least 0 and below 1, not {solver.EMA}")
     if sorted(set(solver.STEPS)) != list(solver.STEPS) or any(step < 1 for step in solver.STEPS):
         raise UserError(f"SOLVER.STEPS must be iterations in ascending order, not {tuple(solver.STEPS)}")
     if config.get("FLOAT32_PRECISION", "") not in ("", *MATMUL_PRECISIONS):  # a key of Detectron2's main branch

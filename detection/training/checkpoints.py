@@ -1,9 +1,9 @@
 """The checkpoints of a run: complete or absent, recognised when damaged, with an earlier one to fall back to.
 
-A checkpoint is a file `model_NNNNNNN.pth` or `model_final.pth` directly in the run's folder; `model_best.pth` holds the
-weights with the best metric, and is never resumed from. `last_checkpoint` names the newest, as Detectron2's tools
-expect; a name of any other form is ignored. Files are read with `weights_only`, so that a run folder of unknown origin
-cannot run code.
+A checkpoint is a file `model_NNNNNNN.pth` or `model_final.pth` directly in the run's folder. `model_best.pth` holds the
+weights with the best metric, and `model_ema.pth` the average of the weights; a run is never resumed from these two.
+`last_checkpoint` names the newest checkpoint, as Detectron2's tools expect; a name of any other form is ignored. Files
+are read with `weights_only`, so that a run folder of unknown origin cannot run code.
 
 Detectron2 writes straight into the file under its final name and loads the last one without a check: a process that is
 killed while it saves loses the run, and a flipped bit goes unnoticed. Here a file is written under a temporary name,
@@ -28,6 +28,7 @@ LAST = "last_checkpoint"
 NUMBERED = re.compile(r"model_(\d{7,})\.pth")
 FINAL = "model_final.pth"
 BEST = "model_best.pth"
+AVERAGE = "model_ema.pth"
 logger = logging.getLogger(__name__)
 
 
@@ -173,7 +174,7 @@ def remove_drafts(folder: Path) -> None:
     """Remove what killed processes have left half written. Only for the process that holds the run's lock."""
     for path in folder.iterdir():
         name, dot, suffix = path.name.rpartition(".")
-        if dot and suffix in ("tmp", "new") and (_is_checkpoint(name) or name == BEST):
+        if dot and suffix in ("tmp", "new") and (_is_checkpoint(name) or name in (BEST, AVERAGE)):
             path.unlink(missing_ok=True)
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from detectron2.engine import hooks
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
@@ -38,6 +39,43 @@ class RepeatablePreciseBN(hooks.PreciseBN):
         seed_libraries(self.trainer.cfg.SEED, Stream.PRECISE_BN, comm.get_rank())
         with EventStorage():  # what the model records is dropped
             update_bn_stats(self._model, iter(self._data_loader), self._num_iter)
+
+
+class WeightAverage(hooks.HookBase):
+    """An exponential moving average of the weights and of the batch norms' statistics; part of the checkpoints.
+
+    Args:
+        model: whose weights are averaged, on its device.
+        decay: of the average so far, at each iteration.
+    """
+
+    def __init__(self, model: torch.nn.Module, decay: float) -> None:
+        self._model, self._decay = model, decay
+        self._average = {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+    def before_train(self) -> None:
+        """Begin with the initial weights, which have been loaded since."""
+        if self.trainer.start_iter == 0:
+            self.load_state_dict(self._model.state_dict())
+
+    def after_step(self) -> None:
+        """Take the weights of this iteration in."""
+        with torch.no_grad():
+            for name, value in self._model.state_dict().items():
+                average = self._average[name]
+                if average.is_floating_point():
+                    average.lerp_(value, 1 - self._decay)
+                else:
+                    average.copy_(value)  # a counter
+
+    def state_dict(self) -> dict[str, Any]:
+        """The average, by the model's names."""
+        return self._average
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Replace the average."""
+        for name, value in state_dict.items():
+            self._average[name].copy_(value)
 
 
 class Records(hooks.PeriodicWriter):

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 
 NAMES = {"bbox": "box", "segm": "mask", "keypoints": "keypoint", "sem_seg": "semantic"}
+VARIANTS = {"_TTA": " with test-time augmentation", "_EMA": " of averaged weights"}
 METRICS = ("AP", "mIoU", "IoU")  # the main one of each task
 # AP below this is not told from nothing: with 100 images, the standard deviation of AP from the choice of the images
 # alone is about 2.
@@ -22,8 +23,8 @@ def describe(results: Mapping[str, Mapping[str, float | None]], images: int) -> 
         name = next((name for name in METRICS if name in metrics), None)
         if name is None:
             continue
-        base, augmented = task.removesuffix("_TTA"), task.endswith("_TTA")
-        label = f"{NAMES.get(base, base)} {name}" + " with test-time augmentation" * augmented
+        base, variant = task.removesuffix("_TTA").removesuffix("_EMA"), VARIANTS.get(task[-4:], "")
+        label = f"{NAMES.get(base, base)} {name}{variant}"
         value = metrics[name]
         if value is None or math.isnan(value):
             parts.append(f"{label} not evaluated")

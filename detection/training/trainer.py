@@ -19,6 +19,8 @@ from detectron2.data import DatasetCatalog, build_detection_test_loader
 from detectron2.engine import DefaultTrainer, TrainerBase, create_ddp_model, hooks
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.modeling import GeneralizedRCNNWithTTA
+from detectron2.solver import get_default_optimizer_params
+from detectron2.solver.build import maybe_add_gradient_clipping
 from detectron2.utils import comm
 from detectron2.utils.collect_env import collect_env_info
 from detectron2.utils.env import seed_all_rng
@@ -32,7 +34,7 @@ from detection.evaluation import evaluators as evaluation
 from detection.training import checkpoints, run_folder, scaling, summary, weights
 from detection.training import model as modeling
 from detection.training.accumulation import AccumulatingTrainer
-from detection.training.hooks import PERIOD, Evaluation, Records, RepeatablePreciseBN, check_expected
+from detection.training.hooks import PERIOD, Evaluation, Records, RepeatablePreciseBN, WeightAverage, check_expected
 from foundation import devices
 from foundation.errors import UserError
 from foundation.files import report_disk_errors
@@ -66,6 +68,7 @@ class TransferTrainer(DefaultTrainer):
         self._scalars: dict[str, Any] = {}
         self._planned = self.max_iter
         self._precise_bn: RepeatablePreciseBN | None = None
+        self._average: WeightAverage | None = None
         self.register_hooks(self.build_hooks())
 
     def build_hooks(self) -> list[hooks.HookBase]:
@@ -73,6 +76,9 @@ class TransferTrainer(DefaultTrainer):
         `detection.training.hooks` for the rest of it. Those that write files come later, in `resume_or_load`.
         """
         own: list[hooks.HookBase] = [hooks.IterationTimer(), hooks.LRScheduler()]
+        if self.cfg.SOLVER.EMA:
+            self._average = WeightAverage(_unwrapped(self.model), self.cfg.SOLVER.EMA)
+            own.append(self._average)
         if self.cfg.TEST.PRECISE_BN.ENABLED and get_bn_modules(self.model):
             # A different set of images than in training.
             seed = int(generator(self.cfg.SEED, Stream.PRECISE_BN).integers(2**31))
@@ -141,6 +147,26 @@ class TransferTrainer(DefaultTrainer):
             self.iter = self.max_iter  # by which the hooks see that training has come to its end
             self.after_train()
 
+    def evaluate_average(self) -> dict[str, Any]:
+        """Evaluate the average of the weights, by task with `_EMA` behind it, and save it; empty where there is none.
+
+        The batch norms' statistics are estimated for it as for the weights. The model is as before afterwards.
+        """
+        if self._average is None:
+            return {}
+        logger.info("Evaluating the average of the weights")
+        model, folder = _unwrapped(self.model), Path(self.cfg.OUTPUT_DIR)
+        before = {name: value.detach().clone() for name, value in model.state_dict().items()}
+        model.load_state_dict(self._average.state_dict())
+        if self._precise_bn:
+            self._precise_bn.update_stats()
+        if comm.is_main_process():
+            state = {"model": model.state_dict(), "iteration": self.max_iter - 1}
+            checkpoints.write(folder / checkpoints.AVERAGE, state)
+        results = self.test(self.cfg, self.model, _evaluators(self.cfg, "predictions_EMA"))
+        model.load_state_dict(before)
+        return {f"{task}_EMA": metrics for task, metrics in results.items()}
+
     def state_dict(self) -> dict[str, Any]:
         """The iteration, the schedule, the optimizer (v0.6 leaves it out), the recent losses and the planned length."""
         return {
@@ -156,6 +182,24 @@ class TransferTrainer(DefaultTrainer):
         self._trainer.load_state_dict(state_dict["_trainer"])
         self._scalars = state_dict.get("scalars", {})  # earlier versions did not save these two
         self._planned = state_dict.get("max_iter", self.max_iter)
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:
+        """Detectron2's, or AdamW with the same groups of parameters."""
+        solver = cfg.SOLVER
+        if solver.OPTIMIZER == "SGD":
+            optimizer: torch.optim.Optimizer = super().build_optimizer(cfg, model)
+            return optimizer
+        groups = get_default_optimizer_params(
+            model,
+            base_lr=solver.BASE_LR,
+            weight_decay=solver.WEIGHT_DECAY,
+            weight_decay_norm=solver.WEIGHT_DECAY_NORM,
+            bias_lr_factor=solver.BIAS_LR_FACTOR,
+            weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
+        )
+        clipped = maybe_add_gradient_clipping(cfg, torch.optim.AdamW)
+        return clipped(groups, lr=solver.BASE_LR, weight_decay=solver.WEIGHT_DECAY)
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> torch.nn.Module:
@@ -244,7 +288,7 @@ def train(config: CfgNode, name: str, resume: bool) -> None:
         trainer = TransferTrainer(config)
         trainer.resume_or_load(resume=resume)
         trainer.train()
-        results = {**trainer.results, **_test_augmented(config, trainer.model)}
+        results = {**trainer.results, **_test_augmented(config, trainer.model), **trainer.evaluate_average()}
         if comm.is_main_process():
             best = trainer.evaluation.best
             _finish(
@@ -292,10 +336,14 @@ def _test_augmented(config: CfgNode, model: torch.nn.Module) -> dict[str, Any]:
     if not config.TEST.AUG.ENABLED:
         return {}
     logger.info("Evaluating with test-time augmentation")
-    folder = Path(config.OUTPUT_DIR) / "predictions_TTA"
-    evaluators = [evaluation.build_evaluator(config, name, folder) for name in config.DATASETS.TEST]
+    evaluators = _evaluators(config, "predictions_TTA")
     results = TransferTrainer.test(config, GeneralizedRCNNWithTTA(config, _unwrapped(model)), evaluators)
     return {f"{task}_TTA": metrics for task, metrics in results.items()}
+
+
+def _evaluators(config: CfgNode, folder: str) -> list[DatasetEvaluator]:
+    """Of the datasets to evaluate on, with a folder of their own for the predictions."""
+    return [evaluation.build_evaluator(config, name, Path(config.OUTPUT_DIR) / folder) for name in config.DATASETS.TEST]
 
 
 def _prepare(config: CfgNode, names: Sequence[str], keep_config: bool = False) -> None:

@@ -278,6 +278,40 @@ def test_the_best_weights_are_kept_and_training_stops_when_nothing_improves(trai
     assert "is finished" in capsys.readouterr().out
 
 
+def test_the_average_of_the_weights_is_evaluated_beside_them(train, monkeypatch):
+    """By hand, from the weights after each iteration; a run that is resumed has the same."""
+    seen = []
+    step = AccumulatingTrainer.run_step
+
+    def watch(self):
+        if not seen:
+            seen.append(self.model.backbone.bottom_up.stem.conv1.weight.detach().clone())
+        step(self)
+        seen.append(self.model.backbone.bottom_up.stem.conv1.weight.detach().clone())
+
+    monkeypatch.setattr(AccumulatingTrainer, "run_step", watch)
+    pairs = ("SOLVER.EMA", 0.75, "SOLVER.MAX_ITER", 3, "SOLVER.CHECKPOINT_PERIOD", 1, "SOLVER.OPTIMIZER", "AdamW")
+    pairs += ("SOLVER.BASE_LR", 0.001)
+    folder = train(*pairs)
+    expected = seen[0]
+    for value in seen[1:]:
+        expected = 0.75 * expected + 0.25 * value
+    key = "backbone.bottom_up.stem.conv1.weight"
+    average = torch.load(folder / "model_ema.pth", weights_only=True)["model"]
+    assert torch.allclose(average[key], expected, atol=1e-6)
+    results = json.loads((folder / "results.json").read_text())["results"]
+    assert list(results) == ["bbox", "segm", "bbox_EMA", "segm_EMA"]
+    final = torch.load(folder / "model_final.pth", weights_only=True)
+    assert torch.equal(final["model"][key], seen[-1])
+    assert "exp_avg" in next(iter(final["trainer"]["_trainer"]["optimizer"]["state"].values()))
+    for name in ("model_final.pth", "model_0000002.pth", "model_ema.pth", "results.json"):
+        (folder / name).unlink()
+    (folder / "last_checkpoint").unlink()
+    train(*pairs, options=["--resume"])
+    again = torch.load(folder / "model_ema.pth", weights_only=True)["model"]
+    assert all(torch.equal(value, again[name]) for name, value in average.items())
+
+
 def test_results_that_were_not_expected_are_an_error(train):
     with pytest.raises(UserError, match=r"TEST\.EXPECTED_RESULTS: bbox/AP is 0\.0000 instead of 40 ± 0\.5"):
         train("TEST.EXPECTED_RESULTS", "[['bbox', 'AP', 40, 0.5], ['segm', 'AP', 0, 50]]")
