@@ -90,6 +90,7 @@ setup(
             "corinfomax-sweep = pretrain.sweep:cli",
             "corinfomax-figures = pretrain.figures:cli",
             "corinfomax-embed = pretrain.embed:cli",
+            "corinfomax-pack = pretrain.pack:cli",
             "corinfomax-to-d2 = convert.to_d2:cli",
             "corinfomax-from-d2 = convert.from_d2:cli",
             "corinfomax-detect = detection.train_net:cli",

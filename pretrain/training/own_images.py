@@ -31,6 +31,7 @@ SMALLEST_PART = 32  # pairs that BatchNorm should see at least
 PER_DIMENSION = 8  # images of a batch for each dimension of the embedding
 ALPHA_PER_DIMENSION = 3.90625  # 125 / 32, 250 / 64, 500 / 128, 2000 / 512: the recipes' attraction over P
 MIN_IMAGES = 16
+LARGE = 700  # pixels of the shorter side from which decoding costs much more than the views
 HEADROOM = 0.9  # of the memory that may be used
 
 
@@ -117,6 +118,8 @@ def describe_facts(config: CfgNode, source: Source, facts: Survey, place: Place)
         left.remove("train")
         if left:
             lines.append(f"  images of train/ only; {', '.join(left)} left out, as test images must be")
+    if facts.short_side >= LARGE and config.DATA.NAME == "folder":
+        lines.append("  large images: pretrain/pack.py resizes them once; loading takes a fraction of the time then")
     if len(source) < 1000:
         lines.append("  fewer than 1,000 images: no gain from pretraining on them has been shown")
     return lines

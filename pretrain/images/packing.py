@@ -1,0 +1,245 @@
+"""Packing images into tars: resized once, in blocks that are written, verified and named one by one."""
+
+import hashlib
+import io
+import json
+import logging
+import os
+import tarfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import simplejpeg
+from PIL import Image
+
+from foundation.errors import UserError
+from foundation.files import report_disk_errors, write_atomic
+from foundation.images import UnreadableImage, decode_rgb
+from pretrain.images.files import FileSource
+from pretrain.images.sources import build_source
+from pretrain.images.tars import UNLABELED, index_tar
+from pretrain.runs.metrics import Progress
+
+STATE = "packing.json"  # what is packed, and the tars that are finished
+logger = logging.getLogger("pretrain")
+
+
+@dataclass(frozen=True)
+class Form:
+    """How images are packed.
+
+    Args:
+        side: pixels of the shorter side at most; images are never enlarged.
+        quality: of the JPEGs that are written, 1 to 100.
+        images: in a tar.
+    """
+
+    side: int
+    quality: int
+    images: int
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A finished tar."""
+
+    nsamples: int
+    filesize: int
+    md5sum: str
+    damaged: Sequence[str]  # images that could not be read, with the reason
+
+
+def pack(source: Path, target: Path, form: Form, workers: int) -> None:
+    """Pack a folder of images, or its train/ and val/, into tars below `target`.
+
+    Raises:
+        UserError: no images, another packing in `target`, a full disk, or a tar that does not read back.
+    """
+    has_splits = (source / "train").is_dir()
+    splits = [split for split in ("train", "val") if (source / split).is_dir()] if has_splits else ["images"]
+    sources = {name: build_source("folder", str(source), name if has_splits else "pretrain") for name in splits}
+    if len({tuple(files.classes) for files in sources.values()}) > 1:
+        raise UserError(f"{source}: train/ and val/ differ in their class folders; their numbers would not agree")
+    state = _open_state(target, source, form, {name: len(files) for name, files in sources.items()})
+    with report_disk_errors(target):
+        for name, files in sources.items():
+            if not isinstance(files, FileSource):
+                raise UserError(f"{source} is not a folder of image files")
+            folder = target / name if has_splits else target
+            folder.mkdir(exist_ok=True)
+            _pack_split(name, files, target, folder, form, workers, state)
+            _write_lists(name, files, source, target, folder, form, state)
+    damaged = [line for tar in state["tars"].values() for line in tar["damaged"]]
+    write_atomic(target / "damaged.txt", "".join(f"{line}\n" for line in damaged).encode())
+    if damaged:
+        logger.warning("%d damaged images are left out; they are listed in %s", len(damaged), target / "damaged.txt")
+    count, size = (sum(tar[key] for tar in state["tars"].values()) for key in ("nsamples", "filesize"))
+    logger.info("%d images, %.1f MB, %d tars in %s", count, size / 1e6, len(state["tars"]), target)
+
+
+def resize_to(pixels: np.ndarray, side: int) -> np.ndarray:
+    """(H, W, 3) uint8 with the shorter side at most `side` pixels, bicubic with antialiasing; never enlarged."""
+    height, width = pixels.shape[:2]
+    scale = side / min(height, width)
+    if scale >= 1:
+        return pixels
+    size = max(side, round(width * scale)), max(side, round(height * scale))
+    return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC))
+
+
+def encode(data: bytes, name: str, form: Form) -> bytes:
+    """The content of an image file as it is packed: a JPEG that is small enough as it is, others resized and encoded.
+
+    Raises:
+        UnreadableImage: it is damaged or not an image.
+    """
+    pixels = decode_rgb(data, name)
+    small = resize_to(pixels, form.side)
+    if small is pixels and data[:2] == b"\xff\xd8":
+        return data
+    return simplejpeg.encode_jpeg(np.ascontiguousarray(small), form.quality, "RGB", "420")
+
+
+def pack_block(tar: Path, start: int, files: FileSource, form: Form) -> Packed:
+    """Write a tar of the images from `start` on, read it back, and give it its name.
+
+    Raises:
+        UserError: what was written does not read back.
+    """
+    draft = tar.with_suffix(".new")
+    damaged = []
+    labels = []
+    with tarfile.open(draft, "w", format=tarfile.USTAR_FORMAT) as archive:
+        for index in range(start, min(start + form.images, len(files))):
+            try:
+                content = encode(files.paths[index].read_bytes(), files.name(index), form)
+            except (UnreadableImage, OSError) as error:
+                damaged.append(str(error))
+                continue
+            _add(archive, f"{index:09d}.jpg", content)
+            label = int(files.labels[index])
+            labels.append(label)
+            if label != UNLABELED:
+                _add(archive, f"{index:09d}.cls", str(label).encode())
+    _verify(draft, labels)
+    digest = hashlib.md5(usedforsecurity=False)
+    with draft.open("rb") as file:
+        while part := file.read(1 << 20):
+            digest.update(part)
+        os.fsync(file.fileno())
+    packed = Packed(len(labels), draft.stat().st_size, digest.hexdigest(), damaged)
+    draft.replace(tar)
+    return packed
+
+
+def _verify(tar: Path, labels: Sequence[int]) -> None:
+    """Read a tar back: every image decodes, in its order and with its label."""
+    found = index_tar(tar, str(tar))
+    content = tar.read_bytes()
+    try:
+        for row in range(len(found)):
+            offset, size = int(found.offsets[row]), int(found.sizes[row])
+            decode_rgb(content[offset : offset + size], f"{tar}:{found.name(row)}")
+    except UnreadableImage as error:
+        raise UserError(f"what was written does not read back: {error}; check the disk") from error
+    if found.labels.tolist() != list(labels):
+        raise UserError(f"{tar} does not read back with its {len(labels)} images and labels; check the disk")
+
+
+def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
+    entry = tarfile.TarInfo(name)
+    entry.size = len(content)
+    archive.addfile(entry, io.BytesIO(content))
+
+
+def _open_state(target: Path, source: Path, form: Form, counts: dict[str, int]) -> dict[str, Any]:
+    """The state of an interrupted packing, or a new one.
+
+    Raises:
+        UserError: `target` holds another packing, or tars of other origin.
+    """
+    asked = {"source": str(source.resolve()), "form": asdict(form), "images": counts}
+    file = target / STATE
+    if file.is_file():
+        try:
+            state = json.loads(file.read_text())
+            found = {key: state[key] for key in asked}
+            if not isinstance(state["tars"], dict):
+                raise TypeError
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{file} cannot be read; choose another folder") from error
+        if found != asked:
+            raise UserError(f"{target} holds another packing ({found}, now {asked}); choose another folder")
+        return state
+    if any(target.glob("*.tar")) or any(target.glob("*/*.tar")):
+        raise UserError(f"{target} holds tars that this command has not written; choose another folder")
+    return {**asked, "tars": {}}
+
+
+def _tar_names(name: str, count: int, form: Form) -> Iterator[tuple[str, int]]:
+    """(name, first image) of each tar of a split."""
+    for number, start in enumerate(range(0, count, form.images)):
+        yield f"{name}-{number:06d}.tar", start
+
+
+def _pack_split(
+    name: str, files: FileSource, target: Path, folder: Path, form: Form, workers: int, state: dict[str, Any]
+) -> None:
+    """Pack the tars of a split that are not finished yet."""
+    blocks = list(_tar_names(name, len(files), form))
+    open_blocks = [(tar, start) for tar, start in blocks if tar not in state["tars"] or not (folder / tar).is_file()]
+    done = len(blocks) - len(open_blocks)
+    logger.info("%s: %d images, %d of %d tars are packed", name, len(files), done, len(blocks))
+    progress = Progress(len(blocks), done, unit="tar")
+    try:
+        for tar, packed in _run([(folder / tar, start) for tar, start in open_blocks], files, form, workers):
+            state["tars"][tar.name] = asdict(packed)
+            write_atomic(target / STATE, json.dumps(state).encode())
+            progress.advance(tar.name)
+    finally:
+        progress.close()
+
+
+def _run(
+    blocks: Sequence[tuple[Path, int]], files: FileSource, form: Form, workers: int
+) -> Iterator[tuple[Path, Packed]]:
+    """Pack blocks in this process or in several, in their order."""
+    work = partial(pack_block, files=files, form=form)
+    tars, starts = [tar for tar, _ in blocks], [start for _, start in blocks]
+    if not workers:
+        yield from ((tar, work(tar, start)) for tar, start in blocks)
+        return
+    try:
+        with ProcessPoolExecutor(workers) as pool:
+            try:
+                yield from zip(tars, pool.map(work, tars, starts), strict=True)
+            finally:
+                pool.shutdown(cancel_futures=True)
+    except BrokenProcessPool as error:
+        raise UserError(
+            "a process that packs has died; memory that ran out is the usual reason: lower --workers. The same command "
+            "continues"
+        ) from error
+
+
+def _write_lists(
+    name: str, files: FileSource, source: Path, target: Path, folder: Path, form: Form, state: dict[str, Any]
+) -> None:
+    """The index of the tars, the names of the classes, and the file that each image was."""
+    prefix = f"{folder.name}/" if folder != target else ""
+    shards = []
+    for tar, _ in _tar_names(name, len(files), form):
+        known = state["tars"][tar]
+        shards.append({"url": prefix + tar, **{key: known[key] for key in ("nsamples", "filesize", "md5sum")}})
+    index = {"__kind__": "wids-shard-index-v1", "wids_version": 1, "name": target.name, "shardlist": shards}
+    write_atomic(target / f"{name}.json", json.dumps(index, indent=1).encode())
+    if len(files.classes):
+        write_atomic(target / "classes.txt", "".join(f"{one}\n" for one in files.classes).encode())
+    names = "".join(f"{i:09d}\t{os.path.relpath(files.paths[i], source)}\n" for i in range(len(files)))
+    write_atomic(folder / "names.tsv", names.encode("utf-8", "surrogateescape"))

@@ -1,0 +1,118 @@
+"""`pretrain/pack.py`: what is in the tars, that it goes on where it stopped, and what it refuses."""
+
+import json
+import shutil
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pretrain import pack
+from pretrain.images import packing
+from pretrain.images.paths import locate
+from pretrain.images.sources import build_source
+
+
+def run(source: Path, target: Path, *more: str) -> None:
+    pack.main([str(source), str(target), "--side", "32", "--images", "10", "--workers", "0", *more])
+
+
+@pytest.fixture
+def packed(photos: Path, tmp_path: Path) -> Path:
+    run(photos, tmp_path / "packed")
+    return tmp_path / "packed"
+
+
+def test_splits_labels_and_pixels(packed: Path, photos: Path) -> None:
+    for split, tars in (("train", 3), ("val", 1)):
+        before, after = (
+            build_source("folder", str(photos), split),
+            build_source("webdataset", str(packed), split),
+        )
+        assert len(list((packed / split).glob("*.tar"))) == tars
+        assert list(after.labels) == list(before.labels)
+        for i in range(len(before)):
+            one, other = before.read(i), after.read(i)
+            height, width = one.shape[:2]
+            if min(height, width) <= 32:  # the same file
+                assert np.array_equal(one, other)
+            else:
+                assert min(other.shape[:2]) == 32
+                assert other.shape[0] / other.shape[1] == pytest.approx(height / width, rel=0.03)
+                assert np.abs(packing.resize_to(one, 32).astype(int) - other).mean() < 8  # noise, as JPEG keeps it
+    assert (packed / "classes.txt").read_text() == "circle\nsquare\n"
+    assert (packed / "train" / "names.tsv").read_text().splitlines()[13] == "000000013\ttrain/square/01.jpg"
+
+
+def test_the_index_names_the_tars_as_widsindex_does(packed: Path) -> None:
+    index = json.loads((packed / "train.json").read_text())
+    assert index["wids_version"] == 1
+    assert [shard["nsamples"] for shard in index["shardlist"]] == [10, 10, 4]
+    sizes = [(packed / shard["url"]).stat().st_size for shard in index["shardlist"]]
+    assert [shard["filesize"] for shard in index["shardlist"]] == sizes
+    assert len(build_source("webdataset", str(packed / "train.json"), "pretrain")) == 24
+    assert locate([str(packed)]) == ("webdataset", str(packed))
+    with tarfile.open(packed / "train" / "train-000002.tar") as tar:
+        assert tar.getnames()[:2] == ["000000020.jpg", "000000020.cls"]
+
+
+def test_it_goes_on_where_it_was_interrupted(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flat = tmp_path / "flat"
+    shutil.copytree(photos / "train" / "circle", flat)
+    for path in (photos / "train" / "square").iterdir():
+        shutil.copy(path, flat / f"s{path.name}")
+    target, whole = tmp_path / "packed", tmp_path / "whole"
+    verify, written = packing._verify, []
+
+    def interrupt(tar: Path, labels: list[int]) -> None:
+        written.append(tar.name)
+        if len(written) == 2:
+            raise KeyboardInterrupt
+        verify(tar, labels)
+
+    monkeypatch.setattr(packing, "_verify", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run(flat, target)
+    assert [path.name for path in target.glob("*.tar")] == ["images-000000.tar"]
+    run(flat, target)
+    assert written == ["images-000000.new", "images-000001.new", "images-000001.new", "images-000002.new"]
+    run(flat, whole)
+    for tar in whole.glob("*.tar"):
+        assert tar.read_bytes() == (target / tar.name).read_bytes()
+    with tarfile.open(target / "images-000000.tar") as tar:
+        assert all(name.endswith(".jpg") for name in tar.getnames())  # no labels, so no .cls
+
+
+def test_damaged_images_are_left_out_and_listed(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    for i in range(3):
+        Image.new("RGB", (40, 50), (80 * i, 0, 0)).save(source / f"{i}.png")
+    (source / "1.png").write_bytes(b"no image")
+    run(source, tmp_path / "packed")
+    after = build_source("webdataset", str(tmp_path / "packed"), "pretrain")
+    assert [int(after.read(i)[0, 0, 0]) // 75 for i in range(len(after))] == [0, 2]
+    assert "1.png" in (tmp_path / "packed" / "damaged.txt").read_text()
+
+
+def test_several_processes_write_the_same(packed: Path, photos: Path, tmp_path: Path) -> None:
+    run(photos, tmp_path / "two", "--workers", "2")
+    for tar in packed.rglob("*.tar"):
+        assert tar.read_bytes() == (tmp_path / "two" / tar.relative_to(packed)).read_bytes()
+
+
+def test_what_is_refused(
+    packed: Path, photos: Path, tmp_path: Path, error_of: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "holds another packing" in error_of(pack.main, [str(photos), str(packed), "--side", "64", "--workers", "0"])
+    assert "--side must be from 16" in error_of(pack.main, [str(photos), str(packed), "--side", "4"])
+    (packed / "packing.json").unlink()
+    assert "tars that this command has not written" in error_of(pack.main, [str(photos), str(packed)])
+    assert "no image" in error_of(pack.main, [str(tmp_path / "packed" / "val"), str(tmp_path / "new")])
+    monkeypatch.setattr(packing, "encode", lambda data, name, form: data[:200])  # as a bad disk might leave it
+    message = error_of(pack.main, [str(photos), str(tmp_path / "bad"), "--workers", "0"])
+    assert "does not read back" in message
+    assert not list((tmp_path / "bad").rglob("*.tar"))
