@@ -1,7 +1,7 @@
 """`python pretrain/figures.py`: what is read from a run, and what is drawn of it."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +15,14 @@ from tests.pretrain.tiny_encoder import use_tiny_encoder
 
 
 @pytest.fixture(scope="module")
-def pretrained(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def pretrained(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     output = tmp_path_factory.mktemp("figures") / "run"
     tiny = ["DATA.NAME", "folder", "DATA.ROOT", str(photos), "DATA.IMAGE_SIZE", "32", "DATA.WORKERS", "0"]
     tiny += ["PROJECTOR.DIMS", "[16, 8]", "TRAIN.BATCH_SIZE", "8", "TRAIN.EPOCHS", "2", "TRAIN.PRECISION", "float32"]
-    train.main(["--output", str(output), *tiny, "LOG.PERIOD", "1", "PROBE.EVERY", "1"])
-    return output
+    with pytest.MonkeyPatch.context() as patch:
+        use_tiny_encoder(patch)
+        train.main(["--output", str(output), *tiny, "LOG.PERIOD", "1", "PROBE.EVERY", "1"])
+        yield output
 
 
 def test_every_figure_as_png_and_svg(pretrained: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from pretrain import train
 from pretrain.config import get_defaults
 from pretrain.training.build import build_optimizer, build_schedule
 from pretrain.training.lars import LARS
+from tests.pretrain.tiny_encoder import use_tiny_encoder
 
 
 def test_lars_by_hand() -> None:
@@ -77,7 +78,8 @@ def test_a_learning_rate_that_scales_with_the_batch() -> None:
     assert build_schedule(config, 1000, 10)(100) == config.TRAIN.LR
 
 
-def test_resumed_with_lars_is_uninterrupted(tmp_path: Path) -> None:
+def test_resumed_with_lars_is_uninterrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_tiny_encoder(monkeypatch)
     options = ["TRAIN.OPTIMIZER", "lars", "TRAIN.LR", "1.0", "TRAIN.BATCH_SIZE", "16", "DATA.IMAGE_SIZE", "32"]
     options += [
         "PROJECTOR.DIMS",
