@@ -34,7 +34,7 @@ from typing import Any, BinaryIO, NoReturn
 
 import detection.roi_heads  # registers the head of the C4 recipes
 import detection.training.semantic  # noqa: F401  and that for labels of pixels
-from convert.reader import load_arrays, load_tensors, read_checkpoint
+from convert.reader import load_arrays
 from convert.tensors import Record
 from detection import config as configs
 from detection.data import datasets
@@ -42,33 +42,11 @@ from foundation.config import find_config, load_config
 from foundation.errors import ArgumentParser, UserError, run
 
 # isort: split
-from detectron2.checkpoint import DetectionCheckpointer, detection_checkpoint
+from detectron2.checkpoint import detection_checkpoint
 from detectron2.config import defaults, get_cfg
 from detectron2.data import DatasetCatalog
 from detectron2.data import build as data_build
 
-_load_file = DetectionCheckpointer._load_file
-
-
-def _load_file_safely(self: DetectionCheckpointer, filename: str) -> dict[str, Any]:
-    """What Detectron2 reads of a file of weights. Detectron2 unpickles a `.pkl`, which runs any code in it.
-
-    Raises:
-        UserError: the file cannot be read.
-    """
-    if not filename.endswith(".pkl"):
-        content: dict[str, Any] = _load_file(self, filename)
-        return content
-    source = read_checkpoint(Path(filename))
-    found = source.content if isinstance(source.content, dict) else {}
-    if "model" in found and "__author__" in found:
-        return {**found, "model": load_tensors(source, found["model"])}
-    tensors = load_tensors(source, found.get("blobs", found))  # of Caffe2
-    model = {name: tensor for name, tensor in tensors.items() if not name.endswith("_momentum")}
-    return {"model": model, "__author__": "Caffe2", "matching_heuristics": True}
-
-
-DetectionCheckpointer._load_file = _load_file_safely
 configs.add_own_keys(defaults._C)
 defaults._C.SEED = 0  # this project's commands take no run without a seed, and should take what a tool has trained
 

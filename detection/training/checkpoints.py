@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 
+from convert.reader import load_tree
 from foundation import files
 from foundation.errors import UserError
 
@@ -137,10 +138,7 @@ def read(path: Path) -> dict[str, Any]:
     Raises:
         UserError: it cannot be read, or holds something else.
     """
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises half a dozen kinds for files that are not checkpoints
-        raise UserError(f"{path} cannot be read as a checkpoint: {_reason(error)}") from error
+    state = load_tree(path)
     if not isinstance(state, dict) or not isinstance(state.get("model"), dict):
         raise UserError(f"{path} is not a checkpoint: it has no entry 'model'")
     return state
@@ -206,9 +204,9 @@ def damage(path: Path) -> str | None:
         return None if files.sha256_of(path) == wanted else "its content does not match its sha256"
     except FileNotFoundError:
         try:
-            torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # torch raises half a dozen kinds for files that are not checkpoints
-            return _reason(error)
+            load_tree(path)
+        except UserError as error:
+            return str(error)
         return None
     except (OSError, UnicodeDecodeError) as error:
         return f"it or its digest cannot be read: {error}"
@@ -263,7 +261,3 @@ def _write_tag(path: Path) -> None:
             f"{path.parent / LAST} cannot be written: {error.strerror or error}; {path.name} is saved, --resume"
             " continues from there"
         ) from error
-
-
-def _reason(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -131,15 +131,6 @@ def test_scripts_and_their_configs_are_found_or_said_to_be_missing():
         "print(*stock._with_config(['--eval-only', '--config-file=coco_R50_C4_1x', 'SEED', '1'])[0])\n"
         "print(*stock._with_config(['--config-file', 'coco_R50_FPN_1x_moco.yaml'])[0])\n"
         "print(*stock._with_config(['--dataset', 'a.json@b', '--x=c.json@d'])[1])\n"
-        "import numpy, pickle, tempfile; from pathlib import Path; from torch import nn\n"
-        "from detectron2.checkpoint import DetectionCheckpointer\n"
-        "folder = Path(tempfile.mkdtemp()); model = nn.Linear(1, 1)\n"
-        "arrays = {'weight': numpy.full((1, 1), 7, 'float32'), 'bias': numpy.zeros(1, 'float32')}\n"
-        "for name, each in (('w', {'model': arrays, '__author__': 'x'}), ('e', {'model': {'x': print}})):\n"
-        "    (folder / f'{name}.pkl').write_bytes(pickle.dumps(each))\n"
-        "DetectionCheckpointer(model).load(str(folder / 'w.pkl')); print(model.weight.item())\n"
-        "try: DetectionCheckpointer(model).load(str(folder / 'e.pkl'))\n"
-        "except UserError as error: print(error)\n"
         "for call, value in (stock._with_config, ['--config-file', 'coco_R50_C5']), (stock.main, ['tools/tool.py']):\n"
         "    try: call(value)\n"
         "    except UserError as error: print(error)\n"
@@ -149,11 +140,9 @@ def test_scripts_and_their_configs_are_found_or_said_to_be_missing():
     command = [sys.executable, "-W", "ignore", "-c", program]
     done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT)
     folder = config_folder("detection")
-    first, second, named, loaded, refused, config, script = done.stdout.splitlines()
+    first, second, named, config, script = done.stdout.splitlines()
     assert first == f"--eval-only --config-file {folder / 'coco_R50_C4_1x.yaml'} SEED 1"
     assert second == f"--config-file {folder / 'coco_R50_FPN_1x_moco.yaml'}"
     assert named == "a.json@b c.json@d"
-    assert loaded == "7.0"
-    assert "asks for builtins.print" in refused
     assert "nearest: coco_R50_C4" in config
     assert script == "tools/tool.py: there is no such script; Detectron2's source has them in tools/"
