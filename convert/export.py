@@ -131,6 +131,7 @@ def _encoder_metadata(pixels: Pixels, sidecar: Mapping[str, Any]) -> dict[str, s
     return {
         "format": "corinfomax-encoder",
         "objective": sidecar["trained_by"],
+        **({"begun_from": sidecar["begun_from"]} if sidecar["begun_from"] else {}),
         "architecture": sidecar["architecture"],
         "stem": sidecar["stem"],
         "mean": ",".join(f"{value / 255:.6g}" for value in pixels.mean),

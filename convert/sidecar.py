@@ -7,6 +7,7 @@ It is `NAME.json` beside `NAME.pkl`, and `NAME.pth.json` beside `NAME.pth`. Its 
     weights_sha256  digest of the weights beside it; readers compare it, so that the two always belong together
     family          which project's format it was recognised as
     trained_by      what trained it, in a word: as this project's own files say it (`corinfomax`), else `family`
+    begun_from      weights that its training began from, as the run named them; "" for random ones, or where unknown
     branch          which encoder of it was taken
     architecture    torchvision's name, such as `resnet50`
     depth           18, 34, 50, 101 or 152 (MODEL.RESNETS.DEPTH)
@@ -46,6 +47,7 @@ def describe(source: Source, selection: Selection, pixels: Pixels) -> dict[str, 
         "sha256": source.sha256,
         "family": selection.candidate.family.name,
         "trained_by": _trained_by(source) or selection.candidate.family.name,
+        "begun_from": _begun_from(source),
         "branch": selection.candidate.branch,
         "architecture": architecture.name,
         "depth": resnets.pop("DEPTH"),
@@ -96,6 +98,15 @@ def _trained_by(source: Source) -> str:
         known = content.get("trained_by")
     elif content.get("format") == "corinfomax-pretrain":
         known = _at(content, "config", "OBJECTIVE").get("NAME")
+    return known if isinstance(known, str) else ""
+
+
+def _begun_from(source: Source) -> str:
+    """The weights that pretraining began from: by an encoder's metadata, or by the config of a checkpoint."""
+    if source.metadata:
+        return source.metadata.get("begun_from", "")
+    content = source.content if isinstance(source.content, dict) else {}
+    known = _at(content, "config", "ENCODER").get("WEIGHTS") if content.get("format") == "corinfomax-pretrain" else ""
     return known if isinstance(known, str) else ""
 
 

@@ -306,6 +306,17 @@ def test_note_says_what_trained_the_encoder(query, convert, content, trained_by)
     assert json.loads(output.with_suffix(".json").read_text())["trained_by"] == trained_by
 
 
+@pytest.mark.parametrize("begun_from", ["", "imagenet.pth"])
+def test_note_says_what_the_training_began_from(query, convert, begun_from):
+    content = own(query, query)
+    content["config"]["ENCODER"] = {**content["config"]["ENCODER"], "WEIGHTS": begun_from}
+    output = convert(content, output="whole.pkl")
+    assert json.loads(output.with_suffix(".json").read_text())["begun_from"] == begun_from
+    encoder = convert(content, "--to", "safetensors", output="encoder.safetensors")
+    with safetensors.safe_open(encoder, framework="pt") as file:
+        assert file.metadata().get("begun_from", "") == begun_from
+
+
 def test_timm_loads_what_is_written_for_it(convert):
     timm = pytest.importorskip("timm")
     network = timm.create_model("resnet18", pretrained=False)
