@@ -1,4 +1,4 @@
-"""The encoder under evaluation: features, kNN, linear probe and fine-tuning, and the figures of a run.
+"""The evaluation of an encoder: features, kNN, linear classifiers, fine-tuning, transfer, sweeps, and figures of runs.
 
-Add an evaluation as a module here and a command beside `pretrain/linear.py`.
+A new evaluation is a module here and a command beside `pretrain/linear.py`.
 """
