@@ -7,11 +7,14 @@ a plotting backend is needed. Only the fonts are matplotlib's.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import matplotlib
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageChops, ImageColor, ImageDraw, ImageFilter, ImageFont
+
+from foundation.coco_ids import id_order
 
 CELL = 460  # pixels: the largest width and height of an enlarged photograph on a sheet
 GAP = 14  # between cells
@@ -31,6 +34,7 @@ CLASS_COLOURS = (
 )
 Box = tuple[float, float, float, float]
 Point = tuple[float, float]
+Key = TypeVar("Key", int, int | str)  # an id
 
 
 @dataclass(frozen=True)
@@ -54,9 +58,9 @@ class Overlay:
     limbs: Sequence[tuple[Point, Point]] = ()
 
 
-def class_colours(ids: Iterable[int]) -> dict[int, str]:
+def class_colours(ids: Iterable[Key]) -> dict[Key, str]:
     """A colour for each category, in the order of the ids; with more than ten categories the colours repeat."""
-    return {identity: CLASS_COLOURS[i % len(CLASS_COLOURS)] for i, identity in enumerate(sorted(ids))}
+    return {each: CLASS_COLOURS[i % len(CLASS_COLOURS)] for i, each in enumerate(sorted(ids, key=id_order))}
 
 
 def draw_overlays(photograph: Image.Image, overlays: Sequence[Overlay], scale: float) -> Image.Image:

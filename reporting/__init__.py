@@ -1,4 +1,6 @@
-"""Reports over the run folders of all packages, read without torch: tables, figures, scenes, one HTML page.
+"""Reports on the run folders of all packages, read without torch: tables, figures, pictures of scenes, one HTML page.
 
-Add a metric in `columns.py`, a table in `tables.py`, a figure in `figures.py`.
+The metrics of detectors are in `analysis.py` (`TASKS`), those of other runs in `foundation/run_kinds.py`. Add a table
+in `tables.py`, a plot in `figures.py` or `diagnosis.py`, a picture in `scenes.py`, and its place on the page
+in `compose.py`.
 """

@@ -15,6 +15,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from foundation.canvas import Box
+from foundation.coco_ids import read_id
 from foundation.errors import UserError
 from foundation.images import UnreadableImage, read_rgb
 from foundation.json_files import as_number, read_json
@@ -24,6 +25,7 @@ MAX_BYTES = 8 * 1024**3  # of annotations or predictions; those of Objects365 ha
 MAX_COORDINATE = 1e6  # pixels
 MAX_OUTLINE = 1e6  # pixels: pycocotools' memory for a polygon grows with the length of its outline
 logger = logging.getLogger(__name__)
+Id = int | str
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +40,7 @@ class Instance:
         crowd: whether it is a region with many objects, which is neither found nor missed.
     """
 
-    category: int
+    category: Id
     box: Box
     score: float = 1.0
     segmentation: Any = field(default=None, repr=False)
@@ -57,10 +59,10 @@ class GroundTruth:
         skeletons: by category id: the pairs of keypoints, counted from 0, that are joined by a line.
     """
 
-    files: Mapping[int, Path]
-    objects: Mapping[int, Sequence[Instance]]
-    names: Mapping[int, str]
-    skeletons: Mapping[int, Sequence[tuple[int, int]]]
+    files: Mapping[Id, Path]
+    objects: Mapping[Id, Sequence[Instance]]
+    names: Mapping[Id, str]
+    skeletons: Mapping[Id, Sequence[tuple[int, int]]]
 
 
 @dataclass(frozen=True)
@@ -89,20 +91,20 @@ def read_ground_truth(path: Path, image_root: Path) -> GroundTruth:
         raise UserError(f"{path} is not in COCO's format: it holds no object")
     images, annotations, categories = (_records(content, key, path) for key in ("images", "annotations", "categories"))
     files = {
-        image["id"]: image_root / image["file_name"]
+        identity: image_root / image["file_name"]
         for image in images
-        if isinstance(image.get("id"), int) and isinstance(image.get("file_name"), str)
+        if (identity := _id(image, "id")) is not None and isinstance(image.get("file_name"), str)
     }
     if not files:
         raise UserError(f"{path} has no images with an id and a file_name")
-    known = [each for each in categories if isinstance(each.get("id"), int)]
-    names = {each["id"]: str(each.get("name", each["id"])) for each in known}
-    skeletons = {each["id"]: _pairs(each.get("skeleton")) for each in known}
+    known = {identity: each for each in categories if (identity := _id(each, "id")) is not None}
+    names = {identity: str(each.get("name", identity)) for identity, each in known.items()}
+    skeletons = {identity: _pairs(each.get("skeleton")) for identity, each in known.items()}
     objects = _by_image(annotations, files, names, path)
     return GroundTruth(files, objects, names, skeletons)
 
 
-def read_detections(path: Path, truth: GroundTruth, min_score: float) -> dict[int, list[Instance]]:
+def read_detections(path: Path, ground_truth: GroundTruth, min_score: float) -> dict[Id, list[Instance]]:
     """The detections of at least this score, by image id; the highest-scoring last.
 
     Raises:
@@ -112,10 +114,13 @@ def read_detections(path: Path, truth: GroundTruth, min_score: float) -> dict[in
     if not isinstance(content, list):
         raise UserError(f"{path} does not hold COCO results: a list is needed")
     records = [each for each in content if isinstance(each, dict) and _score(each) >= min_score]
-    unknown = {each["category_id"] for each in records if isinstance(each.get("category_id"), int)} - truth.names.keys()
+    categories = {identity for each in records if (identity := _id(each, "category_id")) is not None}
+    unknown = categories - ground_truth.names.keys()
     if unknown:
-        raise UserError(f"{path}: the dataset has no category {min(unknown)}; these are results of another dataset")
-    found = _by_image(records, truth.files, truth.names, path)
+        raise UserError(
+            f"{path}: the dataset has no category {next(iter(unknown))}; these are results of another dataset"
+        )
+    found = _by_image(records, ground_truth.files, ground_truth.names, path)
     return {identity: sorted(each, key=lambda one: one.score) for identity, each in found.items()}
 
 
@@ -184,6 +189,14 @@ def _records(content: Mapping[str, Any], key: str, path: Path) -> list[Mapping[s
     return [each for each in entries if isinstance(each, dict)]
 
 
+def _id(record: Mapping[str, Any], key: str) -> Id | None:
+    """An id in the form in which ids are compared; None where it is neither a whole number nor text."""
+    try:
+        return read_id(record.get(key))
+    except ValueError:
+        return None
+
+
 def _score(record: Mapping[str, Any]) -> float:
     """The score of a detection; 0 where it has none."""
     score = as_number(record.get("score"))
@@ -191,14 +204,14 @@ def _score(record: Mapping[str, Any]) -> float:
 
 
 def _by_image(
-    records: Iterable[Mapping[str, Any]], files: Mapping[int, Path], names: Mapping[int, str], path: Path
-) -> dict[int, list[Instance]]:
+    records: Iterable[Mapping[str, Any]], files: Mapping[Id, Path], names: Mapping[Id, str], path: Path
+) -> dict[Id, list[Instance]]:
     """The well-formed records by image id."""
-    found: dict[int, list[Instance]] = {}
+    found: dict[Id, list[Instance]] = {}
     skipped = 0
     for record in records:
-        instance, image = _instance(record, names), record.get("image_id")
-        if instance is None or not isinstance(image, int) or image not in files:
+        instance, image = _instance(record, names), _id(record, "image_id")
+        if instance is None or image is None or image not in files:
             skipped += 1
         else:
             found.setdefault(image, []).append(instance)
@@ -207,9 +220,9 @@ def _by_image(
     return found
 
 
-def _instance(record: Mapping[str, Any], names: Mapping[int, str]) -> Instance | None:
-    category, box = record.get("category_id"), _numbers(record.get("bbox"))
-    if not isinstance(category, int) or category not in names or len(box) != 4:
+def _instance(record: Mapping[str, Any], names: Mapping[Id, str]) -> Instance | None:
+    category, box = _id(record, "category_id"), _numbers(record.get("bbox"))
+    if category is None or category not in names or len(box) != 4:
         return None
     x, y, width, height = box
     score = as_number(record.get("score", 1.0))

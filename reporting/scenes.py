@@ -7,12 +7,14 @@ from pathlib import Path
 from PIL import Image
 
 from foundation.canvas import INK, Overlay, Point, class_colours, compose_sheet, draw_cell
+from foundation.coco_ids import id_order
 from foundation.errors import UserError
 from reporting.analysis import TASKS, best_threshold
 from reporting.groups import Group, Setting
 from reporting.instances import (
     MATCH_IOU,
     GroundTruth,
+    Id,
     Instance,
     Matches,
     decode_mask,
@@ -41,21 +43,21 @@ class Detector:
 
     group: Group
     threshold: float
-    detections: Mapping[int, Sequence[Instance]]
-    matches: Mapping[int, Matches]
+    detections: Mapping[Id, Sequence[Instance]]
+    matches: Mapping[Id, Matches]
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """The evaluation set of a setting, with its detectors in the order of the groups."""
 
-    truth: GroundTruth
+    ground_truth: GroundTruth
     detectors: Sequence[Detector]
 
     @property
-    def images(self) -> list[int]:
-        """The ids of all images, ascending."""
-        return sorted(self.truth.files)
+    def images(self) -> list[Id]:
+        """The ids of all images, in order."""
+        return sorted(self.ground_truth.files, key=id_order)
 
 
 def load(setting: Setting) -> Evaluation:
@@ -67,16 +69,17 @@ def load(setting: Setting) -> Evaluation:
     files = [(group, sorted(group.runs[0].path.rglob(PREDICTIONS))) for group in setting.groups]
     if not any(found for _, found in files):
         raise UserError(f"no run has its {PREDICTIONS}")
-    truth = read_ground_truth(*_dataset(setting))
+    ground_truth = read_ground_truth(*_dataset(setting))
     detectors = []
     for group, found in files:
         if not found:
             continue
         threshold = _threshold(group)
-        detections = read_detections(found[0], truth, threshold)
-        matches = {image: match(truth.objects.get(image, ()), detections.get(image, ())) for image in truth.files}
+        detections = read_detections(found[0], ground_truth, threshold)
+        objects = ground_truth.objects
+        matches = {image: match(objects.get(image, ()), detections.get(image, ())) for image in ground_truth.files}
         detectors.append(Detector(group, threshold, detections, matches))
-    return Evaluation(truth, detectors)
+    return Evaluation(ground_truth, detectors)
 
 
 def draw_predictions(evaluation: Evaluation, colours: Mapping[str, str], path: Path) -> str:
@@ -89,7 +92,7 @@ def draw_predictions(evaluation: Evaluation, colours: Mapping[str, str], path: P
         UserError: an image cannot be read.
     """
     chosen = evenly_spaced(evaluation.images, ROWS)
-    _draw_sheet(evaluation, evaluation.detectors, chosen, colours, path, _plain_cell)
+    _draw_sheet(evaluation, evaluation.detectors, chosen, colours, path)
     detectors = ", ".join(
         f"{each.group.label}: seed {each.group.runs[0].seed}, scores from {each.threshold:.2f}"
         for each in evaluation.detectors
@@ -118,7 +121,7 @@ def draw_worst(evaluation: Evaluation, colours: Mapping[str, str], path: Path) -
     false = _largest(others, lambda image: len(detector.matches[image].false))
     if not missed and not false:
         return None
-    _draw_sheet(evaluation, [detector], [*missed, *false], colours, path, _judged_cell, missed_only=True)
+    _draw_sheet(evaluation, [detector], [*missed, *false], colours, path, missed_only=True, false_only=True)
     parts = [f"the {len(missed)} with most missed objects"] if missed else []
     parts += [f"{'then ' if missed else ''}the {len(false)} with most false detections"] if false else []
     return (
@@ -144,7 +147,7 @@ def draw_changes(evaluation: Evaluation, colours: Mapping[str, str], path: Path)
     fewer = _largest(evaluation.images, lambda image: -gains[image])
     if not more and not fewer:
         return None
-    _draw_sheet(evaluation, [base, other], [*more, *fewer], colours, path, _judged_cell)
+    _draw_sheet(evaluation, [base, other], [*more, *fewer], colours, path, false_only=True)
     parts = [f"the {len(more)} with the largest gain"] if more else []
     parts += [f"{'then ' if more else ''}the {len(fewer)} with the largest loss"] if fewer else []
     names = f"{other.group.label} finds more or fewer objects than {base.group.label}"
@@ -159,7 +162,7 @@ def change_rows(evaluation: Evaluation) -> list[list[str]]:
     a, b = base.group.label, other.group.label
     gains = [len(other.matches[image].found) - len(base.matches[image].found) for image in evaluation.images]
     by_base, by_other = ({id(each) for match in one.matches.values() for each in match.found} for one in (base, other))
-    objects = sum(not each.crowd for found in evaluation.truth.objects.values() for each in found)
+    objects = sum(not each.crowd for found in evaluation.ground_truth.objects.values() for each in found)
     counts = [
         (f"images in which {b} finds more objects than {a}", sum(gain > 0 for gain in gains)),
         (f"images in which {b} finds fewer objects than {a}", sum(gain < 0 for gain in gains)),
@@ -174,7 +177,7 @@ def change_rows(evaluation: Evaluation) -> list[list[str]]:
     return [[text, f"{count:,}"] for text, count in counts]
 
 
-def evenly_spaced(ids: Sequence[int], count: int) -> list[int]:
+def evenly_spaced(ids: Sequence[Id], count: int) -> list[Id]:
     """`count` of the ids, from the middles of as many equal parts; all of them where there are no more."""
     if len(ids) <= count:
         return list(ids)
@@ -200,72 +203,53 @@ def _threshold(group: Group) -> float:
     return float(best["score"]) if best else MIN_SCORE
 
 
-def _largest(images: Sequence[int], count: Callable[[int], int]) -> list[int]:
+def _largest(images: Sequence[Id], count: Callable[[Id], int]) -> list[Id]:
     """The images with the largest counts above zero; of equal ones, those with the lowest ids."""
     positive = [image for image in images if count(image) > 0]
-    return sorted(positive, key=lambda image: (-count(image), image))[:EXTREMES]
+    return sorted(positive, key=lambda image: (-count(image), id_order(image)))[:EXTREMES]
 
 
 def _draw_sheet(
     evaluation: Evaluation,
     detectors: Sequence[Detector],
-    images: Sequence[int],
+    images: Sequence[Id],
     colours: Mapping[str, str],
     path: Path,
-    cell: Callable[[Evaluation, Image.Image, int, Detector, Mapping[int, str]], Image.Image],
+    *,
     missed_only: bool = False,
+    false_only: bool = False,
 ) -> None:
-    fills = class_colours(evaluation.truth.names)
+    """A row for each image, with the ground truth first.
+
+    Args:
+        missed_only: label only the objects that the last detector misses.
+        false_only: label only the false detections.
+    """
+    ground_truth, fills = evaluation.ground_truth, class_colours(evaluation.ground_truth.names)
     rows = []
     for image in images:
-        photograph = open_image(evaluation.truth.files[image])
-        first = _truth_cell(evaluation, photograph, image, detectors, missed_only, fills)
-        rows.append([first, *(cell(evaluation, photograph, image, each, fills) for each in detectors)])
+        photograph = open_image(ground_truth.files[image])
+        objects = ground_truth.objects.get(image, ())
+        missed = set(map(id, detectors[-1].matches[image].missed)) if missed_only else set(map(id, objects))
+        texts = [ground_truth.names[each.category] if id(each) in missed else "" for each in objects]
+        count = sum(not each.crowd for each in objects)
+        note = f"{count} object{'' if count == 1 else 's'}"
+        row = [draw_cell(photograph, _overlays(ground_truth, photograph, objects, texts, fills), note)]
+        for detector in detectors:
+            found, matches = detector.detections.get(image, ()), detector.matches[image]
+            texts = [_label(ground_truth, each, matches, false_only) for each in found]
+            overlays = _overlays(ground_truth, photograph, found, texts, fills)
+            row.append(draw_cell(photograph, overlays, _note(matches)))
+        rows.append(row)
     titles = [("ground truth", INK), *((each.group.label, colours[each.group.label]) for each in detectors)]
     compose_sheet(titles, rows, [f"image {image}" for image in images]).save(path, optimize=True)
 
 
-def _truth_cell(
-    evaluation: Evaluation,
-    photograph: Image.Image,
-    image: int,
-    detectors: Sequence[Detector],
-    missed_only: bool,
-    fills: Mapping[int, str],
-) -> Image.Image:
-    """The objects of an image, all labelled or only those that the last detector misses."""
-    objects = evaluation.truth.objects.get(image, ())
-    missed = set(map(id, detectors[-1].matches[image].missed))
-    names = evaluation.truth.names
-    texts = ["" if missed_only and id(each) not in missed else names[each.category] for each in objects]
-    count = sum(not each.crowd for each in objects)
-    note = f"{count} object{'' if count == 1 else 's'}"
-    return draw_cell(photograph, _overlays(evaluation.truth, photograph, objects, texts, fills), note)
-
-
-def _plain_cell(
-    evaluation: Evaluation, photograph: Image.Image, image: int, detector: Detector, fills: Mapping[int, str]
-) -> Image.Image:
-    """The detections of an image with their classes and scores."""
-    detections = detector.detections.get(image, ())
-    texts = [f"{evaluation.truth.names[each.category]} {each.score:.2f}" for each in detections]
-    return draw_cell(
-        photograph, _overlays(evaluation.truth, photograph, detections, texts, fills), _note(detector.matches[image])
-    )
-
-
-def _judged_cell(
-    evaluation: Evaluation, photograph: Image.Image, image: int, detector: Detector, fills: Mapping[int, str]
-) -> Image.Image:
-    """The detections of an image, of which only the false ones are labelled."""
-    detections, false = detector.detections.get(image, ()), set(map(id, detector.matches[image].false))
-    texts = [
-        f"false: {evaluation.truth.names[each.category]} {each.score:.2f}" if id(each) in false else ""
-        for each in detections
-    ]
-    return draw_cell(
-        photograph, _overlays(evaluation.truth, photograph, detections, texts, fills), _note(detector.matches[image])
-    )
+def _label(ground_truth: GroundTruth, detection: Instance, matches: Matches, false_only: bool) -> str:
+    text = f"{ground_truth.names[detection.category]} {detection.score:.2f}"
+    if not false_only:
+        return text
+    return f"false: {text}" if any(each is detection for each in matches.false) else ""
 
 
 def _note(matches: Matches) -> str:
@@ -274,17 +258,19 @@ def _note(matches: Matches) -> str:
 
 
 def _overlays(
-    truth: GroundTruth,
+    ground_truth: GroundTruth,
     photograph: Image.Image,
     instances: Sequence[Instance],
     texts: Sequence[str],
-    fills: Mapping[int, str],
+    fills: Mapping[Id, str],
 ) -> list[Overlay]:
     overlays = []
     for instance, text in zip(instances, texts, strict=True):
         mask = decode_mask(instance.segmentation, photograph.height, photograph.width)
         points = _visible_points(instance)
-        limbs = [(points[a], points[b]) for a, b in truth.skeletons[instance.category] if a in points and b in points]
+        limbs = [
+            (points[a], points[b]) for a, b in ground_truth.skeletons[instance.category] if a in points and b in points
+        ]
         box = _clipped(instance, photograph)
         overlays.append(Overlay(box, mask, text, fills[instance.category], tuple(points.values()), tuple(limbs)))
     return overlays

@@ -55,9 +55,9 @@ def augmented_table(setting: Setting) -> list[Block]:
     """The metrics with test-time augmentation, and by how much they are above those without."""
     pairs = [(task, with_augmentation(task)) for task, _ in setting.tasks]
     metrics = [
-        (plain, augmented)
+        (Metric(augmented.title, ("results", task.name, augmented.path[-1])), augmented)
         for task, other in pairs
-        for plain, augmented in zip(task.measured(setting.runs), other.measured(setting.runs), strict=False)
+        for augmented in other.measured(setting.runs)
     ]
     rows = []
     for group in setting.groups:

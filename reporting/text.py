@@ -19,18 +19,18 @@ from reporting.runs import Run, Skipped
 
 LONGEST_VALUE = 60  # letters of a config value that are shown
 IDENTITY_KEYS = ("weights", "encoder_sha256", "images")  # of results.json
-PUBLISHED_BESIDE = ("linear", "finetune")  # of detectors the published results are a table
+COMPARED_WITH_PUBLISHED = ("linear", "finetune")  # in a sentence; for detectors there is only the table
 
 
 def summary(setting: Setting) -> list[Block]:
-    """What a setting found, each number with the spread that it must be held against."""
+    """The differences to the baseline with their spread, and to published numbers, as sentences."""
     sentences = [*_comparisons(setting), *_published_sentences(setting)]
     return [Paragraph(f"{setting.kind.title}: {setting.name}"), BulletList(sentences)] if sentences else []
 
 
 def pretraining_tables(setting: Setting) -> list[Block]:
-    """What each pretraining run was, and how its loss and online accuracy ended."""
-    header = ["run", "objective", "epochs", "batch", "seed", "iterations", "loss", "kNN top-1, %", "images/s"]
+    """The schedule of each pretraining run, with its first and last loss and online accuracy."""
+    header = ["run", "objective", "epochs", "batch", "seed", "iterations", "loss", "kNN top-1 (%)", "images/s"]
     rows = []
     for group in setting.groups:
         for run in group.runs:
@@ -38,7 +38,7 @@ def pretraining_tables(setting: Setting) -> list[Block]:
             words = [run.path.resolve().name, group.label, *map(_text, schedule)]
             rows.append(words + _pretraining_numbers(run))
     title = f"{setting.name}. Loss and online kNN accuracy: first value logged, and last. Images a second: mean."
-    return [Table(header, rows, title, labels=5), *config_table(setting)]
+    return [Table(header, rows, title, labels=5)]
 
 
 def evaluation_tables(setting: Setting) -> list[Block]:
@@ -61,7 +61,7 @@ def evaluation_tables(setting: Setting) -> list[Block]:
 
 
 def repeat_table(setting: Setting) -> list[Block]:
-    """In what runs differ that are averaged as repetitions, besides their seed and the place of their files."""
+    """What differs between runs that are averaged as repetitions, except seeds and the places of files."""
     rows = []
     for group in setting.groups:
         for key, values in _differing_values(group).items():
@@ -85,7 +85,7 @@ def run_table(runs: Sequence[Run], skipped: Sequence[Skipped]) -> list[Block]:
 
 def _published_sentences(setting: Setting) -> Iterator[str]:
     """The mean of each initialisation beside the number that is published for it, where there is one."""
-    if setting.kind.name not in PUBLISHED_BESIDE:
+    if setting.kind.name not in COMPARED_WITH_PUBLISHED:
         return
     for group in setting.groups:
         for metric in setting.headline:
@@ -98,7 +98,7 @@ def _published_sentences(setting: Setting) -> Iterator[str]:
 
 
 def _differing_values(group: Group) -> dict[str, list[Any]]:
-    """What the runs of a group differ in, by key of config.yaml or results.json: a value for each run."""
+    """By key of config.yaml or results.json, the values of the runs of a group, one for each, where they differ."""
     keys = [key for key in differing_keys(group.runs) if key != "SEED"]
     values: dict[str, list[Any]] = {key: [run.config.get(key) for run in group.runs] for key in keys}
     for key in IDENTITY_KEYS:
@@ -118,7 +118,7 @@ def _comparisons(setting: Setting) -> Iterator[str]:
                 yield (
                     f"{metric.heading}: {value_text(measured)} from {group.label} ({_count(measured)}),"
                     f" {value_text(reference)} from {base.label} ({_count(reference)}):"
-                    f" {_verdict(group.label, base.label, reference, measured)}."
+                    f" {_difference_text(group.label, base.label, reference, measured)}."
                 )
         keys = [key for key in differing_keys([*base.runs, *group.runs]) if key not in REPEAT_KEYS]
         if keys:
@@ -128,8 +128,8 @@ def _comparisons(setting: Setting) -> Iterator[str]:
             )
 
 
-def _verdict(name: str, base_name: str, base: Statistic, other: Statistic) -> str:
-    """What two statistics say about each other, and no more."""
+def _difference_text(name: str, base_name: str, base: Statistic, other: Statistic) -> str:
+    """The difference of two means beside its spread, as a sentence."""
     gap = difference(base, other)
     by = f"a difference of {_number(gap.value, sign=True)}"
     if gap.spread is None:
@@ -173,7 +173,7 @@ def _first_and_last(values: Sequence[float]) -> str:
 
 
 def config_table(setting: Setting) -> list[Block]:
-    """How the configs of a setting's runs differed."""
+    """The config values that differ between the runs of a setting."""
     runs = [run for group in setting.groups for run in group.runs]
     if sum(bool(run.config) for run in runs) < 2:
         return []

@@ -22,12 +22,12 @@ from detectron2.data import MetadataCatalog
 from detectron2.structures import BoxMode
 
 from detection.data.masks import mask_area, read_mask, read_number, read_whole
+from foundation.coco_ids import id_order, read_id
 from foundation.errors import UserError
 from foundation.images import MAX_PIXELS
 from foundation.json_files import read_json
 
 MAX_BYTES = 16 * 1024**3  # of a file of annotations; COCO's largest has 0.5 GB
-INTEGER = re.compile(r"-?[1-9]\d{0,30}|0")
 NUMBERS = (int, float)
 COMPUTED_AREAS = "areas that are not a positive number"
 LIMB_COLOUR = (102, 204, 255)  # of Detectron2's drawings
@@ -226,27 +226,6 @@ def load_coco(name: str) -> list[Record]:
     metadata.thing_classes = [each["name"] for each in read.categories]
     metadata.thing_dataset_id_to_contiguous_id = {each["id"]: index for index, each in enumerate(read.categories)}
     return records
-
-
-def id_order(identity: int | str) -> tuple[bool, int | str]:
-    """Sorts ids: numbers, also those given as text, before other text."""
-    canonical = read_id(identity)
-    return isinstance(canonical, str), canonical
-
-
-def read_id(value: Any) -> int | str:
-    """An id in the form in which ids are compared: 7, 7.0 and "7" are the same, "07" is another.
-
-    Raises:
-        ValueError: it is neither a whole number nor text.
-    """
-    if type(value) is int:
-        return value
-    if isinstance(value, str) and value.strip():
-        return int(value) if INTEGER.fullmatch(value) else value
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    raise ValueError("must be a whole number or text")
 
 
 def _compact(record: Record) -> Record:

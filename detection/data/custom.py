@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy
 
-from detection.data.annotations import MAX_BYTES, read_id
+from detection.data.annotations import MAX_BYTES
+from foundation.coco_ids import read_id
 from foundation.errors import UserError
 from foundation.files import write_atomic
 from foundation.json_files import read_json

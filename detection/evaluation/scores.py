@@ -22,8 +22,8 @@ import numpy as np
 import torch
 from pycocotools import mask as coco_masks
 
-from detection.data.annotations import id_order
 from detection.data.masks import encode_regions
+from foundation.coco_ids import id_order
 from foundation.errors import UserError
 
 logger = logging.getLogger(__name__)

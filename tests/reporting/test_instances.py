@@ -105,7 +105,7 @@ def test_malformed_entries_are_skipped_and_counted_once(tmp_path, caplog):
     good = {"image_id": 1, "category_id": 7, "bbox": [1, 2, 3, 4]}
     bad = [
         *({**good, "bbox": value} for value in ("1 2 3 4", [1, 2, 3], [1, 2, None, 4], [1, 2, 1e30, 4], [1, 2, -3, 4])),
-        *({**good, "image_id": value} for value in (9, "1", [1], None)),
+        *({**good, "image_id": value} for value in (9, "01", [1], None)),
         *({**good, "category_id": value} for value in (8, "cat", {})),
     ]
     path = dataset(tmp_path, annotations=[good, *bad, 5, None])
@@ -118,6 +118,17 @@ def test_malformed_entries_are_skipped_and_counted_once(tmp_path, caplog):
     detections = tmp_path / "results.json"
     detections.write_text(json.dumps([{**good, "score": score} for score in (0.9, 0.4, "x", None, 1e999, 0.6)] + [3]))
     assert [each.score for each in read_detections(detections, truth, 0.5)[1]] == [0.6, 0.9]
+
+
+def test_ids_may_be_text_or_have_a_decimal_point(tmp_path):
+    """As the reader of training data has it: 1, 1.0 and "1" are the same."""
+    images = [{"id": "1", "file_name": "1.jpg"}, {"id": "night/7", "file_name": "7.jpg"}]
+    objects = [{"image_id": image, "category_id": 7.0, "bbox": [0, 0, 9, 9]} for image in (1, "night/7")]
+    truth = read_ground_truth(dataset(tmp_path, images=images, annotations=objects), tmp_path)
+    assert {image: len(found) for image, found in truth.objects.items()} == {1: 1, "night/7": 1}
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps([{**each, "score": 0.9, "category_id": "7"} for each in objects]))
+    assert set(read_detections(path, truth, 0.5)) == {1, "night/7"}
 
 
 @pytest.mark.parametrize(
