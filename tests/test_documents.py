@@ -108,3 +108,52 @@ def test_files_that_documents_name_exist() -> None:
         if not (ROOT / name).exists()
     }
     assert not missing
+
+
+def test_commands_of_the_readme_can_be_pasted() -> None:
+    blocks = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("    ")]
+    assert not [line for line in blocks if "..." in line or "/path/to" in line]
+
+
+def test_links_between_documents_lead_somewhere() -> None:
+    broken = []
+    for document in DOCUMENTS:
+        for target in re.findall(r"\]\(([^)\s]+)\)", document.read_text()):
+            if target.startswith(("http://", "https://")):
+                continue
+            name, _, anchor = target.partition("#")
+            path = (document.parent / name) if name else document
+            if not path.exists() or (anchor and anchor not in headings(path)):
+                broken.append(f"{document.name}: {target}")
+    assert not broken
+
+
+def headings(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    titles = re.findall(r"^#+ +(.+)$", page.read_text(), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def test_every_page_is_in_the_index() -> None:
+    pages = {page.name for page in (ROOT / "docs").glob("*.md")} - {"index.md"}
+    assert pages == set(re.findall(r"\]\((\w+\.md)\)", (ROOT / "docs" / "index.md").read_text()))
+
+
+def test_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+    import torchvision
+    from safetensors.torch import save_file
+
+    folder = tmp_path / "output" / "quick" / "pretrain"
+    folder.mkdir(parents=True)
+    encoder = {name: value for name, value in torchvision.models.resnet18().state_dict().items() if name[:3] != "fc."}
+    save_file(encoder, folder / "encoder.safetensors")
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    assert len(blocks) == 2
+    z1, z2 = (torch.nn.functional.normalize(torch.randn(8, 512), dim=1).requires_grad_() for _ in range(2))
+    names: dict[str, object] = {"z1": z1, "z2": z2}
+    for block in blocks:
+        exec(block, names)
+    assert z1.grad is not None
+    assert z1.grad.isfinite().all()
