@@ -28,14 +28,13 @@ def epoch_order(count: int, seed: int, epoch: int, shards: Sequence[int] = (), w
     )
 
 
-def batches_per_epoch(count: int, batch_size: int, drop_last: bool, world_size: int = 1) -> int:
+def batches_per_epoch(count: int, batch_size: int, drop_last: bool) -> int:
     """Steps of an epoch over `count` images.
 
-    Without `drop_last` the incomplete last batch counts if it gives each process at least two images, which BatchNorm
-    needs. What is left over when it is divided among the processes is dropped.
+    Without `drop_last` the incomplete last batch counts, unless it is a single image: BatchNorm needs two.
     """
     whole, rest = divmod(count, batch_size)
-    return whole + (not drop_last and rest // world_size >= 2)
+    return whole + (not drop_last and rest >= 2)
 
 
 class ShuffledBatches(Sampler):
@@ -74,7 +73,7 @@ class ShuffledBatches(Sampler):
         self.shards, self.window = shards, window
         self.first_step, self.last_step = first_step, last_step
         self.rank, self.world_size = rank, world_size
-        self.steps_per_epoch = batches_per_epoch(count, batch_size, drop_last, world_size)
+        self.steps_per_epoch = batches_per_epoch(count, batch_size, drop_last)
 
     def __len__(self) -> int:
         return self.last_step - self.first_step
@@ -86,8 +85,10 @@ class ShuffledBatches(Sampler):
             if epoch != order_epoch:
                 order, order_epoch = self._order(epoch), epoch
             batch = order[place * self.batch_size : (place + 1) * self.batch_size]
-            share = len(batch) // self.world_size
-            yield [(epoch, int(index)) for index in batch[self.rank * share : (self.rank + 1) * share]]
+            # Where an incomplete batch cannot be divided, images repeat, as in PyTorch's DistributedSampler.
+            size = max(-(-len(batch) // self.world_size), min(2, self.batch_size // self.world_size))
+            places = np.arange(self.rank * size, (self.rank + 1) * size) % len(batch)
+            yield [(epoch, int(index)) for index in batch[places]]
 
     def images_of(self, step: int) -> np.ndarray:
         """Indices of the images of a step, over all processes."""

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from fvcore.common.config import CfgNode
 
 from pretrain.batches.sampler import batches_per_epoch
-from pretrain.distributed import group
 
 
 @dataclass(frozen=True)
@@ -23,7 +22,7 @@ class StepRange:
     def of(cls, config: CfgNode, images: int, first: int) -> "StepRange":
         """From step `first` on, for a dataset of `images`. Pretraining leaves out the incomplete last batch."""
         drop_last = config.TRAIN.get("DROP_LAST", True)
-        per_epoch = batches_per_epoch(images, config.TRAIN.BATCH_SIZE, drop_last, group.world_size())
+        per_epoch = batches_per_epoch(images, config.TRAIN.BATCH_SIZE, drop_last)
         total = per_epoch * config.TRAIN.EPOCHS
         return cls(first, min(total, config.TRAIN.MAX_STEPS or total), per_epoch, total)
 
