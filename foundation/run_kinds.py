@@ -95,7 +95,13 @@ KINDS: Mapping[str, RunKind] = {
             config_key="LINEAR",
             conditions=(("config",), ("dataset",), ("k",)),
             wording=("{}", " on {}", ", kNN with k = {}"),
-            metrics=(_LINEAR, Metric("linear top-5", ("linear_top5",)), _KNN, Metric("kNN top-5", ("knn_top5",))),
+            metrics=(
+                _LINEAR,
+                Metric("linear top-5", ("linear_top5",)),
+                Metric("linear top-1, best epoch", ("linear_best_top1",)),
+                _KNN,
+                Metric("kNN top-5", ("knn_top5",)),
+            ),
             headline=(_LINEAR, _KNN),
         ),
         RunKind(
@@ -105,7 +111,7 @@ KINDS: Mapping[str, RunKind] = {
             config_key="FINETUNE",
             conditions=(("config",), ("fraction",), ("images",)),
             wording=("{}", ", {} of the labels", " ({} images)"),
-            metrics=(_TOP1, Metric("top-5", ("top5",))),
+            metrics=(_TOP1, Metric("top-5", ("top5",)), Metric("top-1, best epoch", ("best_top1",))),
             headline=(_TOP1,),
         ),
         RunKind(

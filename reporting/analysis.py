@@ -14,6 +14,7 @@ from reporting.runs import ANALYSIS, Run, warn_once
 FloatArray = NDArray[np.float64]
 IOUS = {"0.5": "IoU 0.5", "0.75": "IoU 0.75", "mean": "mean over ten IoUs"}  # of a precision-recall curve
 SIZES = {"APs": "small (below 32²)", "APm": "medium", "APl": "large (above 96²)"}  # areas in pixels of the image
+VARIANTS = {"TTA": "test-time augmentation", "EMA": "the moving average of the weights"}  # by suffix of the task
 ERRORS = ("classification", "localisation", "both", "duplicate", "background", "missed")
 
 
@@ -66,9 +67,9 @@ TASKS = (
 )
 
 
-def with_augmentation(task: Task) -> Task:
-    """The same task evaluated with test-time augmentation."""
-    return replace(task, name=f"{task.name}_TTA", word=f"{task.word} with TTA,")
+def variant(task: Task, suffix: str) -> Task:
+    """The same task evaluated in another way, a key of `VARIANTS`."""
+    return replace(task, name=f"{task.name}_{suffix}", word=f"{task.word} with {suffix},")
 
 
 def measured_tasks(runs: Sequence[Run]) -> list[tuple[Task, tuple[Metric, ...]]]:

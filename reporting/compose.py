@@ -12,7 +12,6 @@ from reporting.groups import Setting, label_curves, leading, settings
 from reporting.page import Block, Heading, Image, Paragraph, Table, to_html, to_markdown
 from reporting.runs import Found
 from reporting.tables import (
-    augmented_table,
     best_table,
     class_table,
     dataset_tables,
@@ -21,6 +20,7 @@ from reporting.tables import (
     published_table,
     size_table,
     threshold_table,
+    variant_tables,
 )
 from reporting.text import config_table, evaluation_tables, pretraining_tables, repeat_table, run_table, summary
 
@@ -74,7 +74,7 @@ def _tables(setting: Setting) -> list[Block]:
     """What the runs of a setting measured, beside what is published, and how they differ."""
     if setting.kind.name == PRETRAIN:
         return [*pretraining_tables(setting), *config_table(setting)]
-    measured = [*evaluation_tables(setting), *size_table(setting), *augmented_table(setting), *best_table(setting)]
+    measured = [*evaluation_tables(setting), *size_table(setting), *variant_tables(setting), *best_table(setting)]
     measured += published_table(setting)
     return [*measured, *config_table(setting), *repeat_table(setting)]
 

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 from foundation.published import of_recipe
 from foundation.run_kinds import Metric
-from reporting.analysis import ERRORS, Task, best_threshold, best_thresholds, class_sizes, with_augmentation
+from reporting.analysis import ERRORS, VARIANTS, Task, best_threshold, best_thresholds, class_sizes, variant
 from reporting.diagnosis import analysed, error_cost
-from reporting.groups import LabelCurve, Setting
+from reporting.groups import Group, LabelCurve, Setting
 from reporting.page import Block, Table
 from reporting.runs import Run
 from reporting.text import signed_text, value_text
@@ -51,26 +51,25 @@ def size_table(setting: Setting) -> list[Block]:
     return [Table(header, rows, title, summary=summary)]
 
 
-def augmented_table(setting: Setting) -> list[Block]:
-    """The metrics with test-time augmentation, and by how much they are above those without."""
-    pairs = [(task, with_augmentation(task)) for task, _ in setting.tasks]
-    metrics = [
-        (Metric(augmented.title, ("results", task.name, augmented.path[-1])), augmented)
-        for task, other in pairs
-        for augmented in other.measured(setting.runs)
-    ]
-    rows = []
-    for group in setting.groups:
-        cells = []
-        for plain, augmented in metrics:
-            before, after = group.statistic(plain), group.statistic(augmented)
-            gain = f" ({after.mean - before.mean:+.1f})".replace("-", "−") if before and after else ""
-            cells.append(f"{value_text(after)}{gain}")
-        rows.append([group.label, *cells])
-    if not metrics:
-        return []
-    title = f"With test-time augmentation, in percent; in parentheses the gain from it ({setting.name})."
-    return [Table(["initialisation", *(metric.title for _, metric in metrics)], rows, title)]
+def variant_tables(setting: Setting) -> list[Block]:
+    """The metrics with test-time augmentation and with averaged weights, and what each gains."""
+    blocks: list[Block] = []
+    for suffix, description in VARIANTS.items():
+        pairs = [
+            (Metric(metric.title, ("results", task.name, metric.path[-1])), metric)
+            for task, _ in setting.tasks
+            for metric in variant(task, suffix).measured(setting.runs)
+        ]
+        rows = [[group.label, *(_with_gain(group, *pair) for pair in pairs)] for group in setting.groups]
+        title = f"With {description}, in percent; in parentheses the gain from it ({setting.name})."
+        blocks += [Table(["initialisation", *(metric.title for _, metric in pairs)], rows, title)] if pairs else []
+    return blocks
+
+
+def _with_gain(group: Group, plain: Metric, other: Metric) -> str:
+    before, after = group.statistic(plain), group.statistic(other)
+    gain = f" ({after.mean - before.mean:+.1f})".replace("-", "−") if before and after else ""
+    return f"{value_text(after)}{gain}"
 
 
 def best_table(setting: Setting) -> list[Block]:

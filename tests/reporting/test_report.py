@@ -224,16 +224,19 @@ def test_several_evaluation_sets(tmp_path, detection, write, make_report):
 
 
 @pytest.mark.usefixtures("no_pictures")
-def test_the_best_checkpoint_and_test_time_augmentation_stand_beside_the_last(detection, change, make_report):
+def test_the_best_checkpoint_and_other_evaluations_stand_beside_the_last(detection, change, make_report):
     best = {"iterations": 30, "metric": "bbox/AP", "value": 12.34, "weights": "model_best.pth"}
     folder = detection("random", 1, 10.0)
     results = json.loads((folder / "results.json").read_text())["results"]
-    augmented = {"bbox_TTA": {"AP": 9.5, "AP50": 21.0, "AP75": 5.0}}
-    page = make_report(change(folder, best=best, results=results | augmented))
+    others = {"bbox_TTA": {"AP": 9.5, "AP50": 21.0, "AP75": 5.0}, "segm_EMA": {"AP": 9.0}}
+    page = make_report(change(folder, best=best, results=results | others))
     assert page.rows("random", "The best checkpoint")[0] == ["random", "1", "bbox/AP", "12.3", "30", "10.0"]
     below = "With test-time augmentation"
     assert page.rows("initialisation", below)[0][1:] == [f"box with TTA, {name}" for name in ("AP", "AP50", "AP75")]
     assert page.rows("random", below)[0] == ["random", "9.5 (−0.5)", "21.0 (+1.0)", "5.0 (+0.0)"]
+    below = "With the moving average of the weights"
+    assert page.rows("initialisation", below)[0][1:] == ["mask with EMA, AP"]
+    assert page.rows("random", below)[0] == ["random", "9.0 (+1.0)"]
     assert page.rows("random")[0][3:6] == ["10.0", "20.0", "5.0"]
 
 
