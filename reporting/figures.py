@@ -208,8 +208,8 @@ def _draw_pretraining(row: Sequence[Axes], setting: Setting, colours: Colours) -
             for values, style in zip((total, big_bang, attraction), TERMS.values(), strict=True):
                 _line(loss, values, colour, style)
             _line(rate, run.series("learning_rate"), colour, "-")
-            _line(probe, run.series("knn_top1"), colour, "o-")
-    for axes, title in zip(row, ("Loss", "Learning rate", "Online kNN accuracy"), strict=True):
+            _line(probe, run.series("knn_top1") or run.series("linear_top1"), colour, "o-")  # by PROBE.KIND
+    for axes, title in zip(row, ("Loss", "Learning rate", "Online accuracy"), strict=True):
         axes.set_title(title)
         _mark_empty(axes)
     probe.set_ylabel("top-1 (%)")

@@ -30,14 +30,16 @@ def summary(setting: Setting) -> list[Block]:
 
 def pretraining_tables(setting: Setting) -> list[Block]:
     """The schedule of each pretraining run, with its first and last loss and online accuracy."""
-    header = ["run", "objective", "epochs", "batch", "seed", "iterations", "loss", "kNN top-1 (%)", "images/s"]
+    header = ["run", "objective", "epochs", "batch", "seed", "iterations", "loss", "online top-1 (%)", "images/s"]
     rows = []
     for group in setting.groups:
         for run in group.runs:
             schedule = [run.config.get("TRAIN.EPOCHS"), run.config.get("TRAIN.BATCH_SIZE"), run.seed]
             words = [run.path.resolve().name, group.label, *map(_text, schedule)]
             rows.append(words + _pretraining_numbers(run))
-    title = f"{setting.name}. Loss and online kNN accuracy: first value logged, and last. Images a second: mean."
+    title = (
+        f"{setting.name}. Loss and accuracy of the online probe: first value logged, and last. Images a second: mean."
+    )
     return [Table(header, rows, title, labels=5)]
 
 
@@ -155,7 +157,7 @@ def _measurements(group: Group, metrics: Sequence[Metric]) -> list[str]:
 
 
 def _pretraining_numbers(run: Run) -> list[str]:
-    total, accuracy = run.series("total"), run.series("knn_top1")
+    total, accuracy = run.series("total"), run.series("knn_top1") or run.series("linear_top1")
     speed = list(run.series("images_per_second").values())
     return [
         str(max(total) + 1) if total else "",
