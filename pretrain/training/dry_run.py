@@ -165,7 +165,9 @@ def measure_cost(config: CfgNode, source: Source, *, processes: int, steps: int,
     passes = 4 / 3 if at_once < share else 1  # embeddings first, without gradient: a third of forward and backward
     speed, loading_bound = None, False
     try:
-        compute = passes / pairs_per_second(config, min(at_once, TIMED_PAIRS.get(device.type, 32)), device)
+        # Compiled steps are timed with the run's own shapes: others would have to be compiled too.
+        size = at_once if config.TRAIN.COMPILE else min(at_once, TIMED_PAIRS.get(device.type, 32))
+        compute = passes / pairs_per_second(config, size, device)
         seconds, loading_bound = seconds_per_pair(
             compute=compute,
             load=loading_seconds(config, source),

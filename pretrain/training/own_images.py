@@ -6,6 +6,7 @@ this project or from a publication, docs/own_images.md says which.
 """
 
 import math
+import shutil
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
@@ -82,7 +83,7 @@ def plan_run(
     place = Place(device.type, cores, dry_run.device_memory(device), processes)
     weights = read_weights(config.ENCODER.WEIGHTS) if config.ENCODER.WEIGHTS else None
     measures = Measures(
-        seconds_per_pair=lambda c: 1 / dry_run.pairs_per_second(c, dry_run.TIMED_PAIRS[device.type], device),
+        seconds_per_pair=partial(time_pair, device=device),
         loading=partial(dry_run.loading_seconds, source=source),
         memory=lambda c: dry_run.count_memory(c, processes, device),
     )
@@ -90,6 +91,21 @@ def plan_run(
         config, given, facts, place, measures, weights=weights, hours=hours, labelled=_is_labelled(config)
     )
     return planned, [*describe_facts(config, source, facts, place), *reasons]
+
+
+def time_pair(config: CfgNode, device: torch.device) -> float:
+    """Seconds of the training step for each pair, timed on as many pairs at once as the device holds.
+
+    Raises:
+        UserError: it does not hold two.
+    """
+    size = min(dry_run.TIMED_PAIRS[device.type], config.TRAIN.MICRO_BATCH or config.TRAIN.BATCH_SIZE)
+    while size >= 2:
+        try:
+            return 1 / dry_run.pairs_per_second(config, size, device)
+        except torch.OutOfMemoryError:
+            size //= 2
+    raise UserError(f"two pairs of {config.DATA.IMAGE_SIZE} pixels do not fit the memory; lower DATA.IMAGE_SIZE")
 
 
 def _is_labelled(config: CfgNode) -> bool:
@@ -120,6 +136,8 @@ def describe_facts(config: CfgNode, source: Source, facts: Survey, place: Place)
             lines.append(f"  images of train/ only; {', '.join(left)} left out, as test images must be")
     if facts.short_side >= LARGE and config.DATA.NAME == "folder":
         lines.append("  large images: pretrain/pack.py resizes them once; loading takes a fraction of the time then")
+    if place.kind == "cpu" and not config.TRAIN.COMPILE and shutil.which("c++"):
+        lines.append("  TRAIN.COMPILE=True about halves the time of a step here, after a minute of compiling")
     if len(source) < 1000:
         lines.append("  fewer than 1,000 images: no gain from pretraining on them has been shown")
     return lines

@@ -158,6 +158,27 @@ def test_target_steps() -> None:
     assert target_steps(10**9, "cpu", False) == 5000
 
 
+def test_timing_takes_what_the_device_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = []
+
+    def holds(most: int) -> Any:
+        def speed(config: Any, size: int, device: torch.device) -> float:
+            tried.append(size)
+            if size > most:
+                raise torch.OutOfMemoryError
+            return 4.0
+
+        return speed
+
+    monkeypatch.setattr(dry_run, "pairs_per_second", holds(70))
+    config, device = get_defaults(), torch.device("cuda")
+    assert own_images.time_pair(config, device) == 0.25
+    assert tried == [256, 128, 64]
+    monkeypatch.setattr(dry_run, "pairs_per_second", holds(1))
+    with pytest.raises(UserError, match="lower DATA"):
+        own_images.time_pair(config, device)
+
+
 @pytest.fixture
 def slow_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A run of two epochs where the plan is followed, since a pair seems to take a minute; in an empty folder."""
