@@ -92,7 +92,7 @@ def test_the_first_kind_that_fits():
     assert names(scene([[0.2, 0.4]], [DOG], [DOG, CAT])) == ["localisation"]
 
 
-def test_only_the_surest_of_several_that_would_find_an_object_does():
+def test_only_the_highest_scoring_of_several_that_would_find_an_object_does():
     # Two bad boxes before a second cat that is found: put right, the first finds the first cat and the second vanishes.
     outcomes = scene([[0.4, 0], [0.3, 0], [0, 0.9]], [CAT] * 3, [CAT, CAT])
     assert names(outcomes) == ["localisation", "localisation", "correct"]
