@@ -198,7 +198,10 @@ def apply(what: Any, args: Any) -> Any:
     if not isinstance(args, tuple):
         raise UnreadableTensor("a call without arguments")
     if isinstance(what, Function):
-        return what.call(*args)
+        try:
+            return what.call(*args)
+        except TypeError as error:
+            raise UnreadableTensor(f"a call of {what.name} with arguments that it does not take") from error
     if isinstance(what, ForeignClass):
         return Record(what, args)
     if isinstance(what, Record):  # a pickled factory

@@ -4,9 +4,11 @@ import fcntl
 import json
 import os
 import pickle
+import random
 import resource
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -146,6 +148,34 @@ def test_sidecar_and_weights_belong_together(query, key, convert, tmp_path, monk
     with pytest.raises(UserError, match="does not belong"):
         from_d2.main([str(output), str(tmp_path / "back.safetensors"), "--to", "safetensors"])
     assert read_sidecar(convert(encoder_of(key), "--overwrite"))["sha256"]
+
+
+@pytest.mark.slow
+def test_conversions_killed_at_random_moments(query, key, tmp_path):
+    """The output is one conversion or the other, and a sidecar of the other one is noticed."""
+    rng = random.Random(0)
+    sources = {"a.pth": encoder_of(query), "b.pth": encoder_of(key)}
+    for name, state in sources.items():
+        torch.save(state, tmp_path / name)
+    to_d2.main([str(tmp_path / "a.pth"), str(tmp_path / "out.pkl")])
+    program = "from convert.to_d2 import main; print(flush=True); main(['{}', 'out.pkl', '--overwrite'])"
+    for round_ in range(30):
+        code = program.format("ab"[round_ % 2] + ".pth")
+        process = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stdout=subprocess.PIPE)
+        process.stdout.readline()
+        time.sleep(rng.uniform(0, 0.3))
+        process.kill()
+        process.communicate()
+        first = load_pickle(tmp_path / "out.pkl")["model"]["stem.conv1.weight"]
+        whose = [name for name, state in sources.items() if np.array_equal(first, state["conv1.weight"].numpy())]
+        assert len(whose) == 1
+        assert_holds(tmp_path / "out.pkl", values_of(query if whose == ["a.pth"] else key))
+        try:
+            assert read_sidecar(tmp_path / "out.pkl")["source"] == whose[0]
+        except UserError as error:
+            assert "does not belong" in str(error)  # noqa: PT017
+    to_d2.main([str(tmp_path / "b.pth"), str(tmp_path / "out.pkl"), "--overwrite"])
+    assert not list(tmp_path.glob(".*.partial*"))
 
 
 def test_sidecars_of_earlier_versions_have_no_digest(query, convert):

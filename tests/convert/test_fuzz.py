@@ -16,10 +16,12 @@ import torch
 from convert.encoders import read_encoder
 from convert.pickles import _CODES
 from convert.reader import load_tree
+from convert.stand_ins import _FUNCTIONS
 from convert.to_d2 import list_contents, read_checkpoint
 from foundation.errors import UserError
 from tests.convert.checkpoints import moco, own
 from tests.convert.conftest import encoder_of, tiny_resnet
+from tests.convert.hostile import archive, storage, tensor, text
 from tests.convert.test_hostile import bounded
 
 INSTRUCTIONS = bytes(_CODES.values())
@@ -114,6 +116,62 @@ def test_mutated_files_are_read_or_refused(kind, count, originals, tmp_path):
             bounded(read_whole, path)
         except Exception as error:
             raise AssertionError(f"the mutant of seed {seed}") from error
+
+
+NAMES = [*_FUNCTIONS, "torch.FloatStorage", "torch.nn.modules.Module", "argparse.Namespace", "builtins.set"]
+SHORT = [b"N", b"K\x00", b"K\x02", b"K\xff", b"]", b"}", b")", b"\x88", b"\x89", b"\x8f", b"C\x01a", b"G" + bytes(8)]
+STRINGS = [
+    "f4",
+    "<",
+    "model",
+    "encoder.layer1.0.conv1.weight",
+    "_modules",
+    "_parameters",
+    "state_dict",
+    "config",
+    "a" * 5000,
+]
+
+
+def value(rng, depth):
+    """Instructions that push one value: an atom, a tensor, a container, a call, a call with state, or an old value."""
+    kind = rng.randrange(9) if depth else rng.randrange(3)
+    inner = [value(rng, depth - 1) for _ in range(rng.randrange(4))] if depth else []
+    if kind == 0:
+        return rng.choice(SHORT)
+    if kind == 1:
+        return text(rng.choice(STRINGS))
+    if kind == 2:
+        return tensor(storage(2)) if rng.random() < 0.7 else storage(2)
+    if kind == 3:
+        return b"(" + b"".join(inner) + rng.choice((b"l", b"t"))
+    if kind == 4:
+        keys = [text(name) for name in rng.sample(STRINGS, len(inner))]
+        return b"}(" + b"".join(key + each for key, each in zip(keys, inner, strict=True)) + b"u"
+    if kind in (5, 6):
+        module, _, name = rng.choice(NAMES).rpartition(".")
+        called = f"c{module}\n{name}\n".encode() + b"(" + b"".join(inner) + b"tR"
+        return called + value(rng, depth - 1) + b"b" if kind == 6 else called
+    return (
+        value(rng, depth - 1) + bytes([ord("q"), rng.randrange(4)]) if kind == 7 else b"h" + bytes([rng.randrange(4)])
+    )
+
+
+def program(rng):
+    """A well-formed pickle of whatever the reader knows; one in four has a changed byte."""
+    pickled = b"\x80\x02]q\x000}q\x010)q\x020Nq\x030" + value(rng, 5) + b"."
+    return mutate(pickled, rng, []) if rng.random() < 0.25 else pickled
+
+
+@pytest.mark.parametrize("count", [100, pytest.param(5000, marks=pytest.mark.slow)])
+def test_generated_pickles_are_read_or_refused(count, tmp_path):
+    path = tmp_path / "program.pth"
+    for seed in range(count):
+        path.write_bytes(archive(program(random.Random(seed)), {"0": bytes(8)}))
+        try:
+            bounded(read_whole, path)
+        except Exception as error:
+            raise AssertionError(f"the program of seed {seed}") from error
 
 
 def values(rng, depth):
