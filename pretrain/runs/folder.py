@@ -13,6 +13,7 @@ from foundation import locks
 from foundation.config import keys, value_of
 from foundation.errors import UserError
 from foundation.files import write_atomic
+from foundation.json_files import read_json
 from pretrain.distributed import group
 from pretrain.runs import checkpoint
 from pretrain.runs.metrics import start_logging
@@ -121,9 +122,12 @@ def read_results(run: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        return json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is damaged ({error}); run the evaluation again") from error
+        results = read_json(path)
+    except UserError as error:
+        raise UserError(f"{error}; run the evaluation again") from error
+    if not isinstance(results, dict):
+        raise UserError(f"{path} is damaged: it is not an object; run the evaluation again")
+    return results
 
 
 def _compare(config: CfgNode, saved: dict[str, Any], output: Path) -> None:
