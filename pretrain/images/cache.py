@@ -78,7 +78,7 @@ class ShardCache:
         try:
             record = read_json(path, MAX_INDEX)
             known = Known(int(record["size"]), TarIndex.of(**record["images"]))
-        except (UserError, ValueError, KeyError, TypeError, OverflowError) as error:
+        except (UserError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise UserError(f"{path} is not a usable index of a tar ({error}); remove this file") from error
         if shard.size not in (None, known.size):
             return None

@@ -145,10 +145,7 @@ def _entry(line: Any, number: int, index: str, base: str) -> Shard:
     if not isinstance(url, str) or not url or not url.isprintable():
         raise UserError(f"{index}: shardlist[{number}] has no url, so it is not an index of tars")
     if index.startswith(WEB):
-        try:
-            url = urljoin(urljoin(index, base), url)
-        except ValueError as error:
-            raise UserError(f"{index}: shardlist[{number}].url {url!r} is not a URL: {error}") from error
+        url = _join(_join(index, base), url)
         if not url.startswith(WEB):
             raise UserError(f"the index {index} names {url}, but a remote index may name only http(s) URLs")
     elif url.startswith(PIPE) or base.startswith(PIPE):
@@ -157,7 +154,7 @@ def _entry(line: Any, number: int, index: str, base: str) -> Shard:
             "into DATA.ROOT itself, with braces for the numbers"
         )
     elif base.startswith(WEB):
-        url = urljoin(base, url)
+        url = _join(base, url)
     elif Shard(url).is_local and "://" not in url:
         url = str((Path(base) if base != index else Path(index).parent) / url)
     md5 = line.get("md5sum") or ""
@@ -168,6 +165,14 @@ def _entry(line: Any, number: int, index: str, base: str) -> Shard:
         for key, most in (("filesize", MAX_SIZE), ("nsamples", MAX_SAMPLES))
     )
     return Shard(url, size, samples, md5)
+
+
+def _join(base: str, url: str) -> str:
+    """A URL relative to a base. Raises UserError where it is not a URL."""
+    try:
+        return urljoin(base, url)
+    except ValueError as error:
+        raise UserError(f"{url[:99]!r} is not a URL: {error}; check the index of DATA.ROOT") from error
 
 
 def _whole_number(value: Any, name: str, most: int) -> int | None:

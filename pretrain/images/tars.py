@@ -55,8 +55,11 @@ class TarIndex:
         ignored: Sequence[str] = (),
         ignored_count: int = 0,
     ) -> "TarIndex":
-        """From lists. `names` is separated by zero characters."""
+        """From lists. `names` is separated by zero characters. Raises ValueError where they do not belong together."""
         columns = np.array(offsets, np.int64), np.array(sizes, np.int64), np.array(labels, np.int32)
+        count = names.count("\0") + 1 if len(offsets) else 0
+        if any(column.shape != (count,) for column in columns) or any((column < 0).any() for column in columns[:2]):
+            raise ValueError("offsets, sizes, labels and names differ in number, or are negative")
         return cls(names.encode("utf-8", "surrogateescape"), *columns, list(ignored), ignored_count)
 
     def __len__(self) -> int:

@@ -1,5 +1,6 @@
 """PASCAL VOC 2007 for classification: images with the classes that are present, from the layout of its archives."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,7 +58,7 @@ def _read_split(root: Path, split: str, classes: Sequence[str]) -> MultiLabelSou
         names = [words[0] for words in lines]
         columns.append(present)
     images = [root / "JPEGImages" / f"{name}.jpg" for name in names or []]
-    absent = [path for path in images if not path.is_file()]
+    absent = [path for path in images if not os.path.isfile(path)]  # False for a name that is too long, too
     if absent or not images:
         raise UserError(
             f"{root}: {len(absent)} of {len(images)} images of {split} are missing, {absent[0] if absent else 'all'}"

@@ -100,6 +100,9 @@ def read_config(path: Path) -> None:
 def read_voc(path: Path) -> None:
     place = path.parent / "ImageSets" / "Main"
     place.mkdir(parents=True, exist_ok=True)
+    (path.parent / "JPEGImages").mkdir(exist_ok=True)
+    for number in range(1, 4):
+        (path.parent / "JPEGImages" / f"{number:06d}.jpg").touch()
     for split in ("trainval", "test"):
         (place / f"cat_{split}.txt").write_bytes(path.read_bytes())
     read_voc07(path.parent, ["cat"])
@@ -107,8 +110,8 @@ def read_voc(path: Path) -> None:
 
 def read_idx(path: Path) -> None:
     for stem in ("train", "t10k"):
-        for kind in ("images-idx3", "labels-idx1"):
-            (path.parent / f"{stem}-{kind}-ubyte.gz").write_bytes(path.read_bytes())
+        (path.parent / f"{stem}-images-idx3-ubyte.gz").write_bytes(path.read_bytes())
+        (path.parent / f"{stem}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(bytes(8 + 3)))
     build_source("fashion_mnist", str(path.parent), "train")
 
 
