@@ -82,7 +82,7 @@ def panels(
         The panels, row by row.
     """
     with rc_context(STYLE):  # type: ignore[arg-type]
-        shape = (size[0] * max(*counts, 1.2), 0.7 + (size[1] + 0.3) * len(names))
+        shape = (size[0] * max(*counts, 2), 0.7 + (size[1] + 0.3) * len(names))
         figure = Figure(figsize=shape, layout="constrained")
         figure.suptitle(title, x=0.008, ha="left", fontsize=12, fontweight="bold")
         grid = []

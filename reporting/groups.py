@@ -17,6 +17,8 @@ from reporting.runs import Run, warn_once
 
 BASELINE = "random"
 WHERE_KEYS = {"OUTPUT_DIR"}  # config keys that only say where a run's files are
+DATASET_KEYS = (("DATA.NAME",), ("dataset",))  # conditions that name a dataset of images
+NAMED_BY_ROOT = ("folder", "webdataset")  # these datasets are told apart by their place only
 REPEAT_KEYS = {  # may differ between repetitions of one experiment: chance, origin of the weights, machine, bookkeeping
     *("SEED", "DATASETS.FRACTION_SEED", "MODEL.WEIGHTS", "MODEL.DEVICE", "DATALOADER.NUM_WORKERS"),
     *("DATA.ROOT", "DATA.WORKERS", "LOG.PERIOD", "LOG.WANDB", "PROBE.EVERY", "CHECKPOINT.MINUTES", "CHECKPOINT.STEPS"),
@@ -247,13 +249,13 @@ def short_dataset(name: str) -> str:
 
 
 def _conditions(run: Run, kind: RunKind) -> tuple[object, ...]:
-    if kind.name == PRETRAIN:
-        return tuple(run.config.get(".".join(path)) for path in kind.conditions)
     values = []
     for path in kind.conditions:
-        value: object = run.results
-        for key in path:
+        value: object = run.config.get(".".join(path)) if kind.name == PRETRAIN else run.results
+        for key in path if kind.name != PRETRAIN else ():
             value = value.get(key) if isinstance(value, dict) else None
+        if path in DATASET_KEYS and value in NAMED_BY_ROOT:
+            value = run.config.get("DATA.ROOT") or value
         if isinstance(value, dict | list):
             warn_once(f"{run.path / 'results.json'}: {'.'.join(path)} is not one value and counts as not given")
             value = None

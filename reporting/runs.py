@@ -28,6 +28,7 @@ class Run:
         results: results.json; empty for pretraining.
         config: dotted keys to values.
         lines: metrics.json, from the first line to the last.
+        detector: of an evaluation, the folder of the run that trained the detector: this one, or another.
         analysis: predictions/analysis.json, which `detection/evaluation/coco.py` describes; empty if there is none.
     """
 
@@ -39,6 +40,7 @@ class Run:
     results: Mapping[str, Any] = field(repr=False, default_factory=dict)
     config: Mapping[str, Any] = field(repr=False, default_factory=dict)
     lines: tuple[Mapping[str, Any], ...] = field(repr=False, default=())
+    detector: Path | None = field(repr=False, default=None)
     analysis: Mapping[str, Any] = field(repr=False, default_factory=dict)
 
     def measured(self, *keys: str) -> float | None:
@@ -151,8 +153,9 @@ def _read_run(state: RunState) -> Run:
     results = _read_object(folder / "results.json")
     if results.get("kind") != kind.name:
         raise UserError(f"{folder / 'results.json'} names another kind than {kind.name}: {results.get('kind')!r}")
-    if kind.name == DETECTION:
-        results |= _trained_as(results)
+    trained = _trained_as(results) if kind.name == DETECTION else {}
+    detector = Path(results["weights"]).parent if trained else folder
+    results |= trained
     if not isinstance(results.get("init"), str):
         raise UserError(f"{folder / 'results.json'}: init must name the initialisation, not {results.get('init')!r}")
     return Run(
@@ -164,6 +167,7 @@ def _read_run(state: RunState) -> Run:
         results,
         config,
         _read_metrics(folder),
+        detector.resolve(),
         _read_analysis(folder),
     )
 

@@ -1,5 +1,6 @@
 """The further tables of a report: published results, object sizes, classes, thresholds, errors, numbers of labels."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 from foundation.published import of_recipe
@@ -106,8 +107,10 @@ def dataset_tables(settings: Sequence[Setting]) -> list[Block]:
     for setting in settings:
         by_training.setdefault(setting.conditions[:3], []).append(setting)
     blocks: list[Block] = []
-    for members in by_training.values():
-        if len(members) < 2:
+    for alike in by_training.values():
+        counts = Counter(detector for setting in alike for detector in {run.detector for run in setting.runs})
+        members = [setting for setting in alike if any(counts[run.detector] > 1 for run in setting.runs)]
+        if not members:
             continue
         names = [setting.shortened[-1] for setting in members]
         for metric in dict.fromkeys(metric for setting in members for metric in setting.headline):

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from foundation import published
-from foundation.run_kinds import Metric
+from foundation.run_kinds import PRETRAIN, Metric
 from reporting.groups import (
     REPEAT_KEYS,
     Difference,
@@ -123,7 +123,7 @@ def _comparisons(setting: Setting) -> Iterator[str]:
                     f" {_difference_text(group.label, base.label, reference, measured)}."
                 )
         keys = [key for key in differing_keys([*base.runs, *group.runs]) if key not in REPEAT_KEYS]
-        if keys:
+        if keys and setting.kind.name != PRETRAIN:
             yield (
                 f"{group.label} and {base.label} also differ in {', '.join(keys)}:"
                 " the initialisation is not their only difference."

@@ -224,6 +224,21 @@ def test_several_evaluation_sets(tmp_path, detection, write, make_report):
 
 
 @pytest.mark.usefixtures("no_pictures")
+def test_other_data_of_the_same_recipe_is_another_setting(
+    tmp_path, detection, change, pretraining, linear, make_report
+):
+    """Neither detectors nor encoders that were trained on other images are put into one table."""
+    other = change(detection("random", 1, 20.0, name="other"), dataset={"name": "other"})
+    linears = [change(linear("random", seed, knn_top1=20.0), dataset="folder") for seed in (1, 2)]
+    for folder, name in zip(linears, ("cats", "dogs"), strict=True):
+        (folder / "config.yaml").write_text(f"DATA: {{ROOT: /data/{name}/images}}\n")
+    page = make_report(detection("random", 1, 10.0), other, *linears)
+    assert "on several evaluation sets" not in page.markdown
+    assert "tiny on cats, kNN with k = 5. All numbers" in page.markdown
+    assert "tiny on dogs, kNN with k = 5. All numbers" in page.markdown
+
+
+@pytest.mark.usefixtures("no_pictures")
 def test_the_best_checkpoint_and_other_evaluations_stand_beside_the_last(detection, change, make_report):
     best = {"iterations": 30, "metric": "bbox/AP", "value": 12.34, "weights": "model_best.pth"}
     folder = detection("random", 1, 10.0)
