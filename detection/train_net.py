@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from foundation.command_line import add_keys_option
 from foundation.errors import ArgumentParser, UserError, run
 from foundation.locks import hold
 
@@ -71,6 +72,7 @@ def build_parser() -> ArgumentParser:
         metavar="F",
         help="without --test-json, this fraction of the training images is set aside to evaluate on; default 0.2",
     )
+    add_keys_option(parser, "detection.config:default_config")
     parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="config keys, for instance SEED 3")
     return parser
 

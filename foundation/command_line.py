@@ -1,8 +1,11 @@
 """Command lines that the commands have in common. Imports nothing heavy, so that `--help` answers at once."""
 
 import argparse
+import importlib
+import inspect
 import re
 from collections.abc import Sequence
+from typing import Any
 
 CONFIG_KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Za-z0-9_]+)*(=.*)?", re.DOTALL)
 
@@ -23,6 +26,34 @@ def add_run_options(parser: argparse.ArgumentParser, default: str, paths: bool =
         metavar="PATH | KEY VALUE" if paths else "KEY VALUE",
         help=("folders of images or tars, and " if paths else "") + "config keys to change; KEY=VALUE works too",
     )
+
+
+def add_keys_option(parser: argparse.ArgumentParser, defaults: str) -> None:
+    """Add `--keys [GLOB]`, which prints the config keys with default and meaning, and ends as `--help` does.
+
+    Args:
+        parser: to which it is added.
+        defaults: `module:function` that gives the defaults; the module's comments are the meanings.
+    """
+    text = "print the config keys (that match GLOB) with default and meaning, and stop"
+    parser.add_argument("--keys", action=_PrintKeys, nargs="?", const="*", metavar="GLOB", help=text, defaults=defaults)
+
+
+class _PrintKeys(argparse.Action):
+    """See `add_keys_option`."""
+
+    def __init__(self, *args: Any, defaults: str, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.defaults = defaults
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, *_: Any) -> None:
+        """Called by argparse."""
+        from foundation.config_keys import describe_keys
+
+        name, function = self.defaults.split(":")
+        module = importlib.import_module(name)
+        print("\n".join(describe_keys(getattr(module, function)(), inspect.getsource(module), values)))
+        parser.exit()
 
 
 def split_paths(tokens: Sequence[str]) -> tuple[list[str], list[str]]:

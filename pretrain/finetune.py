@@ -11,7 +11,7 @@ results.json and encoder.safetensors. The same command with --resume continues a
 from collections.abc import Sequence
 from typing import NoReturn
 
-from foundation.command_line import add_run_options
+from foundation.command_line import add_keys_option, add_run_options
 from foundation.errors import ArgumentParser, run
 
 
@@ -45,6 +45,7 @@ def build_parser() -> ArgumentParser:
         "--fraction", help="of the training images of each class, above 0 and at most 1; instead of a list"
     )
     add_run_options(parser, "output/finetune_<config>")
+    add_keys_option(parser, "pretrain.evaluation.config:get_finetune_defaults")
     return parser
 
 

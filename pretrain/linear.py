@@ -11,7 +11,7 @@ results.json. The same command with --resume continues an interrupted run.
 from collections.abc import Sequence
 from typing import NoReturn
 
-from foundation.command_line import add_run_options
+from foundation.command_line import add_keys_option, add_run_options
 from foundation.errors import ArgumentParser, run
 
 
@@ -36,6 +36,7 @@ def build_parser() -> ArgumentParser:
     parser.add_argument("--weights", required=True, help="checkpoint, run folder, safetensors, or `random`")
     parser.add_argument("--config", default="shapes_R18", help="a recipe in configs/linear, or a yaml file")
     add_run_options(parser, "output/linear_<config>")
+    add_keys_option(parser, "pretrain.evaluation.config:get_linear_defaults")
     return parser
 
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from foundation.command_line import add_keys_option
 from foundation.errors import ArgumentParser, UserError, run
 
 
@@ -44,6 +45,7 @@ def build_parser() -> ArgumentParser:
     parser.add_argument("--config", required=True, help="a sweep in configs/sweep, or a yaml file")
     parser.add_argument("--output", default="", help="folder for all runs; output/sweep_<config> by default")
     parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="keys of the sweep to change")
+    add_keys_option(parser, "pretrain.evaluation.sweep:get_defaults")
     return parser
 
 

@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from foundation.command_line import add_run_options, split_paths
+from foundation.command_line import add_keys_option, add_run_options, split_paths
 from foundation.errors import ArgumentParser, UserError, run
 
 if TYPE_CHECKING:
@@ -33,9 +33,7 @@ DEMO = "shapes_R18"
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command."""
     args = parse(argv)
-    if args.keys:
-        print_keys(args.keys)
-    elif args.list_runs:
+    if args.list_runs:
         list_runs(Path(args.list_runs))
     elif args.check_data or args.dry_run:
         inspect(args)
@@ -82,19 +80,9 @@ def build_parser() -> ArgumentParser:
     only = parser.add_argument_group("print and stop")
     only.add_argument("--dry-run", action="store_true", help="the plan with its reasons, its cost and a verdict")
     only.add_argument("--check-data", action="store_true", help="read every image and list the damaged ones")
-    only.add_argument("--keys", nargs="?", const="*", metavar="GLOB", help="config keys with default and meaning")
     only.add_argument("--list-runs", nargs="?", const="output", metavar="DIR", help="the runs below DIR (output)")
+    add_keys_option(parser, "pretrain.config:get_defaults")
     return parser
-
-
-def print_keys(pattern: str) -> None:
-    """Print the config keys that match a pattern."""
-    import inspect as source
-
-    from foundation.config_keys import describe_keys
-    from pretrain import config
-
-    print("\n".join(describe_keys(config.get_defaults(), source.getsource(config), pattern)))
 
 
 def list_runs(root: Path) -> None:

@@ -28,7 +28,7 @@ def get_linear_defaults() -> CfgNode:
     c.LINEAR.CACHED_VIEWS = 0  # augmented views whose features are computed once; 0: fresh views in every epoch
     c.KNN = CfgNode()
     c.KNN.K = [20, 10, 100, 200]  # the first is reported as knn_top1; empty: no kNN
-    c.KNN.TEMPERATURE = 0.07
+    c.KNN.TEMPERATURE = 0.07  # of the votes: exp(similarity / temperature)
     return c
 
 
@@ -43,10 +43,10 @@ def get_finetune_defaults() -> CfgNode:
     c.DATA.LIST_URL = ""  # or the URL where that file is published
     c.DATA.LIST_SHA256 = ""  # digest that the file must have
     c.FINETUNE = CfgNode()
-    c.FINETUNE.ENCODER_LR = 0.005
-    c.FINETUNE.HEAD_LR = 30.0
-    c.FINETUNE.ENCODER_GAMMA = 0.2
-    c.FINETUNE.HEAD_GAMMA = 0.1
+    c.FINETUNE.ENCODER_LR = 0.005  # learning rate of the encoder
+    c.FINETUNE.HEAD_LR = 30.0  # learning rate of the linear head
+    c.FINETUNE.ENCODER_GAMMA = 0.2  # of the encoder's learning rate at each of TRAIN.MILESTONES
+    c.FINETUNE.HEAD_GAMMA = 0.1  # of the head's learning rate at each of TRAIN.MILESTONES
     return c
 
 
@@ -62,11 +62,11 @@ def _common() -> CfgNode:
     c.DATA.IMAGE_SIZE = 64  # pixels
     c.DATA.INTERPOLATION = "bicubic"  # of every resize (thesis B.1.3); or bilinear
     c.DATA.MEAN = []  # RGB, of values in [0, 1]; empty: those of the encoder's training, else ImageNet's
-    c.DATA.STD = []
+    c.DATA.STD = []  # likewise, standard deviations
     c.DATA.MAX_UNREADABLE = 0.01  # fraction of damaged images above which a run stops
     c.AUGMENT = CfgNode()  # training views; test views are a central crop (thesis B.1.2)
     c.AUGMENT.CROP_SCALE = [0.08, 1.0]  # fraction of the image's area
-    c.AUGMENT.FLIP = 0.5
+    c.AUGMENT.FLIP = 0.5  # probability of a horizontal flip
     c.ENCODER = CfgNode()
     c.ENCODER.NAME = ""  # one of pretrain.encoder.ENCODERS; empty: what the weights say
     c.ENCODER.STEM = ""  # imagenet or cifar; empty: what the weights say, else imagenet
@@ -76,8 +76,8 @@ def _common() -> CfgNode:
     c.TRAIN.BATCH_SIZE = 256  # over all processes (thesis B.2)
     c.TRAIN.DROP_LAST = False  # leave out an epoch's incomplete last batch; the authors' code trains on it
     c.TRAIN.OPTIMIZER = "sgd"  # or lars, as SimSiam's linear evaluation has it
-    c.TRAIN.MOMENTUM = 0.9
-    c.TRAIN.WEIGHT_DECAY = 0.0
+    c.TRAIN.MOMENTUM = 0.9  # of the optimizer
+    c.TRAIN.WEIGHT_DECAY = 0.0  # of the optimizer
     c.TRAIN.SCHEDULE = "cosine"  # or step
     c.TRAIN.FINAL = 0.01  # of the cosine schedule: last learning rate as a fraction of the first (thesis: 0.2 to 0.002)
     c.TRAIN.MILESTONES = [20, 40, 60, 80]  # epochs, of the step schedule

@@ -41,7 +41,7 @@ def get_defaults() -> CfgNode:
     c.GRID = []  # [KEY, [VALUE, ...]], ...: runs with every combination of these values, after those of RUNS
     c.COMMON = []  # KEY, VALUE, ... for all runs
     c.LINEAR_COMMON = []  # KEY, VALUE, ... for all evaluations
-    c.SEEDS = [0]
+    c.SEEDS = [0]  # one run of each setting for each seed
     c.UNTRAINED = False  # a row for the encoder as it is initialised
     c.FIGURES = []  # drawn of the runs of the first seed at the end, by their names in pretrain/figures.py
     return c
