@@ -1,11 +1,11 @@
-"""Put Detectron2 in: `python -m detection.install`.
+"""Install Detectron2: `python -m detection.install`.
 
-Nothing happens where a `detectron2` can already be imported, however it came there. Elsewhere its Python
-tree is taken from a source distribution with a known digest, and installed as the distribution `detectron2`,
-which `pip list` shows and `pip uninstall` removes. Nothing is compiled: the operators that the detectors here
-need come from torchvision. The tree is that of upstream's tag v0.6, without its C++ sources.
+Where a `detectron2` can already be imported, nothing is done. Otherwise its Python tree is taken from a source
+distribution with a known digest, and installed as the distribution `detectron2`, which `pip list` shows and
+`pip uninstall` removes. Nothing is compiled: the operators that the detectors here need come from torchvision. The tree
+is that of upstream's tag v0.6, without its C++ sources.
 
-How the file is found and fetched (index, mirror, proxy, certificates, offline folder) is pip's configuration.
+The file is found and downloaded as pip is configured: index, mirror, proxy, certificates, offline folder.
 """
 
 import argparse
@@ -29,8 +29,8 @@ VERSION = "0.6"
 WHEEL = f"detectron2-{VERSION}-py3-none-any.whl"
 DIST_INFO = f"detectron2-{VERSION}.dist-info"
 
-# What the tree imports. The sdist's own upper bounds (iopath < 0.1.10, black == 21.4b2) are left out: they
-# are older than the versions that it was seen to work with here.
+# What the tree imports. The sdist's own upper bounds (iopath < 0.1.10, black == 21.4b2) are left out: newer versions
+# work too.
 REQUIREMENTS = (
     "torch",
     "torchvision",
@@ -80,12 +80,12 @@ def fetch_sdist(folder: Path, requirement: str = SDIST, sha256: str = SHA256) ->
         "--require-hashes", "--requirement", str(wanted), "--dest", str(folder),
     )  # fmt: skip
     if "DO NOT MATCH THE HASHES" in done.stderr:
-        raise UserError(f"{requirement}: the file fetched is not the known one, whose sha256 is {sha256}")
+        raise UserError(f"{requirement}: the downloaded file does not have the expected sha256, {sha256}")
     archives = sorted(folder.glob("*.tar.gz"))
     if done.returncode or not archives:
         raise UserError(
-            f"{requirement} cannot be fetched ({_reason(done.stderr)}); see that pip reaches an index or a"
-            " folder (--find-links) that has it, or install Detectron2 from source yourself"
+            f"{requirement} cannot be downloaded ({_reason(done.stderr)}); configure pip for an index or a folder"
+            " (--find-links) that has it, or install Detectron2 from source"
         )
     return archives[0]
 
@@ -134,7 +134,7 @@ def install(wheel: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Install Detectron2 unless it is there."""
+    """Install Detectron2 unless it is installed."""
     raw = argparse.RawDescriptionHelpFormatter
     parser = ArgumentParser(prog="python -m detection.install", description=__doc__, formatter_class=raw)
     parser.parse_args(argv)

@@ -11,7 +11,7 @@ from foundation.locks import hold
 
 
 class Numbers(argparse.Action):
-    """Takes the numbers that follow an option. What follows them is left to KEY VALUE, which argparse would not do."""
+    """Takes the numbers that follow an option, and leaves what follows them to KEY VALUE, which argparse does not."""
 
     def __init__(self, option_strings: list[str], dest: str, kind: Callable[[str], float], **rest: Any) -> None:
         super().__init__(option_strings, dest, "+", default=(), **rest)
@@ -37,7 +37,7 @@ def build_parser() -> ArgumentParser:
     add = parser.add_argument
     add("--config", metavar="NAME|PATH", help="a recipe of configs/detection; may be left out with --train-json")
     add("--output", metavar="DIR", help="folder of the run (OUTPUT_DIR)")
-    add("--weights", metavar="FILE", help="weights to start from (MODEL.WEIGHTS)")
+    add("--weights", metavar="FILE|RUN", help="weights to start from, of any project, or a run (MODEL.WEIGHTS)")
     add("--resume", action="store_true", help="continue from the last intact checkpoint in DIR")
     add("--eval-only", action="store_true", help="evaluate a whole detector, do not train")
     add("--check-data", action="store_true", help="list what is wrong with the datasets, and stop")
@@ -52,13 +52,13 @@ def build_parser() -> ArgumentParser:
     rates.add_argument(
         "--lr-preset",
         choices=["moco", "lars"],  # the keys of detection.training.scaling.PRESETS
-        help="moco: the recipe's rate; lars: 5 times that on VOC, 1.5 times elsewhere",
+        help="moco: the recipe's; lars: 5 times that on VOC, 1.5 times on other data",
     )
     rates.add_argument(
-        "--sweep-lr", action=Numbers, kind=float, metavar="LR", help="a run each, in DIR/lrLR, and a table"
+        "--sweep-lr", action=Numbers, kind=float, metavar="LR", help="a run for each, in DIR/lrLR, and a table"
     )
     rates.add_argument(
-        "--seeds", action=Numbers, kind=int, metavar="SEED", help="a run each, in DIR/seedSEED; mean and spread"
+        "--seeds", action=Numbers, kind=int, metavar="SEED", help="a run for each, in DIR/seedSEED; mean and spread"
     )
     own = parser.add_argument_group("data of your own, in COCO's format")
     own.add_argument("--train-json", metavar="FILE", help="annotations to train on")
@@ -73,7 +73,9 @@ def build_parser() -> ArgumentParser:
         help="without --test-json, this fraction of the training images is set aside to evaluate on; default 0.2",
     )
     add_keys_option(parser, "detection.config:default_config")
-    parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="config keys, for instance SEED 3")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="KEY VALUE", help="config keys, such as SEED 3; KEY=VALUE works too"
+    )
     return parser
 
 
@@ -110,8 +112,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(line, flush=True)
         return
     if arguments.eval_only:
-        given = arguments.weights is not None or "MODEL.WEIGHTS" in arguments.overrides[::2]
-        launch.run(arguments, trainer.evaluate, config, name, prepare.check_evaluation(config, given))
+        own = prepare.check_evaluation(config, prepare.names_weights(arguments))
+        launch.run(arguments, trainer.evaluate, config, name, own)
         return
 
     def train(config: Any, resume: bool = True) -> None:

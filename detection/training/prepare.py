@@ -88,6 +88,11 @@ def check(config: CfgNode, resume: bool) -> None:
         model.check(config, whole=False)
 
 
+def names_weights(arguments: argparse.Namespace) -> bool:
+    """Whether the command line names weights, instead of only the config."""
+    return arguments.weights is not None or "MODEL.WEIGHTS" in dict(override_pairs(arguments.overrides))
+
+
 def check_evaluation(config: CfgNode, weights_given: bool) -> bool:
     """Check everything that can be known to fail before an evaluation.
 
