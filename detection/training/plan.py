@@ -22,6 +22,7 @@ from foundation.config import value_of
 
 ITERATIONS, IMAGES, POWER, BATCH = 1500, 100, 0.64, 16
 EVALUATIONS = 10
+SHORTEST_PERIOD = 100  # iterations between two evaluations
 LARGEST_SIDE = {"cuda": 800, "cpu": 320}  # of the shorter side; a CPU takes seconds for a larger image
 SCALES = (0.8, 0.9, 1.0, 1.1, 1.2)  # of the shorter side in training
 ASPECT = 5 / 3  # longest side; COCO's 1333 to 800
@@ -101,8 +102,9 @@ def _values(config: CfgNode, images: Images, device: str) -> Iterator[tuple[str,
     steps = tuple(sorted({max(1, total * 2 // 3), max(1, total * 8 // 9)}))
     yield "SOLVER.STEPS", steps, "two thirds and eight ninths of the iterations"
     yield "SOLVER.WARMUP_ITERS", min(solver.WARMUP_ITERS, max(1, total // 10)), "at most a tenth of the iterations"
-    period = math.ceil(total / EVALUATIONS)
-    yield "TEST.EVAL_PERIOD", period, f"{EVALUATIONS} evaluations; the best weights are kept as model_best.pth"
+    period = min(total, max(SHORTEST_PERIOD, math.ceil(total / EVALUATIONS)))
+    count = math.ceil(total / period)
+    yield "TEST.EVAL_PERIOD", period, f"{count} evaluation(s); the best weights are kept as model_best.pth"
     yield "SOLVER.CHECKPOINT_PERIOD", test.EVAL_PERIOD or period, "a checkpoint for each evaluation"
     passes = min(test.PRECISE_BN.NUM_ITER, max(10, math.ceil(images.count / solver.IMS_PER_BATCH)))
     yield "TEST.PRECISE_BN.NUM_ITER", passes, "at most one pass through the images"
