@@ -1,11 +1,11 @@
-"""A GPU that is not there: tensors with device, shape and type but no content, on which the real code runs.
+"""A simulated GPU: tensors with device, shape and type but no content, on which the real code runs.
 
-PyTorch's fake tensors find what a machine without GPU does not: operands on different devices, and the host asking for
-a number that the GPU has (`.item()` raises, as no number is there). What they lack is added here: the backward pass,
-whose engine wants a GPU; a fused optimizer; pinned memory; and a record of what is copied between host and device.
+PyTorch's fake tensors find what a machine without a GPU does not: operands on different devices, and the host asking
+for a number that is on the GPU (`.item()` raises, because there is no number). What they lack is added here:
+gradients, without the backward pass itself; a fused optimizer; pinned memory; and a record of what is copied between
+host and device.
 """
 
-import collections
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -32,7 +32,7 @@ class Recorded(TorchDispatchMode):
     Attributes:
         sent: of each copy to the GPU, whether the host goes on at once: asynchronous, and from pinned memory.
         fetched: names of the operations that brought something from the GPU to the host.
-        largest: elements of the largest result, but for memory that was only set apart.
+        largest: elements of the largest result, other than memory that was only allocated.
     """
 
     pinned: set[int]
@@ -62,10 +62,10 @@ class Recorded(TorchDispatchMode):
 
 @contextlib.contextmanager
 def fake_cuda() -> Iterator[Callable[[], Recorded]]:
-    """While entered, device `cuda` can be used; what is made from it, or was there before, has no content.
+    """While entered, device `cuda` can be used; tensors on it have no content.
 
-    The network that is built is a small one, since fake operations take longer than small real ones. Gives what makes
-    a recorder, to be entered for the part that is of interest.
+    The network that is built is a small one, because fake operations take longer than small real ones. Yields a
+    function that makes a recorder, to be entered for the part of interest.
     """
     pinned: set[int] = set()
     alive = []  # so that no other tensor gets the id of a pinned one
@@ -106,7 +106,7 @@ def small_network(config: Any) -> SiameseNetwork:
 
 
 class Table:
-    """Parameters of augmentation that keep their content: what is worked out on the host depends on it."""
+    """Parameters of the augmentation, which keep their content, because the host computes with it."""
 
     def __init__(self, values: np.ndarray) -> None:
         self._values = values
@@ -117,7 +117,7 @@ class Table:
 
 
 def pinned_batch(batch: Batch) -> Batch:
-    """A real batch as the loader hands it out for a GPU. Call it within `fake_cuda`."""
+    """A real batch as the loader makes it for a GPU. To be called within `fake_cuda`."""
     with unset_fake_temporarily():
         images, params = list(batch.images), [Table(table.numpy().copy()) for table in batch.params]
     return Batch([part.pin_memory() for part in images], params, batch.labels, batch.indices, [])  # type: ignore[arg-type]
@@ -126,77 +126,26 @@ def pinned_batch(batch: Batch) -> Batch:
 def fused_sgd(
     parameters: Sequence[Tensor], gradients: Sequence[Tensor], momenta: Sequence[Tensor], **options: Any
 ) -> None:
-    """In place of the kernel, what it demands of its operands."""
+    """In place of the kernel: checks of its operands."""
     for group in zip(parameters, gradients, momenta, strict=True):
         assert len({(tensor.device, tensor.dtype, tensor.shape) for tensor in group}) == 1
     found_inf = options["found_inf"]
     assert (found_inf.device, found_inf.dtype, found_inf.numel()) == (parameters[0].device, torch.float32, 1)
 
 
-def backward(
-    outputs: Sequence[Tensor],
-    grad_tensors: Sequence[Tensor | None],
-    into: Callable[[Tensor, Tensor], None] | None = None,
-) -> None:
-    """The backward pass: calls each node of the graph when all gradients of its outputs are there."""
-    nodes = list(dict.fromkeys(output.grad_fn for output in outputs))
-    waits_for: collections.Counter[Any] = collections.Counter()
-    pending, seen = list(nodes), set(nodes)
+def backward(outputs: Sequence[Tensor], grad_tensors: Sequence[Tensor | None]) -> None:
+    """In place of the backward pass, whose engine needs a GPU: a gradient without content for each leaf."""
+    pending = [output.grad_fn for output in outputs]
+    seen = set(pending)
     while pending:
-        for node, _ in pending.pop().next_functions:
-            waits_for[node] += 1
-            if node is not None and node not in seen:
-                seen.add(node)
-                pending.append(node)
-    arrived: dict[Any, dict[int, Tensor]] = collections.defaultdict(dict)
-    for output, gradient in zip(outputs, grad_tensors, strict=True):
-        _add(arrived[output.grad_fn], output.output_nr, torch.ones_like(output) if gradient is None else gradient)
-    ready = [node for node in nodes if not waits_for[node]]
-    while ready:
-        node = ready.pop()
-        for (following, place), gradient in zip(
-            node.next_functions, _call(node, arrived.pop(node, {}), into or accumulate), strict=True
-        ):
-            if following is None:
-                continue
-            if gradient is not None:
-                _add(arrived[following], place, _fit(gradient, following._input_metadata[place]))
-            waits_for[following] -= 1
-            if not waits_for[following]:
-                ready.append(following)
+        node = pending.pop()
+        if hasattr(node, "variable"):
+            node.variable.grad = torch.empty_like(node.variable)
+        following = {before for before, _ in node.next_functions if before is not None} - seen
+        seen |= following
+        pending += following
 
 
 def gradients(output: Tensor, inputs: Sequence[Tensor]) -> list[Tensor]:
-    """In place of `torch.autograd.grad`, of leaves."""
-    found: dict[int, Tensor] = {}
-    backward([output], [None], into=lambda leaf, gradient: _add(found, id(leaf), gradient))
-    return [found[id(leaf)] for leaf in inputs]
-
-
-def accumulate(leaf: Tensor, gradient: Tensor) -> None:
-    """Where a gradient ends up."""
-    leaf.grad = gradient if leaf.grad is None else leaf.grad + gradient
-
-
-@torch.no_grad()
-def _call(node: Any, arrived: dict[int, Tensor], into: Callable[[Tensor, Tensor], None]) -> Sequence[Tensor | None]:
-    """The gradients of a node's inputs, from those of its outputs by place."""
-    if hasattr(node, "variable"):
-        into(node.variable, arrived[0])
-        return ()
-    if not arrived:
-        return [None] * len(node.next_functions)
-    function = node if callable(node) else node.apply  # `apply` of a torch.autograd.Function
-    found = function(*[arrived.get(place) for place in range(max(arrived) + 1)])
-    found = found if isinstance(found, tuple) else (found,)
-    return found[: len(node.next_functions)]
-
-
-def _add(gradients: dict[int, Tensor], place: int, more: Tensor) -> None:
-    gradients[place] = gradients[place] + more if place in gradients else more
-
-
-def _fit(gradient: Tensor, wanted: Any) -> Tensor:
-    """What the engine checks and adapts between two nodes."""
-    assert gradient.device == wanted.device
-    return gradient.sum_to_size(tuple(wanted.shape)).to(wanted.dtype)
+    """In place of `torch.autograd.grad`."""
+    return [torch.empty_like(tensor) for tensor in inputs]
