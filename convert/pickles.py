@@ -70,12 +70,17 @@ class Unpickler:
         while self.position < end:
             code = data[self.position]
             self.position += 1
-            if code == stop:
-                return self.stack.pop()
             handler = handlers[code]
-            if handler is None:
+            if handler is None and code != stop:
                 raise pickle.UnpicklingError(f"byte {self.position - 1} is no instruction of a pickle")
-            handler(self)
+            try:
+                if handler is None:
+                    return self.stack.pop()
+                handler(self)
+            except IndexError as error:
+                raise pickle.UnpicklingError("an instruction without the values that it needs") from error
+            except KeyError as error:
+                raise pickle.UnpicklingError("a reference to a value that is not there") from error
             self._steps -= 1
             if self._steps < 0:
                 self.spend(0)

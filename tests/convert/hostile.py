@@ -43,7 +43,7 @@ def whole(instructions):
 
 def nested(levels=60):
     """A tuple whose hash and text take 2^levels steps: each level holds the one below twice."""
-    return b")" + b"".join(b"q\x00h\x00h\x00\x86" for _ in range(levels))
+    return b")" + b"".join(b"q\x00h\x00\x86" for _ in range(levels))
 
 
 def dtype_with_objects():
