@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from foundation.coco_ids import id_order, read_id
 from foundation.errors import UserError
 from foundation.json_files import read_json
 
@@ -76,18 +77,22 @@ class Results:
 
 
 def read_annotations(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The image ids of a COCO file by file name, and its categories.
+    """The image ids of a COCO file by file name, and its categories in the order of their ids.
+
+    Other fields of the file are not read, so that it need not be fit for training.
 
     Raises:
         UserError: it is not a COCO file.
     """
     content = read_json(path, MAX_BYTES)
     try:
-        images = {os.path.normpath(record["file_name"]): record["id"] for record in content["images"]}
-        categories = [{"id": int(each["id"]), "name": str(each["name"])} for each in content["categories"]]
+        images = {os.path.normpath(str(record["file_name"])): record["id"] for record in content["images"]}
+        for identity in images.values():
+            read_id(identity)
+        categories = [{"id": each["id"], "name": str(each["name"])} for each in content["categories"]]
+        return images, sorted(categories, key=lambda each: id_order(each["id"]))
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: cannot be read as COCO annotations: {error!r}") from error
-    return images, categories
 
 
 def image_ids(files: Sequence[Path], known: Mapping[str, Any] | None) -> list[Any]:

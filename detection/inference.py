@@ -220,7 +220,12 @@ def to_records(output: Mapping[str, Any], image_id: Any, classes: Classes) -> li
 
 
 def classes_of(config: "CfgNode", categories: Sequence[Mapping[str, Any]] | None = None) -> Classes:
-    """What the model's classes are called: by COCO's list of categories if one is given, else by its test set.
+    """What the model's classes are called: as in its training set, else as in its test set.
+
+    Args:
+        config: of the model.
+        categories: of a COCO file, in the order of their ids, which gives the ids: by the names of the classes, or in
+            their order where the names are others.
 
     Raises:
         UserError: there are more or fewer categories than the model has classes.
@@ -231,14 +236,17 @@ def classes_of(config: "CfgNode", categories: Sequence[Mapping[str, Any]] | None
     # isort: split
     from detectron2.data import MetadataCatalog
 
-    name, count = config.DATASETS.TEST[0], requirements_of(config).classes
+    name, count = config.DATASETS.TRAIN[0], requirements_of(config).classes
+    names = datasets.class_names((name, config.DATASETS.TEST[0]), count)
     if categories is not None:
         if len(categories) != count:
             raise UserError(f"--annotations has {len(categories)} categories, but the model has {count} classes")
-        ordered = sorted(categories, key=lambda each: each["id"])
-        names, ids = [str(each["name"]) for each in ordered], [each["id"] for each in ordered]
+        by_name = {each["name"]: each["id"] for each in categories}
+        if set(names) == set(by_name):
+            ids = [by_name[each] for each in names]
+        else:
+            names, ids = [each["name"] for each in categories], [each["id"] for each in categories]
     else:
-        names = datasets.class_names(name, count)
         known = MetadataCatalog.get(name).get("thing_dataset_id_to_contiguous_id", {})
         order = {index: identity for identity, index in known.items()}
         ids = [order.get(index, index + 1) for index in range(count)]

@@ -116,19 +116,16 @@ def count_keypoints(name: str) -> int:
     return len(keypoint_names(category_records(Path(MetadataCatalog.get(name).json_file))))
 
 
-def class_names(name: str, classes: int) -> list[str]:
-    """Names of the model's classes, in its order; plain numbers where the dataset is not known here."""
-    if name in EMBEDDED:
-        from shapes import CLASSES
+def class_names(datasets: Iterable[str], classes: int) -> list[str]:
+    """Names of the model's classes, in the order of the first dataset that has as many; else numbers.
 
-        return _fitting(list(CLASSES), classes)
-    if CUSTOM in name or name in VOC_SEGMENTATION:
-        register([name])
-    metadata = MetadataCatalog.get(name)
-    names = _built_in_classes(metadata)
-    if not names and Path(metadata.get("json_file", "")).is_file():
-        names = read_categories(Path(metadata.json_file))
-    return _fitting(names, classes)
+    Unlike `model_classes` this renders no embedded dataset.
+    """
+    for name in datasets:
+        names = _names_if_there(name)
+        if len(names) == classes:
+            return names
+    return [f"class {index}" for index in range(classes)]
 
 
 def sources(name: str) -> dict[str, str]:
@@ -151,8 +148,19 @@ def subset(size: int, fraction: float, seed: int) -> list[int]:
     return sorted(order[: max(1, round(size * fraction))].tolist())
 
 
-def _fitting(names: list[str], classes: int) -> list[str]:
-    return names if len(names) == classes else [f"class {index}" for index in range(classes)]
+def _names_if_there(name: str) -> list[str]:
+    """Names of a dataset's classes; empty where it is not known here, or its file is missing."""
+    if name in EMBEDDED:
+        from shapes import CLASSES
+
+        return list(CLASSES)
+    if CUSTOM in name or name in VOC_SEGMENTATION:
+        register([name])
+    metadata = MetadataCatalog.get(name)
+    names = _built_in_classes(metadata)
+    if not names and Path(metadata.get("json_file", "")).is_file():
+        names = read_categories(Path(metadata.json_file))
+    return names
 
 
 def _built_in_classes(metadata: Any) -> list[str]:

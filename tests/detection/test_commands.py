@@ -85,7 +85,7 @@ def test_data_of_ones_own_brings_its_classes_and_stands_in_the_config(recipe, ke
     (tmp_path / "config.yaml").write_text(config.dump())
     again = configs.load(str(tmp_path / "config.yaml"))
     assert json.dumps(again) == json.dumps(config)
-    assert datasets.class_names(again.DATASETS.TEST[0], 2) == ["rectangle", "triangle"]
+    assert datasets.class_names([again.DATASETS.TEST[0]], 2) == ["rectangle", "triangle"]
 
 
 def test_data_of_ones_own_with_other_classes_to_test_on(coco_root, error_of):

@@ -15,6 +15,7 @@ pytest.importorskip("detectron2")
 from detection import config as configs
 from detection import inference, predict
 from detection.coco_results import image_ids
+from detection.data import datasets
 from detection.inference import Classes
 from detection.training.trainer import TransferTrainer
 from foundation.canvas import Overlay, draw_overlays, innermost_point
@@ -158,6 +159,20 @@ def test_the_ids_of_annotations(recipe, pictures, tmp_path):
     annotations.write_text("[]")
     with pytest.raises(UserError, match=r"instances\.json: cannot be read as COCO annotations"):
         predict.main([*arguments, str(pictures / "3.png")])
+
+
+def test_categories_of_annotations_are_the_classes_of_that_name(coco_root):
+    file = coco_root / "coco" / "annotations" / "instances_train2017.json"
+    name = datasets.custom_name(file, coco_root / "coco" / "train2017")
+    pairs = ["DATASETS.TRAIN", f"({name!r},)", "MODEL.ROI_HEADS.NUM_CLASSES", "2"]
+    config = configs.load("shapes_R18_FPN", pairs)
+    assert inference.classes_of(config).names == ["rectangle", "triangle"]
+    renumbered = [{"id": "a", "name": "triangle"}, {"id": "b", "name": "rectangle"}]
+    found = inference.classes_of(config, renumbered)
+    assert (found.names, found.ids) == (["rectangle", "triangle"], ["b", "a"])
+    renamed = [{"id": 3, "name": "one"}, {"id": 10, "name": "two"}]
+    found = inference.classes_of(config, renamed)
+    assert (found.names, found.ids) == (["one", "two"], [3, 10])
 
 
 def test_ids_by_the_end_of_the_path(tmp_path):

@@ -155,7 +155,7 @@ def test_data_of_ones_own_is_named_by_its_paths(coco_root, annotations, dataset_
     assert name == f"{annotations}@{images}"
     datasets.register([name, name])  # of several processes each registers, and so does each command of one
     assert len(datasets.known_classes(name)) == 2
-    assert datasets.class_names(name, 2) == ["rectangle", "triangle"]
+    assert datasets.class_names([name], 2) == ["rectangle", "triangle"]
     assert datasets.sources(name) == {"image_root": str(images), "annotations": str(annotations)}
     check(name, "coco_R50_C4", *TWO)
     assert len(DatasetCatalog.get(name)) == 4
@@ -263,12 +263,13 @@ def test_the_embedded_scenes_are_registered_from_where_they_are_rendered(tmp_pat
 def test_class_names(dataset_root):
     from shapes import CLASSES
 
-    assert datasets.class_names("shapes_val", len(CLASSES)) == list(CLASSES)
-    assert datasets.class_names("coco_2017_val", 80)[0] == "person"
-    assert datasets.class_names("voc_2012_sem_seg_val", 21) == list(datasets.VOC_SEGMENTATION_CLASSES)
-    assert datasets.class_names("cityscapes_fine_sem_seg_val", 19)[0] == "road"
-    assert datasets.class_names("cityscapes_fine_instance_seg_val", 8)[0] == "person"
-    assert datasets.class_names("elsewhere", 2) == ["class 0", "class 1"]
+    assert datasets.class_names(["shapes_val"], len(CLASSES)) == list(CLASSES)
+    assert datasets.class_names(["coco_2017_val"], 80)[0] == "person"
+    assert datasets.class_names(["voc_2012_sem_seg_val"], 21) == list(datasets.VOC_SEGMENTATION_CLASSES)
+    assert datasets.class_names(["cityscapes_fine_sem_seg_val"], 19)[0] == "road"
+    assert datasets.class_names(["cityscapes_fine_instance_seg_val"], 8)[0] == "person"
+    assert datasets.class_names(["elsewhere"], 2) == ["class 0", "class 1"]
+    assert datasets.class_names(["elsewhere", "coco_2017_val"], 80)[0] == "person"
 
 
 def test_a_subset_is_seeded_and_nested():
