@@ -18,7 +18,7 @@ from detection import config as configs
 from foundation.config import keys, value_of
 from foundation.errors import UserError
 from foundation.files import write_atomic
-from foundation.json_files import read_json_lines
+from foundation.json_files import read_json, read_json_lines
 
 LOGGERS = ("detectron2", "fvcore", "detection")
 RECORDS = "metrics.json"
@@ -191,8 +191,8 @@ def is_finished(config: CfgNode) -> bool:
     """
     folder = Path(config.OUTPUT_DIR)
     try:
-        found = json.loads((folder / "results.json").read_text())
-    except (OSError, ValueError):
+        found = read_json(folder / "results.json")
+    except UserError:
         return False
     if not isinstance(found, dict):
         return False
@@ -211,11 +211,11 @@ def replace_results(config: CfgNode, results: Mapping[str, Any]) -> None:
     if not path.is_file():
         return
     try:
-        record = json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(
-            f"{path} is damaged ({error}): train with --resume, which evaluates and writes it anew"
-        ) from error
+        record = read_json(path)
+        if not isinstance(record, dict):
+            raise UserError(f"{path} is damaged: it holds no object")
+    except UserError as error:
+        raise UserError(f"{error}; train with --resume, which evaluates and writes it anew") from error
     write_json(path, {**record, "config_sha256": digest(config), "results": results})
 
 

@@ -5,7 +5,6 @@ interrupted one is resumed. The metrics of all runs, their means and sample stan
 `sweep.json` where learning rates are compared.
 """
 
-import json
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from tabulate import tabulate
 
 from detection.training import run_folder
 from foundation.errors import UserError
+from foundation.json_files import read_json
 
 HEADLINES = ("AP", "AP50", "AP75", "mIoU")  # of each task, for the table; the file has all
 Metrics = dict[str, float]  # "bbox/AP" and so on
@@ -96,7 +96,7 @@ def run(folder: Path, members: Sequence[Member], train: Callable[[CfgNode], None
 
 def read_metrics(folder: Path) -> Metrics:
     """The metrics of a finished run, by names like `bbox/AP`; without those that are averages over nothing."""
-    results = json.loads((folder / "results.json").read_text())["results"]
+    results = read_json(folder / "results.json")["results"]
     return {
         f"{task}/{name}": value
         for task, metrics in results.items()

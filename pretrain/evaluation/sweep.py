@@ -19,6 +19,7 @@ from foundation.config import load_config
 from foundation.config_checks import one_of
 from foundation.errors import UserError
 from foundation.files import write_atomic
+from foundation.json_files import read_json
 from pretrain.config import get_defaults as get_pretrain_defaults
 from pretrain.config import validate as validate_pretrain
 from pretrain.evaluation.config import get_linear_defaults, validate_linear
@@ -151,7 +152,7 @@ def execute(one: Run, folder: Path) -> dict[str, Any]:
     """
     record = {"pretrain": one.pretrain, "linear": one.linear}
     sidecar = folder / "arguments.json"
-    if sidecar.is_file() and json.loads(sidecar.read_text()) != record:
+    if sidecar.is_file() and read_json(sidecar) != record:
         raise UserError(f"{folder} holds a run with other arguments; choose another --output")
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(sidecar, json.dumps(record, indent=2).encode())

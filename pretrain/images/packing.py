@@ -21,6 +21,7 @@ from PIL import Image
 from foundation.errors import UserError
 from foundation.files import report_disk_errors, write_atomic
 from foundation.images import UnreadableImage, decode_rgb
+from foundation.json_files import read_json
 from pretrain.images.files import FileSource
 from pretrain.images.sources import build_source
 from pretrain.images.tars import UNLABELED, index_tar
@@ -168,11 +169,11 @@ def _open_state(target: Path, source: Path, form: Form, counts: dict[str, int]) 
     file = target / STATE
     if file.is_file():
         try:
-            state = json.loads(file.read_text())
+            state = read_json(file)
             found = {key: state[key] for key in asked}
             if not isinstance(state["tars"], dict):
                 raise TypeError
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (UserError, KeyError, TypeError) as error:
             raise UserError(f"{file} cannot be read; choose another folder") from error
         if found != asked:
             raise UserError(f"{target} holds another packing ({found}, now {asked}); choose another folder")
