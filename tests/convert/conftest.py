@@ -54,7 +54,7 @@ def detectron2_name(name):
     return ".".join([stage, parts[1], f"conv{parts[2][-1]}", *(["norm"] if parts[2][:2] == "bn" else []), parts[3]])
 
 
-def note_of(output):
+def sidecar_of(output):
     """The sidecar of a conversion."""
     return json.loads(output.with_suffix(".json").read_text())
 

@@ -78,12 +78,12 @@ def test_cost_of_a_resnet50(tmp_path):
 def test_same_input_same_bytes(query, key, convert, tmp_path):
     content = moco(query, key)
     first = convert(content)
-    notes = first.with_suffix(".json").read_bytes()
+    sidecar = first.with_suffix(".json").read_bytes()
     data = first.read_bytes()
     content["state_dict"] = dict(reversed(list(content["state_dict"].items())))
     second = convert(content, "--overwrite")
     assert second.read_bytes() == data
-    assert {**json.loads(notes), "sha256": 0} == {**json.loads(second.with_suffix(".json").read_text()), "sha256": 0}
+    assert {**json.loads(sidecar), "sha256": 0} == {**json.loads(second.with_suffix(".json").read_text()), "sha256": 0}
     for target, suffix in (("torchvision", ".pth"), ("timm", ".safetensors")):
         network = {"state_dict": torchvision.models.resnet18(weights=None).state_dict()}
         made = [convert(network, "--to", target, output=f"{part}-{target}{suffix}").read_bytes() for part in ("a", "b")]
@@ -317,9 +317,9 @@ def test_encoder_file_of_this_project(query, convert):
     assert (metadata["mean"], metadata["std"], metadata["stem"]) == ("0.5,0.4,0.3", "0.2,0.2,0.1", "imagenet")
     again = convert(None, name="encoder.safetensors", output="again.pkl")
     assert_holds(again, values_of(query))
-    note = json.loads(again.with_suffix(".json").read_text())
-    assert note["pixel_mean"] == [127.5, 102.0, 76.5]
-    assert (note["family"], note["trained_by"]) == ("CorInfoMax (this project), encoder", "corinfomax")
+    sidecar = json.loads(again.with_suffix(".json").read_text())
+    assert sidecar["pixel_mean"] == [127.5, 102.0, 76.5]
+    assert (sidecar["family"], sidecar["trained_by"]) == ("CorInfoMax (this project), encoder", "corinfomax")
 
 
 @pytest.mark.parametrize(
@@ -331,13 +331,13 @@ def test_encoder_file_of_this_project(query, convert):
         (moco, "MoCo v1/v2, PCL"),
     ],
 )
-def test_note_says_what_trained_the_encoder(query, convert, content, trained_by):
+def test_sidecar_says_what_trained_the_encoder(query, convert, content, trained_by):
     output = convert(content(query, query), output="whole.pkl")
     assert json.loads(output.with_suffix(".json").read_text())["trained_by"] == trained_by
 
 
 @pytest.mark.parametrize("begun_from", ["", "imagenet.pth"])
-def test_note_says_what_the_training_began_from(query, convert, begun_from):
+def test_sidecar_says_what_the_training_began_from(query, convert, begun_from):
     content = own(query, query)
     content["config"]["ENCODER"] = {**content["config"]["ENCODER"], "WEIGHTS": begun_from}
     output = convert(content, output="whole.pkl")

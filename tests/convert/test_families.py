@@ -3,7 +3,7 @@
 import pytest
 
 from tests.convert import checkpoints
-from tests.convert.conftest import assert_holds, note_of, values_of
+from tests.convert.conftest import assert_holds, sidecar_of, values_of
 
 FAMILIES = [
     (checkpoints.own, "CorInfoMax (this project), pretraining", "model:encoder", "q"),
@@ -51,5 +51,5 @@ FAMILIES = [
 def test_family(build, family, branch, side, query, key, convert):
     output = convert(build(query, key))
     assert_holds(output, values_of(query if side == "q" else key))
-    note = note_of(output)
-    assert (note["family"], note["branch"], note["depth"], note["tensors"]) == (family, branch, 50, 265)
+    sidecar = sidecar_of(output)
+    assert (sidecar["family"], sidecar["branch"], sidecar["depth"], sidecar["tensors"]) == (family, branch, 50, 265)

@@ -9,22 +9,22 @@ import torch
 
 from foundation.errors import UserError
 from tests.convert.checkpoints import LINEAR, mlp, under
-from tests.convert.conftest import assert_holds, detectron2_name, note_of, tiny_resnet, values_of
+from tests.convert.conftest import assert_holds, detectron2_name, sidecar_of, tiny_resnet, values_of
 from tests.convert.foreign_names import caffe2, haiku, hugging_face, simclr_v2
 
 
 def test_hugging_face(query, convert):
     output = convert(hugging_face(query, "resnet.") | under("classifier.1.", LINEAR))
     assert_holds(output, values_of(query))
-    assert note_of(output)["family"] == "Hugging Face transformers"
+    assert sidecar_of(output)["family"] == "Hugging Face transformers"
 
 
 def test_simclr_v2_takes_unnormalised_images(query, convert):
     output = convert({"resnet": simclr_v2(query) | under("fc.", LINEAR), "head": mlp("layers.", 0, 3)})
     assert_holds(output, values_of(query))
-    note = note_of(output)
-    assert (note["family"], note["branch"]) == ("SimCLR v2 (PyTorch)", "resnet")
-    assert (note["pixel_mean"], note["pixel_std"]) == ([0.0] * 3, [255.0] * 3)
+    sidecar = sidecar_of(output)
+    assert (sidecar["family"], sidecar["branch"]) == ("SimCLR v2 (PyTorch)", "resnet")
+    assert (sidecar["pixel_mean"], sidecar["pixel_std"]) == ([0.0] * 3, [255.0] * 3)
 
 
 def test_simclr_v2_with_selective_kernels_is_refused(query, convert):
@@ -50,9 +50,9 @@ def test_byol_from_deepmind(query, key, convert, foreign_class):
     data = pickle.dumps(content, protocol=2)
     output = convert(data, name="pretrain_res50x1.pkl")
     assert_holds(output, values_of(query))
-    note = note_of(output)
-    assert note["family"] == "BYOL (DeepMind)"
-    assert "SAME padding" in note["warnings"][0]
+    sidecar = sidecar_of(output)
+    assert sidecar["family"] == "BYOL (DeepMind)"
+    assert "SAME padding" in sidecar["warnings"][0]
     assert_holds(convert(data, "--branch", "target", name="b.pkl", output="target.pkl"), values_of(key))
 
 
@@ -65,9 +65,9 @@ def test_caffe2_gets_its_own_statistics_and_strides(query, convert):
         elif name.endswith("running_var"):
             expected[name] = np.full_like(expected[name], 1 - 1e-5)
     assert_holds(output, expected)
-    note = note_of(output)
-    assert (note["format"], note["stride_in_1x1"]) == ("BGR", True)
-    assert (note["pixel_mean"], note["pixel_std"]) == ([103.53, 116.28, 123.675], [1.0, 1.0, 1.0])
+    sidecar = sidecar_of(output)
+    assert (sidecar["format"], sidecar["stride_in_1x1"]) == ("BGR", True)
+    assert (sidecar["pixel_mean"], sidecar["pixel_std"]) == ([103.53, 116.28, 123.675], [1.0, 1.0, 1.0])
 
 
 def test_simclr_v1_is_told_by_what_its_first_layer_has_seen(convert):
@@ -75,16 +75,16 @@ def test_simclr_v1_is_told_by_what_its_first_layer_has_seen(convert):
     network = tiny_resnet(3, width=16)
     kernel = network.conv1.weight.detach().sum(dim=(2, 3))
     network.bn1.running_mean.copy_(kernel @ torch.tensor([0.47, 0.44, 0.40]) + 0.001 * torch.randn(16))
-    note = note_of(convert({"state_dict": network.state_dict()}, name="resnet50-1x.pth"))
-    assert (note["pixel_mean"], note["pixel_std"]) == ([0.0] * 3, [255.0] * 3)
-    assert "0.47, 0.44, 0.40" in note["pixel_origin"]
+    sidecar = sidecar_of(convert({"state_dict": network.state_dict()}, name="resnet50-1x.pth"))
+    assert (sidecar["pixel_mean"], sidecar["pixel_std"]) == ([0.0] * 3, [255.0] * 3)
+    assert "0.47, 0.44, 0.40" in sidecar["pixel_origin"]
     # Elsewhere the family's statistics stand, with a warning: bright images would look the same.
-    note = note_of(convert(network.state_dict(), "--overwrite"))
-    assert note["pixel_mean"] == [123.675, 116.28, 103.53]
-    assert note["pixel_origin"].endswith("check whether they were normalised")
+    sidecar = sidecar_of(convert(network.state_dict(), "--overwrite"))
+    assert sidecar["pixel_mean"] == [123.675, 116.28, 103.53]
+    assert sidecar["pixel_origin"].endswith("check whether they were normalised")
     network.bn1.running_mean.copy_(kernel @ torch.tensor([0.05, -0.03, 0.02]))
-    note = note_of(convert({"state_dict": network.state_dict()}, "--overwrite"))
-    assert note["pixel_mean"] == [123.675, 116.28, 103.53]
+    sidecar = sidecar_of(convert({"state_dict": network.state_dict()}, "--overwrite"))
+    assert sidecar["pixel_mean"] == [123.675, 116.28, 103.53]
 
 
 @pytest.mark.parametrize("by_torch", [False, True], ids=["pickle", "torch.save"])
@@ -97,6 +97,6 @@ def test_what_other_converters_wrote_for_detectron2(by_torch, query, convert):
     content = {"model": model, "__author__": "MOCO", "matching_heuristics": True}
     output = convert(content if by_torch else pickle.dumps(content), name="converted.pkl")
     assert_holds(output, values_of(query))
-    note = note_of(output)
-    assert (note["family"], note["format"], note["stride_in_1x1"]) == ("Detectron2", "RGB", False)
-    assert note["dropped"] == {"stem.fc": 4}
+    sidecar = sidecar_of(output)
+    assert (sidecar["family"], sidecar["format"], sidecar["stride_in_1x1"]) == ("Detectron2", "RGB", False)
+    assert sidecar["dropped"] == {"stem.fc": 4}

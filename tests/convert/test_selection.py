@@ -5,15 +5,15 @@ import torch
 
 from foundation.errors import UserError
 from tests.convert.checkpoints import dino_full, moco, own, slotcon, under
-from tests.convert.conftest import assert_holds, encoder_of, note_of, values_of
+from tests.convert.conftest import assert_holds, encoder_of, sidecar_of, values_of
 
 
 def test_own_statistics_and_account(query, key, convert):
-    note = note_of(convert(own(query, key)))
-    assert note["pixel_mean"] == [127.5, 102.0, 76.5]
-    assert note["pixel_std"] == [51.0, 51.0, 25.5]
-    assert (note["format"], note["stride_in_1x1"], note["stem"]) == ("RGB", False, "imagenet")
-    assert note["dropped"] == {
+    sidecar = sidecar_of(convert(own(query, key)))
+    assert sidecar["pixel_mean"] == [127.5, 102.0, 76.5]
+    assert sidecar["pixel_std"] == [51.0, 51.0, 25.5]
+    assert (sidecar["format"], sidecar["stride_in_1x1"], sidecar["stem"]) == ("RGB", False, "imagenet")
+    assert sidecar["dropped"] == {
         "num_batches_tracked": 53,
         "objective (another table)": 2,
         "optimizer (another table)": 1,
@@ -42,7 +42,7 @@ def test_unknown_tensors_are_an_error_until_dropped(query, convert):
     with pytest.raises(UserError, match=r"mystery\.weight.*--drop"):
         convert(content)
     output = convert(content, "--drop", "mystery")
-    assert note_of(output)["dropped"]["mystery"] == 1
+    assert sidecar_of(output)["dropped"]["mystery"] == 1
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])

@@ -11,7 +11,7 @@ import yaml
 from convert import to_d2
 from convert.settings import lazy_settings, yaml_settings
 from foundation.errors import UserError
-from tests.convert.conftest import note_of, tiny_resnet
+from tests.convert.conftest import sidecar_of, tiny_resnet
 
 try:
     import foundation.detectron2_compat  # noqa: F401
@@ -38,7 +38,7 @@ def test_a_lazy_config_with_these_lines_is_the_source_network(name, zoo, place, 
     output = convert(network.state_dict())
     config = model_zoo.get_config(f"common/models/{zoo}.py")
     config.dataloader = OmegaConf.create({part: {"mapper": {"image_format": "BGR"}} for part in ("train", "test")})
-    lines = "\n".join(line.strip() for line in lazy_settings(note_of(output), place))
+    lines = "\n".join(line.strip() for line in lazy_settings(sidecar_of(output), place))
     exec(lines.replace("SyncBN", "BN"), {"model": config.model, "dataloader": config.dataloader})  # BN: on a CPU
     detector = instantiate(config.model).eval()
     DetectionCheckpointer(detector).load(str(output))
@@ -58,7 +58,7 @@ def test_a_lazy_config_with_these_lines_is_the_source_network(name, zoo, place, 
 def test_yaml_lines_are_keys_of_detectron2(convert):
     from detectron2.config import get_cfg
 
-    sidecar = note_of(convert(tiny_resnet(0).state_dict()))
+    sidecar = sidecar_of(convert(tiny_resnet(0).state_dict()))
     cfg = get_cfg()
     for line in yaml_settings(sidecar):
         key, value = line.split(": ", 1)
@@ -78,4 +78,4 @@ def test_the_command_prints_them(convert, capsys):
 
 
 def test_other_widths_have_no_default_stages(convert):
-    assert "make_stage" in lazy_settings(note_of(convert(tiny_resnet(0).state_dict())))[0]
+    assert "make_stage" in lazy_settings(sidecar_of(convert(tiny_resnet(0).state_dict())))[0]

@@ -14,6 +14,7 @@ from convert.sidecar_files import read_sidecar
 from detection import config as configs
 from detection.training import checkpoints, trainer, weights
 from foundation.errors import UserError
+from tests.convert.hostile import dtype_with_objects
 
 
 def build(name, *overrides):
@@ -151,6 +152,13 @@ def test_no_code_of_a_file_is_run(suffix, tmp_path, capsys):
     with pytest.raises(UserError, match=r"asks for builtins\.print.*nothing of it was run"):
         weights.read_weights(path)
     assert capsys.readouterr().out == ""
+
+
+def test_a_number_type_with_objects_is_no_pointer(tmp_path):
+    """numpy itself would take eight bytes of this file for a pointer, and crash."""
+    (tmp_path / "w.pkl").write_bytes(dtype_with_objects())
+    with pytest.raises(UserError, match=r"w\.pkl"):
+        weights.read_weights(tmp_path / "w.pkl")
 
 
 def test_a_checkpoint_that_is_not_as_it_was_saved_is_refused(fpn, tmp_path):
