@@ -7,6 +7,7 @@ import os
 import time
 import traceback
 import warnings
+import weakref
 from collections.abc import Callable, Generator, Iterator, Sequence
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
@@ -75,12 +76,16 @@ def build_loader(
         )
 
 
+_watched: "weakref.WeakSet[WatchedDataset]" = weakref.WeakSet()
+
+
 class WatchedDataset(Dataset):
     """A dataset that records, in memory shared with the workers, what each worker is reading and since when."""
 
     def __init__(self, dataset: ImageDataset, workers: int) -> None:
         self.dataset = dataset
         self._board = torch.zeros(workers, 3, dtype=torch.float64).share_memory_()  # process, index, since
+        _watched.add(self)
 
     @property
     def source(self) -> Source:
@@ -98,6 +103,10 @@ class WatchedDataset(Dataset):
         sample = self.dataset[key]
         row[2] = 0
         return sample
+
+    def processes(self) -> set[int]:
+        """The processes that have read from it."""
+        return {int(row[0]) for row in self._board.tolist()}
 
     def describe(self, process: int | None = None) -> str:
         """The worker of a process, or the one that has been reading for the longest time, and its image."""
@@ -177,15 +186,17 @@ def find_dead(workers: Sequence[BaseProcess], patience: float) -> int | None:
 
 
 @contextlib.contextmanager
-def report_dead_workers(loader: DataLoader) -> Iterator[None]:
-    """Report the death of a worker as a UserError. torch raises it from a signal handler, at any line."""
+def report_dead_workers() -> Iterator[None]:
+    """Report the death of a worker of any loader as a UserError. torch raises it from a signal handler, at any line."""
     try:
         yield
     except RuntimeError as error:
-        failure = worker_failure(loader, str(error))
-        if not failure:
+        message = str(error)
+        if not message.startswith("DataLoader"):
             raise
-        raise UserError(failure) from error
+        dead = _processes(message)
+        watched = next((dataset for dataset in _watched if set(dead) & dataset.processes()), None)
+        raise UserError(_died(watched, dead)) from error
 
 
 def worker_failure(loader: DataLoader, message: str) -> str:
@@ -196,8 +207,16 @@ def worker_failure(loader: DataLoader, message: str) -> str:
     assert isinstance(dataset, WatchedDataset)
     if "timed out" in message:
         return f"{dataset.describe()} hangs: no batch came for {loader.timeout:g} s; check the disk that holds it"
-    dead = [int(word) for word in message.replace(")", " ").replace(",", " ").split() if word.isdigit()]
-    who = dataset.describe(dead[0] if dead else None)
+    return _died(dataset, _processes(message))
+
+
+def _processes(message: str) -> list[int]:
+    """The process numbers in a message of torch."""
+    return [int(word) for word in message.replace(")", " ").replace(",", " ").split() if word.isdigit()]
+
+
+def _died(dataset: "WatchedDataset | None", dead: Sequence[int]) -> str:
+    who = dataset.describe(dead[0] if dead else None) if dataset is not None else "a loader worker"
     return f"{who} has died; the usual reason is that memory ran out: lower DATA.WORKERS"
 
 

@@ -16,6 +16,7 @@ from torch import nn
 from foundation import devices, published
 from foundation.errors import UserError
 from foundation.files import report_disk_errors
+from pretrain.batches.loader import report_dead_workers
 from pretrain.batches.sampler import check_batch
 from pretrain.distributed import group
 from pretrain.runs.folder import open_run, write_results
@@ -43,6 +44,7 @@ def run_evaluation(kind: str, evaluate: Evaluate, config: CfgNode, args: argpars
     try:
         with (
             report_disk_errors(output),
+            report_dead_workers(),
             group.report_lost_peers(),
             devices.report_out_of_memory("lower TRAIN.BATCH_SIZE, or share it among more processes"),
         ):

@@ -81,7 +81,7 @@ def pretrain(
     logger.info("%s on %d %s process(es)", trainer.precision, group.world_size(), device.type)
     if group.world_size() == 1 and torch.cuda.device_count() > 1:
         logger.info("one of %d GPUs is used; torchrun --nproc_per_node uses more", torch.cuda.device_count())
-    with report_dead_workers(loader), contextlib.closing(recorder) if recorder else contextlib.nullcontext():
+    with report_dead_workers(), contextlib.closing(recorder) if recorder else contextlib.nullcontext():
         complete = train(
             trainer,
             loader,

@@ -14,7 +14,7 @@ import torch
 
 from foundation import files
 from foundation.errors import UserError
-from pretrain.batches.loader import build_loader, read_batches
+from pretrain.batches.loader import build_loader, read_batches, report_dead_workers
 from pretrain.batches.sampler import SequentialBatches
 from pretrain.batches.views import ViewDataset
 from pretrain.images.sources import ArraySource
@@ -240,3 +240,22 @@ def test_worker_that_hangs_or_dies_is_named(deed: Callable, said: str, monkeypat
     while (left := living_children() - before) and time.monotonic() < deadline:
         time.sleep(0.1)  # a terminated process takes a while to go on a busy machine
     assert not left  # no worker is left behind
+
+
+def test_a_worker_that_dies_while_the_network_computes_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch notices it in a signal handler, which raises in whatever line is running."""
+    monkeypatch.setattr(Treacherous, "deed", staticmethod(lambda: time.sleep(60)), raising=False)
+    source = Treacherous(np.zeros((8, 8, 8, 3), np.uint8), [0] * 8, ["x"])
+    loader = build_loader(ViewDataset(source, 8, []), SequentialBatches(np.arange(8), 2), 1, torch.device("cpu"), 60)
+
+    def compute() -> None:
+        before = living_children()
+        batches = read_batches(loader)
+        next(batches)
+        (worker,) = living_children() - before
+        os.kill(int(worker), signal.SIGKILL)
+        for _ in range(1000):
+            time.sleep(0.01)  # stands for the network
+
+    with pytest.raises(UserError, match=r"loader worker.* has died; the usual reason"), report_dead_workers():
+        compute()
