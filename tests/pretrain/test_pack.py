@@ -86,6 +86,13 @@ def test_it_goes_on_where_it_was_interrupted(photos: Path, tmp_path: Path, monke
         assert all(name.endswith(".jpg") for name in tar.getnames())  # no labels, so no .cls
 
 
+def test_class_folders_without_splits_keep_their_labels(photos: Path, tmp_path: Path) -> None:
+    run(photos / "val", tmp_path / "packed")
+    with tarfile.open(tmp_path / "packed" / "images-000000.tar") as tar:
+        labels = [tar.extractfile(entry).read() for entry in tar if entry.name.endswith(".cls")]
+    assert labels == [b"0"] * 4 + [b"1"] * 4
+
+
 def test_damaged_images_are_left_out_and_listed(tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.mkdir()

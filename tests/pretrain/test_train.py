@@ -112,7 +112,8 @@ def test_two_processes_share_the_work(photos: Path, tmp_path: Path, free_port: i
 
 
 def test_online_probe(photos: Path, tmp_path: Path) -> None:
-    train.main([*arguments(photos, tmp_path), "PROBE.EVERY", "1", "TRAIN.MAX_STEPS", "3"])
+    flat = photos / "train" / "circle"  # without labels, and monitored with those of another folder
+    train.main([*arguments(flat, tmp_path), "PROBE.EVERY", "1", "TRAIN.MAX_STEPS", "1", "PROBE.ROOT", str(photos)])
     assert 0 <= json.loads((tmp_path / "metrics.json").read_text().splitlines()[-1])["knn_top1"] <= 100
 
 

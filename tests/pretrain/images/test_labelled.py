@@ -30,6 +30,22 @@ def test_a_fraction_depends_on_the_seed_alone_and_grows() -> None:
     assert set(few) < set(more)
 
 
+def test_any_labelled_folder_is_split_for_monitoring(photos: Path, tmp_path: Path) -> None:
+    reference, queries = labelled.split_labelled_folder(str(photos))  # by its own train/ and val/
+    assert (len(reference), len(queries)) == (24, 8)
+    reference, queries = labelled.split_labelled_folder(str(photos / "train"))  # 12 images of each of two classes
+    assert np.bincount(reference.labels).tolist() == [10, 10]
+    assert np.bincount(queries.labels).tolist() == [2, 2]
+    names = [{part.name(i) for i in range(len(part))} for part in (reference, queries)]
+    assert not names[0] & names[1]
+    assert len(names[0] | names[1]) == 24
+    with pytest.raises(UserError, match=r"PROBE\.ROOT: .*no labels"):
+        labelled.split_labelled_folder(str(photos / "train" / "circle"))
+    shutil.copytree(photos / "train" / "circle", tmp_path / "only" / "circle")
+    with pytest.raises(UserError, match="has one class only, 'circle'"):
+        labelled.split_labelled_folder(str(tmp_path / "only"))
+
+
 def test_a_subset_keeps_images_and_labels(photos: Path) -> None:
     source = build_source("folder", str(photos), "train")
     subset = Subset(source, np.array([20, 3]))
