@@ -35,7 +35,7 @@ def build_parser() -> ArgumentParser:
     """The arguments of the command."""
     parser = ArgumentParser(prog="train_net.py", description=__doc__)
     add = parser.add_argument
-    add("--config", metavar="NAME|PATH", help="a recipe of configs/detection; may be left out with --train-json")
+    add("--config", metavar="NAME|PATH", help="a recipe; not needed with --train-json, or to --resume a run")
     add("--output", metavar="DIR", help="folder of the run (OUTPUT_DIR)")
     add("--weights", metavar="FILE|RUN", help="weights to start from, of any project, or a run (MODEL.WEIGHTS)")
     add("--resume", action="store_true", help="continue from the last intact checkpoint in DIR")
@@ -83,7 +83,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line, with all KEY VALUE in `overrides`."""
     arguments = build_parser().parse_args(argv)
     arguments.overrides = [*getattr(arguments, "rest", ()), *arguments.overrides]
+    own = Path(arguments.output or "", "config.yaml")
     if arguments.config is None and not arguments.train_json:
+        if arguments.output and (arguments.resume or arguments.eval_only) and own.is_file():
+            arguments.config = str(own)
+            return arguments
         raise UserError("name a recipe with --config, or data of your own with --train-json FILE")
     return arguments
 
@@ -92,10 +96,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Configure, check, then train once or several times, or evaluate, in as many processes as there are GPUs."""
     arguments = parse(argv)
 
-    from detection.training import launch, prepare, series, trainer
+    from detection.training import launch, prepare, run_folder, series, trainer
 
     config = prepare.configure(arguments)
-    name = Path(arguments.config).stem
+    name = run_folder.recipe_name(arguments.config)
     if arguments.check_data:
         from detection.checks import audit
 

@@ -284,7 +284,7 @@ def train(config: CfgNode, name: str, resume: bool) -> None:
         stack.enter_context(report_disk_errors(Path(config.OUTPUT_DIR)))
         stack.enter_context(loading.report_dead_workers(config.DATALOADER.NUM_WORKERS))
         stack.enter_context(devices.report_out_of_memory(scaling.advise_on_memory(config, comm.get_world_size())))
-        _prepare(config, (*config.DATASETS.TRAIN, *config.DATASETS.TEST))
+        _prepare(config, name, (*config.DATASETS.TRAIN, *config.DATASETS.TEST))
         trainer = TransferTrainer(config)
         trainer.resume_or_load(resume=resume)
         trainer.train()
@@ -315,7 +315,7 @@ def evaluate(config: CfgNode, name: str, own: bool) -> None:
     """
     folder = Path(config.OUTPUT_DIR)
     with report_disk_errors(folder), loading.report_dead_workers(config.DATALOADER.NUM_WORKERS):
-        _prepare(config, config.DATASETS.TEST, keep_config=own)
+        _prepare(config, name, config.DATASETS.TEST, keep_config=own)
         model = TransferTrainer.build_model(config)
         path = checkpoints.newest_intact(folder) if own else Path(config.MODEL.WEIGHTS)
         if not path:
@@ -346,17 +346,17 @@ def _evaluators(config: CfgNode, folder: str) -> list[DatasetEvaluator]:
     return [evaluation.build_evaluator(config, name, Path(config.OUTPUT_DIR) / folder) for name in config.DATASETS.TEST]
 
 
-def _prepare(config: CfgNode, names: Sequence[str], keep_config: bool = False) -> None:
+def _prepare(config: CfgNode, name: str, datasets_used: Sequence[str], keep_config: bool = False) -> None:
     # It warns of a CUDA compiler on a machine without GPU when Detectron2 lists the environment.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     folder = Path(config.OUTPUT_DIR)
     run_folder.start_logging(folder, comm.get_rank())
     if comm.is_main_process():
         if not keep_config:
-            run_folder.write_config(folder, config)
+            run_folder.write_config(folder, config, name)
         logger.debug("Environment:\n%s", collect_env_info())
         logger.debug("Config:\n%s", config.dump())
-    datasets.register(names)
+    datasets.register(datasets_used)
     seed_all_rng(config.SEED)  # of the initial weights
     torch.backends.cudnn.benchmark = config.CUDNN_BENCHMARK
     if config.get("FLOAT32_PRECISION"):  # a key of Detectron2's main branch

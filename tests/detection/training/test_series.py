@@ -28,7 +28,7 @@ class Training:
         folder = Path(config.OUTPUT_DIR)
         self.done.append(folder.name)
         folder.mkdir(parents=True, exist_ok=True)
-        run_folder.write_config(folder, config)
+        run_folder.write_config(folder, config, "shapes_R18_FPN")
         if folder.name in self.failing:
             raise UserError("the loss is not finite")
         metrics = {"AP": 30 + config.SEED + 100 * config.SOLVER.BASE_LR, "AP50": 50.0, "APl": math.nan, "AP-cat": 1.0}
