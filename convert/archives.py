@@ -52,7 +52,7 @@ def read_zip(path: Path, allow_unknown: bool) -> Any:
     with path.open("rb") as file, zipfile.ZipFile(_Bounded(file)) as archive:
         names = set(archive.namelist())
         root = _find_root(path, names)
-        records = _Records(path, map_file(path), archive, check=not allow_unknown)
+        records = _Records(path, map_file(path), archive)
         if f"{root}byteorder" in names and records.read(f"{root}byteorder", 64).tobytes() != b"little":
             raise UserError(f"{path} was written on a big-endian machine, which is not supported")
         storages: dict[tuple[str, str, int], Storage] = {}
@@ -101,14 +101,13 @@ class _Records:
         path: of the archive.
         mapped: its bytes.
         archive: its directory.
-        check: compare checksums.
     """
 
-    def __init__(self, path: Path, mapped: np.ndarray, archive: zipfile.ZipFile, check: bool) -> None:
+    def __init__(self, path: Path, mapped: np.ndarray, archive: zipfile.ZipFile) -> None:
         self._path = path
         self._mapped = mapped
         self._entries = {info.filename: info for info in archive.infolist()}
-        self._check = check
+        self._check = any(info.CRC for info in archive.infolist())  # all are 0 if PyTorch was told to compute none
         self._checked: set[str] = set()
         self._work = 0  # bytes checked or unpacked
         self._unpacked: tuple[str, np.ndarray] | None = None  # the last one
@@ -132,10 +131,7 @@ class _Records:
         if self._check and name not in self._checked:
             self._account(info.file_size, 2 * self._mapped.size)
             if zlib.crc32(data.data) != info.CRC:
-                raise zipfile.BadZipFile(
-                    f"the checksum of its record {name[:100]} does not match (if it was written with PyTorch's "
-                    "checksums turned off, say --allow-unknown)"
-                )
+                raise zipfile.BadZipFile(f"the checksum of its record {name[:100]} does not match")
             self._checked.add(name)
         return data
 

@@ -175,6 +175,17 @@ def test_a_flipped_bit_in_a_weight(name, query, convert):
         convert(flip(data, position))
 
 
+def test_an_archive_without_checksums(query, convert):
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        data = saved(encoder_of(query))
+    finally:
+        torch.serialization.set_crc32_options(before)
+    assert {info.CRC for info in zipfile.ZipFile(io.BytesIO(data)).infolist()} == {0}
+    assert_holds(convert(data), values_of(query))
+
+
 def test_folders_missing_files_and_pipes(tmp_path):
     (tmp_path / "folder.pth").mkdir()
     os.mkfifo(tmp_path / "pipe.pth")
