@@ -3,7 +3,10 @@
 The table of `docs/data.md` has a line for each case here, which the last test compares.
 """
 
+import contextlib
+import copy
 import json
+import random
 from pathlib import Path
 
 import numpy
@@ -436,6 +439,57 @@ def test_pictures_of_16_bits_are_read_as_in_pretraining(own, tmp_path):
         image = mapper(record)["image"].numpy()
         assert abs(image.mean() - 127.5) < 1
         assert image[:, 0, 0].max() <= image[:, -1, -1].max()
+
+
+VALUES = [
+    *(None, True, False, 0, 1, -1, 2, 7.0, 1.5, 1e300, 10**400, float("nan"), float("inf")),
+    *("", "1", "7.0", "x", "1e999", "b'1'", [], {}, [1], [[1, 2]], [[]], [None], ["x"], [1, 2, 3, 4]),
+    *([[1, 2, 3, 4, 5, 6]], [[1, 2, 3, 4, 5, 6], [1]], [[[1, 2], [3, 4], [5, 6]]]),
+    *({"size": [HEIGHT, WIDTH]}, {"counts": [1]}, {"size": [1, 1], "counts": "0"}),
+]
+
+
+def mutate(content, chance):
+    """Replaces, removes, repeats or swaps a value anywhere in the content."""
+    name = chance.choice(["images", "annotations", "annotations", "annotations", "categories"])
+    records = content[name]
+    record = chance.choice(records)
+    key = chance.choice([*record])
+    kind = chance.randrange(6)
+    if kind == 0:
+        del record[key]
+    elif kind == 1:
+        records.append(chance.choice([*records, *VALUES]))
+    elif kind == 2 and isinstance(record[key], list) and record[key]:
+        record[key][chance.randrange(len(record[key]))] = copy.deepcopy(chance.choice(VALUES))
+    elif kind == 3:
+        content[chance.choice([*content])] = copy.deepcopy(chance.choice(VALUES))
+    else:
+        record[key] = copy.deepcopy(chance.choice(VALUES))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(8))
+def test_mutated_annotations_are_refused_by_both_checks_or_train_and_evaluate(seed, own, tmp_path, capsys):
+    chance = random.Random(seed)
+    refused = 0
+    for _ in range(100):
+        content = build()
+        for _ in range(chance.randrange(1, 3)):
+            with contextlib.suppress(LookupError, TypeError, AttributeError):  # of what was mutated before
+                mutate(content, chance)
+        config = own(content, content, "INPUT.MASK_FORMAT", chance.choice(["polygon", "bitmask"]))
+        said, status, printed = verdicts(config, capsys)
+        assert (said is None) == (status == 0), (said, printed)
+        if said is not None:
+            refused += 1
+            assert "\n" not in said
+            continue
+        mapper = training_data.training_mapper(config)
+        for record in DatasetCatalog.get(config.DATASETS.TRAIN[0]):
+            mapper(record)
+        evaluate(config, tmp_path)
+    assert 20 < refused < 100
 
 
 def test_the_table_of_the_documentation_has_every_case():
