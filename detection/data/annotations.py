@@ -487,7 +487,7 @@ class _BadValue(ValueError):
     """A value that cannot be used; the message names the record and the key."""
 
     def __init__(self, where: str, key: str, value: Any, rule: str) -> None:
-        said = "is missing" if value is None else f"is {_shown(value)}"
+        said = "is missing or null" if value is None else f"is {_shown(value)}"
         super().__init__(f"{where}.{key} {said}: {rule}")
 
 

@@ -54,7 +54,11 @@ def configure(arguments: argparse.Namespace) -> CfgNode:
             print(f"note: {line}")
         configs.complete(config)
     if begun is None and planned:
-        _apply_plan(config, given)
+        try:
+            _apply_plan(config, given)
+        except UserError:
+            if not arguments.check_data:  # which lists this mistake and all others
+                raise
     if arguments.lr_preset:
         config = scaling.apply_preset(config, arguments.lr_preset)
     processes = arguments.num_machines * max(arguments.num_gpus, 1)

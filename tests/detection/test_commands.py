@@ -127,6 +127,38 @@ def test_the_datasets_can_be_looked_through_instead_of_trained_on(coco_root, cap
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("options", [[], ["--check-data"]])
+def test_every_mistake_in_data_of_ones_own_is_listed(options, coco_root, tmp_path, capsys):
+    """The plan for one's own data needs its objects, but `--check-data` has to list what keeps them from being read."""
+    path = coco_root / "coco" / "annotations" / "instances_train2017.json"
+    content = json.loads(path.read_text())
+    content["annotations"][0]["bbox"] = None
+    content["images"][1]["width"] = 63
+    path.write_text(json.dumps(content))
+    command = [*own_data(coco_root), "--num-gpus", "0", "--output", str(tmp_path / "run"), *options]
+    if options:
+        with pytest.raises(SystemExit) as stopped:
+            train_net.main(command)
+        assert stopped.value.code == 2
+        printed = " ".join(capsys.readouterr().out.split())
+        assert "annotations[0].bbox is missing" in printed
+        assert "images of another size than annotated: 001.jpg" in printed
+    else:
+        with pytest.raises(UserError, match=r"annotations\[0\]\.bbox is missing"):
+            train_net.main(command)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("change", [lambda c: c["annotations"].clear(), lambda c: c["images"].clear()])
+def test_own_data_without_anything_to_train_on_is_one_line(change, coco_root, error_of):
+    path = coco_root / "coco" / "annotations" / "instances_train2017.json"
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+    line = error_of(train_net.cli, *own_data(coco_root), "--num-gpus", 0)
+    assert "instances_train2017.json: " in line
+
+
 def test_seeds_and_rates_in_one_command(coco_root, tiny_overrides, tmp_path, capsys):
     """Two rates of which one diverges: the other one's results are there, and the command says so and fails."""
     fixed = ["--config", "shapes_R18_FPN", "--num-gpus", "0", "--output", str(tmp_path)]

@@ -287,7 +287,7 @@ def test_many_defects_at_once_are_all_listed_with_their_counts(content, register
         **{defects.EMPTY_BOXES: 1, defects.ABSENT_CLASSES: 1, defects.EMPTY_IMAGES: 1, defects.REPEATED_FILES: 1},
     }
     assert got[defects.MALFORMED][1] == (
-        "annotations[8].image_id is missing: must be a whole number or text",
+        "annotations[8].image_id is missing or null: must be a whole number or text",
         "annotations[10].bbox is [1, 2, 3, 'x']: must be x, y, width and height",
     )
     assert got[defects.ABSENT_CLASSES][1] == ("third",)

@@ -84,10 +84,13 @@ def test_text_that_is_no_json_is_named(tiny, annotations):
         (lambda c: c.pop("annotations"), "datasets without annotations: .*name annotated images for training"),
         (lambda c: c.update(images={}), "there is no list 'images'"),
         (lambda c: c["images"].clear(), "datasets without an image"),
-        (lambda c: c["images"][1].pop("height"), r"images\[1\]\.height is missing: must be a whole number of pixels"),
+        (
+            lambda c: c["images"][1].pop("height"),
+            r"images\[1\]\.height is missing or null: must be a whole number of pixels",
+        ),
         (
             lambda c: c["annotations"][3].pop("bbox"),
-            r"annotations\[3\]\.bbox is missing: must be x, y, wid",
+            r"annotations\[3\]\.bbox is missing or null: must be x, y, wid",
         ),
         (lambda c: c["annotations"][2].update(id=1), r"annotations\[2\]\.id is 1, which another annotation has"),
         (
