@@ -95,7 +95,7 @@ def describe(config: CfgNode, source: Source, processes: int, device: torch.devi
     )
     cost = measure_cost(config, source, processes=processes, steps=span.last, device=device)
     yield from describe_cost(cost, config, device)
-    yield from verdict(cost, span.last, device.type)
+    yield from verdict(cost, span.last, device.type, needed_steps(config))
 
 
 def describe_training(
@@ -222,17 +222,33 @@ def describe_cost(cost: Cost, config: CfgNode, device: torch.device) -> Iterator
     )
 
 
-def verdict(cost: Cost, steps: int, device: str) -> Iterator[str]:
-    """Whether the run fits the machine's memory, whether its steps suffice, and how long it takes, in words."""
+def needed_steps(config: CfgNode) -> tuple[int, int]:
+    """Steps below which little is learned, and steps that are enough; a tenth of them where weights are given.
+
+    From ImageNet weights Reed et al. (2021) found 500 to 5,000 steps the best on small sets.
+    """
+    return (FEW_STEPS // 10, ENOUGH_STEPS // 10) if config.ENCODER.WEIGHTS else (FEW_STEPS, ENOUGH_STEPS)
+
+
+def verdict(cost: Cost, steps: int, device: str, needed: tuple[int, int] = (FEW_STEPS, ENOUGH_STEPS)) -> Iterator[str]:
+    """Whether the run fits the machine's memory, whether its steps suffice, and how long it takes, in words.
+
+    Args:
+        cost: of the run.
+        steps: of the run.
+        device: `cpu` or `cuda`.
+        needed: see `needed_steps`.
+    """
+    few, enough = needed
     yield "verdict"
     for problem, line in _memory_verdict(cost, device):
         yield f"  memory          {'does NOT fit' if problem else 'fits'}: {line}"
-    if steps >= ENOUGH_STEPS:
-        yield f"  steps           enough: {steps:,} (5,000 to 30,000 are usual for small sets)"
-    elif steps >= FEW_STEPS:
-        yield f"  steps           few: {steps:,}; expect more from {ENOUGH_STEPS:,}: raise TRAIN.EPOCHS"
+    if steps >= enough:
+        yield f"  steps           enough: {steps:,} ({enough:,} to {6 * enough:,} are usual for small sets)"
+    elif steps >= few:
+        yield f"  steps           few: {steps:,}; expect more from {enough:,}: raise TRAIN.EPOCHS"
     else:
-        yield f"  steps           NOT enough: {steps:,}; little is learned below {FEW_STEPS:,}: raise TRAIN.EPOCHS"
+        yield f"  steps           NOT enough: {steps:,}; little is learned below {few:,}: raise TRAIN.EPOCHS"
     if cost.seconds is not None:
         yield f"  time            {describe_hours(cost.seconds)}"
 

@@ -10,11 +10,10 @@ from pretrain.distributed import group
 from pretrain.images.labelled import split_labelled_folder
 from pretrain.runs.weights import RANDOM, EncoderWeights, read_weights
 from pretrain.training.dry_run import (
-    ENOUGH_STEPS,
-    FEW_STEPS,
     count_memory,
     device_memory,
     format_size,
+    needed_steps,
 )
 from pretrain.training.schedule import StepRange
 
@@ -34,7 +33,7 @@ def check_inputs(config: CfgNode) -> None:
 
 
 def check_architecture(weights: EncoderWeights, config: CfgNode) -> None:
-    """Raises UserError where weights are of another encoder than the configuration's, or are none."""
+    """Raises UserError where weights are of another encoder than the configuration's, or are random."""
     if weights.init == RANDOM:
         raise UserError("ENCODER.WEIGHTS random is the default: leave it out, or name a file")
     for key, asked, own in (("NAME", config.ENCODER.NAME, weights.name), ("STEM", config.ENCODER.STEM, weights.stem)):
@@ -55,11 +54,12 @@ def steps_warning(config: CfgNode, images: int) -> list[str]:
     """A warning where a recipe takes too few steps on so many images to learn much; it is printed at once, too."""
     per_epoch = images // config.TRAIN.BATCH_SIZE
     steps = StepRange.of(config, images, first=0).last
-    if config.DATA.NAME not in OWN or config.TRAIN.MAX_STEPS or steps >= FEW_STEPS or not per_epoch:
+    few, enough = needed_steps(config)
+    if config.DATA.NAME not in OWN or config.TRAIN.MAX_STEPS or steps >= few or not per_epoch:
         return []
     warning = (
         f"warning: {steps} steps are too few to learn much ({images} images, TRAIN.BATCH_SIZE "
-        f"{config.TRAIN.BATCH_SIZE}: {per_epoch} an epoch); set TRAIN.EPOCHS {-(-ENOUGH_STEPS // per_epoch)}, lower "
+        f"{config.TRAIN.BATCH_SIZE}: {per_epoch} an epoch); set TRAIN.EPOCHS {-(-enough // per_epoch)}, lower "
         "TRAIN.BATCH_SIZE with P, or leave --config out and name the folder: `pretrain/train.py FOLDER --dry-run` "
         "plans for it"
     )

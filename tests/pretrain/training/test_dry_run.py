@@ -171,6 +171,15 @@ def test_the_verdict_is_in_words(device: str, steps: int, expected: list[str]) -
     assert "about 2.5 hours" in last
 
 
+def test_existing_weights_need_a_tenth_of_the_steps() -> None:
+    config = get_defaults()
+    assert dry_run.needed_steps(config) == (1000, 5000)
+    config.ENCODER.WEIGHTS = "imagenet.pth"
+    assert dry_run.needed_steps(config) == (100, 500)
+    cost = Cost(8, Memory(0, 0, 0), None, None, pairs_per_second=None, loading_bound=False, seconds=None)
+    assert "enough: 600 (500 to 3,000" in list(verdict(cost, 600, "cpu", needed=(100, 500)))[-1]
+
+
 def test_a_curve_shows_its_shape() -> None:
     assert text_curve(lambda step: step / 7, 8, width=8) == "▁▂▃▄▅▆▇█"
     assert text_curve(lambda step: 0.0, 8, width=4) == "▁▁▁▁"
