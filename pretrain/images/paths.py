@@ -55,7 +55,7 @@ def _kind(path: str) -> str:
 
 def _tars(folder: Path) -> list[Path]:
     """The tars of a folder, or of its train/, as `build_source` looks for them."""
-    return sorted(folder.glob("*.tar")) or sorted((folder / "train").glob("*.tar"))
+    return sorted(folder.glob("[!.]*.tar")) or sorted((folder / "train").glob("[!.]*.tar"))
 
 
 def _braces(parts: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""What lies on disk: the run folder, checkpoints, metrics, exported weights and results.
+"""The files of a run: the folder, checkpoints, metrics, exported weights and results.
 
-Whatever changes here must go on reading the files of earlier versions.
+Every change must keep reading the files of earlier versions.
 """

@@ -71,6 +71,7 @@ def train(
             terms = trainer.step(step, batch, stop=request.requested is not None, measure=logs)
             checks.add(step, trainer.flags)
             stop = skipped.count(checks.read(everything=logs or checkpoints.due_by_steps(complete)), loader)
+            stop |= group.world_size() == 1 and request.requested is not None  # several processes agree a step later
             if stop:  # the checkpoint counts the skipped batches of the last steps too
                 skipped.count(checks.read(everything=True), loader)
             if logs:
