@@ -16,13 +16,13 @@ from torch import nn
 from foundation import devices, published
 from foundation.errors import UserError
 from foundation.files import report_disk_errors
+from foundation.run_kinds import KINDS
 from pretrain.batches.loader import report_dead_workers
 from pretrain.batches.sampler import check_batch
 from pretrain.distributed import group
 from pretrain.runs.folder import open_run, write_results
 from pretrain.runs.weights import EncoderWeights, build_from, fingerprint, read_weights, resolve
 
-HEADLINE = {"linear": "linear_top1", "finetune": "top1"}  # metric of results.json that is compared
 logger = logging.getLogger("pretrain")
 Evaluate = Callable[[CfgNode, EncoderWeights, Path, bool, torch.device], Mapping[str, Any]]
 
@@ -57,7 +57,7 @@ def run_evaluation(kind: str, evaluate: Evaluate, config: CfgNode, args: argpars
 
 def report_published(results: Mapping[str, Any], recipe: str, kind: str) -> None:
     """Log the published result of the recipe beside the measured one, if there is one of the weights' objective."""
-    metric = HEADLINE[kind]
+    metric = KINDS[kind].headline[0].key
     label = str(results["init"]).replace("_", " ")
     compared = published.compare(results[metric], recipe, kind, metric, label)
     if compared:

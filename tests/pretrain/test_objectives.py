@@ -104,7 +104,8 @@ def test_corinfomax_terms_are_measured_on_request_alone(name: str) -> None:
 
 def test_corinfomax_itself_is_not_wrapped() -> None:
     assert type(build_criterion("corinfomax", **STATE)) is CorInfoMaxLoss
-    assert [name for name in OBJECTIVES if not needs_unit_length(name)] == ["vicreg", "barlow_twins", "frossl"]
+    assert all(map(needs_unit_length, ("corinfomax", "simclr", "dcl")))
+    assert not any(map(needs_unit_length, ("vicreg", "barlow_twins", "frossl")))
 
 
 def test_an_objective_is_one_class_and_one_line(monkeypatch: pytest.MonkeyPatch, photos: Path, tmp_path: Path) -> None:

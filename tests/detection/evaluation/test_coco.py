@@ -242,7 +242,8 @@ def test_the_evaluator_gives_what_detectron2s_gives(registered, tmp_path):
     ours = evaluator.evaluate()
     assert list(ours) == list(theirs) == list(tasks)
     for task in tasks:
-        assert ours[task] == pytest.approx(theirs[task], abs=1e-9, nan_ok=True)
+        shared = {name: ours[task][name] for name in theirs[task]}
+        assert shared == pytest.approx(theirs[task], abs=1e-9, nan_ok=True)
         assert {"AP", "AP50", "AP75", "APs", "APm", "APl", "AP-cat", "AP-never"} <= ours[task].keys()
     written = json.loads((tmp_path / "out" / "coco_instances_results.json").read_text())
     assert {entry["category_id"] for entry in written} == {entry["category_id"] for entry in registered}
