@@ -275,6 +275,27 @@ def test_class_names(dataset_root):
     assert datasets.class_names(["elsewhere", "coco_2017_val"], 80)[0] == "person"
 
 
+@pytest.mark.parametrize(
+    ("names", "pairs"),
+    [
+        (["nose", "left_eye", "right_eye"], [("left_eye", "right_eye")]),
+        (["r_hand", "l_hand", "tail"], [("l_hand", "r_hand")]),
+        (["hand.l", "hand.r", "heel_low"], [("hand.l", "hand.r")]),
+        (["LeftKnee", "RightKnee", "LEFT", "RIGHT"], [("LEFT", "RIGHT"), ("LeftKnee", "RightKnee")]),
+        (["left_ear", "tip", "1", "2"], []),
+    ],
+)
+def test_keypoints_that_a_flip_swaps(names, pairs, coco_root, annotations, dataset_root):
+    spoil(
+        annotations, lambda c: [one.update(keypoints=names, skeleton=[[1, 2], [1, 99], "x"]) for one in c["categories"]]
+    )
+    name = datasets.custom_name(annotations, coco_root / "coco" / "train2017")
+    datasets.register([name])
+    metadata = MetadataCatalog.get(name)
+    assert (metadata.keypoint_names, metadata.keypoint_flip_map) == (names, pairs)
+    assert [rule[:2] for rule in metadata.keypoint_connection_rules] == [(names[0], names[1])]
+
+
 def test_a_subset_is_seeded_and_nested():
     tenth, half = datasets.subset(200, 0.1, seed=0), datasets.subset(200, 0.5, seed=0)
     assert len(tenth) == 20
