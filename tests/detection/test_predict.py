@@ -18,7 +18,6 @@ from detection.coco_results import image_ids
 from detection.data import datasets
 from detection.inference import Classes
 from detection.training.trainer import TransferTrainer
-from foundation.canvas import Overlay, draw_overlays, innermost_point
 from foundation.errors import UserError
 
 # isort: split
@@ -319,32 +318,3 @@ def test_the_background_is_no_region():
         {"sem_seg": torch.ones(2, 30, 40)}, Classes(["background", "two"], [1, 2]), [0.5] * 2
     )
     assert overlays == []
-
-
-def test_a_region_is_labelled_in_its_depth():
-    mask = numpy.zeros((60, 80), dtype=numpy.uint8)
-    mask[10:31, 40:61] = 1  # a square, and a thin line to its left
-    mask[20, :40] = 1
-    assert innermost_point(mask) == (50, 20)
-    thin = numpy.zeros((500, 500), dtype=numpy.uint8)
-    thin[333, 17] = 1
-    assert innermost_point(thin) == (17, 333)
-
-
-def test_each_part_of_a_shape_is_drawn():
-    photograph = Image.new("RGB", (100, 80), "#404040")
-    mask = numpy.zeros((80, 100), dtype=numpy.uint8)
-    mask[20:60, 60:90] = 1
-    overlays = [
-        Overlay((10, 30, 50, 70), None, "", "#ff0000"),
-        Overlay(None, mask, "", "#00ff00"),
-        Overlay(None, None, "", "#0000ff", points=[(20, 10), (60, 10)], limbs=[((20, 10), (60, 10))]),
-    ]
-    plain = numpy.asarray(draw_overlays(photograph, [], 2)).astype(int)
-    drawn = numpy.asarray(draw_overlays(photograph, overlays, 2)).astype(int)
-    assert drawn.shape == (160, 200, 3)
-    assert tuple(drawn[100, 20]) == (255, 0, 0)  # the left edge of the box
-    assert tuple(drawn[100, 60]) == (64, 64, 64)  # inside of it
-    assert drawn[80, 150][1] > 100  # inside of the mask
-    assert tuple(drawn[20, 80]) == (0, 0, 255)  # between the points
-    assert (drawn[-8:] == plain[-8:]).all()

@@ -82,3 +82,10 @@ def test_tables_of_the_documents_repeat_the_published_numbers() -> None:
             assert float(number) in [row.values.get(tasks[word]) for row in rows], (recipe, word)
             checked += 1
     assert checked > 15
+
+
+@pytest.mark.parametrize("value", [54.36, 55.36])
+def test_a_difference_as_large_as_the_margin_is_not_within_it(value: float) -> None:
+    found = compare(value, "tiny_imagenet_R50", "linear", "linear_top1")
+    assert found is not None
+    assert "not within the margin of 0.50" in found

@@ -1,0 +1,60 @@
+"""Drawing on photographs, and sheets of several."""
+
+import numpy as np
+from PIL import Image
+
+from foundation.canvas import Overlay, class_colours, compose_sheet, draw_cell, draw_overlays, innermost_point
+
+
+def test_a_region_is_labelled_at_its_innermost_point():
+    mask = np.zeros((60, 80), dtype=np.uint8)
+    mask[10:31, 40:61] = 1  # a square, and a thin line to its left
+    mask[20, :40] = 1
+    assert innermost_point(mask) == (50, 20)
+    thin = np.zeros((500, 500), dtype=np.uint8)
+    thin[333, 17] = 1
+    assert innermost_point(thin) == (17, 333)
+
+
+def test_each_part_of_an_overlay_is_drawn():
+    photograph = Image.new("RGB", (100, 80), "#404040")
+    mask = np.zeros((80, 100), dtype=np.uint8)
+    mask[20:60, 60:90] = 1
+    overlays = [
+        Overlay((10, 30, 50, 70), None, "", "#ff0000"),
+        Overlay(None, mask, "", "#00ff00"),
+        Overlay(None, None, "", "#0000ff", points=[(20, 10), (60, 10)], limbs=[((20, 10), (60, 10))]),
+    ]
+    plain = np.asarray(draw_overlays(photograph, [], 2)).astype(int)
+    drawn = np.asarray(draw_overlays(photograph, overlays, 2)).astype(int)
+    assert drawn.shape == (160, 200, 3)
+    assert tuple(drawn[100, 20]) == (255, 0, 0)  # the left edge of the box
+    assert tuple(drawn[100, 60]) == (64, 64, 64)  # inside of it
+    assert drawn[80, 150][1] > 100  # inside of the mask
+    assert tuple(drawn[20, 80]) == (0, 0, 255)  # between the points
+    assert (drawn[-8:] == plain[-8:]).all()
+
+
+def test_classes_have_different_colours_and_keep_them():
+    colours = class_colours([3, 1, 2])
+    assert list(colours) == [1, 2, 3]
+    assert len(set(class_colours(range(10)).values())) == 10
+    assert class_colours(["b", 10, "a", 2])[2] == colours[1]  # numbers come before text
+
+
+def test_cells_of_a_sheet_do_not_overlap_and_titles_keep_to_their_column():
+    cells = [
+        draw_cell(Image.new("RGB", size, colour), [], "a note")
+        for size, colour in (((50, 25), "red"), ((10, 40), "blue"))
+    ]
+    narrow = cells[1].width
+    sheet = compose_sheet([("first", "#000000"), ("a title much longer than its column", "#000000")], [cells], ["row"])
+    assert sheet.width > sum(cell.width for cell in cells)
+    pixels = np.asarray(sheet).astype(int)
+    for cell, colour in zip(cells, ((255, 0, 0), (0, 0, 255)), strict=True):
+        places = np.argwhere((pixels == colour).all(axis=2))
+        height, width = places.max(axis=0) - places.min(axis=0) + 1
+        assert (width, height) == (cell.width, cell.height - 30)  # the note takes 30
+    ink = np.argwhere((pixels[:30, -narrow - 14 :] < 128).all(axis=2))
+    assert ink.size
+    assert ink[:, 1].max() < narrow  # the title is cut to the width of its column
