@@ -32,7 +32,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from coco_like import HEIGHT, OBJECTS, WIDTH, synthetic_results
+from coco_like import CATEGORIES, HEIGHT, OBJECTS, WIDTH, synthetic_results
 from fvcore.common.config import CfgNode
 from pycocotools import mask as masks
 from pycocotools.coco import COCO
@@ -242,8 +242,9 @@ def compare_evaluators(
     (folder / "annotations.json").write_text(json.dumps(dataset))
     register_coco_instances(SCORED, {}, str(folder / "annotations.json"), str(folder))
     tasks = ("bbox", "segm")
+    same = list(range(CATEGORIES + 1))  # the synthetic detections name categories by their ids, as without a model
     evaluators = [
-        FastCOCOEvaluator(SCORED, tasks, output_dir=str(folder / "ours")),
+        FastCOCOEvaluator(SCORED, tasks, output_dir=str(folder / "ours"), category_ids=same),
         COCOEvaluator(SCORED, tasks, output_dir=str(folder / "stock"), use_fast_impl=False),
     ]
     number = dataset["images"][0]["id"]

@@ -72,7 +72,7 @@ def test_a_compiled_module_that_does_not_load_is_replaced_with_a_warning(monkeyp
     assert isinstance(sys.modules["detectron2._C"], detectron2_compat.MissingOperators)
     assert "undefined symbol: _ZN2at" in detectron2._C.get_compiler_version()
     (line,) = said
-    assert "build Detectron2 again if PyTorch has been replaced" in line
+    assert "Rebuild Detectron2 if PyTorch was replaced" in line
 
 
 def test_of_main_s_log_only_the_traceback_of_a_diverged_loss_is_left_out():
