@@ -42,7 +42,7 @@ def describe(config: CfgNode, processes: int) -> Iterator[str]:
     weights = sum(parameter.numel() for parameter in model.parameters())
     evaluations = 1 + ((solver.MAX_ITER - 1) // config.TEST.EVAL_PERIOD if config.TEST.EVAL_PERIOD else 0)
     yield f"{weights / 1e6:.1f} million parameters; checkpoints of {weights * 8 / 1e6:.0f} MB (weights and momentum)"
-    yield f"{evaluations} evaluation{'s' * (evaluations > 1)} on {held_out:,} images"
+    yield f"{evaluations} evaluation{'s' * (evaluations > 1)} on {held_out:,} image{'s' * (held_out != 1)}"
 
     per_pass = solver.IMS_PER_BATCH // (processes * solver.ACCUMULATION)
     timed = min(per_pass, FEW) if device == "cpu" else per_pass

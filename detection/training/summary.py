@@ -31,7 +31,7 @@ def describe(results: Mapping[str, Mapping[str, float | None]], images: int) -> 
         else:
             parts.append(f"{label} {value:.1f}")
             values.append(value)
-    line = f"{', '.join(parts)} ({images:,} images)"
+    line = f"{', '.join(parts)} ({images:,} image{'s' * (images != 1)})"
     if values and max(values) < NEAR_NOTHING:
         line += (
             ". This is near nothing, and does not tell one initialisation from another: train longer (SOLVER.MAX_ITER)"
