@@ -5,7 +5,9 @@ from pathlib import Path
 
 from foundation.errors import UserError
 from foundation.images import EXTENSIONS
-from pretrain.images.shards import WEB, expand_braces, is_listing
+from pretrain.images.shards import OBJECT_STORES, WEB, expand_braces, is_listing
+
+REMOTE = (*WEB, *OBJECT_STORES)
 
 
 def locate(paths: Sequence[str]) -> tuple[str, str]:
@@ -22,11 +24,11 @@ def locate(paths: Sequence[str]) -> tuple[str, str]:
         tars, folders = ([path for path in paths if kinds[path] == kind] for kind in ("webdataset", "folder"))
         raise UserError(f"{tars[0]} holds tars and {folders[0]} images; give only one of the two kinds in one run")
     name = kinds[paths[0]]
-    roots = [path if is_listing(path) and path.startswith(WEB) else str(Path(path).resolve()) for path in paths]
+    roots = [path if is_listing(path) and path.startswith(REMOTE) else str(Path(path).resolve()) for path in paths]
     if len(roots) == 1:
         return name, roots[0]
     if name == "webdataset":
-        roots = [str(tar) for root in roots for tar in (_tars(Path(root)) or [Path(root)])]
+        roots = [str(tar) for root in roots for tar in (_tars(Path(root)) or [root])]
         if not all(root.endswith(".tar") for root in roots):
             raise UserError(f"several indexes cannot be joined: give tars, or one index; not {roots[0]}")
         return name, _braces([root.removesuffix(".tar") for root in roots]) + ".tar"
@@ -39,7 +41,7 @@ def split_roots(root: str) -> list[str]:
 
 
 def _kind(path: str) -> str:
-    if path.startswith(WEB) or (is_listing(path) and Path(path).is_file()):
+    if path.startswith(REMOTE) or (is_listing(path) and Path(path).is_file()):
         return "webdataset"
     place = Path(path)
     if place.is_dir():

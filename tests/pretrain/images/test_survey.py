@@ -60,4 +60,5 @@ def test_several_tars_are_one_source(folder: Path) -> None:
     assert name == "webdataset"
     assert len(build_source(name, root, "pretrain")) == 12
     assert locate([str(folder)]) == ("webdataset", str(folder))
+    assert locate(["https://h/a.tar", "s3://b/c.tar"]) == ("webdataset", "{https://h/a,s3://b/c}.tar")
     assert len(build_source(*locate([str(folder / "train"), str(folder / "val")]), "pretrain")) == 24 + 8
