@@ -18,6 +18,7 @@ from pretrain.runs.metrics import Progress, start_logging
 
 CACHE = Path.home() / ".cache" / "corinfomax" / "shards"
 MEASURED_AT_ONCE = 16  # requests for sizes
+LEAST = 1024  # bytes of an image in a tar: a header and a block
 REREADS = 10  # of a tar that other processes remove before it is opened
 logger = logging.getLogger("pretrain")
 
@@ -60,6 +61,11 @@ class StreamedTars(TarSource):
         self.cache = ShardCache(Path(streaming.folder or CACHE), limit, streaming.patience)
         self.places, found = list(shards), [self.cache.known(shard) for shard in shards]
         self._measure([i for i, known in enumerate(found) if known is None])
+        for shard in self.places:
+            if shard.size is not None and (shard.samples or 0) * LEAST > shard.size:
+                raise UserError(
+                    f"{shard.url} cannot hold {shard.samples:,} images in {shard.size:,} bytes; correct its index"
+                )
         if not labelled:
             self.check_room(streaming.window)
         needed = [None if labelled else shard.samples and shard.size for shard in self.places]

@@ -257,3 +257,9 @@ def test_features_and_labels_of_a_streamed_set(root: str, folder: Path, site, tm
     assert len(found[0]) == 8
     assert all(torch.equal(one, two) for one, two in zip(*found, strict=True))
     assert len(list((tmp_path / "cache").glob("*.tar"))) == 7
+
+
+def test_an_index_cannot_claim_more_images_than_a_tar_holds(root: str, site, write_index, tmp_path: Path) -> None:
+    index = write_index(nsamples=50_000_000)  # of six tars: an order of 300 million images takes 2.4 GB
+    with pytest.raises(UserError, match=r"train-0.tar cannot hold 50,000,000 images in \d\d,\d\d\d bytes"):
+        build_source("webdataset", str(index), "pretrain", streaming=Streaming(str(tmp_path / "cache"), 1.0))
