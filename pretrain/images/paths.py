@@ -28,7 +28,7 @@ def locate(paths: Sequence[str]) -> tuple[str, str]:
     if len(roots) == 1:
         return name, roots[0]
     if name == "webdataset":
-        roots = [str(tar) for root in roots for tar in (_tars(Path(root)) or [root])]
+        roots = [tar for root in roots for tar in (list(map(str, _tars(Path(root)))) or [root])]
         if not all(root.endswith(".tar") for root in roots):
             raise UserError(f"several indexes cannot be joined: give tars, or one index; not {roots[0]}")
         return name, _braces([root.removesuffix(".tar") for root in roots]) + ".tar"
