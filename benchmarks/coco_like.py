@@ -21,7 +21,10 @@ def synthetic_results(images: int, detections: int) -> tuple[dict[str, Any], lis
     """
     rng = np.random.default_rng(0)
     dataset: dict[str, Any] = {
-        "images": [{"id": number, "height": HEIGHT, "width": WIDTH} for number in range(1, images + 1)],
+        "images": [
+            {"id": number, "file_name": f"{number}.jpg", "height": HEIGHT, "width": WIDTH}
+            for number in range(1, images + 1)
+        ],
         "annotations": [],
         "categories": [{"id": number, "name": f"class {number}"} for number in range(1, CATEGORIES + 1)],
     }
