@@ -125,7 +125,7 @@ def test_a_dry_run_says_what_a_run_comes_to_and_leaves_no_trace(coco_root, tmp_p
     assert "3 images a step" in said
     assert "900 iterations = 900 epochs of 3 images" in said
     assert "0.0075 at 100, 0.00075 at 600, 7.5e-05 at 800" in said
-    assert "9 evaluations on 1 images" in said
+    assert "9 evaluations on 1 image\n" in said
     assert "memory of this process" in said
     assert " s an iteration; training " in said
     assert not (tmp_path / "run").exists()
