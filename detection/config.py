@@ -314,7 +314,7 @@ def _remove_newer_keys(config: CfgNode, added: list[str]) -> None:
         if value != NEWER_KEYS[key]:
             raise UserError(
                 f"{key} {value} needs Detectron2's main branch, installed from source: the installed Detectron2 lacks"
-                f" this key, and does what {NEWER_KEYS[key]!r} stands for"
+                f" this key, and behaves as with {NEWER_KEYS[key]!r}"
             )
 
 

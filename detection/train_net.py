@@ -41,7 +41,7 @@ def build_parser() -> ArgumentParser:
     add("--resume", action="store_true", help="continue from the last intact checkpoint in DIR")
     add("--eval-only", action="store_true", help="evaluate a whole detector, do not train")
     add("--check-data", action="store_true", help="list what is wrong with the datasets, and stop")
-    add("--dry-run", action="store_true", help="print what the run comes to, with memory and hours, and stop")
+    add("--dry-run", action="store_true", help="print epochs, learning rates, memory and hours, and stop")
     add("--show-data", type=int, metavar="N", help="draw N training images as the model gets them, and stop")
     machines = parser.add_argument_group("machines")
     machines.add_argument("--num-gpus", type=int, metavar="N", help="GPUs of this machine; 0 is the CPU")

@@ -200,7 +200,7 @@ def newest_intact(folder: Path) -> Path | None:
 def damage(path: Path) -> str | None:
     """What is wrong with a checkpoint; None if it is as it was saved."""
     try:
-        wanted = files.digest_file(path).read_text().partition(" ")[0].strip()  # sha256sum writes the name behind it
+        wanted = files.digest_file(path).read_text().partition(" ")[0].strip()  # sha256sum writes the name after it
         return None if files.sha256_of(path) == wanted else "its content does not match its sha256"
     except FileNotFoundError:
         try:

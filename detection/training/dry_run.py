@@ -1,4 +1,4 @@
-"""`--dry-run`: what a run comes to before anything is trained: epochs, learning rates, memory and hours.
+"""`--dry-run`: epochs, learning rates, memory and hours of a run, before anything is trained.
 
 Time and memory are measured on a few passes of the model over training images on this machine, of one process.
 """

@@ -1,4 +1,4 @@
-"""What a run leaves behind besides its checkpoints: the config, the log, the records and `results.json`."""
+"""The files of a run besides its checkpoints: the config, the log, the records and `results.json`."""
 
 import hashlib
 import json
@@ -261,5 +261,5 @@ def _plain(value: Any) -> Any:
 
 def _value(config: CfgNode, key: str) -> Any:
     value = value_of(config, key)
-    # With one process the two are the same, and a run may go on with another number of processes.
+    # With one process the two are the same, and a run may continue with another number of processes.
     return "BN" if key.endswith("NORM") and value in configs.SYNCHRONISED else value

@@ -72,7 +72,7 @@ class TransferTrainer(DefaultTrainer):
         self.register_hooks(self.build_hooks())
 
     def build_hooks(self) -> list[hooks.HookBase]:
-        """In Detectron2's order, in which batch norms are estimated before the model is saved or evaluated; see
+        """The hooks in Detectron2's order: batch norms are estimated before the model is saved or evaluated; see
         `detection.training.hooks` for the rest of it. Those that write files come later, in `resume_or_load`.
         """
         own: list[hooks.HookBase] = [hooks.IterationTimer(), hooks.LRScheduler()]
@@ -148,7 +148,7 @@ class TransferTrainer(DefaultTrainer):
             self.after_train()
 
     def evaluate_average(self) -> dict[str, Any]:
-        """Evaluate the average of the weights, by task with `_EMA` behind it, and save it; empty where there is none.
+        """Evaluate the average of the weights, by task with the suffix `_EMA`, and save it; empty where there is none.
 
         The batch norms' statistics are estimated for it as for the weights. The model is as before afterwards.
         """
@@ -332,7 +332,7 @@ def evaluate(config: CfgNode, name: str, own: bool) -> None:
 
 
 def _test_augmented(config: CfgNode, model: torch.nn.Module) -> dict[str, Any]:
-    """Results of test-time augmentation (`TEST.AUG`), by task with `_TTA` behind it; empty where it is not enabled."""
+    """Results of test-time augmentation (`TEST.AUG`), by task with the suffix `_TTA`; empty where it is not enabled."""
     if not config.TEST.AUG.ENABLED:
         return {}
     logger.info("Evaluating with test-time augmentation")
