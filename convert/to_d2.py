@@ -19,8 +19,7 @@ from convert.export import SUFFIXES, export
 from convert.pixels import find_pixels
 from convert.reader import Source, checkpoint_in, read_checkpoint
 from convert.selection import find_candidates, select
-from convert.settings import lazy_settings, yaml_settings
-from convert.sidecar import describe
+from convert.sidecar import describe, lazy_settings, yaml_settings
 from convert.sidecar_files import sidecar_path
 from foundation.errors import ArgumentParser, UserError, run
 

@@ -10,7 +10,7 @@ import torchvision
 
 from convert import from_d2, to_d2
 from convert.families import FAMILIES
-from convert.settings import lazy_settings
+from convert.sidecar import lazy_settings
 from tests.convert.checkpoints import moco, own, under
 from tests.convert.conftest import load_pickle
 

@@ -9,7 +9,7 @@ import torchvision
 import yaml
 
 from convert import to_d2
-from convert.settings import lazy_settings, yaml_settings
+from convert.sidecar import lazy_settings, yaml_settings
 from foundation.errors import UserError
 from tests.convert.conftest import sidecar_of, tiny_resnet
 
