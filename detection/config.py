@@ -129,7 +129,8 @@ def add_own_keys(config: CfgNode) -> None:
     config.SOLVER.EMA = 0.0
     # Large-scale jitter (Ghiasi et al. 2021): a training image is resized to fit into a square of SIZE pixels times a
     # random factor, and cropped or padded to SIZE. It replaces MIN_SIZE_TRAIN and MAX_SIZE_TRAIN.
-    config.INPUT.LSJ = CfgNode({"ENABLED": False, "SIZE": 1024, "MIN_SCALE": 0.1, "MAX_SCALE": 2.0})
+    # Of the config's own class: a tool's config is merged from the recipe, and yacs compares the classes of sections.
+    config.INPUT.LSJ = type(config)({"ENABLED": False, "SIZE": 1024, "MIN_SCALE": 0.1, "MAX_SCALE": 2.0})
     # The metric whose best evaluation is kept as `model_best.pth`; "": bbox/AP, or the task's main metric where there
     # are no boxes. Only where TEST.EVAL_PERIOD makes several evaluations. Training ends when this many of them in a row
     # have not been better than the best (0: never).
