@@ -1,6 +1,7 @@
-"""The readers that decide whether a dataset can be trained on, before the first step and with `--check-data`.
+"""The checks that decide whether a dataset can be trained and evaluated on, before a run and with `--check-data`.
 
-Add a check to the module of its format, and its finding to `findings.py`.
+Add a check to the module of its format, and its defect, with what it means for a run, to `findings.py`. A format gets
+its own module, and an entry in `audit.CHECKS`.
 """
 
 import foundation.detectron2_compat  # noqa: F401  before any module imports detectron2
