@@ -71,11 +71,10 @@ def list_shards(root: str, split: str, stall: float) -> Sequence[Shard]:
         raise UserError(
             f"DATA.ROOT {root} names the tars of one split only; write {SPLIT} in it where the name has train or val"
         )
-    shards: list[Shard] = []
-    for found in _named(root, stall):
-        if len(shards) + count_expansions(found.url) > MAX_SHARDS:
-            raise UserError(f"DATA.ROOT {root} names more than {MAX_SHARDS:,} tars; check its braces and its index")
-        shards += _each(found)
+    named = _named(root, stall)
+    if sum(count_expansions(found.url) for found in named) > MAX_SHARDS:
+        raise UserError(f"DATA.ROOT {root} names more than {MAX_SHARDS:,} tars; check its braces and its index")
+    shards = [shard for found in named for shard in _each(found)]
     repeated = len(shards) - len({shard.url for shard in shards})
     if not shards or repeated:
         raise UserError(f"DATA.ROOT {root} names " + (f"{repeated} tars twice" if repeated else "no tar"))
