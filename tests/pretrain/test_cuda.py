@@ -1,4 +1,4 @@
-"""What runs on a GPU, followed without one on fake tensors; and where there is one, its results beside a CPU's."""
+"""The code for GPUs, on fake tensors without one; and with a GPU, its results beside a CPU's."""
 
 import contextlib
 import os

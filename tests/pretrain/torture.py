@@ -1,4 +1,4 @@
-"""Kill training at random moments, start it again with the same command, and compare the end with a run left alone.
+"""Kill training at random moments, start it again with the same command, and compare the end with an undisturbed run.
 
     python tests/pretrain/torture.py --kills 20 --processes 2 --kinds all worker save one term hang --seed 0
 

@@ -1,4 +1,4 @@
-"""Device-side operations against torchvision's, one by one, each image with a parameter of its own."""
+"""Operations on the device against torchvision's, each image with its own parameters."""
 
 from collections.abc import Callable
 from itertools import permutations

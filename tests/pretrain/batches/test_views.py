@@ -1,4 +1,4 @@
-"""Crops and randomness: what a view is made of, and what it does not depend on."""
+"""Crops and random numbers: what a view depends on, and what it does not."""
 
 from pathlib import Path
 

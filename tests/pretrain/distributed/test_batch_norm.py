@@ -1,4 +1,4 @@
-"""BatchNorm over processes: the numbers of one process that holds the whole batch."""
+"""BatchNorm over processes equals that of one process with the whole batch."""
 
 import copy
 import multiprocessing

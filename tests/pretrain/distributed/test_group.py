@@ -1,4 +1,4 @@
-"""A process finds its device and the others, or says why not."""
+"""A process finds its device and the other processes, or reports why not."""
 
 import os
 import socket

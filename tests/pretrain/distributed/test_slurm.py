@@ -1,4 +1,4 @@
-"""Training under SLURM: what srun tells, and the batch script of the documentation."""
+"""Training under SLURM: the variables of srun, and the batch script of the documentation."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""Tars fetched into a bounded folder: what a server may do, what goes when there is no room, what a kill leaves."""
+"""Tars fetched into a bounded folder: faults of servers, removal when the folder is full, and killed fetches."""
 
 import contextlib
 import hashlib

@@ -1,4 +1,4 @@
-"""The labelled part of a dataset, and fractions of it: counts worked out by hand, lists, and bad input."""
+"""Labelled splits of a dataset and fractions of them: counts by hand, lists, and wrong input."""
 
 import hashlib
 import shutil

@@ -1,4 +1,4 @@
-"""What DATA.ROOT may name besides a folder, and what it may not."""
+"""DATA.ROOT that names tars: patterns, indexes, and what is refused."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Where images come from: layouts on disk, labels, and what is said when they are not as expected."""
+"""Sources of images: layouts on disk, labels, and the messages when they are not as expected."""
 
 import gzip
 import os

@@ -1,4 +1,4 @@
-"""Tars that are elsewhere as a source of images: the same as those of a folder; what comes when, and what if not."""
+"""Remote tars as a source of images: equal to those of a folder; when they are fetched, and faults."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""Images in tars: the same as in a folder, whoever reads them; and what is said of tars that are not as expected."""
+"""Images in tars: equal to those in a folder, in all processes; and tars that are damaged, hostile or unusual."""
 
 import io
 import logging

@@ -1,4 +1,4 @@
-"""Learning rates at the steps that matter, worked out by hand."""
+"""Learning rates at the steps that matter, computed by hand."""
 
 import pytest
 
