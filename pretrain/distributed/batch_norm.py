@@ -69,6 +69,9 @@ class _Normalize(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, mean, inverse, count = ctx.saved_tensors
+        if x.is_cuda:  # the kernels are fast where both have one memory format
+            last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
+            gradient = gradient.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
         own = _sums_on_gpu(gradient, x, mean, inverse, weight) if x.is_cuda else _sums(gradient, x, mean)
         sums = torch.stack(own)
         dist.all_reduce(sums)
