@@ -30,7 +30,7 @@ def read_yaml(path: Path) -> Any:
         if status.st_size > MAX_BYTES:
             raise UserError(f"{path} is too large: {status.st_size:,} bytes, where {MAX_BYTES:,} are allowed")
         text = path.read_text(encoding="utf-8-sig")
-        _check_depth(path, text)
+        _check_events(path, text)
         content = yaml.load(text, LOADER)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
@@ -43,13 +43,28 @@ def read_yaml(path: Path) -> Any:
     return content
 
 
-def _check_depth(path: Path, text: str) -> None:
-    """Before containers are built: building deep ones takes seconds, or crashes libyaml."""
-    depth = 0
+def _check_events(path: Path, text: str) -> None:
+    """Before containers are built: building deep ones takes seconds, or crashes libyaml, and merge keys (`<<`) copy
+    what their aliases name. Nodes are counted as if every alias was written out.
+    """
+    counts: dict[str | None, int] = {}  # nodes below an anchor
+    opened: list[tuple[str | None, int]] = []  # anchors of the collections around, and the count where they begin
+    count = 0
     for event in yaml.parse(text, LOADER):
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        if depth > MAX_DEPTH:
+        if isinstance(event, yaml.CollectionStartEvent):
+            opened.append((event.anchor, count))
+        if isinstance(event, yaml.AliasEvent):
+            count += counts.get(event.anchor, 1)
+        elif isinstance(event, yaml.NodeEvent):
+            count += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            anchor, begin = opened.pop()
+            if anchor:
+                counts[anchor] = count - begin
+        if len(opened) > MAX_DEPTH:
             raise UserError(f"{path} is not usable YAML: it is nested more than {MAX_DEPTH} deep")
+        if count > 2 * MAX_VALUES:  # a key and its value are two
+            raise UserError(f"{path} is not usable YAML: it holds more than {MAX_VALUES:,} values")
 
 
 def _check_bounds(path: Path, content: Any) -> None:

@@ -28,3 +28,21 @@ def test_deep_and_unfinished_files_are_refused_at_once(tmp_path, text):
     with pytest.raises(UserError, match=r"a\.yaml is not (usable|valid) YAML"):
         read_yaml(path)
     assert time.monotonic() - start < 2
+
+
+@pytest.mark.parametrize("entry", ["[{}]", "{{<<: [{}]}}"])
+def test_aliases_of_aliases_are_refused_at_once(tmp_path, entry):
+    """Merge keys copy what they name while the file is read: ten to the seventh entries here."""
+    path = tmp_path / "a.yaml"
+    lines = [f"a{i}: &a{i} " + entry.format(", ".join([f"*a{i - 1}"] * 10)) for i in range(1, 8)]
+    path.write_text("\n".join(["a0: &a0 {x: 1}", *lines]))
+    start = time.monotonic()
+    with pytest.raises(UserError, match="more than 100,000 values"):
+        read_yaml(path)
+    assert time.monotonic() - start < 2
+
+
+def test_merge_keys(tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_text("a: &a {x: 1, y: 2}\nb: {<<: *a, y: 3}\n")
+    assert read_yaml(path)["b"] == {"x": 1, "y": 3}
