@@ -79,6 +79,11 @@ def list_shards(root: str, split: str, stall: float) -> Sequence[Shard]:
     if not shards or repeated:
         raise UserError(f"DATA.ROOT {root} names " + (f"{repeated} tars twice" if repeated else "no tar"))
     for shard in shards:
+        if shard.url.startswith(PIPE) and not root.startswith(PIPE):  # what braces in an index expand to counts, too
+            raise UserError(
+                f"the index {root} names a command, {shard.url}; an index is data and cannot run commands: write the "
+                "command into DATA.ROOT itself, with braces for the numbers"
+            )
         _check(shard)
     if len({shard.is_local for shard in shards}) > 1:
         raise UserError(f"DATA.ROOT {root} names local tars beside remote ones; fetch all of them or none")
@@ -147,11 +152,6 @@ def _entry(line: Any, number: int, index: str, base: str) -> Shard:
         url = _join(_join(index, base), url)
         if not url.startswith(WEB):
             raise UserError(f"the index {index} names {url}, but a remote index may name only http(s) URLs")
-    elif url.startswith(PIPE) or base.startswith(PIPE):
-        raise UserError(
-            f"the index {index} names a command, {url}; an index is data and cannot run commands: write the command "
-            "into DATA.ROOT itself, with braces for the numbers"
-        )
     elif base.startswith(WEB):
         url = _join(base, url)
     elif Shard(url).is_local and "://" not in url:

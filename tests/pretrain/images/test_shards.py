@@ -96,6 +96,10 @@ def test_a_local_index_cannot_run_commands(tmp_path: Path) -> None:
     (tmp_path / "i.json").write_text(json.dumps({"shardlist": [{"url": "x"}], "base_path": "pipe:touch "}))
     with pytest.raises(UserError, match="names a command"):
         list_shards(f"{tmp_path}/i.json", "pretrain", 1)
+    for braces, base in [("{pipe:id #,pipe:true #}://", {}), ("{pipe:id,pipe:true}", {"base_path": ""})]:
+        (tmp_path / "i.json").write_text(json.dumps({"shardlist": [{"url": braces + ".tar"}], **base}))
+        with pytest.raises(UserError, match="names a command, pipe:id"):
+            list_shards(f"{tmp_path}/i.json", "pretrain", 1)
     assert list_shards("pipe:cat x-{0..1}.tar", "pretrain", 1) == [Shard("pipe:cat x-0.tar"), Shard("pipe:cat x-1.tar")]
 
 
