@@ -145,7 +145,9 @@ def evaluation_images(config: CfgNode) -> Source:
     try:
         return build_labelled_source(data.NAME, data.ROOT, "val", streaming)
     except UserError as error:
-        logger.warning("tsne and neighbours show images of pretraining, without classes: %s", error)
+        logger.warning(
+            "no labelled images (%s); tsne and neighbours show the images of pretraining, without classes", error
+        )
         return JoinedSource([build_source(data.NAME, data.ROOT, "pretrain", data.CLASSES, streaming)])
 
 

@@ -24,15 +24,20 @@ def series(lines: Sequence[Mapping[str, Any]], key: str, x: str = "epoch") -> Li
 
 
 def training_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
-    """Loss, its terms and the learning rate over the epochs. `runs`: the lines of metrics.json by name of the run."""
+    """Loss, its terms, learning rate, effective rank and LDMI over the epochs.
+
+    `runs`: the lines of metrics.json by name of the run.
+    """
     panels = {
         "total": "loss",
         "big_bang": "big-bang term",
         "attraction": "attraction term",
         "learning_rate": "learning rate",
+        "effective_rank": "effective rank",
+        "ldmi": "LDMI (nats)",
     }
-    figure = Figure(figsize=(9, 5.5), layout="constrained")
-    for axes, (key, title) in zip(figure.subplots(2, 2).flat, panels.items(), strict=True):
+    figure = Figure(figsize=(12, 5.5), layout="constrained")
+    for axes, (key, title) in zip(figure.subplots(2, 3).flat, panels.items(), strict=True):
         for name, lines in runs.items():
             axes.plot(*series(lines, key), label=name, linewidth=LINE_WIDTH)
         axes.set(xlabel="epoch", title=title)
@@ -71,6 +76,8 @@ def information_curves(
             axes.set_ylabel(name, color=colour)
         else:
             axes.set_yticks([])
+            for each in (left, right):  # each of the two draws all four sides
+                each.spines["left" if axes is left else "right"].set_visible(False)
     if ldmi_scale == "both" and len(information[0]):
         scales: Any = (lambda nats: nats * factor, lambda scaled: scaled / factor)
         second = left.secondary_yaxis(-0.25, functions=scales)

@@ -74,6 +74,20 @@ def test_the_probes_lines_get_the_epoch_of_their_step() -> None:
     assert figures.information([{"iteration": 0, "epoch": 1.0, "total": 2.0}], dim=8) is None
 
 
+def test_curves_of_collapse_are_drawn_and_no_empty_axis() -> None:
+    lines = [{"iteration": 9, "epoch": 1.0, "effective_rank": 5.0, "ldmi": 3.0}]
+    panels = {
+        axes.get_title(): axes.lines[0].get_xydata().tolist() for axes in plots.training_curves({"a": lines}).axes
+    }
+    assert panels["effective rank"] == [[1, 5]]
+    assert panels["LDMI (nats)"] == [[1, 3]]
+    figure = figures.information(lines, dim=8)
+    assert figure is not None
+    assert [[axes.spines[side].get_visible() for side in ("left", "right")] for axes in figure.axes] == [
+        [True, False]
+    ] * 2
+
+
 def test_ldmi_in_the_scale_of_the_thesis_and_a_linear_probe(tmp_path: Path) -> None:
     lines = [{"iteration": 9, "epoch": 1.0, "ldmi": 3.0}, {"iteration": 9, "linear_top1": 50.0}]
     figure = figures.information(lines, dim=8, ldmi_scale="article")
@@ -137,7 +151,7 @@ def test_a_flat_folder_without_labels_is_drawn_without_classes(pretrained: Path,
     flat = str(photos / "train" / "circle")
     command.main([str(pretrained), "--root", flat, "--output", str(tmp_path), "--only", "tsne,neighbours"])
     assert {path.name for path in tmp_path.glob("*.png")} == {"tsne.png", "neighbours.png"}
-    assert "without classes: the image folder" in (tmp_path / "log.txt").read_text()
+    assert "no labelled images (the image folder" in (tmp_path / "log.txt").read_text()
     assert [figures._frame(*labels) for labels in [(-1, -1), (1, 1), (1, 2)]] == [
         None,
         plots.FRAME_RIGHT,
