@@ -161,7 +161,8 @@ def train_in_group(args: argparse.Namespace, request: "StopRequest") -> bool:
             with group.report_lost_peers(), devices.report_out_of_memory(advise(settings)):
                 config, remarks = group.from_main(resolved)
                 build_probe = partial(OnlineProbe, config, device)
-                check_count = partial(steps_warning, config) if not args.planned else lambda images: ()
+                planned = args.planned or args.resume  # the plan, or the first start, has said it
+                check_count = partial(steps_warning, config) if not planned else lambda images: ()
                 return pretrain(config, output, args.resume, device, request, build_probe, remarks, check_count)
         finally:
             group.stop()

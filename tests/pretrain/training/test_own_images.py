@@ -276,6 +276,8 @@ def test_a_recipe_that_cannot_work_says_so(
     )
     assert advice in capsys.readouterr().err
     assert advice in (tmp_path / "run" / "log.txt").read_text()
+    train.main([*small, "--resume"])
+    assert advice not in capsys.readouterr().err, "a resumed run repeats it"
     huge = [*argv, "DATA.IMAGE_SIZE=4096", "--output", "huge"]
     monkeypatch.setattr(dry_run.machine, "available_memory", lambda: 1_000_000_000)
     message = error_of(train.main, huge)
