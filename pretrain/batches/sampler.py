@@ -107,7 +107,10 @@ def check_batch(count: int, batch_size: int, world_size: int) -> None:
             f"the nearest that is: {max(batch_size // world_size, 1) * world_size}"
         )
     if batch_size > count:
-        raise UserError(f"TRAIN.BATCH_SIZE is {batch_size}, but the dataset has {count} images; lower the batch size")
+        raise UserError(
+            f"TRAIN.BATCH_SIZE is {batch_size}, but the dataset has {count} images; lower the batch size, "
+            f"to at most {count // world_size * world_size}"
+        )
 
 
 class SequentialBatches(Sampler):
