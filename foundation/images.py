@@ -20,6 +20,7 @@ Of files with several frames the first is taken. PyTorch is not imported here.
 """
 
 import io
+import stat
 import struct
 import warnings
 from collections.abc import Iterator
@@ -31,6 +32,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 MAX_PIXELS = 100_000_000  # a photograph of 100 megapixels; a larger image is taken for a decompression bomb
+MAX_BYTES = 1024**3  # of a file: `MAX_PIXELS` of the widest type, not compressed, are 800 MB
 
 Image.MAX_IMAGE_PIXELS = None  # replaced by the check of MAX_PIXELS, which every path goes through
 
@@ -54,10 +56,11 @@ def read_rgb(path: Path) -> np.ndarray:
     """Decode an image file to (H, W, 3) uint8 RGB, turned upright as its EXIF orientation says.
 
     Raises:
-        UnreadableImage: missing, empty, truncated, not an image, of an unsupported pixel type, or larger than
-            `MAX_PIXELS`.
+        UnreadableImage: missing, empty, truncated, not an image, not a regular file, of an unsupported pixel type, or
+            larger than `MAX_PIXELS` or `MAX_BYTES`.
     """
     try:
+        _check_file(path)
         data = path.read_bytes()
     except OSError as error:
         raise UnreadableImage(f"{path}: {error.strerror or error}") from error
@@ -80,9 +83,10 @@ def read_size(path: Path) -> tuple[int, int]:
     """(width, height) of the upright image in pixels, from the header alone: damage behind the header is not seen.
 
     Raises:
-        UnreadableImage: missing, empty, not an image, or larger than `MAX_PIXELS`.
+        UnreadableImage: missing, empty, not an image, not a regular file, or larger than `MAX_PIXELS` or `MAX_BYTES`.
     """
     try:
+        _check_file(path)
         with warnings.catch_warnings(action="ignore"), Image.open(path) as image:
             _check_size(*image.size)
             exchanged = image.getexif().get(ORIENTATION) in (5, 6, 7, 8)
@@ -91,6 +95,8 @@ def read_size(path: Path) -> tuple[int, int]:
         if not isinstance(error, UnidentifiedImageError):
             raise UnreadableImage(f"{path}: {error.strerror or error}") from error
         raise UnreadableImage(f"{path}: {'not an image' if path.stat().st_size else 'empty file'}") from error
+    except UnreadableImage:
+        raise
     except Exception as error:
         raise UnreadableImage(f"{path}: {str(error) or type(error).__name__}") from error
 
@@ -103,6 +109,14 @@ def _reason(error: Exception, data: bytes) -> str:
     if data[:4] in (b"II*\0", b"MM\0*"):
         return "a TIFF whose pixels are of an unsupported layout; 1 to 4 channels of 8 bits and 16-bit grey are read"
     return "not an image"
+
+
+def _check_file(path: Path) -> None:
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):  # a named pipe would block, a device may never end
+        raise UnreadableImage(f"{path}: not a file")
+    if status.st_size > MAX_BYTES:
+        raise UnreadableImage(f"{path}: {status.st_size:,} bytes are more than the {MAX_BYTES:,} allowed")
 
 
 def _check_size(width: int, height: int) -> None:

@@ -1,5 +1,7 @@
 """Image files of every kind that users have: the right pixels, or an error that names the file."""
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -111,6 +113,19 @@ def test_damaged_files_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     for name in ("whole.jpg", "whole.png"):
         with pytest.raises(UnreadableImage, match="48 x 32 pixels"):
             read_rgb(tmp_path / name)
+
+
+@pytest.mark.parametrize("read", [read_rgb, read_size])
+def test_what_is_not_a_regular_file_or_too_large_is_not_opened(read: Callable[[Path], object], tmp_path: Path) -> None:
+    """Opening a named pipe would block for ever."""
+    os.mkfifo(tmp_path / "pipe.png")
+    for path in (tmp_path / "pipe.png", tmp_path, Path("/dev/zero")):
+        with pytest.raises(UnreadableImage, match=f"{path}: not a file"):
+            read(path)
+    with (tmp_path / "huge.png").open("wb") as file:
+        file.truncate(images.MAX_BYTES + 1)
+    with pytest.raises(UnreadableImage, match="bytes are more than"):
+        read(tmp_path / "huge.png")
 
 
 def test_one_pixel(tmp_path: Path) -> None:
