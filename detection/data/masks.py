@@ -19,6 +19,7 @@ from pycocotools import mask as coco_masks
 from foundation.images import MAX_PIXELS
 
 LEAST_COORDINATES = 6  # of a polygon: three points
+FARTHEST = 1_000_000  # pixels; pycocotools walks along the outline in steps of a fifth, and crashes far outside
 GROUP_BITS, CONTINUED, SIGN = 5, 0x20, 0x10  # of a character of a compressed code
 FIRST_CHARACTER, CHARACTERS = 48, 64
 LONGEST_GROUP = 6  # characters of one number; more would not fit into 32 bits
@@ -68,6 +69,8 @@ def read_mask(value: Any) -> Mask:
         polygons, converted = [array("d", chain.from_iterable(polygons))], "a polygon as a list of points"
     if not all(math.isfinite(sum(each)) for each in polygons):
         raise ValueError("has a coordinate that is not finite")
+    if any(each and not -FARTHEST <= min(each) <= max(each) <= FARTHEST for each in polygons):
+        raise ValueError(f"has a coordinate beyond {FARTHEST:,} pixels")
     kept = [each for each in polygons if len(each) >= LEAST_COORDINATES and len(each) % 2 == 0]
     return Mask(kept, len(polygons) - len(kept), converted)
 

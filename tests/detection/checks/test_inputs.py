@@ -186,6 +186,7 @@ CASES = {
     "a polygon with null (`[null]`, `[[null]]`)": (one("segmentation", [None]), "annotations[2].segmentation must be"),
     "a polygon with null in a list": (one("segmentation", [[None]]), "annotations[2].segmentation must be"),
     "a polygon with NaN": (one("segmentation", [[1, 2, 3, 4, 5, float("nan")]]), "a coordinate that is not finite"),
+    "a polygon far outside": (one("segmentation", [[1, 2, 3, 1e300, 5, 6]]), "a coordinate beyond 1,000,000 pixels"),
     "an object without a mask, for a model with masks": (one("segmentation", None), "objects without a mask"),
     "a crowd without `segmentation`": (crowd(), WORKS),
     "a crowd with `segmentation` null": (crowd(segmentation=None), WORKS),
