@@ -10,7 +10,7 @@ FILE gets everything that the model finds, whatever its score. The ids of images
 file that --annotations names. Without it images are numbered from 1, and a second file, with `.images.json` for
 `.json`, says which is which.
 
-An image that cannot be read or processed is reported, and the others are done.
+An image that cannot be read or processed is reported, and the others are processed.
 """
 
 import argparse
@@ -116,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Read, detect, draw and write, image by image.
 
     Raises:
-        UserError: wrong use; or, after all others are done, that some images failed.
+        UserError: wrong use; or, after all others were processed, that some images failed.
     """
     arguments = build_parser().parse_args(argv)
     _check(arguments)
@@ -171,7 +171,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(results.write(arguments.json, classes))
     if broken:
         names = ", ".join(map(str, broken[:3])) + (", ..." if len(broken) > 3 else "")
-        raise UserError(f"{len(broken)} of the {len(files)} images failed: {names}; all others are done")
+        raise UserError(f"{len(broken)} of the {len(files)} images failed: {names}; all others were processed")
 
 
 def cli() -> NoReturn:

@@ -11,6 +11,7 @@ pretraining run, is converted on the way, with the same checks.
 
 import functools
 import logging
+import shlex
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -198,7 +199,8 @@ def check_sidecar(path: Path, config: CfgNode) -> dict[str, Any]:
         if not _same(value, value_of(config, key)):
             where = f"{sidecar_path(path)} says that {path.name}" if sidecar_path(path).is_file() else str(path)
             raise UserError(
-                f"{where} needs {key} {value}, but the config has {value_of(config, key)}; set {key} accordingly"
+                f"{where} needs {key} {value}, but the config has {value_of(config, key)}; "
+                f"set {key} {shlex.quote(str(value))}"
             )
     return sidecar
 

@@ -185,7 +185,7 @@ def test_ids_by_the_end_of_the_path(tmp_path):
 def test_files_that_are_no_pictures_are_named_when_the_others_are_done(recipe, pictures, tmp_path, capsys):
     (pictures / "3.png").write_text("<html>")
     arguments = [*recipe, "--output", str(tmp_path / "drawn"), "--json", str(tmp_path / "found.json"), str(pictures)]
-    with pytest.raises(UserError, match=r"1 of the 7 images failed: .*3\.png; all others are done"):
+    with pytest.raises(UserError, match=r"1 of the 7 images failed: .*3\.png; all others were processed"):
         predict.main(arguments)
     assert len(list((tmp_path / "drawn").iterdir())) == 6
     assert {each["image_id"] for each in results(tmp_path / "found.json")} == {1, 2, 3, 5, 6, 7}
@@ -198,7 +198,7 @@ def test_an_image_that_cannot_be_processed_fails_alone(recipe, pictures, tmp_pat
     Image.new("RGB", (2000, 2)).save(pictures / "2.png")
     Image.new("RGB", (9000, 1)).save(pictures / "4.png")
     arguments = [*recipe, "--json", str(tmp_path / "found.json"), "--batch-size", "2", str(pictures)]
-    with pytest.raises(UserError, match=r"\d of the 7 images failed: .*4\.png; all others are done"):
+    with pytest.raises(UserError, match=r"\d of the 7 images failed: .*4\.png; all others were processed"):
         predict.main(arguments)
     assert {1, 4, 6, 7} <= {each["image_id"] for each in results(tmp_path / "found.json")}
     assert "an image of 9000 x 1 pixels cannot be processed" in capsys.readouterr().out
