@@ -171,7 +171,7 @@ def _folder(root: Path, split: str, chosen: Sequence[str] = (), together: bool =
     `chosen`: the class folders to use; empty: all.
     """
     if not root.is_dir():
-        raise UserError(f"the image folder {root} does not exist; check DATA.ROOT")
+        raise UserError(f"the image folder {root} does not exist; check the path (DATA.ROOT)")
     absent = [name for name in chosen if not (root / name).is_dir()]
     if absent:
         raise UserError(
@@ -180,7 +180,9 @@ def _folder(root: Path, split: str, chosen: Sequence[str] = (), together: bool =
         )
     paths = group.once_on_each_machine(lambda: find_images(root, chosen)) if together else find_images(root, chosen)
     if not len(paths):
-        raise UserError(f"there is no image below {root} (looked for {' '.join(EXTENSIONS)}); check DATA.ROOT")
+        raise UserError(
+            f"there is no image below {root} (looked for {' '.join(EXTENSIONS)}); check the path (DATA.ROOT)"
+        )
     classes, labels = paths.top_folders()
     if "" not in classes:
         return FileSource(paths, labels, classes)
