@@ -70,8 +70,8 @@ class Annotations:
         path: of the file.
         images: `id`, `file_name`, `width` and `height`, in the order of the file.
         annotations: `id`, `image_id`, `category_id`, `bbox` (x, y, width, height), `iscrowd` and `area`; where there
-            are any, `segmentation` (`masks.Mask.regions`), `dropped_polygons` (`masks.Mask.dropped`) and `keypoints`
-            with `num_keypoints`; in the order of the file.
+            are any, `segmentation` (`masks.Mask.regions`), `dropped_polygons` (`masks.Mask.dropped`), `broken_mask`
+            (it cannot be used) and `keypoints` with `num_keypoints`; in the order of the file.
         categories: `id`, `name`, where there are any `keypoints` and `skeleton`; in the order of the model's classes,
             which is that of their ids.
         annotated: whether the file has a list of annotations. COCO's test sets have none.
@@ -245,7 +245,7 @@ def _to_right(match: re.Match[str]) -> str:
 
 
 def _to_object(annotation: Record, classes: Mapping[Any, int]) -> Record:
-    kept = ("iscrowd", "bbox", "segmentation")
+    kept = ("iscrowd", "bbox", "segmentation", "broken_mask")
     result = {key: annotation[key] for key in kept if key in annotation}
     if "keypoints" in annotation:
         # COCO's are indices of pixels, Detectron2's are coordinates: the centre of pixel 0 is at 0.5.
@@ -376,6 +376,7 @@ class _Reader:
             mask = read_mask(value)
         except ValueError as error:
             self._note(Fault.MASK, f"{where}.segmentation {error}")
+            result["broken_mask"] = True
             return
         if mask.converted:
             self._result.converted[mask.converted] += 1
@@ -385,6 +386,7 @@ class _Reader:
             height, width = mask.regions["size"]
             text = f"{where}.segmentation has the size {height} x {width}, its image {image['height']} x"
             self._note(Fault.MASK_SIZE, f"{text} {image['width']}")
+            result["broken_mask"] = True
         elif mask.regions is not None:
             result["segmentation"] = mask.regions
 

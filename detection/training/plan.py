@@ -43,7 +43,7 @@ class Images:
         count: of the training images.
         short_side: their median, in pixels.
         objects: the square roots of the areas of their boxes, relative to the shorter side of the image.
-        masks: whether objects have masks.
+        masks: whether objects have masks, usable or not: the check reports broken ones only to a model with masks.
     """
 
     count: int
@@ -61,7 +61,7 @@ def survey(records: Sequence[dict[str, Any]], fraction: float = 1.0) -> Images:
         for each in record["annotations"]
         if not each.get("iscrowd", 0)
     ]
-    masks = any("segmentation" in each for record in records for each in record["annotations"])
+    masks = any({"segmentation", "broken_mask"} & each.keys() for record in records for each in record["annotations"])
     return Images(max(1, round(len(records) * fraction)), float(numpy.median(sides)), objects, masks)
 
 

@@ -9,6 +9,7 @@ pytest.importorskip("detectron2")
 from detection import config as configs
 from detection import train_net
 from detection.data import custom
+from detection.data.annotations import read_annotations, to_records
 from detection.training import plan, prepare, run_folder
 from foundation.errors import UserError
 
@@ -41,6 +42,18 @@ def test_small_objects_get_small_anchors_and_boxes_alone_no_mask_head():
     assert config.MODEL.ANCHOR_GENERATOR.SIZES == [[8.0], [16.0], [32.0], [64.0], [128.0]]
     assert config.MODEL.MASK_ON is False
     assert pytest.approx(28580, abs=10) == config.SOLVER.MAX_ITER
+
+
+def test_masks_that_are_all_broken_are_reported_instead_of_training_on_boxes(tmp_path):
+    categories, images = [{"id": 1, "name": "a"}], [{"id": 1, "file_name": "a.png", "width": 96, "height": 80}]
+    mask = {"size": [80, 96], "counts": [10, 20]}
+    objects = [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 2, 30, 40], "segmentation": mask}]
+    file = tmp_path / "a.json"
+    file.write_text(json.dumps({"images": images, "annotations": objects, "categories": categories}))
+    assert plan.survey(to_records(read_annotations(file), "")).masks
+    del objects[0]["segmentation"]
+    file.write_text(json.dumps({"images": images, "annotations": objects, "categories": categories}))
+    assert not plan.survey(to_records(read_annotations(file), "")).masks
 
 
 def test_keys_that_are_given_stay_and_others_follow_them():
