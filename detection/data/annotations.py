@@ -474,6 +474,8 @@ class _Reader:
             value = str(value)
         if not isinstance(value, str) or not value.strip():
             raise _BadValue(where, key, value, "must be text")
+        if any("\ud800" <= character <= "\udfff" for character in value):
+            raise _BadValue(where, key, value, "must be text without half of a character pair")
         return value
 
     def _require(self, where: str, record: Record, keys: Sequence[str]) -> None:

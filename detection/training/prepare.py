@@ -82,6 +82,10 @@ def check(config: CfgNode, resume: bool) -> None:
         UserError: a dataset is not all there, weights do not fit, or the folder holds another run.
     """
     folder = Path(config.OUTPUT_DIR)
+    if config.SOLVER.MAX_ITER in config.SOLVER.STEPS:
+        raise UserError(
+            f"SOLVER.STEPS has {config.SOLVER.MAX_ITER}, where the training ends (SOLVER.MAX_ITER): leave that step out"
+        )
     begun = checkpoints.exists(folder)
     if begun:
         if not resume:
@@ -216,7 +220,10 @@ def _apply_plan(config: CfgNode, given: Collection[str]) -> None:
     datasets.register([name])
     # With an exponent, the schedule of all images is shortened afterwards.
     fraction = 1.0 if config.SOLVER.FRACTION_EXPONENT else config.DATASETS.FRACTION
-    images = plan.survey(DatasetCatalog.get(name), fraction)
+    records = DatasetCatalog.get(name)
+    if not records:
+        raise UserError(f"{name.partition(datasets.CUSTOM)[0]} has no images to train on")
+    images = plan.survey(records, fraction)
     print("plan for your own data (KEY VALUE on the command line takes precedence):")
     for line in plan.apply(config, images, config.MODEL.DEVICE, given):
         print(f"  {line}")

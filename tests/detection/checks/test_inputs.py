@@ -147,6 +147,7 @@ CASES = {
     # Names
     "a category name that is a number": (every("categories", name=lambda r: r["id"]), WORKS),
     "a category name that is null or missing": (one("name", None, "categories"), "categories[1].name is missing"),
+    "a `file_name` that is not Unicode": (one("file_name", "\ud800.png", "images"), "images[2].file_name is"),
     "a `file_name` that is null or missing": (one("file_name", None, "images"), "images[2].file_name is missing"),
     "a `file_name` with `./` before it": (every("images", file_name=lambda r: f"./{r['id']}.png"), WORKS),
     # Sizes

@@ -56,6 +56,24 @@ def test_masks_that_are_all_broken_are_reported_instead_of_training_on_boxes(tmp
     assert not plan.survey(to_records(read_annotations(file), "")).masks
 
 
+@pytest.mark.parametrize(
+    ("check", "said"), [((), "has no images to train on"), (("--check-data",), "would stop a run")]
+)
+def test_a_file_without_images_is_refused(check, said, tmp_path, capsys):
+    file = tmp_path / "a.json"
+    file.write_text(json.dumps({"images": [], "annotations": [], "categories": [{"id": 1, "name": "a"}]}))
+    words = ["--config", "shapes_R18_FPN", "--train-json", str(file), "--test-json", str(file), *check]
+    with pytest.raises((UserError, SystemExit)) as error:
+        train_net.main([*words, "--train-images", str(tmp_path), "--test-images", str(tmp_path)])
+    assert said in str(error.value) + capsys.readouterr().out
+
+
+def test_a_step_of_the_learning_rate_at_the_end_is_refused(tmp_path):
+    config = configs.load("shapes_R18_FPN", ["SOLVER.STEPS", "(300,)", "OUTPUT_DIR", str(tmp_path / "run")])
+    with pytest.raises(UserError, match=r"SOLVER\.STEPS has 300, where the training ends"):
+        prepare.check(config, resume=False)
+
+
 def test_keys_that_are_given_stay_and_others_follow_them():
     given = {"SOLVER.MAX_ITER": "90", "SOLVER.IMS_PER_BATCH": "4", "INPUT.MIN_SIZE_TEST": "96"}
     pairs = [text for pair in given.items() for text in pair]
