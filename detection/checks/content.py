@@ -145,6 +145,8 @@ def missing_files(names: Sequence[str] | Counter[str], folder: Path) -> list[str
 
 def read_size(path: Path) -> tuple[int, int] | str:
     """Width and height of an image as the model sees it, turned as its camera noted; or what is wrong."""
+    if not path.is_file():  # opening a named pipe would block for ever
+        return "not a file"
     try:
         with Image.open(path) as image:
             width, height = image.size

@@ -222,7 +222,7 @@ def _apply_plan(config: CfgNode, given: Collection[str]) -> None:
     fraction = 1.0 if config.SOLVER.FRACTION_EXPONENT else config.DATASETS.FRACTION
     records = DatasetCatalog.get(name)
     if not records:
-        raise UserError(f"{name.partition(datasets.CUSTOM)[0]} has no images to train on")
+        raise UserError(f"{name.partition(datasets.CUSTOM)[0]}.json has no images to train on")
     images = plan.survey(records, fraction)
     print("plan for your own data (KEY VALUE on the command line takes precedence):")
     for line in plan.apply(config, images, config.MODEL.DEVICE, given):

@@ -6,6 +6,7 @@ The table of `docs/data.md` has a line for each case here, which the last test c
 import contextlib
 import copy
 import json
+import os
 import random
 from pathlib import Path
 
@@ -19,6 +20,7 @@ pytest.importorskip("detectron2")
 
 from detection import config as configs
 from detection.checks import audit, preflight
+from detection.checks.content import read_size
 from detection.data import datasets, training_data
 from detection.evaluation import evaluators
 from foundation.errors import UserError
@@ -499,3 +501,8 @@ def test_the_table_of_the_documentation_has_every_case():
     for case, (_, outcome) in CASES.items():
         row = f"| {case} | {'used' if outcome == WORKS else 'refused'} |"
         assert row in text, row
+
+
+def test_a_named_pipe_is_not_opened(tmp_path):
+    os.mkfifo(tmp_path / "a.png")
+    assert read_size(tmp_path / "a.png") == "not a file"

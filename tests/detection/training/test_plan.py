@@ -57,7 +57,7 @@ def test_masks_that_are_all_broken_are_reported_instead_of_training_on_boxes(tmp
 
 
 @pytest.mark.parametrize(
-    ("check", "said"), [((), "has no images to train on"), (("--check-data",), "would stop a run")]
+    ("check", "said"), [((), "a.json has no images to train on"), (("--check-data",), "would stop a run")]
 )
 def test_a_file_without_images_is_refused(check, said, tmp_path, capsys):
     file = tmp_path / "a.json"
