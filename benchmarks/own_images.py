@@ -1,0 +1,246 @@
+"""Whether pretraining on images of one's own helps to detect in them: sets, arms, labels, seeds, a table and a picture.
+
+    python benchmarks/own_images.py DATA OUT --clipart FOLDER --wallpapers FOLDER...     everything: a day of two cores
+    python benchmarks/own_images.py DATA OUT --sets garments --seeds 0                   parts of it
+    python benchmarks/own_images.py DATA OUT --only table                                the table of the finished runs
+
+DATA gets the two sets, `clipart` and `garments` (clipart.py and garments.py beside this file), unless they are there.
+For each set OUT/SET gets, in this order: `pretrain`, the encoder pretrained on the unlabelled scenes; `probe_ARM`, kNN
+and linear accuracy on single objects; `detection_ARM_LABELS_seedSEED`, detectors from random weights and from the
+encoder, on all labelled scenes and on a tenth of them, which the seed chooses. The pretraining has seed 0 throughout:
+seeds repeat the detection alone. `--arm NAME --change KEY VALUE ...` pretrains with other values, into `pretrain_NAME`.
+
+Each run is the command that the log shows. Finished runs are left as they are, and interrupted ones are resumed.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from matplotlib.figure import Figure
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+SETS = ("clipart", "garments")
+RANDOM, OURS = "random", "corinfomax"
+LABELS = {400: 1.0, 40: 0.1}  # labelled scenes, and their share of the set's
+FINISHED = "results.json"
+# On top of shapes_R18: both views come from one region of about the size of an object; small blur; P = batch / 8.
+PRETRAINING = (
+    *("DATA.NAME", "folder", "DATA.IMAGE_SIZE", 48, "AUGMENT.REGION", "[0.15,0.6]"),
+    *("AUGMENT.BLUR", "[0.5,0.1]", "AUGMENT.BLUR_SIGMA", "[0.1,1.0]"),
+    *("PROJECTOR.DIMS", "[512,512,16]", "OBJECTIVE.ATTRACTION", 62.5),
+    *("TRAIN.EPOCHS", 8, "TRAIN.BATCH_SIZE", 128, "TRAIN.LR", 0.1, "TRAIN.COMPILE", True, "CHECKPOINT.STEPS", 115),
+)
+# On top of shapes_R18_FPN: boxes alone, scenes of 128 pixels. All keys of the plan for own data are given, so that all
+# arms have the same; a share of the scenes takes share^0.25 of the iterations.
+DETECTION = (
+    *("MODEL.MASK_ON", False, "MODEL.ANCHOR_GENERATOR.SIZES", "[[16],[32],[64],[128]]"),
+    *(
+        "INPUT.MIN_SIZE_TRAIN",
+        "(128,)",
+        "INPUT.MIN_SIZE_TEST",
+        128,
+        "INPUT.MAX_SIZE_TRAIN",
+        256,
+        "INPUT.MAX_SIZE_TEST",
+        256,
+    ),
+    *("SOLVER.IMS_PER_BATCH", 8, "SOLVER.BASE_LR", 0.02, "SOLVER.MAX_ITER", 600, "SOLVER.STEPS", "(500,)"),
+    *("SOLVER.WARMUP_ITERS", 50, "SOLVER.CHECKPOINT_PERIOD", 500, "SOLVER.FRACTION_EXPONENT", 0.25),
+    *("TEST.EVAL_PERIOD", 0, "TEST.PRECISE_BN.NUM_ITER", 20),
+)
+PROBE = ("DATA.NAME", "folder", "DATA.WORKERS", 0, "TRAIN.EPOCHS", 30)  # on top of shapes_R18
+PARTS = ("sets", "pretrain", "probe", "detection", "table", "figure")
+COLOURS = ("#8a8a8a", "#1f6fb4", "#d1792c", "#3d8f4a")  # random, then the arms
+
+
+class Cell(NamedTuple):
+    """Values of the runs that differ in their seed alone."""
+
+    values: list[float]
+
+    def __str__(self) -> str:
+        if not self.values:
+            return ""
+        spread = f" ± {statistics.stdev(self.values):.1f}" if len(self.values) > 1 else ""
+        return f"{statistics.mean(self.values):.1f}{spread} ({', '.join(f'{value:.1f}' for value in self.values)})"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run what is missing, and print the table."""
+    args = build_parser().parse_args(argv)
+    if "sets" in args.only:
+        make_sets(args)
+    for name in args.sets:
+        if "pretrain" in args.only:
+            pretrain(args, name)
+        if "probe" in args.only:
+            probe(args, name)
+    for seed in args.seeds:
+        for name in args.sets:
+            for labels in args.labels:
+                for arm in (RANDOM, args.arm):
+                    if "detection" in args.only:
+                        detect(args, name, arm, labels, seed)
+    if "table" in args.only:
+        print("\n".join(table(args.out)))
+    if "figure" in args.only:
+        draw(args.out, args.out / "own_images.png")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("data", type=Path, help="folder of the sets")
+    add("out", type=Path, help="folder of the runs")
+    add("--clipart", type=Path, help="usr/share/openclipart/png of the unpacked package, to make the set")
+    add("--wallpapers", type=Path, nargs="+", default=[], help="folders of wallpapers, to make the set")
+    add("--fashion", default="", help="folder of Fashion-MNIST, to make the set")
+    add("--sets", nargs="+", choices=SETS, default=SETS)
+    add("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of the detection")
+    add("--labels", nargs="+", type=int, choices=[*LABELS], default=[*LABELS])
+    add("--only", nargs="+", choices=PARTS, default=PARTS, help="parts to do")
+    add("--arm", default=OURS, help="name of the pretrained arm (%(default)s)")
+    add("--change", nargs="+", default=[], metavar="KEY VALUE", help="keys of the pretraining to change, of --arm")
+    add("--threads", type=int, default=0, help="of each run; 0: PyTorch's choice")
+    return parser
+
+
+def make_sets(args: argparse.Namespace) -> None:
+    """Make the sets that are not there."""
+    commands = {
+        "clipart": ["clipart.py", args.data / "clipart", "--clipart", args.clipart],
+        "garments": ["garments.py", args.data / "garments", "--wallpapers", *args.wallpapers],
+    }
+    if args.fashion:
+        commands["garments"] += ["--fashion", args.fashion]
+    for name in args.sets:
+        if not (args.data / name / "folder" / "val").is_dir():
+            run(args, HERE / commands[name][0], *commands[name][1:])
+
+
+def pretrain(args: argparse.Namespace, name: str) -> None:
+    """Pretrain on the set's unlabelled scenes."""
+    folder = pretraining(args, name)
+    if not (folder / "encoder.safetensors").is_file():
+        changes = [*PRETRAINING, "DATA.ROOT", args.data / name / "unlabelled", *args.change]
+        run(args, "pretrain/train.py", "--config", "shapes_R18", "--output", folder, "--resume", *changes)
+
+
+def probe(args: argparse.Namespace, name: str) -> None:
+    """Evaluate the frozen encoders on single objects."""
+    for arm in (RANDOM, args.arm):
+        folder = args.out / name / f"probe_{arm}"
+        if not (folder / FINISHED).is_file():
+            weights = RANDOM if arm == RANDOM else pretraining(args, name)
+            chosen = ["--config", "shapes_R18", "--weights", weights, "--output", folder, "--resume"]
+            run(args, "pretrain/linear.py", *chosen, *PROBE, "DATA.ROOT", args.data / name / "folder")
+
+
+def detect(args: argparse.Namespace, name: str, arm: str, labels: int, seed: int) -> None:
+    """Fine-tune a detector on so many of the labelled scenes, which the seed chooses, and evaluate it."""
+    folder, data = args.out / name / f"detection_{arm}_{labels}_seed{seed}", args.data / name
+    if (folder / FINISHED).is_file():
+        return
+    weights: list[str | Path] = []
+    if arm != RANDOM:
+        converted = args.out / name / f"{arm}.pkl"
+        if not converted.is_file():
+            run(args, "convert/to_d2.py", pretraining(args, name) / "checkpoints" / "last.pt", converted)
+        weights = ["--weights", converted]
+    files: list[str | Path] = ["--train-json", data / "train.json", "--train-images", data / "train"]
+    files += ["--test-json", data / "val.json", "--test-images", data / "val"]
+    share = ["DATASETS.FRACTION", LABELS[labels], "DATASETS.FRACTION_SEED", seed, *DETECTION]
+    chosen = ["--config", "shapes_R18_FPN", "--output", folder, "--resume", *weights, *files]
+    run(args, "detection/train_net.py", *chosen, "SEED", seed, *share)
+
+
+def pretraining(args: argparse.Namespace, name: str) -> Path:
+    """The folder of the arm's pretraining."""
+    return Path(args.out / name / ("pretrain" if args.arm == OURS else f"pretrain_{args.arm}"))
+
+
+def run(args: argparse.Namespace, *words: object) -> None:
+    """Run one of the project's commands. Leaves with its status if it fails."""
+    command = [sys.executable, *map(str, words)]
+    print(" ".join(["python", *command[1:]]), flush=True)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    if args.threads:
+        environment["OMP_NUM_THREADS"] = str(args.threads)
+    status = subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
+    if status:
+        raise SystemExit(status)
+
+
+def table(out: Path) -> Iterator[str]:
+    """What the finished runs have found, as Markdown."""
+    yield "| set | encoder | kNN top-1 | linear top-1 |"
+    yield "|---|---|---|---|"
+    for name in SETS:
+        for path in sorted((out / name).glob(f"probe_*/{FINISHED}")):
+            found = json.loads(path.read_text())
+            arm = path.parent.name.removeprefix("probe_")
+            yield f"| {name} | {arm} | {found['knn_top1']:.1f} | {found['linear_top1']:.1f} |"
+    yield ""
+    yield "| set | labelled scenes | encoder | box AP | AP50 | AP75 |"
+    yield "|---|---|---|---|---|---|"
+    for name in SETS:
+        for labels in LABELS:
+            for arm in find_arms(out, name, labels):
+                cells = " | ".join(str(collect(out, name, arm, labels, key)) for key in ("AP", "AP50", "AP75"))
+                yield f"| {name} | {labels} | {arm} | {cells} |"
+
+
+def draw(out: Path, path: Path) -> None:
+    """Box AP over the number of labelled scenes, a panel for each set: every seed, mean and standard deviation."""
+    figure = Figure(figsize=(8, 3.6), layout="constrained")
+    panels = figure.subplots(1, len(SETS), sharey=True)
+    highest = 1.0
+    for panel, name in zip(panels, SETS, strict=True):
+        arms = find_arms(out, name, "*")
+        for colour, (number, arm) in zip(COLOURS, enumerate(arms), strict=False):
+            cells = {labels: collect(out, name, arm, labels, "AP").values for labels in sorted(LABELS)}
+            found = {labels: values for labels, values in cells.items() if values}
+            places = [labels * 1.08 ** (number - (len(arms) - 1) / 2) for labels in found]
+            highest = max([highest, *(value for values in found.values() for value in values)])
+            means = [statistics.mean(values) for values in found.values()]
+            spread = [statistics.stdev(values) if len(values) > 1 else 0.0 for values in found.values()]
+            panel.errorbar(places, means, spread, color=colour, marker="o", markersize=4, capsize=4, label=arm)
+            for place, values in zip(places, found.values(), strict=True):
+                panel.plot([place] * len(values), values, "_", color=colour, markersize=9, alpha=0.7)
+        panel.set_xscale("log")
+        panel.set_xticks([*LABELS], [str(labels) for labels in LABELS])
+        panel.minorticks_off()
+        panel.set_xlim(min(LABELS) / 1.5, max(LABELS) * 1.5)
+        panel.set_title(name, fontsize=10)
+        panel.set_xlabel("labelled scenes")
+        panel.grid(alpha=0.3)
+        panel.legend(frameon=False, loc="upper left", fontsize=8)
+    panels[0].set_ylabel("box AP on 500 held-out scenes")
+    panels[0].set_ylim(0, 1.3 * highest)
+    figure.savefig(path, dpi=150)
+
+
+def find_arms(out: Path, name: str, labels: int | str) -> list[str]:
+    """The encoders that detectors were begun from, random weights first."""
+    arms = {path.parent.name.split("_")[1] for path in (out / name).glob(f"detection_*_{labels}_seed*/{FINISHED}")}
+    return sorted(arms, key=lambda arm: (arm != RANDOM, arm))
+
+
+def collect(out: Path, name: str, arm: str, labels: int, key: str) -> Cell:
+    """A figure of all finished seeds, in their order."""
+    paths = (out / name).glob(f"detection_{arm}_{labels}_seed*/{FINISHED}")
+    found = {int(path.parent.name.split("_seed")[1]): json.loads(path.read_text()) for path in paths}
+    return Cell([found[seed]["results"]["bbox"][key] for seed in sorted(found)])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""The experiment on own images: its commands are accepted, and its table is that of the finished runs."""
+
+import json
+import runpy
+from pathlib import Path
+
+import pytest
+
+from foundation.config import load_config
+
+pytest.importorskip("detectron2")
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "own_images.py"
+
+
+@pytest.fixture
+def experiment() -> dict:
+    return runpy.run_path(str(SCRIPT))
+
+
+def test_every_command_is_accepted(experiment: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from detection import config as recipes
+    from pretrain.config import get_defaults, validate
+    from pretrain.evaluation.config import get_linear_defaults
+
+    commands: list[list[str]] = []
+    monkeypatch.setitem(
+        experiment["main"].__globals__, "run", lambda args, *words: commands.append([str(word) for word in words])
+    )
+    parts = ["--only", "pretrain", "probe", "detection", "--change", "TRAIN.EPOCHS", "3"]
+    experiment["main"]([str(tmp_path), str(tmp_path / "out"), "--sets", "garments", "--seeds", "1", *parts])
+    scripts = [command[0] for command in commands]
+    assert scripts[:3] == ["pretrain/train.py", "pretrain/linear.py", "pretrain/linear.py"]
+    assert scripts.count("detection/train_net.py") == 4  # two numbers of labels, two encoders
+    for script, *words in commands:
+        pairs = words[next((i for i, word in enumerate(words) if "." in word and word.split(".")[0].isupper()), 0) :]
+        if script == "pretrain/train.py":
+            config = load_config(get_defaults(), "shapes_R18", "pretrain", pairs)
+            validate(config)
+            assert (config.TRAIN.EPOCHS, config.AUGMENT.REGION) == (3, [0.15, 0.6])
+        elif script == "pretrain/linear.py":
+            load_config(get_linear_defaults(), "shapes_R18", "linear", pairs)
+        elif script == "detection/train_net.py":
+            config = recipes.load("shapes_R18_FPN", ["SEED", "1", *pairs[pairs.index("DATASETS.FRACTION") :]])
+            assert config.SOLVER.MAX_ITER == 600
+
+
+def test_the_table_and_the_figure_hold_the_finished_runs(experiment: dict, tmp_path: Path) -> None:
+    for name, values in {"detection_random_400_seed0": 12.0, "detection_corinfomax_400_seed0": 13.0,
+                         "detection_corinfomax_400_seed1": 15.0}.items():  # fmt: skip
+        folder = tmp_path / "garments" / name
+        folder.mkdir(parents=True)
+        scores = {"AP": values, "AP50": 2 * values, "AP75": 1.0}
+        (folder / "results.json").write_text(json.dumps({"results": {"bbox": scores}}))
+    lines = list(experiment["table"](tmp_path))
+    assert "| garments | 400 | random | 12.0 (12.0) | 24.0 (24.0) | 1.0 (1.0) |" in lines
+    assert "| garments | 400 | corinfomax | 14.0 ± 1.4 (13.0, 15.0) |" in lines[-1]
+    experiment["draw"](tmp_path, tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").stat().st_size > 1000
