@@ -229,8 +229,8 @@ def _choose_encoder(plan: _Plan, facts: Survey, place: Place, weights: EncoderWe
         reason = "for images of about 32 pixels" if tiny else "strided, as ResNets have it: 16 times less to compute"
         plan.set("ENCODER.STEM", "cifar" if tiny else "imagenet", reason)
         deep = plan.config.ENCODER.NAME in ("resnet50", "resnet101")
-        reason = "short trainings of a ResNet-50 need it" if deep else "with it, a ResNet-18 hardly moved in 644 steps"
-        plan.set("ENCODER.ZERO_INIT_RESIDUAL", deep, reason)
+        reason = "short trainings of a ResNet-50 need it" if deep else "the only start that gained in detection so far"
+        plan.set("ENCODER.ZERO_INIT_RESIDUAL", True, reason)
     if weights and weights.mean:
         plan.set("DATA.MEAN", list(weights.mean), "pixel statistics of the weights")
         plan.set("DATA.STD", list(weights.std), "")
@@ -349,13 +349,10 @@ def _choose_steps(
     plan.set("TRAIN.WARMUP_EPOCHS", min(math.ceil(0.05 * epochs), epochs - 1), "5 % of the epochs")
     if start:
         rate, why = 0.03 * (batch / 256) ** 0.5, "0.03 from existing weights, times the root of batch / 256"
-    elif batch < 128:
-        rate, why = 0.1 * (batch / 128) ** 0.5, "0.1 for batches of 128 to 256, times the root of batch / 128"
+    elif batch < 256:
+        rate, why = 0.1 * (batch / 256) ** 0.5, "0.1 for a batch of 256, times the root of batch / 256"
     else:
-        rate, why = (
-            min(max(0.1, 0.1 * batch / 256), 0.4),
-            "0.1 for batches of 128 to 256, then batch / 256, at most 0.4",
-        )
+        rate, why = min(0.1 * batch / 256, 0.4), "0.1 for a batch of 256, times batch / 256, at most 0.4"
     plan.set("TRAIN.LR", round(rate, 4), why)
 
 

@@ -74,14 +74,14 @@ def test_the_values_for_6000_images_on_two_cores() -> None:
     assert config.DATA.IMAGE_SIZE == 48  # 5,000 steps of 128 pairs at 0.0066 s are 1.2 hours
     assert config.TRAIN.EPOCHS == 109  # of 46 steps: 5,014
     assert config.TRAIN.WARMUP_EPOCHS == 6
-    assert config.TRAIN.LR == 0.1
-    assert not config.ENCODER.ZERO_INIT_RESIDUAL
+    assert config.TRAIN.LR == 0.0707
+    assert config.ENCODER.ZERO_INIT_RESIDUAL
     assert config.DATA.MEAN == [0.4, 0.4, 0.4]
 
 
 def test_the_learning_rate_follows_the_batch() -> None:
     found = [plan(100000, GPU, given={"TRAIN.BATCH_SIZE": b})[0].TRAIN.LR for b in (32, 128, 256, 512, 1024, 2048)]
-    assert found == [0.05, 0.1, 0.1, 0.2, 0.4, 0.4]
+    assert found == [0.0354, 0.0707, 0.1, 0.2, 0.4, 0.4]
     assert plan(100000, GPU)[0].ENCODER.ZERO_INIT_RESIDUAL  # of a ResNet-50
 
 
