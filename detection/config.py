@@ -78,6 +78,7 @@ MINIMA = {
     "INPUT.MAX_SIZE_TEST": 1,
     "INPUT.MIN_SIZE_TEST": 0,  # 0: do not resize
 }
+BOX_LOSSES = ("smooth_l1", "giou", "diou", "ciou")
 CHOICES = {
     "SOLVER.PRECISION": PRECISIONS,
     "SOLVER.OPTIMIZER": ("SGD", "AdamW"),
@@ -88,6 +89,8 @@ CHOICES = {
     "INPUT.RANDOM_FLIP": ("horizontal", "vertical", "none"),
     "INPUT.MIN_SIZE_TRAIN_SAMPLING": ("choice", "range"),
     "INPUT.CROP.TYPE": ("relative", "relative_range", "absolute", "absolute_range"),
+    "MODEL.RPN.BBOX_REG_LOSS_TYPE": BOX_LOSSES,
+    "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE": BOX_LOSSES,
 }
 
 
@@ -157,6 +160,8 @@ def load(name: str, overrides: Sequence[str] = ()) -> CfgNode:
     _check_effects(config)
     _check_input(config)
     _check_solver(config)
+    if not min(config.MODEL.PIXEL_STD) > 0:
+        raise UserError(f"MODEL.PIXEL_STD must be above 0, not {config.MODEL.PIXEL_STD}")
     if not 0 < config.DATASETS.FRACTION <= 1:
         raise UserError(f"DATASETS.FRACTION must be above 0 and at most 1, not {config.DATASETS.FRACTION}")
     for part in ("TRAIN", "TEST"):

@@ -222,7 +222,8 @@ class _Members:
     def add(self, tar: tarfile.TarFile, entry: tarfile.TarInfo) -> None:
         folder, _, file = entry.name.rpartition("/")
         stem, _, rest = file.partition(".")
-        if not stem:  # hidden, as macOS's `._0042.jpg`
+        hidden = any(part.startswith(".") for part in folder.split("/") if part not in ("", ".", ".."))
+        if hidden or not stem:  # `.ipynb_checkpoints/0042.jpg`, macOS's `._0042.jpg`
             return
         key, extension = f"{folder}/{stem}", f".{rest}".lower()
         if extension == LABEL:

@@ -129,6 +129,8 @@ def test_one_process_has_no_synchronised_norm_and_the_original_stays():
         (["MODEL.RESNETS.DEPTH", "49"], "must be 18, 34, 50, 101 or 152"),
         (["MODEL.RESNETS.DEPTH", "18"], "does not go with Res5ROIHeadsExtraNorm, a C4 head"),
         (["MODEL.RESNETS.NORM", "batch"], "MODEL.RESNETS.NORM must be one of BN, .* not 'batch'"),
+        (["MODEL.RPN.BBOX_REG_LOSS_TYPE", "X"], "MODEL.RPN.BBOX_REG_LOSS_TYPE is 'X', .* smooth_l1"),
+        (["MODEL.PIXEL_STD", "[0.0, 1.0, 1.0]"], "MODEL.PIXEL_STD must be above 0"),
         (["MODEL.FPN.NORM", "X"], "MODEL.FPN.NORM must be one of"),
         (["SOLVER.LR_SCHEDULER_NAME", "Cosine"], "SOLVER.LR_SCHEDULER_NAME is 'Cosine', .* WarmupCosineLR"),
         (["SOLVER.STEPS", "(2, 1)"], r"SOLVER.STEPS must be iterations in ascending order, not \(2, 1\)"),

@@ -105,7 +105,7 @@ def test_images_that_are_ignored_are_counted_and_named(photos: Path, tmp_path: P
     monkeypatch.setattr(logging.getLogger("pretrain"), "propagate", True)
     image = (photos / "train" / "circle" / "00.jpg").read_bytes()
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
-        for name in ("1.jpg", "v1.0.jpg", "x.input.jpg", "1.png", "d/._1.jpg", "d/.jpg", "2.json"):
+        for name in ("1.jpg", "v1.0.jpg", "x.input.jpg", "1.png", "d/._1.jpg", "d/.jpg", ".hidden/3.jpg", "2.json"):
             add(tar, name, image)
     source = build_source("webdataset", str(tmp_path), "pretrain")
     assert [source.name(i) for i in range(len(source))] == [f"{tmp_path}/a.tar:1.jpg"]
