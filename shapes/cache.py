@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -122,13 +123,22 @@ def _render_into_place(
     """Render beside `root` and rename. Other temporary folders are of killed processes: the caller has the lock."""
     prefix = f".{root.name}.partial-"
     for stale in root.parent.glob(f"{prefix}*"):
-        shutil.rmtree(stale, ignore_errors=True)
+        _remove(stale)
     with tempfile.TemporaryDirectory(prefix=prefix, dir=root.parent) as temporary:
         folder = Path(temporary) / "dataset"
         folder.mkdir()
         render(folder, recipe, seed=seed, processes=processes, progress=progress)
         (folder / CARD).write_text(json.dumps(card, indent=1) + "\n")
         folder.rename(root)
+
+
+def _remove(folder: Path) -> None:
+    """Delete a folder into which the orphaned workers of a killed process may write for another moment."""
+    for _ in range(50):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+        time.sleep(0.1)
 
 
 def _available_cores() -> int:
