@@ -16,7 +16,9 @@ def load(name: str, monkeypatch: pytest.MonkeyPatch) -> dict:
     return runpy.run_path(str(BENCHMARKS / f"{name}.py"))
 
 
-@pytest.mark.parametrize("name", TABLES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name == "defaults" else name for name in TABLES]
+)
 def test_quick_run_prints_tables(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

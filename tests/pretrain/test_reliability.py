@@ -71,7 +71,10 @@ def run_torture(*options: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize(("processes", "kinds"), [(1, ["worker", "all", "save"]), (2, ["one", "save", "term"])])
+@pytest.mark.parametrize(
+    ("processes", "kinds"),
+    [(1, ["worker", "all", "save"]), pytest.param(2, ["one", "save", "term"], marks=pytest.mark.slow)],
+)
 def test_killed_runs_end_bit_identical(processes: int, kinds: list[str]) -> None:
     said = run_torture("--kills", "3", "--kills-per-run", "3", "--processes", str(processes), "--kinds", *kinds)
     assert "3 kills" in said
