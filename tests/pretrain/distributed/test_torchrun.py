@@ -46,7 +46,7 @@ def test_a_signal_to_torchrun_reaches_the_run(photos: Path, tmp_path: Path, free
     wait_for(lambda: has_steps(tmp_path, 3))
     torchrun.send_signal(signal.SIGUSR1)
     assert torchrun.wait(LIMIT) == 1  # whatever its processes leave with
-    assert "stopped as asked to" in (tmp_path / "log.txt").read_text()
+    assert "stopped as requested" in (tmp_path / "log.txt").read_text()
     state = checkpoint.load(tmp_path / "checkpoints" / "last.pt")
     assert state["position"]["step"] == (tmp_path / "metrics.json").read_text().count("\n")
 
