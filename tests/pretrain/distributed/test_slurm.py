@@ -243,7 +243,7 @@ def test_a_job_goes_on_after_a_signal_and_after_preemption(
     job.wait_for_steps(8)
     job.call("scontrol", "requeue", job.number)  # as PreemptMode=REQUEUE does
     job.wait_for(lambda state: "Restarts=2 " in state and "JobState=COMPLETED" in state)
-    assert job.run.with_suffix(".log").read_text().count("stopped as asked to") == 2
+    assert job.run.with_suffix(".log").read_text().count("stopped as requested") == 2
     assert not differences(torture, whole, job.run)
 
 
