@@ -1,9 +1,11 @@
 """Views of an image, the part that the training device does: flip, colour jitter, grey, blur, solarize, normalise.
 
 Batched, with parameters for each image that the workers draw (`views.py`). Each operation equals torchvision's on
-floats (`torchvision.transforms.v2.functional`), and its uint8 version to 2/255.
+floats (`torchvision.transforms.v2.functional`), and its uint8 version to 2/255. On a GPU with Triton all of it is four
+kernels (`augment_kernels.py`); the functions here are their reference, and what runs everywhere else.
 """
 
+import logging
 from collections.abc import Callable
 from itertools import permutations
 
@@ -23,7 +25,10 @@ GPU_BYTES = 2**28  # of images that a GPU works on at a time; intermediate resul
 ORDERS = np.array(list(permutations(range(4))))  # of the jitter
 
 
-def augment(images: Tensor, params: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+logger = logging.getLogger("pretrain")
+
+
+def augment(images: Tensor, params: Tensor, mean: Tensor, std: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """Apply to each image the operations that its parameters name, in the order of torchvision's usual chain.
 
     Which images an operation changes is computed on the CPU, where the parameters are, so that the host never waits for
@@ -35,19 +40,72 @@ def augment(images: Tensor, params: Tensor, mean: Tensor, std: Tensor) -> Tensor
         params: (N, len(Param)) float32, on the CPU.
         mean: (3,) channel means in [0, 1], on the training device.
         std: (3,) channel standard deviations.
+        dtype: of the result. Whatever it is, the operations are computed in float32.
 
     Returns:
-        (N, 3, H, W) float32, normalised, in channels-last memory.
+        (N, 3, H, W) of `dtype`, normalised, in channels-last memory.
     """
-    result = torch.empty(images.shape, device=images.device, memory_format=torch.channels_last)
+    result = torch.empty(images.shape, dtype=dtype, device=images.device, memory_format=torch.channels_last)
     room = CACHE_BYTES * torch.get_num_threads() if images.device.type == "cpu" else GPU_BYTES
     count = max(room // (4 * images[0].numel()), 1)
     table = params.numpy()
     for start in range(0, len(images), count):
         part = slice(start, start + count)
+        if images.device.type == "cuda" and _by_kernels(images[part], table[part], mean, std, result[part]):
+            continue
         x = _photometric(images[part], table[part])
         result[part].copy_(x.sub_(mean[:, None, None]).div_(std[:, None, None]))
     return result
+
+
+_kernels_work: dict[torch.device, bool] = {}  # by GPU, from the first attempt on
+
+
+def _by_kernels(images: Tensor, params: np.ndarray, mean: Tensor, std: Tensor, result: Tensor) -> bool:
+    """Fill the result with Triton's kernels. False where they cannot be used: the first attempt finds out."""
+    if not _kernels_work.get(images.device, True):
+        return False
+    table = send(torch.from_numpy(table_of(params)), images.device)
+    try:
+        _launch(images.contiguous(), table, mean, std, result)
+    except Exception as error:
+        if _kernels_work.get(images.device) or isinstance(error, torch.OutOfMemoryError):
+            raise
+        if not isinstance(error, ImportError):  # PyTorch's builds for GPUs have Triton on Linux only
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+            logger.warning("Triton cannot build the augmentation's kernels here, so it will be slower: %s", reason)
+        _kernels_work[images.device] = False
+        return False
+    _kernels_work[images.device] = True
+    return True
+
+
+@torch.library.custom_op("corinfomax::augment", mutates_args=("result",), device_types="cuda")
+def _launch(images: Tensor, table: Tensor, mean: Tensor, std: Tensor, result: Tensor) -> None:
+    """The kernels as one operation of PyTorch, so that simulated GPUs know it too."""
+    from pretrain.batches import augment_kernels
+
+    with torch.cuda.device(images.device):
+        augment_kernels.augment(images, table, mean, std, result, BLUR_RADIUS)
+
+
+@_launch.register_fake
+def _(images: Tensor, table: Tensor, mean: Tensor, std: Tensor, result: Tensor) -> None:
+    """Nothing is computed on a simulated GPU."""
+
+
+def table_of(params: np.ndarray) -> np.ndarray:
+    """What the kernels need to know of each image: its parameters, then the number of the adjustment at each place.
+
+    Args:
+        params: (N, len(Param)).
+
+    Returns:
+        (N, len(Param) + 4) float32; -1 at the places of images without jitter.
+    """
+    chosen = params[:, Param.JITTER_ORDER].astype(int)
+    places = np.where(chosen[:, None] >= 0, ORDERS[chosen], -1)
+    return np.concatenate([params, places.astype(np.float32)], axis=1)
 
 
 def _photometric(images: Tensor, table: np.ndarray) -> Tensor:

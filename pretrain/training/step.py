@@ -91,7 +91,9 @@ class Trainer:
             self.optimizer.step()
 
     def _augment(self, batch: Batch, view: int) -> Tensor:
-        return augment(batch.images[view].to(self.device, non_blocking=True), batch.params[view], self.mean, self.std)
+        dtype = torch.bfloat16 if self.precision == "bfloat16" else torch.float32  # what the first layer takes
+        images = batch.images[view].to(self.device, non_blocking=True)
+        return augment(images, batch.params[view], self.mean, self.std, dtype)
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")

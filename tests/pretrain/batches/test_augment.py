@@ -1,7 +1,11 @@
 """Operations on the device against torchvision's, each image with its own parameters."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from itertools import permutations
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +21,7 @@ IMAGES[5] = 77  # one without contrast, where hue and saturation are undefined
 FACTORS = torch.tensor([0.6, 0.8, 1.0, 1.2, 1.4, 0.9])
 TURNS = torch.tensor([-0.1, -0.03, 0.0, 0.05, 0.1, 0.07])
 SIGMAS = torch.tensor([0.1, 0.5, 1.0, 1.5, 2.0, 0.3])
+JITTERS = [[1, 0, 2, 3], [0, 1, 3, 2], [3, 2, 1, 0], [2, 3, 0, 1]]  # the contrast, 1, first to last
 OPERATIONS: dict[str, tuple[Callable, Tensor, Callable]] = {
     "brightness": (augment.adjust_brightness, FACTORS, tv.adjust_brightness),
     "contrast": (augment.adjust_contrast, FACTORS, tv.adjust_contrast),
@@ -116,3 +121,32 @@ def test_images_taken_a_few_at_a_time_come_out_the_same(monkeypatch: pytest.Monk
     whole = augment.augment(IMAGES, table, mean, std)
     monkeypatch.setattr(augment, "CACHE_BYTES", 4 * 4 * IMAGES[0].numel() // torch.get_num_threads())  # 4 and 2
     torch.testing.assert_close(augment.augment(IMAGES, table, mean, std), whole, rtol=0, atol=1e-6)
+
+
+def compare_kernels(height: int, width: int) -> None:
+    """The GPU's kernels on the CPU, by Triton's interpreter, beside the reference."""
+    from pretrain.batches import augment_kernels
+
+    augment_kernels.PIXELS = 64  # so that an image takes several programs
+    # One image for each place of the contrast, one that is only blurred, one only solarized, one as it is.
+    params = np.zeros((7, len(Param)), np.float32)
+    params[:, Param.JITTER_ORDER] = -1
+    params[:4, Param.JITTER_ORDER] = [augment.ORDERS.tolist().index(order) for order in JITTERS]
+    params[:4, Param.BRIGHTNESS : Param.HUE + 1] = [[1.3, 0.7, 1.2, 0.1], [0.8, 1.4, 0.5, -0.1]] * 2
+    params[[0, 5], Param.FLIP] = params[1, Param.GRAY] = params[[2, 5], Param.SOLARIZE] = 1
+    params[[2, 3, 4], Param.BLUR_SIGMA] = 0.1, 2.0, 1.0
+    images = IMAGES[0, :, :height, :width].repeat(7, 1, 1, 1)
+    mean, std = torch.tensor([0.5, 0.4, 0.3]), torch.tensor([0.2, 0.25, 0.3])
+    expected = augment.augment(images, torch.from_numpy(params), mean, std)
+    result = torch.full_like(expected, torch.nan)
+    table = torch.from_numpy(augment.table_of(params))
+    augment_kernels.augment(images, table, mean, std, result, augment.BLUR_RADIUS)
+    torch.testing.assert_close(result, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_kernels_compute_the_same() -> None:
+    pytest.importorskip("triton")
+    program = f"from {__name__} import compare_kernels as c; c(12, 20); c(5, 4)"
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}  # must be set before Triton is imported
+    subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parents[3], env=environment, check=True)
