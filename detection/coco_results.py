@@ -11,7 +11,7 @@ from foundation.errors import UserError
 from foundation.json_files import read_json
 
 if TYPE_CHECKING:
-    from detection.inference import Classes
+    from detection.evaluation.overlays import Classes
 
 MAX_BYTES = 8 * 1024**3  # of a file of annotations
 

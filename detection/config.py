@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from fvcore.common.config import CfgNode
 
-from foundation.config import find_config, keys, load_config, value_of
-from foundation.config_checks import in_range, one_of
+from foundation.config import find_config, in_range, keys, load_config, one_of, value_of
 from foundation.detectron2_compat import MissingOperators
 from foundation.errors import UserError
 
@@ -70,6 +69,7 @@ MINIMA = {
     "SOLVER.FRACTION_EXPONENT": 0,
     "TEST.EVAL_PERIOD": 0,
     "TEST.PATIENCE": 0,
+    "LOG.PICTURES": 0,
     "TEST.PRECISE_BN.NUM_ITER": 1,
     "SEED": 0,  # a run can be resumed only if it can be repeated
     "DATALOADER.NUM_WORKERS": 0,
@@ -139,6 +139,11 @@ def add_own_keys(config: CfgNode) -> None:
     # have not been better than the best (0: never).
     config.TEST.BEST_METRIC = ""
     config.TEST.PATIENCE = 0
+    config.LOG = type(config)({})
+    # Pictures for TensorBoard: so many of the first training images at the start, and so many of the evaluation images
+    # at each evaluation, with what is annotated and what is detected. 0: none.
+    config.LOG.PICTURES = 4
+    config.LOG.WANDB = ""  # project of Weights & Biases that receives metrics and pictures too; empty: none
 
 
 def load(name: str, overrides: Sequence[str] = ()) -> CfgNode:

@@ -207,7 +207,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _note(config: "CfgNode", names: Sequence[str]) -> dict[str, Any]:
     """What a program needs to know to use the file."""
-    from detection.inference import classes_of
+    from detection.evaluation.overlays import classes_of
 
     sides = {"min_size": config.INPUT.MIN_SIZE_TEST, "max_size": config.INPUT.MAX_SIZE_TEST}
     return {"format": config.INPUT.FORMAT, **sides, "outputs": names, "classes": list(classes_of(config).names)}

@@ -1,15 +1,13 @@
-"""Pictures through a model, and what comes out of it as overlays to draw and as COCO results.
+"""Pictures through a model, and what comes out of it as COCO results.
 
 Heavy libraries are imported where they are used, so that the command's help and errors are quick.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from foundation import devices
-from foundation.canvas import Overlay, Point, class_colours
 from foundation.errors import UserError
 
 if TYPE_CHECKING:
@@ -17,25 +15,9 @@ if TYPE_CHECKING:
     from fvcore.common.config import CfgNode
     from PIL import Image
 
+    from detection.evaluation.overlays import Classes
+
 MOST_WAITING = 8  # batches' worth of images that wait for others of their size
-LEAST_KEYPOINT_SCORE = 0.05  # of a keypoint that is drawn; Detectron2's visualizer has the same
-BACKGROUND = "background"
-LEAST_REGION = 0.002  # of the image, for a region to be drawn
-
-
-@dataclass(frozen=True)
-class Classes:
-    """What the classes of a model are called.
-
-    Attributes:
-        names: of its classes, in its order.
-        ids: their category ids in COCO results.
-        limbs: pairs of keypoints, by index, to join by a line.
-    """
-
-    names: Sequence[str]
-    ids: Sequence[int]
-    limbs: Sequence[tuple[int, int]] = field(default=())
 
 
 def build_detector(name: str, weights_file: str, exact: bool = False) -> "tuple[CfgNode, torch.nn.Module]":
@@ -147,47 +129,7 @@ def _cannot_be_processed(image: "Image.Image", error: Exception) -> str:
     return f"an image of {image.width} x {image.height} pixels cannot be processed: {error}"
 
 
-def highest_score(output: Mapping[str, Any]) -> float:
-    """The highest score of any detection; 0 without one."""
-    scores = output["instances"].scores.tolist() if "instances" in output else []
-    return float(max(scores, default=0.0))
-
-
-def to_overlays(output: Mapping[str, Any], classes: Classes, thresholds: Sequence[float]) -> list[Overlay]:
-    """What to draw: the detections with at least the threshold of their class; the highest-scoring last, on top."""
-    colours = class_colours(range(len(classes.names)))
-    if "instances" not in output:
-        return _regions(output["sem_seg"], classes, colours)
-    found = output["instances"]
-    found = found[found.scores >= found.scores.new_tensor(thresholds)[found.pred_classes]]
-    masks = found.pred_masks.numpy().astype("uint8") if found.has("pred_masks") else [None] * len(found)
-    joints = found.pred_keypoints.tolist() if found.has("pred_keypoints") else [[]] * len(found)
-    overlays = []
-    for box, mask, kind, score, spots in zip(
-        found.pred_boxes.tensor.tolist(), masks, found.pred_classes.tolist(), found.scores.tolist(), joints, strict=True
-    ):
-        seen: dict[int, Point] = {
-            i: (x, y) for i, (x, y, certainty) in enumerate(spots) if certainty > LEAST_KEYPOINT_SCORE
-        }
-        limbs = [(seen[a], seen[b]) for a, b in classes.limbs if a in seen and b in seen]
-        text = f"{classes.names[kind]} {score:.2f}"
-        overlays.append(Overlay(tuple(box), mask, text, colours[kind], tuple(seen.values()), tuple(limbs)))
-    return overlays[::-1]
-
-
-def _regions(scores: "torch.Tensor", classes: Classes, colours: Mapping[int, str]) -> list[Overlay]:
-    """Of semantic segmentation: each class that is the likeliest somewhere, the largest region first; not VOC's
-    background.
-    """
-    labels = scores.argmax(dim=0).numpy()
-    masks = {kind: (labels == kind).astype("uint8") for kind in sorted(set(labels.ravel().tolist()))}
-    things = {kind: mask for kind, mask in masks.items() if classes.names[kind] != BACKGROUND}
-    large = {kind: mask for kind, mask in things.items() if mask.mean() >= LEAST_REGION}
-    order = sorted(large, key=lambda kind: -int(large[kind].sum()))
-    return [Overlay(None, large[kind], classes.names[kind], colours[kind]) for kind in order]
-
-
-def to_records(output: Mapping[str, Any], image_id: Any, classes: Classes) -> list[dict[str, Any]]:
+def to_records(output: Mapping[str, Any], image_id: Any, classes: "Classes") -> list[dict[str, Any]]:
     """COCO results of one image: everything that the model finds, whatever its score.
 
     Of semantic segmentation there is a record for each class found, as COCO has it for stuff: with a mask, without box
@@ -217,40 +159,3 @@ def to_records(output: Mapping[str, Any], image_id: Any, classes: Classes) -> li
         segmentation = {"size": code["size"], "counts": code["counts"].decode()}
         records.append({"image_id": image_id, "category_id": classes.ids[kind], "segmentation": segmentation})
     return records
-
-
-def classes_of(config: "CfgNode", categories: Sequence[Mapping[str, Any]] | None = None) -> Classes:
-    """What the model's classes are called: as in its training set, else as in its test set.
-
-    Args:
-        config: of the model.
-        categories: of a COCO file, in the order of their ids, which gives the ids: by the names of the classes, or in
-            their order where the names are others.
-
-    Raises:
-        UserError: there are more or fewer categories than the model has classes.
-    """
-    from detection.data import datasets
-    from detection.data.requirements import requirements_of
-
-    # isort: split
-    from detectron2.data import MetadataCatalog
-
-    name, count = config.DATASETS.TRAIN[0], requirements_of(config).classes
-    names = datasets.class_names((name, config.DATASETS.TEST[0]), count)
-    if categories is not None:
-        if len(categories) != count:
-            raise UserError(f"--annotations has {len(categories)} categories, but the model has {count} classes")
-        by_name = {each["name"]: each["id"] for each in categories}
-        if set(names) == set(by_name):
-            ids = [by_name[each] for each in names]
-        else:
-            names, ids = [each["name"] for each in categories], [each["id"] for each in categories]
-    else:
-        known = MetadataCatalog.get(name).get("thing_dataset_id_to_contiguous_id", {})
-        order = {index: identity for identity, index in known.items()}
-        ids = [order.get(index, index + 1) for index in range(count)]
-    metadata = MetadataCatalog.get(name)
-    joints = {joint: index for index, joint in enumerate(metadata.get("keypoint_names", []))}
-    rules = metadata.get("keypoint_connection_rules", [])
-    return Classes(names, ids, [(joints[a], joints[b]) for a, b, _ in rules if a in joints and b in joints])

@@ -131,13 +131,14 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise UserError(f"{folder} cannot be written: {error.strerror or error}") from error
 
     from detection import inference
+    from detection.evaluation import overlays
     from detection.evaluation.operating_points import Thresholds, read_thresholds
     from foundation.canvas import draw_overlays
 
     chosen = arguments.score_threshold
     thresholds = read_thresholds(Path(arguments.weights).parent) if chosen is None else Thresholds(chosen, {})
     config, model = inference.build_detector(arguments.config, arguments.weights)
-    classes = inference.classes_of(config, results.categories)
+    classes = overlays.classes_of(config, results.categories)
     broken: list[Path] = []
     progress = tqdm(total=len(files), unit="img", disable=None)  # None: only on a terminal
 
@@ -149,14 +150,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     empty, highest = 0, 0.0
     images = inference.in_batches(model, config, _read(files, failed), arguments.batch_size, failed)
     for index, image, output in images:
-        overlays = inference.to_overlays(output, classes, [thresholds.of(name) for name in classes.names])
+        objects = overlays.detected(output, classes, [thresholds.of(name) for name in classes.names])
         if drawn:
-            draw_overlays(image, overlays, arguments.scale).save(drawn[index])
+            draw_overlays(image, objects, arguments.scale).save(drawn[index])
         if arguments.json:
             results.add(index, image.size, inference.to_records(output, results.ids[index], classes))
-        text = f"{len(overlays)} objects"
-        if not overlays:
-            score = inference.highest_score(output)
+        text = f"{len(objects)} objects"
+        if not objects:
+            score = overlays.highest_score(output)
             empty, highest = empty + 1, max(highest, score)
             text += f" (highest score {score:.2f}, --score-threshold {AUTO if chosen is None else f'{chosen:g}'})"
         progress.write(f"{drawn[index] if drawn else files[index]}: {text}")

@@ -6,7 +6,7 @@ Recipes are the files in `configs/pretrain/`; they state only what differs from 
 import torch
 from fvcore.common.config import CfgNode
 
-from foundation.config_checks import each_in_range, in_range, one_of
+from foundation.config import each_in_range, in_range, one_of
 from foundation.errors import UserError
 from pretrain.batches.views import Augmentation, ViewDataset
 from pretrain.encoder import ENCODERS, STEMS

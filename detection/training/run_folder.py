@@ -6,7 +6,7 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ RECORDS = "metrics.json"
 TASKS = ("bbox", "segm", "keypoints", "sem_seg")  # results are records named TASK/METRIC
 # Keys of the machine and of what is kept on disk: the results of a finished run do not depend on them.
 WITHOUT_EFFECT = (
-    *("OUTPUT_DIR", "DATALOADER.NUM_WORKERS", "MODEL.DEVICE", "VIS_PERIOD", "CUDNN_BENCHMARK"),
+    *("OUTPUT_DIR", "DATALOADER.NUM_WORKERS", "MODEL.DEVICE", "VIS_PERIOD", "CUDNN_BENCHMARK", "LOG."),
     *("SOLVER.CHECKPOINT_PERIOD", "SOLVER.KEEP_CHECKPOINTS", "SOLVER.ACCUMULATION"),
 )
 # Keys that earlier versions did not have: with their defaults, a run's digest is still that of an earlier version.
@@ -76,13 +76,16 @@ class RecordWriter(EventWriter):
         first: the iteration at which the run begins or is resumed. Records from it on, which an interrupted run has
             left, are removed, because they come again.
         window: iterations; the record of a loss is the median of as many values.
+        mirrors: functions of (iteration, values) that get the records too.
 
     Raises:
         UserError: the file cannot be read or written.
     """
 
-    def __init__(self, folder: Path, first: int, window: int) -> None:
-        self._path, self._window = folder / RECORDS, window
+    def __init__(
+        self, folder: Path, first: int, window: int, mirrors: Sequence[Callable[[int, Mapping[str, Any]], None]] = ()
+    ) -> None:
+        self._path, self._window, self._mirrors = folder / RECORDS, window, mirrors
         kept = [record for record in read_records(folder) if record["iteration"] < first]
         self._written = {name: record["iteration"] for record in kept for name in record}
         try:
@@ -112,6 +115,9 @@ class RecordWriter(EventWriter):
                 f"{self._path} cannot be written: {error.strerror or error}; the last checkpoint is intact, --resume"
                 " continues from there"
             ) from error
+        for mirror in self._mirrors:
+            for iteration in sorted(records):
+                mirror(iteration, records[iteration])
 
     def close(self) -> None:
         """Close the file."""

@@ -10,14 +10,16 @@ import contextlib
 import logging
 import math
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy
 import torch
+import yaml
 from detectron2.data import DatasetCatalog, build_detection_test_loader
 from detectron2.engine import DefaultTrainer, TrainerBase, create_ddp_model, hooks
-from detectron2.evaluation import DatasetEvaluator
+from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.solver import get_default_optimizer_params
 from detectron2.solver.build import maybe_add_gradient_clipping
@@ -27,17 +29,21 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import CommonMetricPrinter, EventStorage, TensorboardXWriter
 from fvcore.common.config import CfgNode
 from fvcore.nn.precise_bn import get_bn_modules
+from PIL.Image import Image
 
 from detection.data import datasets, loading, training_data
 from detection.data.seeding import Stream, generator
 from detection.evaluation import evaluators as evaluation
-from detection.training import checkpoints, run_folder, scaling, summary, weights
+from detection.evaluation import pictures
+from detection.training import checkpoints, run_folder, scaling, show_data, summary, weights
 from detection.training import model as modeling
 from detection.training.accumulation import AccumulatingTrainer
 from detection.training.hooks import PERIOD, Evaluation, Records, RepeatablePreciseBN, WeightAverage, check_expected
 from foundation import devices
 from foundation.errors import UserError
 from foundation.files import report_disk_errors
+from foundation.images import UnreadableImage
+from foundation.wandb_mirror import open_wandb
 
 TIMES = ("time", "data_time", "eta_seconds")  # scalars that differ from run to run
 logger = logging.getLogger(__name__)
@@ -69,6 +75,8 @@ class TransferTrainer(DefaultTrainer):
         self._planned = self.max_iter
         self._precise_bn: RepeatablePreciseBN | None = None
         self._average: WeightAverage | None = None
+        self._samples: pictures.Samples | None = None
+        self._mirrors: list[Callable[[int, Mapping[str, Any]], None]] = []
         self.register_hooks(self.build_hooks())
 
     def build_hooks(self) -> list[hooks.HookBase]:
@@ -128,6 +136,8 @@ class TransferTrainer(DefaultTrainer):
         self.iter = self.start_iter
         with EventStorage(self.start_iter) as self.storage:
             self._restore_scalars()
+            if self.start_iter == 0 and self.cfg.LOG.PICTURES and comm.is_main_process():
+                self._show("training_images", lambda: show_data.draw(self.cfg, self.images, self.cfg.LOG.PICTURES))
             self.before_train()
             self._finish_resumed()
             while self.iter < self.max_iter:  # which an evaluation may lower
@@ -231,16 +241,38 @@ class TransferTrainer(DefaultTrainer):
         return results
 
     def _evaluate(self) -> dict[str, Any]:
-        self.results = self.test(self.cfg, self.model)
+        evaluators = _evaluators(self.cfg, "predictions")
+        if self.cfg.LOG.PICTURES:
+            if self._samples is None:
+                self._samples = pictures.Samples(self.cfg, self.cfg.DATASETS.TEST[0], self.cfg.LOG.PICTURES)
+            evaluators[0] = DatasetEvaluators([evaluators[0], self._samples])
+        self.results = self.test(self.cfg, self.model, evaluators)
+        if self._samples:
+            self._show("evaluation_images", self._samples.draw)
         return self.results
+
+    def _show(self, name: str, draw: Callable[[], Image | None]) -> None:
+        """Put a picture into the records; without it, with a warning, where it cannot be drawn."""
+        try:
+            picture = draw()
+        except (OSError, UnreadableImage) as error:
+            logger.warning("%s cannot be drawn: %s", name, error)
+            return
+        if picture:
+            self.storage.put_image(name, numpy.asarray(picture).transpose(2, 0, 1))
+            for mirror in self._mirrors:
+                mirror(self.storage.iter, {name: picture})
 
     def _recording_hooks(self) -> list[hooks.HookBase]:
         """Records, checkpoints and evaluations."""
         config, own, writers = self.cfg, [], []
         if comm.is_main_process():
+            folder = Path(config.OUTPUT_DIR)
+            if config.LOG.WANDB:
+                self._mirrors = [open_wandb(config.LOG.WANDB, folder, yaml.safe_load(config.dump()))]
             writers = [
                 CommonMetricPrinter(self.max_iter),
-                run_folder.RecordWriter(Path(config.OUTPUT_DIR), self.start_iter, PERIOD),
+                run_folder.RecordWriter(folder, self.start_iter, PERIOD, self._mirrors),
                 TensorboardXWriter(config.OUTPUT_DIR),
             ]
             own.append(Records(writers, config.TEST.EVAL_PERIOD))

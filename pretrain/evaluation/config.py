@@ -5,7 +5,7 @@ Recipes are the files in `configs/linear/` and `configs/finetune/`; they state o
 
 from fvcore.common.config import CfgNode
 
-from foundation.config_checks import each_in_range, in_range, one_of
+from foundation.config import each_in_range, in_range, one_of
 from foundation.errors import UserError
 from pretrain.batches.views import INTERPOLATIONS
 from pretrain.config import PRECISIONS

@@ -15,8 +15,7 @@ from typing import Any
 
 from fvcore.common.config import CfgNode
 
-from foundation.config import load_config
-from foundation.config_checks import one_of
+from foundation.config import load_config, one_of
 from foundation.errors import UserError
 from foundation.files import write_atomic
 from foundation.json_files import read_json

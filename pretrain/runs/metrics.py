@@ -6,10 +6,9 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -203,36 +202,3 @@ class Progress:
     def close(self) -> None:
         """Leave the terminal as it was."""
         self._bar.close()
-
-
-def open_wandb(project: str, run: Path, config: Mapping[str, Any]) -> Callable[[int, Mapping[str, float]], None]:
-    """Send the lines of metrics.json to Weights & Biases too. Returns a function of (step, values).
-
-    A resumed run continues the same record there.
-
-    Args:
-        project: at Weights & Biases.
-        run: the run folder; its path identifies the run.
-        config: shown with the run.
-
-    Raises:
-        UserError: the library is not installed, or Weights & Biases refuses.
-    """
-    try:
-        import wandb
-    except ImportError as error:
-        raise UserError("LOG.WANDB needs the library wandb: pip install wandb, or leave LOG.WANDB empty") from error
-    try:
-        session = wandb.init(
-            project=project,
-            id=sha256(str(run.resolve()).encode()).hexdigest()[:16],
-            name=run.name,
-            dir=str(run),
-            config=dict(config),
-            resume="allow",
-        )
-    except Exception as error:  # not logged in, no network: the library has a class for each
-        raise UserError(
-            f"LOG.WANDB: Weights & Biases refuses ({error}); leave LOG.WANDB empty to continue without it"
-        ) from error
-    return lambda step, values: session.log(dict(values), step=step)

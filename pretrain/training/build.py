@@ -10,6 +10,7 @@ from fvcore.common.config import CfgNode
 from torch.utils.data import DataLoader
 
 from foundation.errors import UserError
+from foundation.wandb_mirror import open_wandb
 from pretrain.batches.loader import build_loader
 from pretrain.batches.sampler import ShuffledBatches
 from pretrain.config import build_views, learning_rate, resolve_precision
@@ -21,7 +22,6 @@ from pretrain.images.tars import TarSource
 from pretrain.objectives import build_criterion, needs_unit_length
 from pretrain.runs import checkpoint
 from pretrain.runs.folder import plain
-from pretrain.runs.metrics import open_wandb
 from pretrain.training.lars import BARLOW_TWINS_PLAIN_LR, LARS
 from pretrain.training.recorder import CheckpointPolicy, Recorder
 from pretrain.training.schedule import StepRange, warmup_cosine

@@ -16,7 +16,8 @@ from detection import config as configs
 from detection import inference, predict
 from detection.coco_results import image_ids
 from detection.data import datasets
-from detection.inference import Classes
+from detection.evaluation import overlays
+from detection.evaluation.overlays import Classes
 from detection.training.trainer import TransferTrainer
 from foundation.errors import UserError
 
@@ -165,12 +166,12 @@ def test_categories_of_annotations_are_the_classes_of_that_name(coco_root):
     name = datasets.custom_name(file, coco_root / "coco" / "train2017")
     pairs = ["DATASETS.TRAIN", f"({name!r},)", "MODEL.ROI_HEADS.NUM_CLASSES", "2"]
     config = configs.load("shapes_R18_FPN", pairs)
-    assert inference.classes_of(config).names == ["rectangle", "triangle"]
+    assert overlays.classes_of(config).names == ["rectangle", "triangle"]
     renumbered = [{"id": "a", "name": "triangle"}, {"id": "b", "name": "rectangle"}]
-    found = inference.classes_of(config, renumbered)
+    found = overlays.classes_of(config, renumbered)
     assert (found.names, found.ids) == (["rectangle", "triangle"], ["b", "a"])
     renamed = [{"id": 3, "name": "one"}, {"id": 10, "name": "two"}]
-    found = inference.classes_of(config, renamed)
+    found = overlays.classes_of(config, renamed)
     assert (found.names, found.ids) == (["one", "two"], [3, 10])
 
 
@@ -237,7 +238,7 @@ def test_the_threshold_of_each_class_is_taken_from_the_evaluation_of_the_run(rec
         (folder / "predictions" / "analysis.json").write_text(json.dumps(entry))
         predict.main(arguments)
         assert f"0.png: {objects} objects" in capsys.readouterr().out
-    (overlay,) = inference.to_overlays(instances(), CLASSES, [0.3, 0.95])
+    (overlay,) = overlays.detected(instances(), CLASSES, [0.3, 0.95])
     assert overlay.text == "one 0.40"
 
 
@@ -278,7 +279,7 @@ CLASSES = Classes(["one", "two"], [10, 20], [(0, 1), (1, 2)])
 
 def test_boxes_without_masks():
     """As RetinaNet and VOC's detectors give them."""
-    (shape,) = inference.to_overlays(instances(), CLASSES, [0.5, 0.5])
+    (shape,) = overlays.detected(instances(), CLASSES, [0.5, 0.5])
     assert shape.box == (2, 3, 12, 23)
     assert shape.mask is None
     assert shape.text == "two 0.90"
@@ -292,7 +293,7 @@ def test_keypoints_are_joined_where_they_are_seen():
     spots = torch.tensor([[[3.0, 4, 0.9], [5, 6, 0.8], [7, 8, 0.01]]] * 2)
     output = instances(pred_keypoints=spots)
     records = inference.to_records(output, 7, CLASSES)
-    (shape,) = inference.to_overlays(output, CLASSES, [0.5, 0.5])
+    (shape,) = overlays.detected(output, CLASSES, [0.5, 0.5])
     assert shape.points == ((3, 4), (5, 6))
     assert shape.limbs == (((3, 4), (5, 6)),)
     assert records[0]["keypoints"][:3] == pytest.approx([2.5, 3.5, 0.9])  # COCO counts pixels by their centres
@@ -302,8 +303,8 @@ def test_keypoints_are_joined_where_they_are_seen():
 def test_regions_of_semantic_segmentation():
     scores = torch.zeros(2, 30, 40)
     scores[1, :, 25:] = 1
-    overlays = inference.to_overlays({"sem_seg": scores}, CLASSES, [0.5, 0.5])
-    assert [(overlay.text, overlay.box, int(overlay.mask.sum())) for overlay in overlays] == [
+    regions = overlays.detected({"sem_seg": scores}, CLASSES, [0.5, 0.5])
+    assert [(overlay.text, overlay.box, int(overlay.mask.sum())) for overlay in regions] == [
         ("one", None, 750),
         ("two", None, 450),
     ]
@@ -314,7 +315,5 @@ def test_regions_of_semantic_segmentation():
 
 
 def test_the_background_is_no_region():
-    overlays = inference.to_overlays(
-        {"sem_seg": torch.ones(2, 30, 40)}, Classes(["background", "two"], [1, 2]), [0.5] * 2
-    )
-    assert overlays == []
+    nothing = overlays.detected({"sem_seg": torch.ones(2, 30, 40)}, Classes(["background", "two"], [1, 2]), [0.5] * 2)
+    assert nothing == []

@@ -34,6 +34,7 @@ SMALL = [
     *("MODEL.RPN.PRE_NMS_TOPK_TEST", "50", "MODEL.RPN.POST_NMS_TOPK_TEST", "6"),
     *("TEST.DETECTIONS_PER_IMAGE", "4", "MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS", "(16, 16)"),
     *("TEST.PRECISE_BN.NUM_ITER", "1", "DATALOADER.NUM_WORKERS", "0", "SOLVER.PRECISION", "float32"),
+    *("LOG.PICTURES", "1"),
 ]
 # One recipe of each kind, and the rest.
 FAST = {

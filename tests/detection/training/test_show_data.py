@@ -9,14 +9,14 @@ pytest.importorskip("detectron2")
 from detection import config as configs
 from detection import train_net
 from detection.data import loading, training_data
-from detection.training import show_data
+from detection.evaluation import pictures
 from foundation.errors import UserError
 
 
 def test_a_sheet_shows_what_the_model_gets(tiny_overrides, tmp_path, capsys, monkeypatch):
     cells = []
-    draw = show_data.draw_cell
-    monkeypatch.setattr(show_data, "draw_cell", lambda *cell: cells.append(cell) or draw(*cell))
+    draw = pictures.draw_cell
+    monkeypatch.setattr(pictures, "draw_cell", lambda *cell: cells.append(cell) or draw(*cell))
     fixed = ["--config", "shapes_R18_FPN", "--num-gpus", "0", "--output", str(tmp_path / "run")]
     train_net.main([*fixed, "--show-data", "5", *tiny_overrides])
     assert "training_images.png" in capsys.readouterr().out

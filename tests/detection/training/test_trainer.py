@@ -5,17 +5,21 @@ import json
 import logging
 import os
 import pickle
+import sys
+import types
 
 import numpy
 import pytest
 import torch
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 pytest.importorskip("detectron2")
 
 from detection import config as configs
 from detection import predict, train_net
 from detection.data import training_data
+from detection.evaluation import pictures
 from detection.training import trainer, weights
 from detection.training.accumulation import AccumulatingTrainer
 from foundation.errors import UserError
@@ -43,6 +47,7 @@ def lines(folder):
 
 def test_a_run_leaves_what_a_report_needs(train, coco_root):
     folder = train("SEED", 3)
+    assert not images_of(folder)
     results = json.loads((folder / "results.json").read_text())
     assert {key: results[key] for key in ("kind", "config", "weights", "init", "seed", "iterations")} == {
         "kind": "detection", "config": "shapes_R18_FPN", "weights": "", "init": "random", "seed": 3, "iterations": 2,
@@ -62,7 +67,51 @@ def test_a_run_leaves_what_a_report_needs(train, coco_root):
     assert numpy.isfinite(last["total_loss"])
     assert "SEED: 3" in (folder / "config.yaml").read_text()
     assert "random weights" in (folder / "log.txt").read_text()
-    assert list(folder.glob("events.out.tfevents.*"))
+
+
+def images_of(folder):
+    """TensorBoard's pictures: (height, width) by name and iteration."""
+    events = EventAccumulator(str(folder), size_guidance={"images": 0}).Reload()
+    return {
+        (name, each.step): (each.height, each.width) for name in events.Tags()["images"] for each in events.Images(name)
+    }
+
+
+def test_pictures_and_records_reach_tensorboard_and_weights_and_biases(train, monkeypatch):
+    sent, opened, drawn = [], [], []
+
+    class Session:
+        def log(self, values, step):
+            sent.append((step, values))
+
+    library = types.ModuleType("wandb")
+    library.init = lambda **options: opened.append(options) or Session()
+    library.Image = lambda picture: picture.size
+    monkeypatch.setitem(sys.modules, "wandb", library)
+    draw = pictures.draw_cell
+    monkeypatch.setattr(pictures, "draw_cell", lambda *cell: drawn.append(cell) or draw(*cell))
+    pairs = ("TEST.EVAL_PERIOD", 1, "TEST.PRECISE_BN.NUM_ITER", 1, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0)
+    folder = train(*pairs, "LOG.PICTURES", 2, "LOG.WANDB", "mine")
+    images = images_of(folder)
+    assert {name: sorted(step for each, step in images if each == name) for name, _ in images} == {
+        "training_images": [0], "evaluation_images": [0, 2],
+    }  # fmt: skip
+    # Two training images, then for each evaluation two images with their annotations and what was detected.
+    assert [note.partition(":")[0] for *_, note in drawn[2::2]] == ["000.jpg", "001.jpg"] * 2
+    annotations = json.loads((folder.parent / "coco" / "annotations" / "instances_val2017.json").read_text())
+    for number, (photograph, overlays, _) in enumerate(drawn[2:6:2], 1):
+        truth = [each for each in annotations["annotations"] if each["image_id"] == number]
+        assert [overlay.text for overlay in overlays] == ["rectangle", "triangle"]
+        for overlay, each in zip(overlays, truth, strict=True):
+            assert overlay.box == (*each["bbox"][:2], each["bbox"][0] + 22, each["bbox"][1] + 22)
+            assert overlay.mask.sum() == pytest.approx(each["area"], rel=0.1)
+        assert photograph.size == (64, 64)
+    scores = [line for line in lines(folder) if "bbox/AP" in line or "total_loss" in line]
+    records = [{"iteration": step, **values} for step, values in sent if "training_images" not in values]
+    for line in scores:
+        assert any(line.items() <= record.items() for record in records)
+    assert {(name, step): values[name][::-1] for step, values in sent for name in values if "images" in name} == images
+    assert (opened[0]["project"], opened[0]["config"]["SEED"]) == ("mine", 0)
 
 
 def test_resuming_goes_on_with_the_schedule_and_the_optimizer(train, monkeypatch):
