@@ -20,23 +20,32 @@ Of files with several frames the first is taken. PyTorch is not imported here.
 """
 
 import io
+import os
 import stat
 import struct
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import simplejpeg
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 MAX_PIXELS = 100_000_000  # a photograph of 100 megapixels; a larger image is taken for a decompression bomb
 MAX_BYTES = 1024**3  # of a file: `MAX_PIXELS` of the widest type, not compressed, are 800 MB
 
+REDUCTIONS = (8, 4, 2, 1)  # of JPEGs. The decoder has no fast code for those between, which take longer than 1
+STRIP = 2**20  # pixels that are converted at a time
+
 Image.MAX_IMAGE_PIXELS = None  # replaced by the check of MAX_PIXELS, which every path goes through
+# Of metadata, mostly. Not by `catch_warnings`, which is not safe in threads.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 ORIENTATION = 0x0112  # the tag in EXIF
+EXCHANGED = (5, 6, 7, 8)  # orientations that exchange height and width
+REVERSED = (3, 4, 6, 7)  # orientations that put the stored top at the bottom or at the right
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -52,6 +61,59 @@ class UnreadableImage(Exception):
     """A file that is not an image, is damaged, or has pixels of an unsupported type. The message names the file."""
 
 
+@dataclass(frozen=True)
+class OpenImage:
+    """An image whose size is known, and whose pixels are decoded when they are asked for.
+
+    Only JPEGs wait to be decoded: of all other files the pixels are there already.
+
+    Attributes:
+        name: for the message of an error.
+        height: pixels of the upright image.
+        width: likewise.
+    """
+
+    name: str
+    height: int
+    width: int
+    _jpeg: bytes = b""
+    _orientation: int = 1
+    _pixels: np.ndarray | None = None
+
+    @classmethod
+    def of(cls, pixels: np.ndarray, name: str = "") -> "OpenImage":
+        """An image that is decoded: (H, W, 3) uint8 RGB."""
+        return cls(name, *pixels.shape[:2], _pixels=pixels)
+
+    def decode(self, reduction: int = 1, buffer: np.ndarray | None = None) -> np.ndarray:
+        """The pixels, upright (H, W, 3) uint8 RGB.
+
+        Args:
+            reduction: one of `REDUCTIONS`. The sides of a JPEG are divided by it and rounded up: whole blocks of the
+                cosine transform are decoded to fewer pixels. Other images keep their size.
+            buffer: memory for the result, `height * width * 3` bytes or more, if there is any to be used again. New
+                memory costs as much time as a fifth of the decoding, or more.
+
+        Raises:
+            UnreadableImage: the content is damaged.
+        """
+        if self._pixels is not None:
+            return self._pixels
+        height, width = (self.width, self.height) if self._orientation in EXCHANGED else (self.height, self.width)
+        try:
+            stored = simplejpeg.decode_jpeg(
+                self._jpeg,
+                colorspace="RGB",
+                min_height=-(-height // reduction),
+                min_width=-(-width // reduction),
+                min_factor=reduction,
+                buffer=buffer,
+            )
+            return _upright(_strips_of(stored), stored.shape, self._orientation) if self._orientation != 1 else stored
+        except Exception as error:
+            raise UnreadableImage(f"{self.name}: {_reason(error, self._jpeg)}") from error
+
+
 def read_rgb(path: Path) -> np.ndarray:
     """Decode an image file to (H, W, 3) uint8 RGB, turned upright as its EXIF orientation says.
 
@@ -59,22 +121,31 @@ def read_rgb(path: Path) -> np.ndarray:
         UnreadableImage: missing, empty, truncated, not an image, not a regular file, of an unsupported pixel type, or
             larger than `MAX_PIXELS` or `MAX_BYTES`.
     """
-    try:
-        _check_file(path)
-        data = path.read_bytes()
-    except OSError as error:
-        raise UnreadableImage(f"{path}: {error.strerror or error}") from error
-    return decode_rgb(data, str(path))
+    return open_file(path).decode()
 
 
 def decode_rgb(data: bytes, name: str) -> np.ndarray:
     """Decode the content of an image file; see `read_rgb`. `name` is for the message of an error."""
+    return open_image(data, name).decode()
+
+
+def open_file(path: Path) -> OpenImage:
+    """Read an image file, without decoding it if it is a JPEG. Raises `UnreadableImage` as `read_rgb`."""
+    return open_image(_read_file(path), str(path))
+
+
+def open_image(data: bytes, name: str) -> OpenImage:
+    """Open the content of an image file; see `open_file`."""
     try:
         if data[:2] == b"\xff\xd8":
-            orientation = _fast_orientation(data)
+            height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
+            _check_size(width, height)
+            orientation = _fast_orientation(data, colorspace)
             if orientation is not None:
-                return _turn(simplejpeg.decode_jpeg(data, colorspace="RGB"), orientation)
-        return _decode_with_pillow(data)
+                if orientation in EXCHANGED:
+                    height, width = width, height
+                return OpenImage(name, height, width, data, orientation)
+        return OpenImage.of(_decode_with_pillow(data), name)
     except Exception as error:  # Pillow raises whatever its parsers meet: struct.error, IndexError, zlib.error, ...
         raise UnreadableImage(f"{name}: {_reason(error, data)}") from error
 
@@ -86,10 +157,10 @@ def read_size(path: Path) -> tuple[int, int]:
         UnreadableImage: missing, empty, not an image, not a regular file, or larger than `MAX_PIXELS` or `MAX_BYTES`.
     """
     try:
-        _check_file(path)
-        with warnings.catch_warnings(action="ignore"), Image.open(path) as image:
+        with os.fdopen(_open_file(path), "rb") as file, Image.open(file) as image:
             _check_size(*image.size)
-            exchanged = image.getexif().get(ORIENTATION) in (5, 6, 7, 8)
+            # Of a TIFF, Pillow's size is that of the upright image.
+            exchanged = image.format != "TIFF" and image.getexif().get(ORIENTATION) in EXCHANGED
             return image.size[::-1] if exchanged else image.size
     except OSError as error:
         if not isinstance(error, UnidentifiedImageError):
@@ -99,6 +170,26 @@ def read_size(path: Path) -> tuple[int, int]:
         raise
     except Exception as error:
         raise UnreadableImage(f"{path}: {str(error) or type(error).__name__}") from error
+
+
+def _open_file(path: Path) -> int:
+    """The descriptor of a regular file that is not too large. A named pipe does not block."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    status = os.fstat(descriptor)
+    if stat.S_ISREG(status.st_mode) and status.st_size <= MAX_BYTES:
+        return descriptor
+    os.close(descriptor)
+    if not stat.S_ISREG(status.st_mode):  # a device may never end
+        raise UnreadableImage(f"{path}: not a file")
+    raise UnreadableImage(f"{path}: {status.st_size:,} bytes are more than the {MAX_BYTES:,} allowed")
+
+
+def _read_file(path: Path) -> bytes:
+    try:
+        with open(_open_file(path), "rb", buffering=0) as file:
+            return file.read()
+    except OSError as error:
+        raise UnreadableImage(f"{path}: {error.strerror or error}") from error
 
 
 def _reason(error: Exception, data: bytes) -> str:
@@ -111,23 +202,13 @@ def _reason(error: Exception, data: bytes) -> str:
     return "not an image"
 
 
-def _check_file(path: Path) -> None:
-    status = path.stat()
-    if not stat.S_ISREG(status.st_mode):  # a named pipe would block, a device may never end
-        raise UnreadableImage(f"{path}: not a file")
-    if status.st_size > MAX_BYTES:
-        raise UnreadableImage(f"{path}: {status.st_size:,} bytes are more than the {MAX_BYTES:,} allowed")
-
-
 def _check_size(width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
         raise ValueError(f"{width} x {height} pixels are more than the {MAX_PIXELS} allowed")
 
 
-def _fast_orientation(data: bytes) -> int | None:
+def _fast_orientation(data: bytes, colorspace: str) -> int | None:
     """The EXIF orientation of a JPEG that simplejpeg decodes to the same pixels as Pillow; None for all others."""
-    height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
-    _check_size(width, height)
     if colorspace not in ("YCbCr", "Gray", "RGB"):
         return None
     for segment in _application_segments(data):
@@ -170,24 +251,57 @@ def _exif_orientation(tiff: bytes) -> int | None:
     return None  # no orientation in EXIF: XMP may have one
 
 
-def _turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """Pixels as stored -> upright, by Pillow: NumPy's copy of a transpose is several times slower."""
-    turn = TURNS.get(orientation)
-    return pixels if turn is None else np.array(Image.fromarray(pixels).transpose(turn))
-
-
 def _decode_with_pillow(data: bytes) -> np.ndarray:
-    with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data)) as image:
+    with Image.open(io.BytesIO(data)) as image:
         _check_size(*image.size)
-        upright = ImageOps.exif_transpose(image)
-        if upright.mode == "F":
-            upright = _from_float(np.asarray(upright))
-        elif upright.mode.startswith("I"):
-            # PNG and PGM have at most 16 bits; `I` is how Pillow holds them where it has no 16-bit mode.
-            if not upright.mode.startswith("I;16") and image.format not in ("PNG", "PPM"):
-                raise ValueError("pixels of 32-bit or signed integers have no defined range; convert it to 8 bits")
-            upright = _from_16_bits(np.asarray(upright))
-        return np.array(upright.convert("RGB"))
+        # PNG and PGM have at most 16 bits; `I` is how Pillow holds them where it has no 16-bit mode.
+        if image.mode.startswith("I") and not image.mode.startswith("I;16") and image.format not in ("PNG", "PPM"):
+            raise ValueError("pixels of 32-bit or signed integers have no defined range; convert it to 8 bits")
+        image.load()
+        parts = (np.asarray(_to_rgb(image.crop((0, *rows)))) for rows in _row_boxes(*image.size))
+        return _upright(parts, (image.height, image.width, 3), image.getexif().get(ORIENTATION, 1))
+
+
+def _row_boxes(width: int, height: int) -> Iterator[tuple[int, int, int]]:
+    """(top, right, bottom) of strips of about `STRIP` pixels, from the top of an image to its bottom."""
+    rows = max(STRIP // width, 1)
+    return ((top, width, min(top + rows, height)) for top in range(0, height, rows))
+
+
+def _strips_of(pixels: np.ndarray) -> Iterator[np.ndarray]:
+    return (pixels[top:bottom] for top, _, bottom in _row_boxes(pixels.shape[1], pixels.shape[0]))
+
+
+def _upright(strips: Iterable[np.ndarray], shape: Sequence[int], orientation: int) -> np.ndarray:
+    """Pixels as stored -> upright. Strip by strip, so that hardly more than the result is held in memory.
+
+    Pillow turns the strips, because NumPy's copy of a transpose is several times slower.
+
+    Args:
+        strips: (rows, W, 3), from the top to the bottom of the image as stored.
+        shape: (H, W, 3) of the image as stored.
+        orientation: of EXIF.
+    """
+    height, width = shape[:2]
+    turn = TURNS.get(orientation)
+    exchanged = orientation in EXCHANGED
+    result = np.empty((width, height, 3) if exchanged else (height, width, 3), np.uint8)
+    top = 0
+    for strip in strips:
+        bottom = top + len(strip)
+        place = slice(height - bottom, height - top) if orientation in REVERSED else slice(top, bottom)
+        part = strip if turn is None else np.asarray(Image.fromarray(strip).transpose(turn))
+        result[(slice(None), place) if exchanged else place] = part
+        top = bottom
+    return result
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "F":
+        image = _from_float(np.asarray(image))
+    elif image.mode.startswith("I"):
+        image = _from_16_bits(np.asarray(image))
+    return image.convert("RGB")
 
 
 def _from_16_bits(grey: np.ndarray) -> Image.Image:

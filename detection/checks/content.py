@@ -9,20 +9,17 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy
-from PIL import Image
 from tqdm import tqdm
 
 from detection.checks import findings as defects
 from detection.checks.findings import Content, Findings, ListedImage
 from detection.data.requirements import Requirements
-from foundation.images import UnreadableImage, read_rgb
+from foundation.images import UnreadableImage, read_rgb, read_size
 
 T = TypeVar("T")
 SLACK = 1.0  # pixels that a box may reach out: coordinates are rounded, and some tools count from 1
 LEAST_SIDE = 1e-5  # pixels; Detectron2's filter_empty_instances leaves out what has a shorter one
 THREADS = 16  # a header costs little computation, but on a network drive long waiting
-ORIENTATION = 0x0112  # the EXIF field; values from 5 on swap width and height
-UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 
 
 def check_parts(paths: Sequence[Path], layout: str, findings: Findings) -> None:
@@ -102,7 +99,7 @@ def check_files(images: Sequence[ListedImage], folder: Path, max_size: int, find
     findings.add(defects.MISSING_FILES, missing, lambda name: str(folder / name))
     absent = set(missing)
     there = [each for each in images if each.file_name not in absent]
-    sizes = map_files(read_size, [folder / each.file_name for each in there], "reading headers")
+    sizes = map_files(size_or_reason, [folder / each.file_name for each in there], "reading headers")
     unreadable, wrong, strips = [], [], []
     for image, size in zip(there, sizes, strict=True):
         if isinstance(size, str):
@@ -143,17 +140,12 @@ def missing_files(names: Sequence[str] | Counter[str], folder: Path) -> list[str
     return missing
 
 
-def read_size(path: Path) -> tuple[int, int] | str:
-    """Width and height of an image as the model sees it, turned as its camera noted; or what is wrong."""
-    if not path.is_file():  # opening a named pipe would block for ever
-        return "not a file"
+def size_or_reason(path: Path) -> tuple[int, int] | str:
+    """Width and height of an upright image, from its header; or what is wrong with the file."""
     try:
-        with Image.open(path) as image:
-            width, height = image.size
-            turned = image.getexif().get(ORIENTATION, 1) >= 5
-    except UNREADABLE as error:
-        return str(getattr(error, "strerror", None) or error).replace(f" '{path}'", "")
-    return (height, width) if turned else (width, height)
+        return read_size(path)
+    except UnreadableImage as error:
+        return str(error).removeprefix(f"{path}: ")
 
 
 def _decode(path: Path) -> str:

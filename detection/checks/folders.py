@@ -8,7 +8,7 @@ from typing import Any
 import numpy
 
 from detection.checks import findings as defects
-from detection.checks.content import check_class_names, check_parts, map_files, missing_files, read_size
+from detection.checks.content import check_class_names, check_parts, map_files, missing_files, size_or_reason
 from detection.checks.findings import Content, Findings, ListedImage
 from detection.data import optional_packages
 from detection.data.labels import check_labels, read_labels
@@ -102,7 +102,7 @@ def _check_label_files(
 ) -> None:
     pairs = [(images / f"{each}.jpg", labels / f"{each}.png") for each in identities]
     pairs = [pair for pair in pairs if all(path.is_file() for path in pair)]
-    sizes = map_files(read_size, [path for pair in pairs for path in pair], "reading headers")
+    sizes = map_files(size_or_reason, [path for pair in pairs for path in pair], "reading headers")
     differing = [
         f"{path} ({mine}, the image {image})"
         for (_, path), image, mine in zip(pairs, sizes[::2], sizes[1::2], strict=True)

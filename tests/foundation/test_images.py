@@ -1,7 +1,9 @@
 """Image files of every kind that users have: the right pixels, or an error that names the file."""
 
 import os
+import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -130,3 +132,56 @@ def test_what_is_not_a_regular_file_or_too_large_is_not_opened(read: Callable[[P
 
 def test_one_pixel(tmp_path: Path) -> None:
     assert read_rgb(saved(tmp_path / "dot.png", Image.new("RGB", (1, 1), (1, 2, 3)))).tolist() == [[[1, 2, 3]]]
+
+
+@pytest.mark.parametrize("name", ["turned.jpg", "cmyk.jpg", "turned.png", "turned.webp", "turned.tiff"])
+@pytest.mark.parametrize("orientation", [1, 3, 5, 6, 7, 8])
+def test_strips_are_turned_as_the_whole(
+    name: str, orientation: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(images, "STRIP", 48 * 5)  # 32 rows: six strips of five and one of two
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image = Image.fromarray(COLOUR).convert("CMYK" if name == "cmyk.jpg" else "RGB")
+    path = saved(tmp_path / name, image, exif=exif)
+    with Image.open(path) as image:
+        upright = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    assert np.array_equal(read_rgb(path), upright)
+    assert read_size(path) == upright.shape[1::-1]
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_jpegs_are_decoded_to_fewer_pixels(orientation: int, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    blobs = Image.fromarray(rng.integers(0, 256, (4, 5, 3), dtype=np.uint8))
+    smooth = blobs.resize((144, 96), Image.Resampling.BICUBIC).crop((0, 0, 141, 95))
+    opened = images.open_file(turned(tmp_path, orientation, smooth))
+    whole = opened.decode()
+    assert whole.shape == (opened.height, opened.width, 3) == ((95, 141, 3) if orientation == 1 else (141, 95, 3))
+    memory = np.empty(whole.size + 5, np.uint8)
+    for reduction in images.REDUCTIONS:
+        pixels = opened.decode(reduction, memory)
+        height, width = -(-opened.height // reduction), -(-opened.width // reduction)
+        assert pixels.shape == (height, width, 3)
+        assert np.shares_memory(pixels, memory) == (orientation == 1)
+        # A pixel is the mean of a square of `reduction` pixels, counted from the stored image's corner.
+        squares = whole[: opened.height // reduction * reduction]
+        columns = opened.width // reduction * reduction
+        squares = squares[:, -columns:] if orientation == 6 else squares[:, :columns]
+        means = squares.reshape(squares.shape[0] // reduction, reduction, -1, reduction, 3).mean((1, 3))
+        inner = pixels[: len(means), -means.shape[1] :] if orientation == 6 else pixels[: len(means), : means.shape[1]]
+        assert np.abs(inner - means).mean() < 1.5
+    png = images.open_file(saved(tmp_path / "a.png", smooth))
+    assert np.array_equal(png.decode(8), np.asarray(smooth))
+    with pytest.raises(UnreadableImage, match=r"half\.jpg"):
+        images.open_image((tmp_path / "turned.jpg").read_bytes()[:900], "half.jpg").decode(2)
+
+
+def test_sizes_are_read_in_threads_without_warnings(tmp_path: Path) -> None:
+    """`warnings.catch_warnings` in several threads leaves the filters of another thread behind."""
+    path = saved(tmp_path / "a.png", Image.fromarray(COLOUR))
+    before = list(warnings.filters)
+    with ThreadPoolExecutor(8) as pool:
+        assert set(pool.map(read_size, [path] * 200)) == {(48, 32)}
+        assert len(list(pool.map(read_rgb, [path] * 50))) == 50
+    assert warnings.filters == before

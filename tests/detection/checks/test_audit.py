@@ -12,7 +12,6 @@ from pycocotools import mask as coco_mask
 pytest.importorskip("detectron2")
 
 from detection.checks import audit
-from detection.checks import content as check_content
 from detection.checks import findings as defects
 from detection.checks.findings import Findings
 from detection.data import datasets, masks
@@ -21,6 +20,7 @@ from detection.data.requirements import Requirements
 from detection.data.training_data import ImageMapper
 from detection.evaluation import scores
 from foundation.errors import UserError
+from foundation.images import ORIENTATION
 
 # isort: split
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -113,7 +113,7 @@ def edit(**fields):
 def rotated(content, folder):
     """A picture that its camera held upright: the file has other sides than what is seen."""
     exif = Image.Exif()
-    exif[check_content.ORIENTATION] = 6
+    exif[ORIENTATION] = 6
     Image.new("RGB", (WIDTH, HEIGHT)).save(folder / "2.jpg", exif=exif)
 
 
@@ -123,7 +123,7 @@ CASES = {
     "missing": (lambda c, f: (f / "2.jpg").unlink(), defects.MISSING_FILES, ("{folder}/2.jpg",), UserError),
     "no image": (
         *(lambda c, f: (f / "2.jpg").write_text("<html>"), defects.UNREADABLE_FILES),
-        *(("2.jpg (cannot identify image file)",), UserError),
+        *(("2.jpg (not an image)",), UserError),
     ),
     "size": (
         *(lambda c, f: c["images"][1].update(width=41), defects.WRONG_SIZES),

@@ -20,7 +20,7 @@ pytest.importorskip("detectron2")
 
 from detection import config as configs
 from detection.checks import audit, preflight
-from detection.checks.content import read_size
+from detection.checks.content import size_or_reason
 from detection.data import datasets, training_data
 from detection.evaluation import evaluators
 from foundation.errors import UserError
@@ -505,4 +505,4 @@ def test_the_table_of_the_documentation_has_every_case():
 
 def test_a_named_pipe_is_not_opened(tmp_path):
     os.mkfifo(tmp_path / "a.png")
-    assert read_size(tmp_path / "a.png") == "not a file"
+    assert size_or_reason(tmp_path / "a.png") == "not a file"
