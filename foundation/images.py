@@ -83,7 +83,8 @@ class OpenImage:
     @classmethod
     def of(cls, pixels: np.ndarray, name: str = "") -> "OpenImage":
         """An image that is decoded: (H, W, 3) uint8 RGB."""
-        return cls(name, *pixels.shape[:2], _pixels=pixels)
+        height, width, _ = pixels.shape
+        return cls(name, height, width, _pixels=pixels)
 
     def decode(self, reduction: int = 1, buffer: np.ndarray | None = None) -> np.ndarray:
         """The pixels, upright (H, W, 3) uint8 RGB.
