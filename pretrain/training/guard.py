@@ -26,20 +26,38 @@ class Statistics:
     """
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
-        self._groups: dict[torch.dtype, list[Tensor]] = {}
+        groups: dict[torch.dtype, list[Tensor]] = {}
         for module in modules:
             for buffer in module.buffers():
-                self._groups.setdefault(buffer.dtype, []).append(buffer)
+                groups.setdefault(buffer.dtype, []).append(buffer)
+        self._groups = [_Group(buffers) for buffers in groups.values()]
 
     def copy(self) -> list[Tensor]:
         """A copy, one flat tensor for each dtype."""
-        return [torch.cat([buffer.reshape(-1) for buffer in group]) for group in self._groups.values()]
+        return [group.copy() for group in self._groups]
 
     def restore(self, before: Sequence[Tensor], bad: Tensor) -> None:
         """Restore an earlier `copy` where `bad`, a scalar on the device, is not 0."""
-        for group, now, earlier in zip(self._groups.values(), self.copy(), before, strict=True):
-            chosen = torch.where(bad > 0, earlier, now).split([buffer.numel() for buffer in group])
-            torch._foreach_copy_(group, [part.view_as(buffer) for part, buffer in zip(chosen, group, strict=True)])
+        for group, earlier in zip(self._groups, before, strict=True):
+            group.restore(earlier, bad)
+
+
+class _Group:
+    """Buffers of one dtype. The views that they are gathered and restored by are made once, not in each step."""
+
+    def __init__(self, buffers: Sequence[Tensor]) -> None:
+        self._buffers = buffers
+        self._flat = [buffer.view(-1) for buffer in buffers]
+        self._chosen = torch.cat(self._flat)
+        parts = self._chosen.split([buffer.numel() for buffer in buffers])
+        self._parts = [part.view_as(buffer) for part, buffer in zip(parts, buffers, strict=True)]
+
+    def copy(self) -> Tensor:
+        return torch.cat(self._flat)
+
+    def restore(self, earlier: Tensor, bad: Tensor) -> None:
+        torch.where(bad > 0, earlier, self.copy(), out=self._chosen)
+        torch._foreach_copy_(self._buffers, self._parts)
 
 
 def check_step(loss: Tensor, gradients: Iterable[Tensor | None], stop: bool) -> Tensor:
