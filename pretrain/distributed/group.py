@@ -143,14 +143,15 @@ def stop() -> None:
 def wrap(model: nn.Module) -> nn.Module:
     """The model for several processes, if there are several: gradients are averaged, BatchNorm spans all processes.
 
-    Buffers are not broadcast in each step, because BatchNorm over all processes keeps them equal.
+    Buffers are not broadcast in each step, because BatchNorm over all processes keeps them equal. The gradients are
+    views of what is reduced, so that they are neither held nor copied a second time.
     """
     if world_size() == 1:
         return model
     model = batch_norm.convert(model)
     known = inspect.signature(DistributedDataParallel).parameters
     name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # until torch 2.12
-    option: dict[str, Any] = {name: False}
+    option: dict[str, Any] = {name: False, "gradient_as_bucket_view": True}
     return DistributedDataParallel(model, **option)
 
 
