@@ -2,6 +2,7 @@
 
     python benchmarks/step.py                   a CPU: small batches
     python benchmarks/step.py --device cuda     the recipes' sizes
+    python benchmarks/step.py --count           the operations that a GPU is given, counted without one
 
 Three things are timed on the same images, in turns:
 
@@ -12,6 +13,7 @@ Three things are timed on the same images, in turns:
   encoder can be faster; what is missing to 1 is what augmentation, projector, objective and optimizer cost.
 """
 
+import argparse
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -19,6 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from fvcore.common.config import CfgNode
+from operations import count_step
 from timing import Side, alternate, build_parser, print_table, ratio, start
 from torch import Tensor, nn
 
@@ -39,21 +42,43 @@ class Case(NamedTuple):
     changes: tuple[object, ...] = ()
 
 
+COUNTED_BATCH = 192  # of the ImageNet-1K recipe on 8 GPUs
 CASES = {"shapes_R18": Case("shapes_R18", 32, 1024), "imagenet1k_R50": Case("imagenet1k_R50", 4, 384)}
 QUICK = Case("shapes_R18", 2, 2, ("DATA.IMAGE_SIZE", 32, "PROJECTOR.DIMS", [16, 8]))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measure and print."""
+    """Measure or count, and print."""
     parser = build_parser("Pairs a second of the training step.", threads=0, rounds=5)
     parser.add_argument("--recipe", choices=CASES, default=None, help="one of the recipes; all by default")
     parser.add_argument("--batch", type=int, default=0, help="another batch size")
+    parser.add_argument("--count", action="store_true", help="count the operations of a step instead of timing it")
     args = parser.parse_args(argv)
     device = start(args)
     cases = [QUICK] if args.quick else [CASES[args.recipe]] if args.recipe else list(CASES.values())
+    if args.count:
+        count(cases, args.batch or COUNTED_BATCH)
+    else:
+        measure(cases, args, device)
+
+
+def count(cases: Sequence[Case], size: int) -> None:
+    """Count and print."""
+    for case in cases:
+        print(f"\n{case.recipe}, {size} pairs a GPU")
+        print_table(["part", "operations", "computing", "GB moved"], count_step(load(case), size, build_trainer))
+
+
+def load(case: Case) -> CfgNode:
+    """The recipe with its changes."""
+    return load_config(get_defaults(), case.recipe, "pretrain", [str(change) for change in case.changes])
+
+
+def measure(cases: Sequence[Case], args: argparse.Namespace, device: torch.device) -> None:
+    """Measure and print."""
     rows = []
     for case in cases:
-        config = load_config(get_defaults(), case.recipe, "pretrain", [str(change) for change in case.changes])
+        config = load(case)
         size = args.batch or (case.cuda_batch if device.type == "cuda" else case.cpu_batch)
         seconds = alternate(build_sides(config, size, device), 1 if args.quick else args.rounds, device)
         speeds = [f"{size / time:.3g}" for time in np.median(seconds, axis=0)]

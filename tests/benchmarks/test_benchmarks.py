@@ -31,6 +31,22 @@ def test_quick_run_prints_tables(
     assert len(widths) == 1
 
 
+def test_operations_of_a_step_are_counted(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    load("step", monkeypatch)["main"](["--count", "--quick", "--threads", "1", "--batch", "8"])
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()[4:]]
+    counted = {part: int(computing.replace(",", "")) for part, _, computing, _ in lines[1:]}
+    whole = counted.pop("the whole step")
+    without = counted.pop("augmentation of both views, without Triton")
+    assert whole == sum(counted.values())
+    assert counted["augmentation of both views"] == 4  # for each view its table comes to the GPU, and is used
+    assert without > 100
+    # Two views of 20 convolutions, as many BatchNorms and 17 ReLUs, each forward and backward.
+    forward, backward = (counted[f"encoder and projector, {way}"] for way in ("forward", "backward"))
+    assert forward > 2 * 57
+    assert backward > 2 * 57
+    assert abs(counted["the rest"]) < 10
+
+
 def test_sides_alternate_and_the_ratio_is_the_median_of_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
     timing = load("timing", monkeypatch)
     calls: list[str] = []
