@@ -45,7 +45,7 @@ class Statistics:
 class _Group:
     """Buffers of one dtype. The views that they are gathered and restored by are made once, not in each step."""
 
-    def __init__(self, buffers: Sequence[Tensor]) -> None:
+    def __init__(self, buffers: list[Tensor]) -> None:
         self._buffers = buffers
         self._flat = [buffer.view(-1) for buffer in buffers]
         self._chosen = torch.cat(self._flat)
