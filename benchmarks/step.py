@@ -16,6 +16,7 @@ Three things are timed on the same images, in turns:
 import argparse
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import count
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,6 +27,7 @@ from timing import Side, alternate, build_parser, print_table, ratio, start
 from torch import Tensor, nn
 
 from foundation.config import load_config
+from pretrain.batches.copying import copy_ahead
 from pretrain.config import get_defaults, resolve_precision
 from pretrain.corinfomax import CorInfoMaxLoss
 from pretrain.training.build import build_parts
@@ -57,12 +59,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     device = start(args)
     cases = [QUICK] if args.quick else [CASES[args.recipe]] if args.recipe else list(CASES.values())
     if args.count:
-        count(cases, args.batch or COUNTED_BATCH)
+        count_operations(cases, args.batch or COUNTED_BATCH)
     else:
         measure(cases, args, device)
 
 
-def count(cases: Sequence[Case], size: int) -> None:
+def count_operations(cases: Sequence[Case], size: int) -> None:
     """Count and print."""
     for case in cases:
         print(f"\n{case.recipe}, {size} pairs a GPU")
@@ -103,8 +105,9 @@ def build_sides(config: CfgNode, size: int, device: torch.device) -> list[Side]:
     views = [view.to(device, memory_format=torch.channels_last) for view in floats]
     encoder = build_parts(config, device)["network"].encoder
     autocast = partial(torch.autocast, device.type, torch.bfloat16, enabled=trainer.precision == "bfloat16")
+    batches = copy_ahead((batch for _ in count()), device)  # as in training
     return [
-        partial(trainer.step, 0, batch),
+        lambda: trainer.step(0, next(batches)),
         partial(conventional_step, network, plain["criterion"], optimizer, floats, device),
         partial(encoder_pass, encoder, views, autocast),
     ]

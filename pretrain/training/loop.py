@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch.utils.data import DataLoader
 
+from pretrain.batches.copying import copy_ahead
 from pretrain.batches.loader import read_batches, report_unreadable
 from pretrain.batches.sampler import ShuffledBatches
 from pretrain.corinfomax import Terms
@@ -60,7 +61,7 @@ def train(
     """
     progress = Progress(last_step, first_step, shown=recorder is not None)
     meter, checks, shown, unreadable = Meter(), PendingChecks(trainer.device), "", set[str]()
-    with request.deferred(), contextlib.closing(read_batches(loader)) as batches:
+    with request.deferred(), contextlib.closing(copy_ahead(read_batches(loader), trainer.device)) as batches:
         for step in range(first_step, last_step):
             batch = meter.wait_for(batches)
             report_unreadable(batch, unreadable, max_unreadable * len(loader.dataset))  # type: ignore[arg-type]

@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import types
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ from fvcore.common.config import CfgNode
 from foundation.errors import UserError
 from pretrain.batches import augment as augmentation
 from pretrain.batches.augment import augment
+from pretrain.batches.copying import copy_ahead
 from pretrain.batches.loader import build_loader, read_batches
 from pretrain.batches.sampler import SequentialBatches, ShuffledBatches
-from pretrain.batches.views import Param, ViewDataset
+from pretrain.batches.views import Batch, Param, ViewDataset
 from pretrain.config import get_defaults
 from pretrain.corinfomax import CorInfoMaxLoss, Terms
 from pretrain.distributed import group
@@ -120,6 +122,58 @@ def test_a_machine_that_cannot_build_the_kernels_augments_without(
             assert augment(images, pinned.params[0], mean, mean).shape == (8, 3, 16, 16)
     assert len(attempts) == 1
     assert [record.getMessage() for record in caplog.records if "Failed to find C compiler" in record.getMessage()]
+
+
+def test_images_are_copied_one_batch_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The order of what is asked of the GPU's two streams, by number of the batch."""
+    done: list[tuple[str, Any]] = []
+
+    class Images:
+        def __init__(self, number: int) -> None:
+            self.number = number
+
+        def to(self, device: torch.device, non_blocking: bool) -> "Images":
+            assert (device, non_blocking, streams[-1]) == (CUDA, True, "copying")
+            done.append(("copy", self.number))
+            return self
+
+        def record_stream(self, stream: Any) -> None:
+            done.append(("keep until computed", self.number))
+
+    class Event:
+        def record(self) -> None:
+            assert streams[-1] == "copying"
+            self.number = done[-1][1]
+
+    @contextlib.contextmanager
+    def enter(stream: str) -> Iterator[None]:
+        streams.append(stream)
+        yield
+        streams.pop()
+
+    streams = ["computing"]
+    waiting = types.SimpleNamespace(wait_event=lambda event: done.append(("wait for copy", event.number)))
+    monkeypatch.setattr("torch.cuda.Stream", lambda device: "copying")
+    monkeypatch.setattr("torch.cuda.stream", enter)
+    monkeypatch.setattr("torch.cuda.Event", Event)
+    monkeypatch.setattr("torch.cuda.current_stream", lambda device: waiting)
+    closed: list[bool] = []
+
+    def read() -> Iterator[Batch]:
+        try:
+            for number in range(3):
+                yield Batch(Images(number), *[torch.zeros(1)] * 3, [])  # type: ignore[arg-type]
+        finally:
+            closed.append(True)
+
+    for number, _ in enumerate(copy_ahead(read(), CUDA)):  # type: ignore[arg-type]
+        done.append(("compute", number))
+    here = [[("wait for copy", i), ("keep until computed", i), ("compute", i)] for i in range(3)]
+    assert done == [("copy", 0), ("copy", 1), *here[0], ("copy", 2), *here[1], *here[2]]
+    batches = copy_ahead(read(), CUDA)  # type: ignore[arg-type]
+    next(batches)
+    batches.close()
+    assert closed == [True, True]
 
 
 def test_references_come_to_the_gpu_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -414,6 +468,26 @@ class TestOnAGpu:
         after = [trainer.step(3, batches[0]).total.item() for trainer in (on_cpu, on_gpu)]
         assert after[1] == pytest.approx(after[0], rel=1e-2)
 
+    def test_images_copied_ahead_are_complete_when_they_are_used(self) -> None:
+        # The copy of 150 MB takes milliseconds, the sum that must wait for it is asked for at once.
+        def read() -> Iterator[Batch]:
+            for number in range(5):
+                images = torch.full((2, 500, 3, 224, 224), number, dtype=torch.uint8)
+                yield Batch(images.pin_memory(), *[torch.zeros(1)] * 3, [])  # type: ignore[arg-type]
+
+        means = [batch.images.float().mean() for batch in copy_ahead(read(), CUDA)]  # type: ignore[arg-type]
+        assert [mean.item() for mean in means] == [0, 1, 2, 3, 4]
+
+    def test_images_copied_ahead_give_the_same_losses(self) -> None:
+        config = small(PRECISION="float32")
+        batches = [synthetic_batch(config, 16).pin_memory() for _ in range(4)]
+        losses = []
+        for ahead in (False, True):
+            trainer = build_trainer(config)
+            coming = copy_ahead((batch for batch in batches), CUDA) if ahead else batches
+            losses.append([trainer.step(i, batch).total.item() for i, batch in enumerate(coming)])
+        assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
     def test_a_bad_batch_leaves_no_trace(self) -> None:
         config = small()
         trainer, batch = build_trainer(config), synthetic_batch(config, 8)
@@ -454,9 +528,11 @@ class TestOnAGpu:
     def test_the_host_does_not_wait(self) -> None:
         config = small()
         trainer, batch = build_trainer(config), synthetic_batch(config, 8).pin_memory()
-        trainer.step(0, batch)
+        batches = copy_ahead((batch for _ in range(4)), CUDA)
+        trainer.step(0, next(batches))
         torch.cuda.set_sync_debug_mode("error")
         try:
-            trainer.step(1, batch)
+            trainer.step(1, next(batches))
+            trainer.step(2, next(batches))
         finally:
             torch.cuda.set_sync_debug_mode("default")
