@@ -127,6 +127,9 @@ def add_own_keys(config: CfgNode) -> None:
     config.SOLVER.KEEP_CHECKPOINTS = 2
     # SGD, as in Detectron2, or AdamW, which ignores MOMENTUM and NESTEROV and needs a BASE_LR of about 0.0001.
     config.SOLVER.OPTIMIZER = "SGD"
+    # Factor of the learning rate from each stage of the ResNet to the one below it, in (0, 1]: with 0.8, res5 trains
+    # with 0.8 of the rate of the heads and FPN, res4 with 0.64, and the stem with 0.33. 1: the same rate everywhere.
+    config.SOLVER.LAYER_DECAY = 1.0
     # Decay of an exponential moving average of the weights, such as 0.999; 0: no average. The average is saved as
     # `model_ema.pth` and evaluated at the end, beside the weights themselves.
     config.SOLVER.EMA = 0.0
@@ -270,6 +273,8 @@ def _check_solver(config: CfgNode) -> None:
     one_of(config, "SOLVER.LR_SCHEDULER_NAME", names)
     if not solver.BASE_LR > 0:
         raise UserError(f"SOLVER.BASE_LR must be above 0, not {solver.BASE_LR}")
+    if not 0 < solver.LAYER_DECAY <= 1:
+        raise UserError(f"SOLVER.LAYER_DECAY must be above 0 and at most 1, not {solver.LAYER_DECAY}")
     if not 0 <= solver.EMA < 1:
         raise UserError(f"SOLVER.EMA must be at least 0 and below 1, not {solver.EMA}")
     if sorted(set(solver.STEPS)) != list(solver.STEPS) or any(step < 1 for step in solver.STEPS):

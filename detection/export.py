@@ -130,7 +130,10 @@ def compare_without_threshold(model: "torch.nn.Module", images: "Sequence[torch.
     Raises:
         UserError: the traced detector is not the original, or finds nothing even so.
     """
+    import torch
+
     owner: Any = getattr(getattr(model, "roi_heads", None), "box_predictor", model)
+    owner = owner[-1] if isinstance(owner, torch.nn.ModuleList) else owner  # of a cascade, the last decides
     threshold, owner.test_score_thresh = owner.test_score_thresh, 0.0
     try:
         traced, names = trace(model, images[0])

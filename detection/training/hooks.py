@@ -41,6 +41,16 @@ class RepeatablePreciseBN(hooks.PreciseBN):
             update_bn_stats(self._model, iter(self._data_loader), self._num_iter)
 
 
+class HighestRate(hooks.LRScheduler):
+    """Detectron2's scheduler, which records the highest rate instead of that of the group with most parameters."""
+
+    @staticmethod
+    def get_best_param_group_id(optimizer: torch.optim.Optimizer) -> int:
+        """The group whose rate is recorded."""
+        rates = [group["lr"] for group in optimizer.param_groups]
+        return rates.index(max(rates))
+
+
 class WeightAverage(hooks.HookBase):
     """An exponential moving average of the weights and of the batch norms' statistics; part of the checkpoints.
 

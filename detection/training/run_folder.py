@@ -31,7 +31,7 @@ WITHOUT_EFFECT = (
     *("SOLVER.CHECKPOINT_PERIOD", "SOLVER.KEEP_CHECKPOINTS", "SOLVER.ACCUMULATION"),
 )
 # Keys that earlier versions did not have: with their defaults, a run's digest is still that of an earlier version.
-LATER = ("INPUT.LSJ.", "SOLVER.EMA", "SOLVER.OPTIMIZER", "TEST.BEST_METRIC", "TEST.PATIENCE")
+LATER = ("INPUT.LSJ.", "SOLVER.EMA", "SOLVER.LAYER_DECAY", "SOLVER.OPTIMIZER", "TEST.BEST_METRIC", "TEST.PATIENCE")
 # Keys that may differ when a run is continued: those, its length, and what does not affect the training.
 MAY_CHANGE = (
     *WITHOUT_EFFECT,

@@ -21,8 +21,6 @@ from detectron2.data import DatasetCatalog, build_detection_test_loader
 from detectron2.engine import DefaultTrainer, TrainerBase, create_ddp_model, hooks
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 from detectron2.modeling import GeneralizedRCNNWithTTA
-from detectron2.solver import get_default_optimizer_params
-from detectron2.solver.build import maybe_add_gradient_clipping
 from detectron2.utils import comm
 from detectron2.utils.collect_env import collect_env_info
 from detectron2.utils.env import seed_all_rng
@@ -35,10 +33,18 @@ from detection.data import datasets, loading, training_data
 from detection.data.seeding import Stream, generator
 from detection.evaluation import evaluators as evaluation
 from detection.evaluation import pictures
-from detection.training import checkpoints, run_folder, scaling, show_data, summary, weights
+from detection.training import checkpoints, optimizer, run_folder, scaling, show_data, summary, weights
 from detection.training import model as modeling
 from detection.training.accumulation import AccumulatingTrainer
-from detection.training.hooks import PERIOD, Evaluation, Records, RepeatablePreciseBN, WeightAverage, check_expected
+from detection.training.hooks import (
+    PERIOD,
+    Evaluation,
+    HighestRate,
+    Records,
+    RepeatablePreciseBN,
+    WeightAverage,
+    check_expected,
+)
 from foundation import devices
 from foundation.errors import UserError
 from foundation.files import report_disk_errors
@@ -60,14 +66,14 @@ class TransferTrainer(DefaultTrainer):
         self.images = training_data.read(config)
         self.process_batch = loading.ProcessBatch(config.SOLVER.ACCUMULATION, comm.get_world_size(), comm.get_rank())
         model = self.build_model(config)
-        optimizer = self.build_optimizer(config, model)
-        self.scheduler = self.build_lr_scheduler(config, optimizer)
+        updates = self.build_optimizer(config, model)
+        self.scheduler = self.build_lr_scheduler(config, updates)
         batches = training_data.build_batches(
             config, self.images, self.process_batch, config.SEED, config.DATALOADER.NUM_WORKERS
         )
         place = [comm.get_local_rank()] if config.MODEL.DEVICE == "cuda" else None
         model = create_ddp_model(model, broadcast_buffers=False, device_ids=place)
-        self._trainer = AccumulatingTrainer(model, batches, optimizer, self.process_batch, config.SEED)
+        self._trainer = AccumulatingTrainer(model, batches, updates, self.process_batch, config.SEED)
         self.checkpointer = checkpoints.SafeCheckpointer(
             model, config.OUTPUT_DIR, keep=config.SOLVER.KEEP_CHECKPOINTS, trainer=weakref.proxy(self)
         )
@@ -83,7 +89,8 @@ class TransferTrainer(DefaultTrainer):
         """The hooks in Detectron2's order: batch norms are estimated before the model is saved or evaluated; see
         `detection.training.hooks` for the rest of it. Those that write files come later, in `resume_or_load`.
         """
-        own: list[hooks.HookBase] = [hooks.IterationTimer(), hooks.LRScheduler()]
+        scheduler = HighestRate() if self.cfg.SOLVER.LAYER_DECAY != 1 else hooks.LRScheduler()
+        own: list[hooks.HookBase] = [hooks.IterationTimer(), scheduler]
         if self.cfg.SOLVER.EMA:
             self._average = WeightAverage(_unwrapped(self.model), self.cfg.SOLVER.EMA)
             own.append(self._average)
@@ -195,21 +202,8 @@ class TransferTrainer(DefaultTrainer):
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:
-        """Detectron2's, or AdamW with the same groups of parameters."""
-        solver = cfg.SOLVER
-        if solver.OPTIMIZER == "SGD":
-            optimizer: torch.optim.Optimizer = super().build_optimizer(cfg, model)
-            return optimizer
-        groups = get_default_optimizer_params(
-            model,
-            base_lr=solver.BASE_LR,
-            weight_decay=solver.WEIGHT_DECAY,
-            weight_decay_norm=solver.WEIGHT_DECAY_NORM,
-            bias_lr_factor=solver.BIAS_LR_FACTOR,
-            weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
-        )
-        clipped = maybe_add_gradient_clipping(cfg, torch.optim.AdamW)
-        return clipped(groups, lr=solver.BASE_LR, weight_decay=solver.WEIGHT_DECAY)
+        """As `SOLVER` says."""
+        return optimizer.build(cfg, model)
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> torch.nn.Module:

@@ -162,7 +162,7 @@ def load_backbone(model: nn.Module, path: Path) -> list[str]:
     if any(name.startswith(PLACES) for name in tensors):  # a whole detector; its heads do not count
         tensors = dict(_short_names(tensors))
     state = model.state_dict()
-    wanted = dict(_wanted(state))
+    wanted = dict(backbone_names(state))
     problems = _problems({short: state[key] for short, key in wanted.items()}, tensors)
     present = {short.partition(".")[0] for short in wanted}
     left = [name for name in tensors if name not in wanted and not name.endswith("num_batches_tracked")]
@@ -172,6 +172,13 @@ def load_backbone(model: nn.Module, path: Path) -> list[str]:
         for short, key in wanted.items():
             state[key].copy_(tensors[short])
     return left
+
+
+def backbone_names(names: Iterable[str]) -> Iterable[tuple[str, str]]:
+    """(name in a converted file, name in the detector) of each tensor that the file must hold."""
+    for short, key in _short_names({name: name for name in names}):
+        if not key.startswith(EXTRA_NORM) and not key.endswith("num_batches_tracked"):
+            yield short, key
 
 
 def load_detector(model: nn.Module, path: Path) -> None:
@@ -219,13 +226,6 @@ def _same(noted: Any, configured: Any) -> bool:
             and numpy.allclose(noted, configured, rtol=0.0, atol=0.01)  # 0.01 of 255 levels
         )
     return bool(noted == configured)
-
-
-def _wanted(names: Iterable[str]) -> Iterable[tuple[str, str]]:
-    """(name in a converted file, name in the detector) of each tensor that the file must hold."""
-    for short, key in _short_names({name: name for name in names}):
-        if not key.startswith(EXTRA_NORM) and not key.endswith("num_batches_tracked"):
-            yield short, key
 
 
 def _short_names(tensors: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:

@@ -116,6 +116,7 @@ def test_one_process_has_no_synchronised_norm_and_the_original_stays():
         (["SOLVER.BASE_LR", "-1"], "SOLVER.BASE_LR must be above 0"),
         (["SOLVER.PRECISION", "float16"], "SOLVER.PRECISION is 'float16', which is not one of"),
         (["SOLVER.AMP.ENABLED", "True"], "set SOLVER.PRECISION bfloat16 instead"),
+        (["SOLVER.LAYER_DECAY", "0"], "SOLVER.LAYER_DECAY must be above 0 and at most 1, not 0"),
         (["SOLVER.EMA", "1.0"], "SOLVER.EMA must be at least 0 and below 1"),
         (["SOLVER.OPTIMIZER", "Adam"], "SOLVER.OPTIMIZER is 'Adam', which is not one of SGD, AdamW"),
         (["SOLVER.ACCUMULATION", "0"], "SOLVER.ACCUMULATION must be at least 1"),

@@ -22,8 +22,8 @@ SMALL = [
 ]
 
 
-def detector(recipe, seed=0):
-    config, _ = configs.for_one_process(configs.load(recipe, SMALL))
+def detector(recipe, seed=0, pairs=()):
+    config, _ = configs.for_one_process(configs.load(recipe, [*SMALL, *pairs]))
     torch.manual_seed(seed)
     return config, TransferTrainer.build_model(config).eval()
 
@@ -32,11 +32,17 @@ def image(height, width, seed):
     return torch.randint(0, 256, (3, height, width), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
 
 
+def predictor(model):
+    heads = model.roi_heads.box_predictor
+    return heads[-1] if isinstance(heads, torch.nn.ModuleList) else heads
+
+
 @pytest.mark.parametrize(
     ("recipe", "outputs"),
     [
         ("shapes_R18_FPN", ["boxes", "classes", "masks", "scores"]),
         ("shapes_R50_C4", ["boxes", "classes", "masks", "scores"]),
+        pytest.param("coco_R50_Cascade_FPN_1x_moco", ["boxes", "classes", "masks", "scores"], marks=pytest.mark.slow),
         ("coco_R50_RetinaNet_1x", ["boxes", "classes", "scores"]),
     ],
 )
@@ -74,15 +80,17 @@ def test_the_command_leaves_a_file_that_runs_without_this_project(tmp_path, caps
     assert done.stdout == "4 0\n"
 
 
-def test_a_check_in_which_nothing_is_found_is_repeated_without_a_threshold():
-    _, model = detector("shapes_R18_FPN")
-    model.roi_heads.box_predictor.test_score_thresh = 0.99
+@pytest.mark.parametrize("heads", ["StandardROIHeads", "CascadeROIHeads"])
+def test_a_check_in_which_nothing_is_found_is_repeated_without_a_threshold(heads):
+    pairs = ["MODEL.ROI_HEADS.NAME", heads, "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", "True"]
+    _, model = detector("shapes_R18_FPN", pairs=pairs)
+    predictor(model).test_score_thresh = 0.99
     images = [image(64, 80, 0), image(96, 64, 1)]
     traced, names = export.trace(model, images[0])
     assert [export.compare(traced, names, model, each) for each in images] == [0, 0]
     assert min(export.compare_without_threshold(model, images)) > 0
-    assert model.roi_heads.box_predictor.test_score_thresh == 0.99
-    model.roi_heads.box_predictor.test_topk_per_image = 0
+    assert predictor(model).test_score_thresh == 0.99
+    predictor(model).test_topk_per_image = 0
     with pytest.raises(UserError, match="finds no object in the images, which proves nothing"):
         export.compare_without_threshold(model, images)
 

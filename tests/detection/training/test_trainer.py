@@ -3,6 +3,7 @@
 import errno
 import json
 import logging
+import math
 import os
 import pickle
 import sys
@@ -328,8 +329,10 @@ def test_the_best_weights_are_kept_and_training_stops_when_nothing_improves(trai
 
 
 def test_the_average_of_the_weights_is_evaluated_beside_them(train, monkeypatch):
-    """By hand, from the weights after each iteration; a run that is resumed has the same."""
-    seen = []
+    """By hand, from the weights after each iteration; a run that is resumed has the same. With AdamW, a cosine and
+    clipped gradients.
+    """
+    seen, gradients = [], []
     step = AccumulatingTrainer.run_step
 
     def watch(self):
@@ -337,11 +340,15 @@ def test_the_average_of_the_weights_is_evaluated_beside_them(train, monkeypatch)
             seen.append(self.model.backbone.bottom_up.stem.conv1.weight.detach().clone())
         step(self)
         seen.append(self.model.backbone.bottom_up.stem.conv1.weight.detach().clone())
+        gradients.append(max(each.grad.norm().item() for each in self.model.parameters()))
 
     monkeypatch.setattr(AccumulatingTrainer, "run_step", watch)
     pairs = ("SOLVER.EMA", 0.75, "SOLVER.MAX_ITER", 3, "SOLVER.CHECKPOINT_PERIOD", 1, "SOLVER.OPTIMIZER", "AdamW")
-    pairs += ("SOLVER.BASE_LR", 0.001)
-    folder = train(*pairs)
+    pairs += ("SOLVER.BASE_LR", 0.001, "SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR", "SOLVER.LAYER_DECAY", 0.5)
+    pairs += ("SOLVER.CLIP_GRADIENTS.ENABLED", "True", "SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "norm")
+    folder = train(*pairs, "SOLVER.CLIP_GRADIENTS.CLIP_VALUE", 0.01)
+    assert max(gradients) == pytest.approx(0.01, rel=1e-3)  # of each tensor
+    assert lines(folder)[0]["lr"] == pytest.approx(0.001 * (1 + math.cos(2 / 3 * math.pi)) / 2)
     expected = seen[0]
     for value in seen[1:]:
         expected = 0.75 * expected + 0.25 * value
@@ -356,7 +363,7 @@ def test_the_average_of_the_weights_is_evaluated_beside_them(train, monkeypatch)
     for name in ("model_final.pth", "model_0000002.pth", "model_ema.pth", "results.json"):
         (folder / name).unlink()
     (folder / "last_checkpoint").unlink()
-    train(*pairs, options=["--resume"])
+    train(*pairs, "SOLVER.CLIP_GRADIENTS.CLIP_VALUE", 0.01, options=["--resume"])
     again = torch.load(folder / "model_ema.pth", weights_only=True)["model"]
     assert all(torch.equal(value, again[name]) for name, value in average.items())
 
