@@ -175,11 +175,8 @@ def load(name: str, overrides: Sequence[str] = ()) -> CfgNode:
     for part in ("TRAIN", "TEST"):
         if not config.DATASETS[part]:
             raise UserError(f"DATASETS.{part} names no dataset")
-    if len(config.DATASETS.TEST) > 1:
-        raise UserError(
-            f"DATASETS.TEST must name one dataset, not {', '.join(config.DATASETS.TEST)}: evaluate the others with"
-            " --eval-only, each in an --output of its own"
-        )
+    if len(set(config.DATASETS.TEST)) < len(config.DATASETS.TEST):
+        raise UserError(f"DATASETS.TEST names a dataset twice: {', '.join(config.DATASETS.TEST)}")
     complete(config)
     return config
 

@@ -32,7 +32,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     found = read_runs(arguments.runs)
     write_report(found, arguments.title, arguments.output)
     left_out = f", {len(found.skipped)} left out" if found.skipped else ""
-    print(f"The report on {len(found.runs)} runs{left_out} is in {arguments.output / 'report.html'}")
+    count = len({run.path for run in found.runs})
+    print(f"The report on {count} runs{left_out} is in {arguments.output / 'report.html'}")
 
 
 def cli() -> NoReturn:

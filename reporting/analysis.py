@@ -95,7 +95,10 @@ def precision_recall(run: Run, task: Task, key: str) -> tuple[FloatArray, FloatA
     recall, precision = number_list(curves.get("recall")), number_list(curves.get(key))
     if recall is None or precision is None or len(recall) != len(precision):
         if curves:
-            warn_once(f"{run.path / ANALYSIS}: precision_recall needs equally long lists of numbers recall and {key!r}")
+            warn_once(
+                f"{run.path / run.predictions / ANALYSIS}: precision_recall needs equally long lists of numbers recall"
+                f" and {key!r}"
+            )
         return None
     return recall, precision
 

@@ -21,7 +21,16 @@ DATASET_KEYS = (("DATA.NAME",), ("dataset",))  # conditions that name a dataset 
 NAMED_BY_ROOT = ("folder", "webdataset")  # these datasets are told apart by their place only
 REPEAT_KEYS = {  # may differ between repetitions of one experiment: chance, origin of the weights, machine, bookkeeping
     *("SEED", "DATASETS.FRACTION_SEED", "MODEL.WEIGHTS", "MODEL.DEVICE", "DATALOADER.NUM_WORKERS"),
-    *("DATA.ROOT", "DATA.WORKERS", "LOG.PERIOD", "LOG.WANDB", "PROBE.EVERY", "CHECKPOINT.MINUTES", "CHECKPOINT.STEPS"),
+    *(
+        "DATA.ROOT",
+        "DATA.WORKERS",
+        "LOG.PERIOD",
+        "LOG.WANDB",
+        "LOG.PICTURES",
+        "PROBE.EVERY",
+        "CHECKPOINT.MINUTES",
+        "CHECKPOINT.STEPS",
+    ),
     *("SOLVER.CHECKPOINT_PERIOD", "SOLVER.KEEP_CHECKPOINTS", "TEST.EVAL_PERIOD"),
 }
 

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,14 +12,15 @@ from foundation.json_files import as_number, read_json, read_json_lines
 from foundation.run_kinds import DETECTION, KINDS, PRETRAIN, RunKind, flatten, read_config
 from foundation.run_states import RUN_FILES, RunState, find_runs, read_state
 
-ANALYSIS = "predictions/analysis.json"
+PREDICTIONS = "predictions"
+ANALYSIS = "analysis.json"
 MAX_ITERATION = 2**53  # larger integers are not exact as floats, and no run is as long
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run folder.
+    """One run folder; of a detector that was evaluated on several sets, one of the evaluations.
 
     Attributes:
         init: the origin of the run's initial weights: `random`, or a name such as `corinfomax`. For a pretraining run
@@ -29,7 +30,9 @@ class Run:
         config: dotted keys to values.
         lines: metrics.json, from the first line to the last.
         detector: of an evaluation, the folder of the run that trained the detector: this one, or another.
-        analysis: predictions/analysis.json, which `detection/evaluation/coco.py` describes; empty if there is none.
+        analysis: analysis.json of the predictions, which `detection/evaluation/coco.py` describes; empty if there is
+            none.
+        predictions: the folder in the run's that holds them.
     """
 
     path: Path
@@ -42,6 +45,7 @@ class Run:
     lines: tuple[Mapping[str, Any], ...] = field(repr=False, default=())
     detector: Path | None = field(repr=False, default=None)
     analysis: Mapping[str, Any] = field(repr=False, default_factory=dict)
+    predictions: str = field(repr=False, default=PREDICTIONS)
 
     def measured(self, *keys: str) -> float | None:
         """A number of results.json, by the keys that lead to it; None where it was not measured.
@@ -102,7 +106,8 @@ def read_runs(paths: Iterable[Path]) -> Found:
     found = Found([], [])
     for state in states.values():
         try:
-            found.runs.append(_read_run(state))
+            run = _read_run(state)
+            found.runs.extend([run, *_further_evaluations(run)])
         except UserError as error:
             found.skipped.append(Skipped(state.folder, state.kind.name, str(error)))
     if not found.runs:
@@ -172,6 +177,22 @@ def _read_run(state: RunState) -> Run:
     )
 
 
+def _further_evaluations(run: Run) -> list[Run]:
+    """A detector's evaluations on further sets in the same run. Curves belong to the first."""
+    entries = run.results.get("evaluations")
+    further = []
+    for entry in entries if isinstance(entries, list) and run.kind.name == DETECTION else ():
+        if not isinstance(entry, dict) or not isinstance(entry.get("dataset"), dict):
+            warn_once(f"{run.path / 'results.json'}: evaluations must be objects with a dataset; one is left out")
+            continue
+        results = {key: value for key, value in run.results.items() if key not in ("evaluations", "best")}
+        results |= {key: entry.get(key) for key in ("dataset", "results")}
+        folder = Path(str(entry.get("predictions"))).name
+        analysis = _read_analysis(run.path, folder)
+        further.append(replace(run, results=results, lines=(), analysis=analysis, predictions=folder))
+    return further
+
+
 def _trained_as(results: Mapping[str, Any]) -> dict[str, Any]:
     """Of an evaluation without training, such as that of a detector on another set: what the detector's run says of
     its training, if it is on this machine.
@@ -199,9 +220,9 @@ def _read_object(path: Path) -> dict[str, Any]:
     return content
 
 
-def _read_analysis(folder: Path) -> dict[str, Any]:
+def _read_analysis(folder: Path, predictions: str = PREDICTIONS) -> dict[str, Any]:
     """The analysis of a detector's evaluation; a damaged one counts as none, and one warning tells so."""
-    path = folder / ANALYSIS
+    path = folder / predictions / ANALYSIS
     if not path.is_file():
         return {}
     try:

@@ -23,6 +23,7 @@ from reporting.instances import (
     read_detections,
     read_ground_truth,
 )
+from reporting.runs import Run
 
 PREDICTIONS = "coco_instances_results.json"
 ROWS = 5
@@ -66,7 +67,7 @@ def load(setting: Setting) -> Evaluation:
     Raises:
         UserError: no run has its predictions, the dataset is not on this machine, or a file is damaged.
     """
-    files = [(group, sorted(group.runs[0].path.rglob(PREDICTIONS))) for group in setting.groups]
+    files = [(group, _prediction_files(group.runs[0])) for group in setting.groups]
     if not any(found for _, found in files):
         raise UserError(f"no run has its {PREDICTIONS}")
     ground_truth = read_ground_truth(*_dataset(setting))
@@ -80,6 +81,12 @@ def load(setting: Setting) -> Evaluation:
         matches = {image: match(objects.get(image, ()), detections.get(image, ())) for image in ground_truth.files}
         detectors.append(Detector(group, threshold, detections, matches))
     return Evaluation(ground_truth, detectors)
+
+
+def _prediction_files(run: Run) -> list[Path]:
+    """Where a run has its predictions; those of another tool may lie in a folder of another name."""
+    own = run.path / run.predictions / PREDICTIONS
+    return [own] if own.is_file() else sorted(run.path.rglob(PREDICTIONS))
 
 
 def draw_predictions(evaluation: Evaluation, colours: Mapping[str, str], path: Path) -> str:

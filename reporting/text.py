@@ -79,7 +79,8 @@ def repeat_table(setting: Setting) -> list[Block]:
 
 def run_table(runs: Sequence[Run], skipped: Sequence[Skipped]) -> list[Block]:
     """Every run that was found: those that the report was made from, and those that it leaves out."""
-    rows = [[str(run.path), run.kind.name, run.init, _text(run.seed), run.state] for run in runs]
+    folders = {run.path: run for run in runs}  # a run with several evaluation sets is listed once
+    rows = [[str(path), run.kind.name, run.init, _text(run.seed), run.state] for path, run in folders.items()]
     rows += [[str(run.path), run.kind, "", "", f"left out: {run.reason}"] for run in skipped]
     title = "The runs that this page was made from" + (", and those that were left out." if skipped else ".")
     return [Heading("Runs"), Table(["folder", "kind", "initialisation", "seed", "state"], rows, title, labels=5)]

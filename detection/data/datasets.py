@@ -11,7 +11,8 @@ Annotations in COCO's format and VOC's are read by this package (`annotations.py
 import difflib
 import functools
 import os
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,14 @@ def sources(name: str) -> dict[str, str]:
         images = Path(metadata.get("image_root") or metadata.image_dir)
         annotations = Path(metadata.get("json_file") or metadata.get("sem_seg_root") or metadata.gt_dir)
     return {"image_root": str(images.resolve()), "annotations": str(annotations.resolve())}
+
+
+def labels(names: Sequence[str]) -> list[str]:
+    """Short unlike names of several evaluation sets, for metrics and folders."""
+    plain = [re.sub(r"[^\w-]+", "-", Path(name.partition("@")[0]).stem) for name in names]
+    if len(set(plain)) == len(plain) and not {*plain} & {"EMA", "TTA"}:
+        return plain
+    return [f"{number}-{name}" for number, name in enumerate(plain, 1)]
 
 
 def subset(size: int, fraction: float, seed: int) -> list[int]:

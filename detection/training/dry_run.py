@@ -34,7 +34,7 @@ def describe(config: CfgNode, processes: int) -> Iterator[str]:
     solver, device = config.SOLVER, config.MODEL.DEVICE
     datasets.register((*config.DATASETS.TRAIN, *config.DATASETS.TEST))
     images = training_data.read(config)
-    held_out = len(DatasetCatalog.get(config.DATASETS.TEST[0]))
+    held_out = sum(len(DatasetCatalog.get(name)) for name in config.DATASETS.TEST)
     yield scaling.describe(config, processes, len(images.records))
     model = trainer.TransferTrainer.build_model(config)
     optimizer = trainer.TransferTrainer.build_optimizer(config, model)

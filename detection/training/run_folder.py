@@ -221,8 +221,8 @@ def is_finished(config: CfgNode) -> bool:
     return ended and found.get("config_sha256") == digest(config)
 
 
-def replace_results(config: CfgNode, results: Mapping[str, Any]) -> None:
-    """Replace the metrics in the `results.json` of a finished run; an unfinished one has none.
+def replace_results(config: CfgNode, evaluated: Mapping[str, Any]) -> None:
+    """Replace datasets and metrics in the `results.json` of a finished run; an unfinished one has none.
 
     Raises:
         UserError: the file is damaged.
@@ -236,7 +236,8 @@ def replace_results(config: CfgNode, results: Mapping[str, Any]) -> None:
             raise UserError(f"{path} is damaged: it holds no object")
     except UserError as error:
         raise UserError(f"{error}; train with --resume, which evaluates and writes it anew") from error
-    write_json(path, {**record, "config_sha256": digest(config), "results": results})
+    record.pop("evaluations", None)
+    write_json(path, {**record, "config_sha256": digest(config), **evaluated})
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

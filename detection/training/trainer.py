@@ -51,6 +51,7 @@ from foundation.files import report_disk_errors
 from foundation.images import UnreadableImage
 from foundation.wandb_mirror import open_wandb
 
+PREDICTIONS = "predictions"  # folder in the run's
 TIMES = ("time", "data_time", "eta_seconds")  # scalars that differ from run to run
 logger = logging.getLogger(__name__)
 
@@ -219,15 +220,24 @@ class TransferTrainer(DefaultTrainer):
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
         """The dataset's own; predictions go to `predictions/`."""
-        return evaluation.build_evaluator(cfg, dataset_name, Path(cfg.OUTPUT_DIR) / "predictions")
+        return evaluation.build_evaluator(cfg, dataset_name, Path(cfg.OUTPUT_DIR) / PREDICTIONS)
 
     @classmethod
     def test(cls, cfg: CfgNode, model: torch.nn.Module, evaluators: Any = None) -> dict[str, Any]:
-        """Metrics of each task; NaN where there is nothing to evaluate, which `results.json` has as null."""
+        """Metrics of each task; NaN where there is nothing to evaluate, which `results.json` has as null.
+
+        The tasks of further evaluation sets are named `LABEL/TASK`, with the labels of `datasets.labels`.
+        """
+        if evaluators is None:
+            evaluators = _evaluators(cfg, PREDICTIONS)
         try:
             results: dict[str, Any] = super().test(cfg, model, evaluators)
         except UserError as error:  # a worker puts its traceback before the message
             raise UserError(str(error).rpartition(f"{UserError.__name__}: ")[2].strip()) from error
+        if len(cfg.DATASETS.TEST) > 1:
+            first, *others = results.values()
+            pairs = zip(datasets.labels(cfg.DATASETS.TEST)[1:], others, strict=True)
+            results = first | {f"{label}/{task}": metrics for label, found in pairs for task, metrics in found.items()}
         for task, metrics in results.items():
             without = [name for name, value in metrics.items() if math.isnan(value)]
             if without:
@@ -235,7 +245,7 @@ class TransferTrainer(DefaultTrainer):
         return results
 
     def _evaluate(self) -> dict[str, Any]:
-        evaluators = _evaluators(self.cfg, "predictions")
+        evaluators = _evaluators(self.cfg, PREDICTIONS)
         if self.cfg.LOG.PICTURES:
             if self._samples is None:
                 self._samples = pictures.Samples(self.cfg, self.cfg.DATASETS.TEST[0], self.cfg.LOG.PICTURES)
@@ -351,7 +361,7 @@ def evaluate(config: CfgNode, name: str, own: bool) -> None:
         if not comm.is_main_process():
             return
         if own:
-            run_folder.replace_results(config, results)
+            run_folder.replace_results(config, _evaluated(config, results))
             _conclude(config, results)
         else:
             _finish(config, name, results, iterations=0, train_images=0)
@@ -368,8 +378,13 @@ def _test_augmented(config: CfgNode, model: torch.nn.Module) -> dict[str, Any]:
 
 
 def _evaluators(config: CfgNode, folder: str) -> list[DatasetEvaluator]:
-    """Of the datasets to evaluate on, with a folder of their own for the predictions."""
-    return [evaluation.build_evaluator(config, name, Path(config.OUTPUT_DIR) / folder) for name in config.DATASETS.TEST]
+    """Of the datasets to evaluate on. Predictions go to `folder`, those of further datasets to `folder_LABEL`."""
+    names = config.DATASETS.TEST
+    folders = [folder, *(f"{folder}_{label}" for label in datasets.labels(names)[1:])]
+    return [
+        evaluation.build_evaluator(config, name, Path(config.OUTPUT_DIR) / own)
+        for name, own in zip(names, folders, strict=True)
+    ]
 
 
 def _prepare(config: CfgNode, name: str, datasets_used: Sequence[str], keep_config: bool = False) -> None:
@@ -412,8 +427,7 @@ def _finish(
         "iterations": iterations,
         "train_images": train_images,
         "config_sha256": run_folder.digest(config),
-        "dataset": {"name": config.DATASETS.TEST[0], **datasets.sources(config.DATASETS.TEST[0])},
-        "results": results,
+        **_evaluated(config, results),
     }
     record |= {"stopped_early": True} if stopped_early else {}
     record |= {"best": {**best, "weights": checkpoints.BEST}} if best else {}
@@ -422,10 +436,33 @@ def _finish(
     _conclude(config, results)
 
 
+def _evaluated(config: CfgNode, results: Mapping[str, Any]) -> dict[str, Any]:
+    """What was evaluated on and the results, as `results.json` has them: `dataset` and `results` of the first dataset,
+    and `evaluations` of the others, with the folders of their predictions.
+    """
+    entries = [
+        {
+            "dataset": {"name": name, **datasets.sources(name)},
+            "predictions": f"{PREDICTIONS}_{label}",
+            "results": _of_dataset(results, label),
+        }
+        for name, label in zip(config.DATASETS.TEST, ("", *datasets.labels(config.DATASETS.TEST)[1:]), strict=True)
+    ]
+    first = {key: entries[0][key] for key in ("dataset", "results")}
+    return first | ({"evaluations": entries[1:]} if entries[1:] else {})
+
+
+def _of_dataset(results: Mapping[str, Any], label: str) -> dict[str, Any]:
+    """The results by task of one dataset; the label of the first is empty."""
+    return {task.rpartition("/")[2]: metrics for task, metrics in results.items() if task.rpartition("/")[0] == label}
+
+
 def _conclude(config: CfgNode, results: dict[str, Any]) -> None:
-    """Print the main results in one line, and see that they are those expected, where the config has such."""
-    images = len(DatasetCatalog.get(config.DATASETS.TEST[0]))
-    print(summary.describe(results, images), flush=True)
+    """Print the main results of each dataset in a line; compare them with those expected, if the config has any."""
+    labels = datasets.labels(config.DATASETS.TEST)
+    for name, label in zip(config.DATASETS.TEST, ("", *labels[1:]), strict=True):
+        line = summary.describe(_of_dataset(results, label), len(DatasetCatalog.get(name)))
+        print(line if len(labels) == 1 else f"{label or labels[0]}: {line}", flush=True)
     check_expected(results, config.TEST.EXPECTED_RESULTS)
 
 

@@ -126,7 +126,7 @@ def test_one_process_has_no_synchronised_norm_and_the_original_stays():
         (["DATALOADER.SAMPLER_TRAIN", "RandomSubsetTrainingSampler"], "a fraction of the images is DATASETS.FRACTION"),
         (["DATASETS.FRACTION", "1.5"], "DATASETS.FRACTION must be above 0"),
         (["DATASETS.TRAIN", "()"], "DATASETS.TRAIN names no dataset"),
-        (["DATASETS.TEST", "('a', 'b')"], "must name one dataset, not a, b"),
+        (["DATASETS.TEST", "('a', 'a')"], "names a dataset twice: a, a"),
         (["MODEL.RESNETS.DEPTH", "49"], "must be 18, 34, 50, 101 or 152"),
         (["MODEL.RESNETS.DEPTH", "18"], "does not go with Res5ROIHeadsExtraNorm, a C4 head"),
         (["MODEL.RESNETS.NORM", "batch"], "MODEL.RESNETS.NORM must be one of BN, .* not 'batch'"),

@@ -224,6 +224,27 @@ def test_several_evaluation_sets(tmp_path, detection, write, make_report):
 
 
 @pytest.mark.usefixtures("no_pictures")
+def test_several_evaluation_sets_of_one_run(detection, change, make_report):
+    """`DATASETS.TEST` with two entries: results.json holds the evaluations on the others."""
+    folders = []
+    for init, ap in (("random", 10.0), ("corinfomax", 14.0)):
+        folder = detection(init, 3, ap)
+        entry = {"dataset": {"name": "/a/other.json@/a/images"}, "predictions": "predictions_other"}
+        entry["results"] = {"bbox": {"AP": ap / 2, "AP-cat": ap / 4}}
+        change(folder, evaluations=[entry, "nonsense"])
+        (folder / "predictions_other").mkdir()
+        sizes = [{"name": "cat", "objects": 7, "AP": ap, "AP50": ap}]
+        (folder / "predictions_other" / "analysis.json").write_text(json.dumps({"bbox": {"classes": sizes}}))
+        folders.append(folder)
+    page = make_report(*folders)
+    assert page.rows("initialisation", "Box AP, in percent, on several")[0] == ["initialisation", "tiny", "other.json"]
+    assert page.rows("corinfomax", "Box AP, in percent, on several")[0] == ["corinfomax", "14.0", "7.0"]
+    assert page.rows("random", "evaluated on other.json. All")[0] == ["random", "3", "1", "5.0"]
+    assert page.rows("cat", "AP of each class")[0] == ["cat", "7", "2.5", "3.5", "+1.0"]
+    assert len(page.rows(str(folders[0]), "The runs that this page")) == 1
+
+
+@pytest.mark.usefixtures("no_pictures")
 def test_other_data_of_the_same_recipe_is_another_setting(
     tmp_path, detection, change, pretraining, linear, make_report
 ):

@@ -37,6 +37,12 @@ def check(name, recipe, *pairs, training=True):
     preflight.check(config, (name,) if training else (), () if training else (name,))
 
 
+def test_evaluation_sets_have_short_unlike_labels():
+    assert datasets.labels(["/a/val.json@/b", "coco_2017_val"]) == ["val", "coco_2017_val"]
+    assert datasets.labels(["/a/val.json@/b", "/c/val.json@/d"]) == ["1-val", "2-val"]
+    assert datasets.labels(["x y.json@/b", "TTA.json@/b"]) == ["1-x-y", "2-TTA"]  # predictions_TTA is another folder
+
+
 def test_a_whole_dataset_passes(tiny):
     for name in tiny:
         check(name, "coco_R50_C4", *TWO)

@@ -368,6 +368,32 @@ def test_the_average_of_the_weights_is_evaluated_beside_them(train, monkeypatch)
     assert all(torch.equal(value, again[name]) for name, value in average.items())
 
 
+@pytest.mark.slow
+def test_several_evaluation_sets(train, coco_root, capsys):
+    sets = ("DATASETS.TEST", "('tiny_val', 'tiny_train')", "SOLVER.MAX_ITER", 2, "TEST.EVAL_PERIOD", 1)
+    sets += ("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0, "SOLVER.EMA", 0.5)
+    folder = train(*sets, "TEST.BEST_METRIC", "tiny_train/segm/AR")
+    said = [line.partition(" (")[0::2] for line in capsys.readouterr().out.splitlines()[-2:]]
+    assert [text.partition(":")[0] for text, _ in said] == ["tiny_val", "tiny_train"]
+    assert [rest.partition(")")[0] for _, rest in said] == ["2 images", "4 images"]
+    record = json.loads((folder / "results.json").read_text())
+    (other,) = record["evaluations"]
+    assert (record["dataset"]["name"], other["dataset"]["name"]) == ("tiny_val", "tiny_train")
+    assert record["results"].keys() == other["results"].keys() == {"bbox", "segm", "bbox_EMA", "segm_EMA"}
+    assert other["dataset"]["image_root"] == str(coco_root / "coco" / "train2017")
+    for name, count in (("predictions", 2), (other["predictions"], 4)):
+        found = json.loads((folder / name / "coco_instances_results.json").read_text())
+        assert len({each["image_id"] for each in found}) == count
+        assert (folder / name / "analysis.json").is_file()
+    assert {"bbox/AP", "tiny_train/bbox/AP"} <= lines(folder)[-1].keys()
+    # Each is what an evaluation of it alone gives; the folder then holds that one.
+    train(*sets, "DATASETS.TEST", "('tiny_train',)", options=["--eval-only"])
+    alone = json.loads((folder / "results.json").read_text())
+    assert alone["dataset"] == other["dataset"]
+    assert "evaluations" not in alone
+    assert alone["results"]["bbox"] == other["results"]["bbox"]
+
+
 def test_results_that_were_not_expected_are_an_error(train):
     with pytest.raises(UserError, match=r"TEST\.EXPECTED_RESULTS: bbox/AP is 0\.0000 instead of 40 ± 0\.5"):
         train("TEST.EXPECTED_RESULTS", "[['bbox', 'AP', 40, 0.5], ['segm', 'AP', 0, 50]]")
