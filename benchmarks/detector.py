@@ -114,6 +114,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", choices=CASES, help="one of the models; all by default")
     parser.add_argument("--batch", type=int, default=0, help="another batch size")
     parser.add_argument("--precision", default="auto", help="ours: float32, bfloat16, or auto, by the device")
+    parser.add_argument("--nchw", action="store_true", help="ours with PyTorch's default layout of memory on GPUs too")
     parser.add_argument("--images", type=int, default=500, help="that are scored; COCO's val2017 has 5000")
     parser.add_argument("--detections", type=int, default=100, help="in each of them; 100 are the most that count")
     args = parser.parse_args(argv)
@@ -126,7 +127,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             large = device.type == "cuda" and not args.quick
             register_pictures(Path(folder), (480, 640) if large else (160, 192), 4 if args.quick else 32)
             configs = {name: configure(case, device, args, folder) for name, case in cases.items()}
-            rows = [row for name, config in configs.items() for row in compare_models(name, config, rounds, device)]
+            rows = [
+                row
+                for name, config in configs.items()
+                for row in compare_models(name, config, rounds, device, args.nchw)
+            ]
         header = ["model", "time of", "precision", "ours, s", "stock, s", "stock / ours", "waiting for data"]
         print_table(header, rows)
     if args.part == "models":
@@ -165,13 +170,15 @@ def configure(case: Case, device: torch.device, args: argparse.Namespace, folder
     return for_one_process(config)[0]
 
 
-def compare_models(name: str, config: CfgNode, rounds: int, device: torch.device) -> list[list[str]]:
+def compare_models(name: str, config: CfgNode, rounds: int, device: torch.device, nchw: bool) -> list[list[str]]:
     """A row for an iteration of training, and one for an image that is evaluated."""
     stock = config.clone()
     stock.SOLVER.PRECISION = "float32"
     if config.DATALOADER.NUM_WORKERS:
         stock.DATALOADER.NUM_WORKERS = 4  # Detectron2's default
     sides = [Training(TransferTrainer(config)), Training(DefaultTrainer(stock))]
+    if nchw:
+        sides[0].trainer.model.to(memory_format=torch.contiguous_format)
     share_weights(sides)
     training = alternate(sides, rounds, device)
     share_weights(sides)

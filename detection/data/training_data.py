@@ -151,6 +151,7 @@ def build_batches(
         process_batch,
         seed=seed,
         workers=workers,
+        device=torch.device(config.MODEL.DEVICE),
     )
 
 

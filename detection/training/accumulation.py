@@ -40,7 +40,8 @@ class AccumulatingTrainer(SimpleTrainer):
         """The passes of iteration `iter`, and one step of the optimizer.
 
         Raises:
-            FloatingPointError: the loss is not finite; the step was not taken.
+            FloatingPointError: the loss was not finite. It is read after the step, so that a GPU does not wait for the
+                host in between; the weights in memory are of no use then.
         """
         if self._batches is None:  # only now is it known where a resumed run continues
             self._batches = self.data_loader.starting(self.iter)
@@ -58,8 +59,8 @@ class AccumulatingTrainer(SimpleTrainer):
                 sum(losses.values()).backward()
             for name, loss in losses.items():
                 totals[name] = totals.get(name, 0) + loss.detach()
-        self._write_metrics(totals, waited)
         self.optimizer.step()
+        self._write_metrics(totals, waited)
 
     def _without_synchronisation(self, wanted: bool) -> contextlib.AbstractContextManager[None]:
         """Without synchronisation: processes average their gradients once, in the last pass."""

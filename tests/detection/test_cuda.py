@@ -21,12 +21,13 @@ def picture(seed):
     return {"image": torch.randint(0, 256, (3, 96, 128), dtype=torch.uint8, generator=generator)}
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("recipe", ["shapes_R18_FPN", "shapes_R50_C4"])
-def test_features_equal_those_of_a_cpu(recipe):
+def test_features_equal_those_of_a_cpu(recipe, layout):
     config, _ = configs.for_one_process(configs.load(recipe, ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", ""]))
     torch.manual_seed(0)
     on_cpu = trainer.TransferTrainer.build_model(config).eval()
-    on_gpu = copy.deepcopy(on_cpu).to(CUDA)
+    on_gpu = copy.deepcopy(on_cpu).to(CUDA, memory_format=layout)
     torch.backends.cudnn.allow_tf32 = False
     images = on_cpu.preprocess_image([picture(0)]).tensor
     with torch.no_grad():

@@ -33,6 +33,7 @@ def batches(size=2, process_batch=None, workers=0, mapper=drawing, seed=5):
         process_batch or ProcessBatch(),
         seed=seed,
         workers=workers,
+        device=torch.device("cpu"),
     )
 
 
@@ -128,3 +129,27 @@ def test_other_errors_keep_their_traceback():
 
     with pytest.raises(RuntimeError, match="a defect"):
         next(batches(workers=1, mapper=wrong).starting(0))
+
+
+def test_images_for_a_gpu_come_from_pinned_memory(monkeypatch):
+    pinned, sent = [], []
+
+    def pin(tensor):
+        pinned.append(tuple(tensor.shape))
+        return tensor
+
+    monkeypatch.setattr("torch.accelerator.is_available", lambda *_: True)
+    monkeypatch.setattr("torch.accelerator.current_accelerator", lambda *_: torch.device("cuda"))
+    monkeypatch.setattr("torch.Tensor.pin_memory", pin)
+    monkeypatch.setattr(
+        "torch.Tensor.to", lambda tensor, device, non_blocking: sent.append((device.type, non_blocking)) or tensor
+    )
+    record = {"file_name": "0.jpg", "image": torch.zeros(3, 4, 5, dtype=torch.uint8), "instances": object()}
+    groups = loading.group(loading.shuffled(1, seed=0), 1)
+    images = TrainingBatches(
+        [record], dict, lambda: groups, ProcessBatch(), seed=0, workers=0, device=torch.device("cuda")
+    )
+    (found,) = next(iter(images))
+    assert found.keys() == record.keys()
+    assert found["instances"] is record["instances"]
+    assert (pinned, sent) == ([(3, 4, 5)], [("cuda", True)])

@@ -70,6 +70,15 @@ def test_the_gradient_is_the_mean_of_the_passes_gradients_by_hand():
     assert (latest["square"], latest["linear"], latest["total_loss"]) == (5.5, 4.5, 10.0)
 
 
+def test_losses_are_read_after_the_step(monkeypatch):
+    """Reading them makes the host wait for a GPU, which would then wait for the host's next command, the step."""
+    done = []
+    monkeypatch.setattr(torch.optim.SGD, "step", lambda self: done.append("step"))
+    monkeypatch.setattr(AccumulatingTrainer, "_write_metrics", lambda *_: done.append("read"))
+    step(Given(IMAGES), ProcessBatch())
+    assert done == ["step", "read"]
+
+
 def test_passes_give_the_step_of_the_whole_batch():
     once, _ = step(Given(IMAGES), ProcessBatch())
     twice, _ = step(Given(IMAGES[:2], IMAGES[2:]), ProcessBatch(passes=2))
