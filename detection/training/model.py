@@ -50,7 +50,7 @@ def build(config: CfgNode) -> torch.nn.Module:
     if computes_in_bfloat16(config):
         logger.info("The model computes in bfloat16")
         if config.MODEL.DEVICE == "cuda":  # whose units for bfloat16 take the channels of a pixel together
-            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            model.to(memory_format=torch.channels_last)
         model.forward = torch.autocast(config.MODEL.DEVICE, torch.bfloat16)(model.forward)
     return model
 
