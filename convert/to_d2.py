@@ -69,6 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     lines = export(source, arguments.output, arguments.to, selection, pixels, sidecar, arguments.verify)
     print("\n".join([*lines, *summarise(arguments.output, sidecar)]))
     if arguments.to == "d2":
+        print("detection/train_net.py reads these settings from the file; for another training script,")
         print("set in a yaml config:", *yaml_settings(sidecar), sep="\n")
         print("set in a LazyConfig:", *lazy_settings(sidecar), sep="\n")
 

@@ -172,7 +172,8 @@ def remove_drafts(folder: Path) -> None:
     """Remove what killed processes have left half written. Only for the process that holds the run's lock."""
     for path in folder.iterdir():
         name, dot, suffix = path.name.rpartition(".")
-        if dot and suffix in ("tmp", "new") and (_is_checkpoint(name) or name in (BEST, AVERAGE)):
+        checkpoint = name.replace(".sha256", ".pth")
+        if dot and suffix in ("tmp", "new") and (_is_checkpoint(checkpoint) or checkpoint in (BEST, AVERAGE)):
             path.unlink(missing_ok=True)
 
 

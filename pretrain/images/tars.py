@@ -203,7 +203,9 @@ def index_tar(path: Path, name: str) -> TarIndex:
                     found.add(tar, entry)
     except UserError as error:
         raise UserError(str(error) if str(error).startswith(name) else f"{name}: {error}") from error
-    except Exception as error:  # tarfile raises whatever its parser runs into: RecursionError, IndexError, ...
+    except RecursionError as error:  # tarfile reads the header behind an extended header by calling itself
+        raise UserError(f"{name} cannot be read as an uncompressed tar: too many extended headers in a row") from error
+    except Exception as error:  # tarfile raises whatever its parser runs into: IndexError, ...
         raise UserError(f"{name} cannot be read as an uncompressed tar: {error or type(error).__name__}") from error
     return found.index()
 

@@ -25,6 +25,7 @@ from pretrain.images.survey import Survey, survey
 from pretrain.runs.weights import EncoderWeights, read_weights
 from pretrain.training import dry_run
 from pretrain.training.dry_run import ENOUGH_STEPS, Memory, format_size
+from pretrain.training.suitability import check_architecture
 
 CPU_HOURS = 4.0  # what a plan may take on a CPU, unless the user says otherwise
 CPU_SIDES = (48, 40)  # pixels; the largest whose steps fit the hours is taken
@@ -78,10 +79,12 @@ def plan_run(
         UserError: too few images, none that can be read, or weights that cannot be read.
     """
     source = build_source(config.DATA.NAME, config.DATA.ROOT, "pretrain", config.DATA.CLASSES, build_streaming(config))
+    weights = read_weights(config.ENCODER.WEIGHTS) if config.ENCODER.WEIGHTS else None
+    if weights:
+        check_architecture(weights, config, given)  # before anything is measured
     facts = survey(source)
     cores = max(1, machine.usable_cores() // processes)
     place = Place(device.type, cores, dry_run.device_memory(device), processes)
-    weights = read_weights(config.ENCODER.WEIGHTS) if config.ENCODER.WEIGHTS else None
     measures = Measures(
         seconds_per_pair=partial(time_pair, device=device),
         loading=partial(dry_run.loading_seconds, source=source),

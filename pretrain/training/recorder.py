@@ -17,7 +17,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pretrain.corinfomax import RunningEstimates
+from pretrain.corinfomax import CorInfoMaxLoss, RunningEstimates
 from pretrain.runs import checkpoint
 from pretrain.runs.metrics import JsonLines, Metrics
 from pretrain.spectrum import COLLAPSE_SHARE, Spectrum, is_collapsed, measure
@@ -112,11 +112,12 @@ class Recorder:
         if collapsed and not self._collapsed:
             logger.warning(
                 "the embedding has collapsed: at step %d its effective rank is %.1f of %d dimensions (below %.0f %%); "
-                "lower OBJECTIVE.ATTRACTION or TRAIN.LR",
+                "lower %s",
                 step,
                 spectrum.effective_rank,
                 spectrum.eigenvalues.shape[-1],
                 100 * COLLAPSE_SHARE,
+                "OBJECTIVE.ATTRACTION or TRAIN.LR" if isinstance(self._criterion, CorInfoMaxLoss) else "TRAIN.LR",
             )
         self._collapsed = collapsed
 

@@ -1,6 +1,7 @@
 """What is checked before a run begins: its inputs, and whether its recipe can work on the images at hand."""
 
 import sys
+from collections.abc import Collection
 
 import torch
 from fvcore.common.config import CfgNode
@@ -32,13 +33,16 @@ def check_inputs(config: CfgNode) -> None:
         split_labelled_folder(config.PROBE.ROOT)
 
 
-def check_architecture(weights: EncoderWeights, config: CfgNode) -> None:
-    """Raises UserError where weights are of another encoder than the configuration's, or are random."""
+def check_architecture(
+    weights: EncoderWeights, config: CfgNode, keys: Collection[str] = ("ENCODER.NAME", "ENCODER.STEM")
+) -> None:
+    """Raises UserError where weights are random, or of another encoder than these keys of the configuration say."""
     if weights.init == RANDOM:
         raise UserError("ENCODER.WEIGHTS random is the default: leave it out, or name a file")
-    for key, asked, own in (("NAME", config.ENCODER.NAME, weights.name), ("STEM", config.ENCODER.STEM, weights.stem)):
-        if own and own != asked:
-            raise UserError(f"{weights.source} holds a {own}, but ENCODER.{key} is {asked}; set ENCODER.{key} {own}")
+    encoder = config.ENCODER
+    for key, asked, own in (("ENCODER.NAME", encoder.NAME, weights.name), ("ENCODER.STEM", encoder.STEM, weights.stem)):
+        if key in keys and own and own != asked:
+            raise UserError(f"{weights.source} holds a {own}, but {key} is {asked}; set {key} {own}")
 
 
 def check_recipe(config: CfgNode, device: torch.device, processes: int) -> list[str]:

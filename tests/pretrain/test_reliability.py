@@ -237,6 +237,7 @@ def test_collapse_is_warned_of(photos: Path, tmp_path: Path) -> None:
     # Batches of 4 images span 4 of 64 dimensions at most: fewer than a tenth.
     train.main([*arguments(photos, tmp_path), "PROJECTOR.DIMS", "[64]", "TRAIN.WARMUP_EPOCHS", "1"])
     said = re.findall(r"the embedding has collapsed: at step (\d+)", (tmp_path / "log.txt").read_text())
+    assert "lower OBJECTIVE.ATTRACTION or TRAIN.LR" in (tmp_path / "log.txt").read_text()
     assert said == ["7"]  # once, at the first log point after the warm-up
 
 

@@ -246,7 +246,7 @@ def test_a_checkpoint_of_another_program_is_refused_by_its_name(saver, tmp_path)
 
 
 def test_drafts_of_killed_processes_are_removed(tmp_path):
-    drafts = ["model_final.pth.new", "model_0000003.pth.tmp", "model_best.pth.tmp"]
+    drafts = ["model_final.pth.new", "model_0000003.pth.tmp", "model_best.pth.tmp", "model_0000003.sha256.tmp"]
     for name in [*drafts, "mine.tmp", "model_0000003.pth"]:
         (tmp_path / name).touch()
     checkpoints.remove_drafts(tmp_path)

@@ -228,7 +228,9 @@ def test_folders_are_joined_and_a_plan_is_printed(
     assert "images of train/ only; val left out" in capsys.readouterr().out
 
 
-def test_a_run_from_existing_weights(slow_machine: None, photos: Path, tmp_path: Path, error_of: Callable) -> None:
+def test_a_run_from_existing_weights(
+    slow_machine: None, photos: Path, tmp_path: Path, error_of: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
     common = [str(photos / "train"), "--epochs", "1", "TRAIN.MAX_STEPS=1", "DATA.WORKERS=0"]
     train.main([*common, "--output", "first", "--encoder", "resnet18"])
     first = tmp_path / "first" / "encoder.safetensors"
@@ -239,6 +241,7 @@ def test_a_run_from_existing_weights(slow_machine: None, photos: Path, tmp_path:
     assert all(torch.allclose(before[name], after[name], atol=1e-6) for name in weights)
     metadata = json.loads(_header(tmp_path / "second" / "encoder.safetensors"))["__metadata__"]
     assert metadata["begun_from"] == str(first)
+    monkeypatch.setattr(own_images, "survey", lambda source: pytest.fail("the images were measured first"))
     wrong = error_of(train.main, [*common, "--output", "third", "--weights", str(first), "--encoder", "resnet34"])
     assert "resnet18" in wrong
     assert "resnet34" in wrong
