@@ -22,7 +22,8 @@ from torch import Tensor
 from torchvision import transforms
 
 from pretrain.batches.augment import augment
-from pretrain.batches.views import Augmentation, Batch, ViewDataset, collate
+from pretrain.batches.draws import Augmentation
+from pretrain.batches.views import Batch, ViewDataset
 from pretrain.config import build_augmentations, get_defaults
 from pretrain.images.sources import FileSource
 from shapes.scene import compose, random_names
@@ -89,7 +90,7 @@ def blur(sigma: tuple[float, float], image: Image.Image) -> Image.Image:
 
 def read_ours(dataset: ViewDataset) -> Batch:
     """All images once, as a batch."""
-    return collate([dataset[0, index] for index in range(len(dataset))])
+    return dataset.read([(0, index) for index in range(len(dataset))])
 
 
 def read_conventional(source: FileSource, views: Sequence[Callable[[Image.Image], Tensor]]) -> list[Tensor]:

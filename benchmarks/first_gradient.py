@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from foundation.config import load_config
 from pretrain.batches.augment import augment
-from pretrain.batches.views import Batch, ViewDataset, collate
+from pretrain.batches.views import Batch, ViewDataset
 from pretrain.config import build_augmentations, get_defaults
 from pretrain.images.sources import build_source
 from pretrain.training.build import build_parts
@@ -66,7 +66,7 @@ def pictures(config: CfgNode, count: int) -> Batch:
     dataset = ViewDataset(
         build_source("shapes", "", "pretrain"), config.DATA.IMAGE_SIZE, build_augmentations(config), 0
     )
-    return collate([dataset[(0, index)] for index in range(count)])
+    return dataset.read([(0, index) for index in range(count)])
 
 
 def gradients(config: CfgNode, batch: Batch, device: torch.device, bfloat16: bool) -> list[Tensor]:

@@ -91,7 +91,7 @@ def load_pools(fashion: str, folders: Sequence[Path]) -> tuple[Pool, Pool, list[
         names = [name.replace("/", " or ") for name in source.classes]
         garments: list[list[NDArray[np.uint8]]] = [[] for _ in names]
         for index, label in enumerate(source.labels):
-            image = np.asarray(source.read(index))
+            image = np.asarray(source.open(index).decode())
             garments[label].append(image if image.ndim == 2 else image[..., 0])
         pools.append(Pool(garments, [image for i, image in enumerate(images) if (i in held_out) == wanted]))
     return pools[0], pools[1], names

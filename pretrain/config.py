@@ -8,7 +8,8 @@ from fvcore.common.config import CfgNode
 
 from foundation.config import each_in_range, in_range, one_of
 from foundation.errors import UserError
-from pretrain.batches.views import Augmentation, ViewDataset
+from pretrain.batches.draws import Augmentation
+from pretrain.batches.views import ViewDataset
 from pretrain.encoder import ENCODERS, STEMS
 from pretrain.images.sources import DATASETS, FOLDERS, Source
 from pretrain.images.stream import Streaming

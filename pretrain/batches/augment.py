@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from foundation.devices import send
-from pretrain.batches.views import Param
+from pretrain.batches.draws import Param
 
 GRAY_WEIGHTS = (0.2989, 0.587, 0.114)  # thesis B.1.1
 SOLARIZE_THRESHOLD = 128 / 255  # thesis B.1.1

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pretrain.batches.views import Param
+from pretrain.batches.draws import Param
 
 PIXELS = 1024  # of one program
 GRAY_RED, GRAY_GREEN, GRAY_BLUE = tl.constexpr(0.2989), tl.constexpr(0.587), tl.constexpr(0.114)

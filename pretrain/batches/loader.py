@@ -20,7 +20,7 @@ from foundation.errors import UserError
 from foundation.images import UnreadableImage
 from pretrain.batches.read_ahead import ReadAhead, follow, stream_of
 from pretrain.batches.sampler import ShuffledBatches
-from pretrain.batches.views import Batch, collate
+from pretrain.batches.views import Batch, ignore
 from pretrain.distributed.signals import leave_to_parent
 from pretrain.images.sources import Source
 
@@ -29,13 +29,15 @@ logger = logging.getLogger("pretrain")
 
 
 class ImageDataset(Protocol):
-    """A dataset with an item for each image of a source, by (epoch, index)."""
+    """What is made of the images of a source."""
 
     source: Source
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, key: tuple[int, int]) -> Any: ...
+    def read(self, keys: Sequence[tuple[int, int]], begin: Callable[[int], None]) -> Any:
+        """A batch, of the images with keys (epoch, index). `begin` is called with each index before it is read."""
+        ...
 
 
 def build_loader(
@@ -44,9 +46,8 @@ def build_loader(
     workers: int,
     device: torch.device,
     timeout: float = WORKER_TIMEOUT,
-    join: Callable[[Sequence[Any]], Any] = collate,
 ) -> DataLoader:
-    """A loader of `Batch`es.
+    """A loader of the dataset's batches.
 
     Args:
         dataset: the images.
@@ -54,7 +55,6 @@ def build_loader(
         workers: loader processes; 0: this process reads.
         device: where the batches go.
         timeout: seconds without a batch after which a hanging worker is reported.
-        join: makes a batch from the dataset's items.
 
     Raises:
         UserError: the images are streamed, and the tars needed at a time do not fit DATA.CACHE_GB.
@@ -66,14 +66,19 @@ def build_loader(
         # DATA.WORKERS is the user's choice, and readers that wait for a disk or a network may outnumber the cores.
         warnings.filterwarnings("ignore", message="This DataLoader will create")
         return DataLoader(
-            WatchedDataset(dataset, workers) if workers else dataset,  # type: ignore[arg-type]
+            WatchedDataset(dataset, workers),
             batch_sampler=batches,
             num_workers=workers,
-            collate_fn=join,
+            collate_fn=_unchanged,
             pin_memory=device.type == "cuda",
             timeout=timeout if workers else 0,
             worker_init_fn=leave_to_parent,
         )
+
+
+def _unchanged(batch: Any) -> Any:
+    """A batch that is complete."""
+    return batch
 
 
 _watched: "weakref.WeakSet[WatchedDataset]" = weakref.WeakSet()
@@ -84,7 +89,7 @@ class WatchedDataset(Dataset):
 
     def __init__(self, dataset: ImageDataset, workers: int) -> None:
         self.dataset = dataset
-        self._board = torch.zeros(workers, 3, dtype=torch.float64).share_memory_()  # process, index, since
+        self._board = torch.zeros(max(workers, 1), 3, dtype=torch.float64).share_memory_()  # process, index, since
         _watched.add(self)
 
     @property
@@ -95,14 +100,19 @@ class WatchedDataset(Dataset):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, key: tuple[int, int]) -> Any:
+    def __getitems__(self, keys: Sequence[tuple[int, int]]) -> Any:
+        """A batch. PyTorch's loader calls this with all keys of a batch, in a worker or in the training process."""
         worker = get_worker_info()
-        assert worker is not None
-        row = self._board[worker.id]
-        row[:] = torch.tensor([os.getpid(), key[1], time.monotonic()], dtype=torch.float64)
-        sample = self.dataset[key]
+        if worker is None:
+            return self.dataset.read(keys, ignore)
+        row = self._board.numpy()[worker.id]
+
+        def begin(index: int) -> None:
+            row[:] = os.getpid(), index, time.monotonic()
+
+        batch = self.dataset.read(keys, begin)
         row[2] = 0
-        return sample
+        return batch
 
     def processes(self) -> set[int]:
         """The processes that have read from it."""

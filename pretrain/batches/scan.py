@@ -1,10 +1,9 @@
 """`--check-data`: read every image of a dataset, as training does, and list those that cannot be read."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
 
 from foundation.errors import UserError
 from foundation.images import UnreadableImage
@@ -16,8 +15,8 @@ from pretrain.runs.metrics import Progress
 BATCH = 64  # images between two updates of the progress
 
 
-class Readings(Dataset):
-    """For each image of a source, by (epoch, index), why it cannot be read; empty if it can."""
+class Readings:
+    """For images of a source, by (epoch, index), why they cannot be read; empty if they can."""
 
     def __init__(self, source: Source) -> None:
         self.source = source
@@ -25,9 +24,14 @@ class Readings(Dataset):
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, key: tuple[int, int]) -> str:
+    def read(self, keys: Sequence[tuple[int, int]], begin: Callable[[int], None]) -> Sequence[str]:
+        """A message for each of some images."""
+        return [self._read(index, begin) for _, index in keys]
+
+    def _read(self, index: int, begin: Callable[[int], None]) -> str:
+        begin(index)
         try:
-            self.source.read(key[1])
+            self.source.open(index).decode()
         except UnreadableImage as error:
             return str(error)
         return ""
@@ -45,7 +49,7 @@ def find_unreadable(source: Source, workers: int, timeout: float) -> Sequence[st
         UserError: a worker has died or hangs.
     """
     batches = SequentialBatches(np.arange(len(source)), BATCH)
-    loader = build_loader(Readings(source), batches, workers, torch.device("cpu"), timeout, join=list)
+    loader = build_loader(Readings(source), batches, workers, torch.device("cpu"), timeout)
     progress = Progress(len(batches), unit="batch")
     found: list[str] = []
     for messages in read_batches(loader):

@@ -1,118 +1,50 @@
-"""Views of an image, the part that a worker does: decode once, draw the random numbers, crop and resize as uint8.
+"""Views of an image, the part that a worker does: open, draw the random numbers, decode once, crop and resize as uint8.
 
-Randomness is a function of (seed, epoch, index, view) alone, and not of the worker, the batch or what ran before. So a
-run can resume in the middle of an epoch, and the number of workers or processes may change.
 The photometric operations happen later, batched on the training device (`augment.py`), with the parameters
-drawn here. On one core this is several times faster than the usual chain of PIL operations per view.
+drawn here (`draws.py`). On one core this is several times faster than the usual chain of PIL operations per view.
 """
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from enum import IntEnum
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
-from torch.utils.data import Dataset
+from torch.utils.data import get_worker_info
 
-from foundation.images import UnreadableImage
+from foundation.images import REDUCTIONS, OpenImage, UnreadableImage
+from pretrain.batches.draws import Augmentation, Param, draw_crop, draw_photometric, random_stream
 from pretrain.images.sources import Source
 
-INTERPOLATIONS = ("bicubic", "bilinear")
-JITTER_ORDERS = 24  # permutations of brightness, contrast, saturation, hue
+Box = tuple[int, int, int, int]  # top, left, height, width
+
+RESIZE = {"bicubic": torch.ops.aten._upsample_bicubic2d_aa.out, "bilinear": torch.ops.aten._upsample_bilinear2d_aa.out}
+INTERPOLATIONS = tuple(RESIZE)
 MAX_REPLACEMENTS = 20
 WHOLE_IMAGE = (1.0, 1.0)
+KEPT_MEMORY = 2**25  # bytes, 11 megapixels: decoded images up to this size are written over one another
 
 
-@dataclass(frozen=True)
-class Augmentation:
-    """Distribution of one view (thesis Table B.1). Probabilities and factors; the defaults only crop.
+def resize(image: Tensor, height: int, width: int, interpolation: str = "bicubic", out: Tensor | None = None) -> Tensor:
+    """Resize with antialiasing, uint8 (3, H, W) or (1, 3, H, W) -> as many dimensions, in channels-last memory.
 
-    Jitter factors are drawn from [max(0, 1 - offset), 1 + offset], the hue shift from [-hue, hue] turns, the
-    standard deviation of the blur from `blur_sigma` pixels.
-    """
-
-    crop_scale: tuple[float, float] = (0.08, 1.0)
-    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    flip: float = 0.0
-    jitter: float = 0.0
-    brightness: float = 0.0
-    contrast: float = 0.0
-    saturation: float = 0.0
-    hue: float = 0.0
-    gray: float = 0.0
-    blur: float = 0.0
-    blur_sigma: tuple[float, float] = (0.1, 2.0)
-    solarize: float = 0.0
-
-
-class Param(IntEnum):
-    """Columns of a view's parameters, float32."""
-
-    FLIP = 0  # 0 or 1
-    JITTER_ORDER = 1  # number of the permutation, -1 for no jitter
-    BRIGHTNESS = 2
-    CONTRAST = 3
-    SATURATION = 4
-    HUE = 5  # turns
-    GRAY = 6  # 0 or 1
-    BLUR_SIGMA = 7  # pixels, 0 for no blur
-    SOLARIZE = 8  # 0 or 1
-
-
-def random_stream(seed: int, epoch: int, index: int, view: int) -> np.random.Generator:
-    """The random numbers of one view of one image in one epoch, from a counter-based generator."""
-    return np.random.Generator(np.random.Philox(key=seed, counter=[0, view, index, epoch]))
-
-
-def draw_crop(
-    augmentation: Augmentation, rng: np.random.Generator, height: int, width: int
-) -> tuple[int, int, int, int]:
-    """(top, left, height, width) of a random crop, distributed as torchvision's RandomResizedCrop."""
-    flattest, tallest = (math.log(bound) for bound in augmentation.crop_ratio)
-    for _ in range(10):
-        area = height * width * rng.uniform(*augmentation.crop_scale)
-        ratio = math.exp(rng.uniform(flattest, tallest))
-        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
-        if 0 < w <= width and 0 < h <= height:
-            return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
-    # So elongated an image holds no crop of an allowed shape: take the largest central one.
-    ratio = min(max(width / height, augmentation.crop_ratio[0]), augmentation.crop_ratio[1])
-    w, h = min(width, round(height * ratio)), min(height, round(width / ratio))
-    w, h = max(w, 1), max(h, 1)
-    return (height - h) // 2, (width - w) // 2, h, w
-
-
-def draw_photometric(augmentation: Augmentation, rng: np.random.Generator) -> np.ndarray:
-    """Parameters of the operations that follow the crop, in the columns of `Param`."""
-    params = np.zeros(len(Param), np.float32)
-    chance = rng.random(5)
-    params[Param.FLIP] = chance[0] < augmentation.flip
-    params[Param.JITTER_ORDER] = rng.integers(JITTER_ORDERS) if chance[1] < augmentation.jitter else -1
-    for column, offset in (
-        (Param.BRIGHTNESS, augmentation.brightness),
-        (Param.CONTRAST, augmentation.contrast),
-        (Param.SATURATION, augmentation.saturation),
-    ):
-        params[column] = rng.uniform(max(0.0, 1 - offset), 1 + offset)
-    params[Param.HUE] = rng.uniform(-augmentation.hue, augmentation.hue)
-    params[Param.GRAY] = chance[2] < augmentation.gray
-    params[Param.BLUR_SIGMA] = rng.uniform(*augmentation.blur_sigma) if chance[3] < augmentation.blur else 0
-    params[Param.SOLARIZE] = chance[4] < augmentation.solarize
-    return params
-
-
-def resize(image: Tensor, height: int, width: int, interpolation: str = "bicubic") -> Tensor:
-    """Resize with antialiasing, uint8 (3, H, W) -> (3, height, width).
+    It is the operation behind `torch.nn.functional.interpolate`, which cannot write into given memory. In channels-last
+    memory, which decoders write too, two crops of a photograph take two thirds of the time.
 
     Args:
         interpolation: one of `INTERPOLATIONS`; bicubic in the article (thesis B.1.3).
+        out: (1, 3, height, width) memory for the result of an image with four dimensions, channels last.
     """
-    if image.shape[1:] == (height, width):
-        return image
-    return F.interpolate(image[None], (height, width), mode=interpolation, antialias=True)[0]
+    if image.dim() == 3:
+        return resize(image.permute(1, 2, 0)[None].permute(0, 3, 1, 2), height, width, interpolation)[0]
+    if out is None:
+        out = torch.empty(1, height, width, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
+    if image.shape[2:] == (height, width):
+        return out.copy_(image)
+    if image.stride(1) != 1:
+        # Where input and result differ in layout, PyTorch 2.14 gives wrong pixels or an internal error.
+        image = image.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+    return RESIZE[interpolation](image, [height, width], False, None, None, out=out)
 
 
 def resized_side(size: int) -> int:
@@ -124,31 +56,41 @@ def resized_side(size: int) -> int:
 
 
 def center_crop(image: Tensor, size: int, interpolation: str = "bicubic") -> Tensor:
-    """The test-time view (thesis B.1.2): uint8 (3, H, W) -> (3, size, size).
+    """The test-time view (thesis B.1.2): uint8 (.., 3, H, W) -> (.., 3, size, size).
 
     The shorter side is resized to `resized_side(size)`, then the central square is cut out. Sizes and offsets are
     rounded as torchvision's `Resize` and `CenterCrop` do.
     """
-    short, side = min(image.shape[1:]), resized_side(size)
-    height, width = (max(side * length // short, size) for length in image.shape[1:])
+    short, side = min(image.shape[-2:]), resized_side(size)
+    height, width = (max(side * length // short, size) for length in image.shape[-2:])
     image = resize(image, height, width, interpolation)
     top, left = round((height - size) / 2), round((width - size) / 2)
-    return image[:, top : top + size, left : left + size]
+    return crop(image, (top, left, size, size))
 
 
-@dataclass(frozen=True)
-class Sample:
-    """One image, ready to be batched. V views."""
+@dataclass
+class Batch:
+    """N images with V views each."""
 
-    images: Tensor  # (V, 3, S, S) uint8
-    params: Tensor  # (V, len(Param)) float32
-    label: int
-    index: int
-    unreadable: list[str]  # why images before it, which it replaces, could not be read
+    images: Tensor  # (V, N, 3, S, S) uint8, each view in channels-last memory
+    params: Tensor  # (V, N, len(Param)) float32
+    labels: Tensor  # (N,) int64
+    indices: Tensor  # (N,) int64
+    unreadable: list[str]  # why images, which the next ones replace, could not be read
+
+    def pin_memory(self) -> "Batch":
+        """Called by the loader, so that the copy to a GPU does not block. The parameters, which the CPU reads, stay."""
+        self.images = self.images.pin_memory()
+        self.labels = self.labels.pin_memory()
+        return self
 
 
-class ViewDataset(Dataset):
-    """Random views of the images of a source. The key of an item is (epoch, index).
+def ignore(index: int) -> None:
+    """Nobody wants to know which image is read."""
+
+
+class ViewDataset:
+    """Random views of the images of a source.
 
     Args:
         source: the images.
@@ -158,6 +100,8 @@ class ViewDataset(Dataset):
         interpolation: of every resize, one of `INTERPOLATIONS`.
         region: (low, high) fraction of the image's area. All random views of an image are cropped from one region of
             this area, drawn for each epoch: in scenes of several objects, views of one place show the same object.
+        scaled: whether to decode JPEGs at 1/2, 1/4 or 1/8 of their size where the crops for random views are still
+            `size` pixels or more. The random numbers stay the same, the pixels differ a little.
     """
 
     def __init__(
@@ -168,6 +112,7 @@ class ViewDataset(Dataset):
         seed: int = 0,
         interpolation: str = "bicubic",
         region: tuple[float, float] = WHOLE_IMAGE,
+        scaled: bool = False,
     ) -> None:
         self.source = source
         self.size = size
@@ -175,81 +120,119 @@ class ViewDataset(Dataset):
         self.seed = seed
         self.interpolation = interpolation
         self.region = region
+        self.scaled = scaled
+        self._memory = np.empty(0, np.uint8)  # for decoded images, one after the other
 
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, key: tuple[int, int]) -> Sample:
-        epoch, index = key
-        image, used, unreadable = self._read(index)
-        if not self.augmentations:
-            views = [center_crop(image, self.size, self.interpolation)]
-            params = np.zeros((1, len(Param)), np.float32)
-            params[:, Param.JITTER_ORDER] = -1
-        else:
-            if self.region != WHOLE_IMAGE:
-                # A stream of its own leaves the draws of the views what they are without a region.
-                shared = random_stream(self.seed, epoch, index, len(self.augmentations))
-                image = crop(image, draw_crop(Augmentation(crop_scale=self.region), shared, *image.shape[1:]))
-            streams = [random_stream(self.seed, epoch, index, view) for view in range(len(self.augmentations))]
-            views = [self._crop(image, each, rng) for each, rng in zip(self.augmentations, streams, strict=True)]
-            params = np.stack(
-                [draw_photometric(each, rng) for each, rng in zip(self.augmentations, streams, strict=True)]
-            )
-        label = int(self.source.labels[used])
-        return Sample(torch.stack(views), torch.from_numpy(params), label, index, unreadable)
+    def read(self, keys: Sequence[tuple[int, int]], begin: Callable[[int], None] = ignore) -> Batch:
+        """The views of some images.
 
-    def _crop(self, image: Tensor, augmentation: Augmentation, rng: np.random.Generator) -> Tensor:
-        part = crop(image, draw_crop(augmentation, rng, image.shape[1], image.shape[2]))
-        return resize(part, self.size, self.size, self.interpolation)
-
-    def _read(self, index: int) -> tuple[Tensor, int, list[str]]:
-        """The image, or the next readable one in its place, which is the same whenever it is read.
+        Args:
+            keys: (epoch, index) of each.
+            begin: called with the index of each image before it is read.
 
         Raises:
             UnreadableImage: `MAX_REPLACEMENTS` images in a row are damaged.
         """
+        views = max(len(self.augmentations), 1)
+        images = _new_images(views, len(keys), self.size)
+        places = [view.split(1) for view in images]  # once for all, because views of memory cost time too
+        params = np.zeros((views, len(keys), len(Param)), np.float32)
+        labels: list[int] = []
         unreadable: list[str] = []
+        for place, (epoch, index) in enumerate(keys):
+            begin(index)
+            used = self._read(epoch, index, [view[place] for view in places], params[:, place], unreadable)
+            labels.append(int(self.source.labels[used]))
+        indices = torch.tensor([index for _, index in keys])
+        return Batch(images, torch.from_numpy(params), torch.tensor(labels), indices, unreadable)
+
+    def _read(self, epoch: int, index: int, images: Sequence[Tensor], params: np.ndarray, unreadable: list[str]) -> int:
+        """Fill in the views of an image, or of the next readable one in its place, which is always the same.
+
+        Args:
+            images: (1, 3, S, S) uint8 for each view.
+            params: (V, len(Param)).
+            unreadable: takes the messages of damaged images.
+
+        Returns:
+            The index of the image that was used.
+        """
         for step in range(MAX_REPLACEMENTS):
             used = (index + step) % len(self.source)
             try:
-                array = self.source.read(used)
+                opened = self.source.open(used)
+                if self.augmentations:
+                    self._fill_random(opened, epoch, index, images, params)
+                else:
+                    self._fill_central(opened, images, params)
+                return used
             except UnreadableImage as error:
                 unreadable.append(str(error))
-                continue
-            return torch.from_numpy(array).permute(2, 0, 1), used, unreadable
-        raise UnreadableImage(f"{len(unreadable)} images in a row cannot be read, the first: {unreadable[0]}")
+        raise UnreadableImage(
+            f"{MAX_REPLACEMENTS} images in a row cannot be read, the first: {unreadable[-MAX_REPLACEMENTS]}"
+        )
+
+    def _fill_central(self, opened: OpenImage, images: Sequence[Tensor], params: np.ndarray) -> None:
+        images[0].copy_(center_crop(self._decode(opened, reduction=1), self.size, self.interpolation))
+        params[0, Param.JITTER_ORDER] = -1
+
+    def _fill_random(
+        self, opened: OpenImage, epoch: int, index: int, images: Sequence[Tensor], params: np.ndarray
+    ) -> None:
+        top, left, height, width = 0, 0, opened.height, opened.width
+        if self.region != WHOLE_IMAGE:
+            # A stream of its own leaves the draws of the views what they are without a region.
+            shared = random_stream(self.seed, epoch, index, len(self.augmentations))
+            top, left, height, width = draw_crop(Augmentation(crop_scale=self.region), shared, height, width)
+        boxes = []
+        for view, augmentation in enumerate(self.augmentations):
+            stream = random_stream(self.seed, epoch, index, view)
+            down, right, h, w = draw_crop(augmentation, stream, height, width)
+            boxes.append((top + down, left + right, h, w))
+            params[view] = draw_photometric(augmentation, stream)
+        reduction = reduction_for(boxes, self.size) if self.scaled else 1
+        pixels = self._decode(opened, reduction)
+        if pixels.shape[2:] != (opened.height, opened.width):
+            boxes = [reduced(box, reduction) for box in boxes]
+        for box, image in zip(boxes, images, strict=True):
+            resize(crop(pixels, box), self.size, self.size, self.interpolation, out=image)
+
+    def _decode(self, opened: OpenImage, reduction: int) -> Tensor:
+        """(1, 3, H, W) uint8, valid until the next image is decoded."""
+        needed = 3 * -(-opened.height // reduction) * -(-opened.width // reduction)
+        if len(self._memory) < needed <= KEPT_MEMORY:
+            self._memory = np.empty(needed, np.uint8)
+        pixels = opened.decode(reduction, self._memory if needed <= len(self._memory) else None)
+        return torch.from_numpy(pixels[None]).permute(0, 3, 1, 2)
 
 
-def crop(image: Tensor, box: tuple[int, int, int, int]) -> Tensor:
-    """The part of an image (C, H, W) in a box of top, left, height and width. No copy is made."""
+def _new_images(views: int, count: int, size: int) -> Tensor:
+    """Memory for (V, N, 3, S, S) uint8, channels last. In a loader worker it is shared with the training process."""
+    shape = (views, count, size, size, 3)
+    if get_worker_info() is None:
+        return torch.empty(shape, dtype=torch.uint8).permute(0, 1, 4, 2, 3)
+    storage = torch.UntypedStorage._new_shared(3 * views * count * size * size)  # as PyTorch's own collate function
+    return torch.empty(0, dtype=torch.uint8).set_(storage, 0, shape).permute(0, 1, 4, 2, 3)  # type: ignore[call-overload]
+
+
+def crop(image: Tensor, box: Box) -> Tensor:
+    """The part of an image (.., H, W) in a box. No copy is made."""
     top, left, height, width = box
-    return image[:, top : top + height, left : left + width]
+    return image[..., top : top + height, left : left + width]
 
 
-@dataclass
-class Batch:
-    """N images with V views each."""
-
-    images: Tensor  # (V, N, 3, S, S) uint8
-    params: Tensor  # (V, N, len(Param)) float32
-    labels: Tensor  # (N,) int64
-    indices: Tensor  # (N,) int64
-    unreadable: list[str]
-
-    def pin_memory(self) -> "Batch":
-        """Called by the loader, so that the copy to a GPU does not block. The parameters, which the CPU reads, stay."""
-        self.images = self.images.pin_memory()
-        self.labels = self.labels.pin_memory()
-        return self
+def reduction_for(boxes: Sequence[Box], size: int) -> int:
+    """The largest of `REDUCTIONS` that leaves each box `size` pixels or more on both sides, or else 1."""
+    least = min(min(box[2:]) for box in boxes)
+    return next(reduction for reduction in REDUCTIONS if reduction == 1 or least >= reduction * size)
 
 
-def collate(samples: Sequence[Sample]) -> Batch:
-    """Samples to a batch, views first."""
-    return Batch(
-        images=torch.stack([sample.images for sample in samples], dim=1),
-        params=torch.stack([sample.params for sample in samples], dim=1),
-        labels=torch.tensor([sample.label for sample in samples]),
-        indices=torch.tensor([sample.index for sample in samples]),
-        unreadable=[message for sample in samples for message in sample.unreadable],
-    )
+def reduced(box: Box, reduction: int) -> Box:
+    """A box in an image whose sides are divided, with its borders rounded to whole pixels."""
+    top, left, height, width = box
+    # Half up: Python's rounding to even could make a box smaller than its own size divided and rounded down.
+    y0, y1, x0, x1 = ((2 * side + reduction) // (2 * reduction) for side in (top, top + height, left, left + width))
+    return y0, x0, y1 - y0, x1 - x0

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from foundation.devices import send
 from pretrain.batches.augment import augment
+from pretrain.batches.draws import Augmentation
 from pretrain.batches.loader import build_loader, read_batches, report_unreadable
 from pretrain.batches.sampler import SequentialBatches, ShuffledBatches
-from pretrain.batches.views import Augmentation, ViewDataset
+from pretrain.batches.views import ViewDataset
 from pretrain.distributed import group
 from pretrain.images.sources import Source
 from pretrain.runs.metrics import Progress

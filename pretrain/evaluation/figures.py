@@ -17,7 +17,7 @@ from foundation.errors import UserError
 from foundation.json_files import as_number
 from foundation.names import short_names
 from pretrain.batches.augment import augment
-from pretrain.batches.views import collate, resize
+from pretrain.batches.views import resize
 from pretrain.config import build_streaming, build_views, resolve_precision
 from pretrain.evaluation import plots
 from pretrain.evaluation.features import build_pipeline, extract
@@ -183,7 +183,7 @@ def _frame(label: int, other: int) -> str | None:
 
 def thumbnail(images: Subset, index: int, size: int) -> np.ndarray:
     """The image, squeezed into a square."""
-    pixels = torch.from_numpy(images.read(index).copy()).permute(2, 0, 1)
+    pixels = torch.from_numpy(images.open(index).decode().copy()).permute(2, 0, 1)
     return resize(pixels, size, size).permute(1, 2, 0).numpy()
 
 
@@ -191,7 +191,7 @@ def view_pairs(config: CfgNode) -> Figure:
     """Pairs of views of a few training images, as the encoder gets them but for the normalisation."""
     source = build_source(config.DATA.NAME, config.DATA.ROOT, "pretrain", streaming=build_streaming(config))
     dataset = build_views(config, source)
-    batch = collate([dataset[(0, index)] for index in range(min(PAIRS, len(source)))])
+    batch = dataset.read([(0, index) for index in range(min(PAIRS, len(source)))])
     views = [augment(batch.images[v], batch.params[v], torch.zeros(3), torch.ones(3)) for v in range(2)]
     pixels = [(view * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy() for view in views]
     originals = Subset(source, batch.indices.numpy())

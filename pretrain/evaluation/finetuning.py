@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from fvcore.common.config import CfgNode
 
-from pretrain.batches.views import Augmentation
+from pretrain.batches.draws import Augmentation
 from pretrain.config import build_streaming, resolve_precision
 from pretrain.distributed import group
 from pretrain.encoder import feature_dim

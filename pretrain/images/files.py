@@ -12,7 +12,7 @@ from typing import overload
 
 import numpy as np
 
-from foundation.images import EXTENSIONS, read_rgb
+from foundation.images import EXTENSIONS, OpenImage, open_file
 
 
 class PathList(Sequence[Path]):
@@ -73,9 +73,9 @@ class FileSource:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def read(self, index: int) -> np.ndarray:
-        """The image as (H, W, 3) uint8 RGB. Raises `UnreadableImage`."""
-        return read_rgb(self.paths[index])
+    def open(self, index: int) -> OpenImage:
+        """The image, which is decoded when its pixels are asked for. Raises `UnreadableImage`."""
+        return open_file(self.paths[index])
 
     def name(self, index: int) -> str:
         """The file's path."""

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from foundation.images import OpenImage
 from pretrain.images.tars import UNLABELED
 
 if TYPE_CHECKING:
@@ -28,10 +29,10 @@ class JoinedSource:
     def __len__(self) -> int:
         return int(self._ends[-1])
 
-    def read(self, index: int) -> np.ndarray:
-        """The image as (H, W, 3) uint8 RGB. Raises `UnreadableImage`."""
+    def open(self, index: int) -> OpenImage:
+        """The image, which is decoded when its pixels are asked for. Raises `UnreadableImage`."""
         source, place = self._place(index)
-        return source.read(place)
+        return source.open(place)
 
     def name(self, index: int) -> str:
         """The name of the image in its source."""

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from foundation.errors import UserError
+from foundation.images import OpenImage
 from pretrain.images.files import FileSource
 from pretrain.images.sources import Source, build_source
 from pretrain.images.stream import Streaming
@@ -34,9 +35,9 @@ class Subset:
     def __len__(self) -> int:
         return len(self.indices)
 
-    def read(self, index: int) -> np.ndarray:
-        """The image as (H, W, 3) uint8 RGB. Raises `UnreadableImage`."""
-        return self.source.read(int(self.indices[index]))
+    def open(self, index: int) -> OpenImage:
+        """The image, which is decoded when its pixels are asked for. Raises `UnreadableImage`."""
+        return self.source.open(int(self.indices[index]))
 
     def name(self, index: int) -> str:
         """The name of this image in the source."""

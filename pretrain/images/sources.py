@@ -15,7 +15,7 @@ import torchvision
 
 from foundation.config import config_folder
 from foundation.errors import UserError
-from foundation.images import EXTENSIONS
+from foundation.images import EXTENSIONS, OpenImage
 from pretrain.distributed import group
 from pretrain.images.fetch import stall_of
 from pretrain.images.files import FileSource, find_images
@@ -56,8 +56,8 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
-    def read(self, index: int) -> np.ndarray:
-        """The image as (H, W, 3) uint8 RGB. Raises `UnreadableImage`."""
+    def open(self, index: int) -> OpenImage:
+        """The image, which is decoded when its pixels are asked for. Raises `UnreadableImage`."""
         ...
 
     def name(self, index: int) -> str:
@@ -76,10 +76,10 @@ class ArraySource:
     def __len__(self) -> int:
         return len(self.images)
 
-    def read(self, index: int) -> np.ndarray:
-        """The image as (H, W, 3) uint8 RGB."""
+    def open(self, index: int) -> OpenImage:
+        """The image."""
         image = self.images[index]
-        return image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=2)
+        return OpenImage.of(image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=2))
 
     def name(self, index: int) -> str:
         """The image's number."""

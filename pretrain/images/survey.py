@@ -51,7 +51,7 @@ def survey(source: Source, sample: int = SAMPLE) -> Survey:
     sizes, moments, colour, damaged = [], [], [], []
     for index in sample_indices(source, sample):
         try:
-            image = source.read(index)
+            image = source.open(index).decode()
         except UnreadableImage as error:
             damaged.append(str(error))
             continue

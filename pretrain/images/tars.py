@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from foundation.errors import UserError
-from foundation.images import EXTENSIONS, UnreadableImage, decode_rgb
+from foundation.images import EXTENSIONS, OpenImage, UnreadableImage, open_image
 
 LABEL = ".cls"  # a member with the number of the class, as text
 UNLABELED = -1
@@ -115,8 +115,8 @@ class TarSource:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def read(self, index: int) -> np.ndarray:
-        """The image as (H, W, 3) uint8 RGB. Raises `UnreadableImage`."""
+    def open(self, index: int) -> OpenImage:
+        """The image, which is decoded when its pixels are asked for. Raises `UnreadableImage`."""
         shard, row = self._place(index)
         known = self._index(shard)
         size = int(known.sizes[row])
@@ -126,7 +126,7 @@ class TarSource:
             data = self._read_bytes(shard, int(known.offsets[row]), size)
         except OSError as error:
             raise UnreadableImage(f"{self.name(index)}: {error}") from error
-        return decode_rgb(data, self.name(index))
+        return open_image(data, self.name(index))
 
     def name(self, index: int) -> str:
         """The tar's path and the member's name."""

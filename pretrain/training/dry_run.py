@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from foundation import machine
 from foundation.images import UnreadableImage
-from pretrain.batches.views import Batch, Param, draw_photometric, random_stream
+from pretrain.batches.draws import Param, draw_photometric, random_stream
+from pretrain.batches.views import Batch
 from pretrain.config import build_augmentations, build_views, resolve_precision
 from pretrain.images.sources import Source
 from pretrain.images.survey import sample_indices
@@ -339,7 +340,7 @@ def loading_seconds(config: CfgNode, source: Source) -> float:
         for index in sample_indices(source, TIMED_IMAGES):
             started = clock()
             try:
-                dataset[(0, index)]
+                dataset.read([(0, index)])
             except UnreadableImage:
                 continue
             times.append(clock() - started)
@@ -356,7 +357,7 @@ def synthetic_batch(config: CfgNode, size: int) -> Batch:
     for view, augmentation in enumerate(augmentations):
         for index in range(size):
             params[view, index] = draw_photometric(augmentation, random_stream(0, 0, index, view))
-    images = torch.randint(0, 256, (2, size, 3, side, side), dtype=torch.uint8)
+    images = torch.randint(0, 256, (2, size, side, side, 3), dtype=torch.uint8).permute(0, 1, 4, 2, 3)
     return Batch(images, torch.from_numpy(params), torch.zeros(size, dtype=torch.int64), torch.arange(size), [])
 
 

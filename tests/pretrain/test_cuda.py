@@ -14,12 +14,14 @@ import torch
 from fvcore.common.config import CfgNode
 
 from foundation.errors import UserError
+from foundation.images import OpenImage
 from pretrain.batches import augment as augmentation
 from pretrain.batches.augment import augment
 from pretrain.batches.copying import copy_ahead
+from pretrain.batches.draws import Param
 from pretrain.batches.loader import build_loader, read_batches
 from pretrain.batches.sampler import SequentialBatches, ShuffledBatches
-from pretrain.batches.views import Batch, Param, ViewDataset
+from pretrain.batches.views import Batch, ViewDataset
 from pretrain.config import get_defaults
 from pretrain.corinfomax import CorInfoMaxLoss, Terms
 from pretrain.distributed import group
@@ -273,10 +275,10 @@ def test_batches_are_pinned(pinning: list[tuple[int, ...]]) -> None:
 class Treacherous(ArraySource):
     """Images of which the fourth kills the process that reads it."""
 
-    def read(self, index: int) -> np.ndarray:
+    def open(self, index: int) -> OpenImage:
         if index == 3:
             os.kill(os.getpid(), signal.SIGKILL)
-        return super().read(index)
+        return super().open(index)
 
 
 def test_a_worker_that_dies_is_named_while_memory_is_pinned(pinning: list[tuple[int, ...]]) -> None:

@@ -73,7 +73,7 @@ def read_tar(path: Path) -> None:
     source = build_source("webdataset", str(path), "pretrain")
     for index in range(min(len(source), 5)):
         with contextlib.suppress(UnreadableImage):
-            source.read(index)
+            source.open(index).decode()
 
 
 def resume_record(path: Path) -> None:

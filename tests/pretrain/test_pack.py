@@ -35,7 +35,7 @@ def test_splits_labels_and_pixels(packed: Path, photos: Path) -> None:
         assert len(list((packed / split).glob("*.tar"))) == tars
         assert list(after.labels) == list(before.labels)
         for i in range(len(before)):
-            one, other = before.read(i), after.read(i)
+            one, other = before.open(i).decode(), after.open(i).decode()
             height, width = one.shape[:2]
             if min(height, width) <= 32:  # the same file
                 assert np.array_equal(one, other)
@@ -101,7 +101,7 @@ def test_damaged_images_are_left_out_and_listed(tmp_path: Path) -> None:
     (source / "1.png").write_bytes(b"no image")
     run(source, tmp_path / "packed")
     after = build_source("webdataset", str(tmp_path / "packed"), "pretrain")
-    assert [int(after.read(i)[0, 0, 0]) // 75 for i in range(len(after))] == [0, 2]
+    assert [int(after.open(i).decode()[0, 0, 0]) // 75 for i in range(len(after))] == [0, 2]
     assert "1.png" in (tmp_path / "packed" / "damaged.txt").read_text()
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
 from pretrain.batches import augment
-from pretrain.batches.views import Augmentation, Param, draw_photometric, random_stream
+from pretrain.batches.draws import Augmentation, Param, draw_photometric, random_stream
 
 IMAGES = (torch.rand(6, 3, 33, 40, generator=torch.Generator().manual_seed(0)) * 255).round().to(torch.uint8)
 IMAGES[5] = 77  # one without contrast, where hue and saturation are undefined
@@ -65,7 +65,9 @@ def test_whole_chain_equals_torchvision_image_by_image() -> None:
         solarize=0.3,
     )
     images = IMAGES.repeat(6, 1, 1, 1)
-    table = np.stack([draw_photometric(augmentation, random_stream(0, 0, i, 0)) for i in range(len(images))])
+    table = np.array(
+        [draw_photometric(augmentation, random_stream(0, 0, i, 0)) for i in range(len(images))], np.float32
+    )
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     result = augment.augment(images, torch.from_numpy(table), mean, std)
     assert result.is_contiguous(memory_format=torch.channels_last)
@@ -93,7 +95,7 @@ def test_probabilities_and_ranges_of_the_parameters() -> None:
     augmentation = Augmentation(
         flip=0.5, jitter=0.8, brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1, gray=0.2, blur=0.1
     )
-    table = np.stack([draw_photometric(augmentation, random_stream(1, 0, i, 0)) for i in range(4000)])
+    table = np.array([draw_photometric(augmentation, random_stream(1, 0, i, 0)) for i in range(4000)], np.float32)
     share = lambda column: (table[:, column] > 0).mean()  # noqa: E731
     assert share(Param.FLIP) == pytest.approx(0.5, abs=0.03)
     assert (table[:, Param.JITTER_ORDER] >= 0).mean() == pytest.approx(0.8, abs=0.03)
@@ -115,7 +117,7 @@ def test_images_taken_a_few_at_a_time_come_out_the_same(monkeypatch: pytest.Monk
         flip=0.5, jitter=0.8, brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1, gray=0.2, blur=0.5
     )
     table = torch.from_numpy(
-        np.stack([draw_photometric(augmentation, random_stream(0, 0, i, 0)) for i in range(len(IMAGES))])
+        np.array([draw_photometric(augmentation, random_stream(0, 0, i, 0)) for i in range(len(IMAGES))], np.float32)
     )
     mean, std = torch.zeros(3), torch.ones(3)
     whole = augment.augment(IMAGES, table, mean, std)

@@ -53,7 +53,7 @@ def test_a_subset_keeps_images_and_labels(photos: Path) -> None:
     assert subset.labels.tolist() == [1, 0]
     assert subset.classes == ["circle", "square"]
     assert subset.name(0) == source.name(20)
-    assert np.array_equal(subset.read(1), source.read(3))
+    assert np.array_equal(subset.open(1).decode(), source.open(3).decode())
 
 
 def test_files_by_list(photos: Path, tmp_path: Path) -> None:

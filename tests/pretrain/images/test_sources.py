@@ -29,7 +29,7 @@ def test_flat_folder_is_unlabeled(photos: Path) -> None:
     source = build_source("folder", str(photos / "train" / "circle"), "pretrain")
     assert len(source) == 12
     assert set(source.labels) == {UNLABELED}
-    assert source.read(0).shape[2] == 3
+    assert source.open(0).decode().shape[2] == 3
 
 
 def test_links_other_files_and_odd_names(tmp_path: Path, photos: Path) -> None:
@@ -112,7 +112,7 @@ def test_fashion_mnist_as_published(tmp_path: Path) -> None:
         )
     source = build_source("fashion_mnist", str(tmp_path), "val")
     assert list(source.labels) == [9, 3]
-    assert np.array_equal(source.read(1), pixels[784:].reshape(28, 28, 1).repeat(3, 2))
+    assert np.array_equal(source.open(1).decode(), pixels[784:].reshape(28, 28, 1).repeat(3, 2))
     (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(b"\x1f\x8b\x08")
     with pytest.raises(UserError, match=r"train-images-idx3-ubyte.gz"):
         build_source("fashion_mnist", str(tmp_path), "train")

@@ -17,9 +17,10 @@ from torch import nn
 
 from foundation.errors import UserError
 from pretrain.batches import read_ahead
+from pretrain.batches.draws import Augmentation
 from pretrain.batches.loader import build_loader, read_batches
 from pretrain.batches.sampler import SequentialBatches, ShuffledBatches
-from pretrain.batches.views import Augmentation, ViewDataset
+from pretrain.batches.views import ViewDataset
 from pretrain.config import build_streaming
 from pretrain.evaluation.config import get_linear_defaults
 from pretrain.evaluation.features import Pipeline, extract, random_views
@@ -43,7 +44,7 @@ def test_the_source_is_that_of_the_folder(root: str, folder: Path, site, tmp_pat
         assert list(streamed.labels) == list(local.labels)
         assert list(streamed.classes) == list(local.classes)
         assert streamed.shards == local.shards == [4] * 6
-        assert all(np.array_equal(streamed.read(i), local.read(i)) for i in range(24))
+        assert all(np.array_equal(streamed.open(i).decode(), local.open(i).decode()) for i in range(24))
         assert streamed.name(9).endswith("train-2.tar:1.jpg" if number != 1 else "#train:1.jpg")
 
 
@@ -56,7 +57,7 @@ def test_a_second_start_asks_for_nothing(root: str, site, gigabytes: Callable[..
     again = build_source("webdataset", root, "pretrain", streaming=streaming)
     assert not site.requests
     assert [again.name(i) for i in range(24)] == [source.name(i) for i in range(24)]
-    again.read(0)  # one of two that had to go
+    again.open(0).decode()  # one of two that had to go
     assert site.requests == [("/train-0.tar", "")]
 
 
@@ -68,7 +69,7 @@ def test_an_index_with_numbers_spares_the_first_look(
     assert {part for _, part in site.requests} == {"bytes=0-0"}  # sizes, and whether all are there
     assert list(source.labels) == [UNLABELED] * 24
     assert source.name(9) == f"{site.url}/train-2.tar:image 1"
-    source.read(9)
+    source.open(9).decode()
     assert source.name(9) == f"{site.url}/train-2.tar:1.jpg"
     site.requests.clear()
     sized = write_index("sized.json", filesize=len(tars["train-0.tar"]))

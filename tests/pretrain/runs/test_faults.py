@@ -14,6 +14,7 @@ import torch
 
 from foundation import files
 from foundation.errors import UserError
+from foundation.images import OpenImage
 from pretrain.batches.loader import build_loader, read_batches, report_dead_workers
 from pretrain.batches.sampler import SequentialBatches
 from pretrain.batches.views import ViewDataset
@@ -209,10 +210,10 @@ class Treacherous(ArraySource):
 
     deed: Callable[[], Any]
 
-    def read(self, index: int) -> np.ndarray:
+    def open(self, index: int) -> OpenImage:
         if index == 5:
             type(self).deed()
-        return super().read(index)
+        return super().open(index)
 
     def name(self, index: int) -> str:
         return f"picture {index}"

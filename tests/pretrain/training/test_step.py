@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from pretrain.batches.views import Batch, Param
+from pretrain.batches.draws import Param
+from pretrain.batches.views import Batch
 from pretrain.corinfomax import CorInfoMaxLoss
 from pretrain.encoder import SiameseNetwork, build_encoder, build_projector
 from pretrain.objectives import Objective
