@@ -21,7 +21,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from pretrain.batches import augment
-from pretrain.batches.views import Batch, Param
+from pretrain.batches.draws import Param
+from pretrain.batches.views import Batch
 from pretrain.training.build import build_parts
 from pretrain.training.dry_run import synthetic_batch
 from pretrain.training.guard import Statistics, check_step
