@@ -510,7 +510,7 @@ class TestOnAGpu:
             for dtype, tolerance in ((torch.float32, 1e-4), (torch.bfloat16, 3e-2)):
                 results = []
                 for norm in (torch.nn.BatchNorm2d(16), GlobalBatchNorm(16)):
-                    values = x.to(dtype).requires_grad_()
+                    values = x.detach().to(dtype, copy=True).requires_grad_()
                     y = norm.to(CUDA)(values)
                     y.float().sin().sum().backward()
                     results.append(
