@@ -1,9 +1,11 @@
-"""Export a fine-tuned detector as TorchScript, which runs without Detectron2 and this project.
+"""Export a fine-tuned detector as TorchScript or ONNX, which run without Detectron2 and this project.
 
     python detection/export.py --config RUN/config.yaml --weights RUN/model_final.pth --output detector.ts
+    python detection/export.py --config RUN/config.yaml --weights RUN/model_final.pth --output detector.onnx
 
-The detector is traced on an image and compared with the original on that image and on one of another size; if
-the outputs differ nothing is kept. Beside detector.ts, detector.json says what goes in and what comes out.
+The detector is traced on an image. What was written is loaded again and compared with the original on that image and
+on one of another size; if the outputs differ nothing is kept. Beside the file, detector.json says what goes in and
+what comes out.
 
 In: one image (3, H, W), uint8, in the order of colours and of the size that the note names. Out: a tuple of
 tensors, boxes in pixels of that image. Masks are (N, 1, M, M) probabilities inside their boxes, to be pasted by
@@ -12,11 +14,16 @@ tensors, boxes in pixels of that image. Masks are (N, 1, M, M) probabilities ins
     import torch, torchvision                     # torchvision registers the operators
     detector = torch.jit.load("detector.ts")
     outputs = dict(zip(json.load(open("detector.json"))["outputs"], detector(image)))
+
+    session = onnxruntime.InferenceSession("detector.onnx")                 # the same from ONNX, of a NumPy array
+    outputs = dict(zip(json.load(open("detector.json"))["outputs"], session.run(None, {"image": image})))
 """
 
 import argparse
 import contextlib
+import functools
 import importlib
+import importlib.util
 import json
 import os
 import sys
@@ -32,7 +39,11 @@ if TYPE_CHECKING:
     import torch
     from fvcore.common.config import CfgNode
 
-TOLERANCE = 1e-3  # pixels and probabilities
+# Pixels and probabilities. ONNX Runtime computes by other kernels than PyTorch.
+TOLERANCES = {"torchscript": 1e-3, "onnx": 1e-2}
+OPSET = 17  # of ONNX; the first with aligned ROIAlign is 16
+PACKAGES = ("onnx", "onnxruntime", "onnxscript")
+Detect = Callable[["torch.Tensor"], "Sequence[torch.Tensor]"]  # from an image to the outputs, in a fixed order
 EXAMPLE_SIZES = ((3, 4), (5, 4))  # height and width of the images that are compared, in quarters of the shortest side
 
 
@@ -42,7 +53,12 @@ def build_parser() -> ArgumentParser:
     parser.add_argument("--config", required=True, metavar="NAME|PATH", help="the recipe, or RUN/config.yaml")
     parser.add_argument("--weights", required=True, metavar="FILE", help="a whole detector: RUN/model_final.pth")
     parser.add_argument(
-        "--output", required=True, type=Path, metavar="FILE", help="for the TorchScript, as detector.ts"
+        "--output", required=True, type=Path, metavar="FILE", help="as detector.ts, or detector.onnx for ONNX"
+    )
+    parser.add_argument(
+        "--format",
+        choices=tuple(TOLERANCES),
+        help="by default onnx where FILE ends in .onnx, else torchscript; onnx needs pip install " + " ".join(PACKAGES),
     )
     parser.add_argument(
         "--images", nargs=2, metavar="IMAGE", help="two images of different sizes to compare on; else noise"
@@ -54,18 +70,73 @@ def trace(model: "torch.nn.Module", example: "torch.Tensor") -> "tuple[torch.jit
     """A detector as TorchScript, from an image (3, H, W) uint8; and the names of its outputs, in their order."""
     import torch
 
-    flatten = import_flatten()
-    names: list[str] = []
-
-    def detect(module: Any, inputs: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-        found = outputs_of(module, inputs[0]["image"])
-        names[:] = sorted(found)
-        return found
-
-    adapter = flatten.TracingAdapter(model, [{"image": example}], detect)
+    adapter, names = _flat(model, example)
     with _quiet(), torch.no_grad():
         traced = torch.jit.trace(adapter, adapter.flattened_inputs, check_trace=False)
     return traced, names
+
+
+def to_torchscript(model: "torch.nn.Module", example: "torch.Tensor", path: Path) -> tuple[Detect, list[str]]:
+    """Write a detector as TorchScript. Returns what is in the file, and the names of its outputs."""
+    import torch
+
+    traced, names = trace(model, example)
+    with _quiet():
+        traced.save(str(path))
+        return torch.jit.load(str(path)), names
+
+
+def to_onnx(model: "torch.nn.Module", example: "torch.Tensor", path: Path) -> tuple[Detect, list[str]]:
+    """Write a detector as ONNX. Returns what ONNX Runtime makes of the file, and the names of its outputs.
+
+    By PyTorch's exporter of traces: its newer one, by `torch.export`, stops at the number of detections, on which
+    Detectron2's code depends (`GuardOnDataDependentSymNode`).
+
+    Raises:
+        UserError: a package is not installed, or the exporter cannot translate the model.
+    """
+    import torch
+
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(f"--format onnx needs {' and '.join(missing)}: pip install {' '.join(missing)}")
+    import onnxruntime
+
+    adapter, names = _flat(model, example)
+    axes = {name: {0: "objects"} for name in names} | {"image": {1: "height", 2: "width"}}
+    try:
+        with _quiet(), torch.no_grad():
+            torch.onnx.export(
+                *(adapter, adapter.flattened_inputs, str(path)),
+                input_names=["image"],
+                output_names=names,
+                dynamic_axes=axes,
+                opset_version=OPSET,
+                dynamo=False,
+            )
+    except torch.onnx.OnnxExporterError as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(f"PyTorch cannot export this detector as ONNX: {reason}; use --format torchscript") from error
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+    def detect(image: "torch.Tensor") -> "Sequence[torch.Tensor]":
+        return [torch.from_numpy(value) for value in session.run(None, {"image": image.numpy()})]
+
+    return detect, names
+
+
+def _flat(model: "torch.nn.Module", example: "torch.Tensor") -> tuple[Any, list[str]]:
+    """A module from an image to the tensors of `outputs_of`, and their names in its order."""
+    import torch
+
+    flatten = import_flatten()
+
+    def detect(module: Any, inputs: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        return outputs_of(module, inputs[0]["image"])
+
+    with torch.no_grad():
+        names = sorted(outputs_of(model, example))
+    return flatten.TracingAdapter(model, [{"image": example}], detect).eval(), names
 
 
 def import_flatten() -> types.ModuleType:
@@ -99,10 +170,11 @@ def outputs_of(model: Any, image: "torch.Tensor") -> "dict[str, torch.Tensor]":
 
 
 def compare(
-    traced: Callable[["torch.Tensor"], "Sequence[torch.Tensor]"],
+    exported: Detect,
     names: Sequence[str],
     model: "torch.nn.Module",
     image: "torch.Tensor",
+    tolerance: float = TOLERANCES["torchscript"],
 ) -> int:
     """See that an exported detector finds in an image what the original does; the number of detections.
 
@@ -113,22 +185,27 @@ def compare(
 
     size = "x".join(map(str, image.shape[:0:-1]))
     with torch.no_grad():
-        expected, found = outputs_of(model, image), dict(zip(names, traced(image), strict=True))
+        expected, found = outputs_of(model, image), dict(zip(names, exported(image), strict=True))
     for name, value in expected.items():
         if value.shape != found[name].shape:
             raise UserError(f"the exported detector finds {len(found[name])} instead of {len(value)} objects in {size}")
         gap = (value.double() - found[name].double()).abs().max().item() if value.numel() else 0.0
-        if not gap <= TOLERANCE:
+        if not gap <= tolerance:
             raise UserError(f"the exported detector differs from the original by {gap:.2g} in {name} of {size}")
     return len(expected["scores"])
 
 
-def compare_without_threshold(model: "torch.nn.Module", images: "Sequence[torch.Tensor]") -> list[int]:
-    """Trace a detector whose score threshold is 0 and compare it in images: where nothing is found, there is nothing to
-    compare. The model is as before afterwards.
+def compare_without_threshold(
+    model: "torch.nn.Module",
+    images: "Sequence[torch.Tensor]",
+    convert: "Callable[[torch.nn.Module, torch.Tensor], tuple[Detect, list[str]]]" = trace,
+    tolerance: float = TOLERANCES["torchscript"],
+) -> list[int]:
+    """Export a detector whose score threshold is 0 and compare it in images: where nothing is found, there is nothing
+    to compare. The model is as before afterwards.
 
     Raises:
-        UserError: the traced detector is not the original, or finds nothing even so.
+        UserError: the exported detector is not the original, or finds nothing even so.
     """
     import torch
 
@@ -136,8 +213,8 @@ def compare_without_threshold(model: "torch.nn.Module", images: "Sequence[torch.
     owner = owner[-1] if isinstance(owner, torch.nn.ModuleList) else owner  # of a cascade, the last decides
     threshold, owner.test_score_thresh = owner.test_score_thresh, 0.0
     try:
-        traced, names = trace(model, images[0])
-        counts = [compare(traced, names, model, image) for image in images]
+        exported, names = convert(model, images[0])
+        counts = [compare(exported, names, model, image, tolerance) for image in images]
     finally:
         owner.test_score_thresh = threshold
     if not any(counts):
@@ -173,36 +250,42 @@ def example_images(config: "CfgNode", files: Sequence[str] | None) -> "list[torc
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Trace, save, load again and compare.
+    """Export, save, load again and compare.
 
     Raises:
         UserError: wrong use, or the exported detector is not the original.
     """
     arguments = build_parser().parse_args(argv)
-    import torch
-
     from detection import inference
 
     config, model = inference.build_detector(arguments.config, arguments.weights, exact=True)
     if config.MODEL.META_ARCHITECTURE == "SemanticSegmentor":
         raise UserError("only detectors are exported, not semantic segmentation")
+    kind = arguments.format or ("onnx" if arguments.output.suffix == ".onnx" else "torchscript")
+    if kind == "onnx" and config.MODEL.KEYPOINT_ON:
+        raise UserError(
+            "a detector of keypoints is not exported as ONNX: PyTorch's exporter stops at the resizing of each object's"
+            " heat maps (aten::index on a tensor of unknown rank); use --format torchscript"
+        )
+    convert = {"onnx": to_onnx, "torchscript": to_torchscript}[kind]
     images = example_images(config, arguments.images)
-    traced, names = trace(model, images[0])
     draft = arguments.output.with_name(f"{arguments.output.name}.new")
+    trial = draft.with_name(f"{draft.name}.trial")
     try:
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        with _quiet():
-            traced.save(str(draft))
-            loaded = torch.jit.load(str(draft))
-        counts, how = [compare(loaded, names, model, image) for image in images], ""
+        loaded, names = convert(model, images[0], draft)
+        counts, how = [compare(loaded, names, model, image, TOLERANCES[kind]) for image in images], ""
         if not any(counts):
-            counts, how = compare_without_threshold(model, images), " if its score threshold is lowered to 0"
+            again = functools.partial(convert, path=trial)
+            counts = compare_without_threshold(model, images, again, TOLERANCES[kind])
+            how = " if its score threshold is lowered to 0"
         arguments.output.with_suffix(".json").write_text(json.dumps(_note(config, names), indent=2) + "\n")
         os.replace(draft, arguments.output)
     except (OSError, RuntimeError) as error:
         raise UserError(f"{arguments.output} cannot be written, or not be run: {error}") from error
     finally:
         draft.unlink(missing_ok=True)
+        trial.unlink(missing_ok=True)
     sizes = " and ".join("x".join(map(str, image.shape[:0:-1])) for image in images)
     found = f"{counts[0]} and {counts[1]} objects"
     print(f"{arguments.output}: finds the same {found} as the original{how}, in {sizes} pixels")

@@ -3,14 +3,19 @@
 import json
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import pytest
 import torch
 
 pytest.importorskip("detectron2")
+try:
+    import onnxruntime
+except ImportError:
+    onnxruntime = None
 
 from detection import config as configs
-from detection import export
+from detection import export, inference
 from detection.training.trainer import TransferTrainer
 from foundation.errors import UserError
 
@@ -20,6 +25,8 @@ SMALL = [
     *("MODEL.ROI_HEADS.NUM_CLASSES", "3", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0"),
     *("MODEL.RETINANET.NUM_CLASSES", "3", "MODEL.RETINANET.SCORE_THRESH_TEST", "0.0"),
 ]
+CASCADE = ["MODEL.ROI_HEADS.NAME", "CascadeROIHeads", "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", "True"]
+NEEDS_ONNX = pytest.mark.skipif(onnxruntime is None or find_spec("onnx") is None, reason="needs onnx and onnxruntime")
 
 
 def detector(recipe, seed=0, pairs=()):
@@ -80,9 +87,69 @@ def test_the_command_leaves_a_file_that_runs_without_this_project(tmp_path, caps
     assert done.stdout == "4 0\n"
 
 
+@NEEDS_ONNX
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("recipe", "pairs"),
+    [
+        ("shapes_R18_FPN", []),
+        ("shapes_R18_FPN", CASCADE),
+        ("shapes_R50_C4", []),
+        ("coco_R50_RetinaNet_1x", []),
+    ],
+)
+def test_onnx_finds_what_the_original_finds(recipe, pairs, tmp_path, capsys):
+    config, model = detector(recipe, pairs=pairs)
+    (tmp_path / "config.yaml").write_text(config.dump())
+    torch.save({"model": model.state_dict()}, tmp_path / "model.pth")
+    path = tmp_path / "detector.onnx"
+    fixed = ["--config", str(tmp_path / "config.yaml"), "--weights", str(tmp_path / "model.pth")]
+    export.main([*fixed, "--output", str(path)])
+    assert "finds the same 5 and 5 objects as the original, in 64x48 and 64x80 pixels" in capsys.readouterr().out
+    assert sorted(entry.name for entry in tmp_path.iterdir() if "detector" in entry.name) == [
+        "detector.json", "detector.onnx",
+    ]  # fmt: skip
+    names = json.loads((tmp_path / "detector.json").read_text())["outputs"]
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    assert ([each.name for each in session.get_inputs()], [each.name for each in session.get_outputs()]) == (
+        ["image"], names,
+    )  # fmt: skip
+    other = image(70, 96, 3)  # neither of the sizes that it was compared on
+    found, expected = session.run(None, {"image": other.numpy()}), export.outputs_of(model, other)
+    for name, value in zip(names, found, strict=True):
+        assert torch.from_numpy(value).double() == pytest.approx(expected[name].detach().double(), abs=1e-2), name
+
+
+@NEEDS_ONNX
+@pytest.mark.slow
+def test_an_onnx_file_that_finds_something_else_is_not_kept(tmp_path, monkeypatch):
+    config, model = detector("shapes_R18_FPN")
+    _, other = detector("shapes_R18_FPN", seed=1)
+    monkeypatch.setattr(inference, "build_detector", lambda *_, **__: (config, model))
+    flat = export._flat
+    monkeypatch.setattr(export, "_flat", lambda _, example: flat(other, example))
+    with pytest.raises(UserError, match=r"the exported detector (finds|differs)"):
+        export.main(["--config", "x", "--weights", "x", "--output", str(tmp_path / "detector.onnx")])
+    assert not list(tmp_path.iterdir())
+
+
+def test_onnx_is_refused_where_it_cannot_be(tmp_path, monkeypatch):
+    config = configs.load("coco_keypoints_R50_FPN", SMALL)
+    monkeypatch.setattr(inference, "build_detector", lambda *_, **__: (config, None))
+    arguments = ["--config", "x", "--weights", "x", "--output", str(tmp_path / "detector.onnx")]
+    with pytest.raises(UserError, match="a detector of keypoints is not exported as ONNX"):
+        export.main(arguments)
+    config, model = detector("shapes_R18_FPN")
+    monkeypatch.setattr(inference, "build_detector", lambda *_, **__: (config, model))
+    monkeypatch.setattr(export, "PACKAGES", ("onnx", "no_such_package"))
+    with pytest.raises(UserError, match=r"needs .*no_such_package: pip install"):
+        export.main(arguments)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("heads", ["StandardROIHeads", "CascadeROIHeads"])
 def test_a_check_in_which_nothing_is_found_is_repeated_without_a_threshold(heads):
-    pairs = ["MODEL.ROI_HEADS.NAME", heads, "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", "True"]
+    pairs = ["MODEL.ROI_HEADS.NAME", heads, *CASCADE[2:]]
     _, model = detector("shapes_R18_FPN", pairs=pairs)
     predictor(model).test_score_thresh = 0.99
     images = [image(64, 80, 0), image(96, 64, 1)]
