@@ -200,7 +200,8 @@ def encode_regions(regions: Sequence[Sequence[float]] | dict[str, Any], height: 
     polygons = [list(each) for each in regions if len(each) >= LEAST_COORDINATES]
     if not polygons:
         return coco_masks.frPyObjects({"size": [height, width], "counts": [height * width]}, height, width)
-    return coco_masks.merge(coco_masks.frPyObjects(polygons, height, width))
+    codes = coco_masks.frPyObjects(polygons, height, width)
+    return codes[0] if len(codes) == 1 else coco_masks.merge(codes)
 
 
 def polygon_areas(polygons: Sequence[Sequence[float]]) -> NDArray[np.float64]:

@@ -168,7 +168,7 @@ def analyse(evaluation: Any) -> dict[str, Any]:
         thresholds = operating_points.thresholds(joined, class_names)
         entry.update(errors=gains or None, counts=errors.counts(joined), thresholds=thresholds)
         if thresholds["best"]:
-            images, score = compared_images(evaluation), thresholds["best"]["score"]
+            images, score = evaluation.compared.values(), thresholds["best"]["score"]
             entry["confusion"] = operating_points.confusion(images, class_names, score)
     return entry
 
@@ -194,21 +194,7 @@ def describe_classes(evaluation: Any) -> list[dict[str, Any]]:
 
 def classify_images(evaluation: Any) -> Iterator[errors.Outcomes]:
     """The outcomes of detections and objects, image by image."""
-    return (errors.classify(*image) for image in compared_images(evaluation))
-
-
-def compared_images(evaluation: Any) -> Iterator[operating_points.Compared]:
-    """Detections beside objects, image by image, with as many detections as the evaluation takes."""
-    numbers = {category: number for number, category in enumerate(evaluation.params.catIds)}
-    for image in evaluation.params.imgIds:
-        detections, ground_truth, ious = evaluation.compared[image]
-        yield operating_points.Compared(
-            ious,
-            np.array([entry["score"] for entry in detections]),
-            np.array([numbers[entry["category_id"]] for entry in detections], int),
-            np.array([numbers[entry["category_id"]] for entry in ground_truth], int),
-            np.array([entry["iscrowd"] for entry in ground_truth], bool),
-        )
+    return (errors.classify(*image) for image in evaluation.compared.values())
 
 
 def _precision(evaluation: Any) -> np.ndarray:

@@ -22,6 +22,8 @@ together even when only one of the two is corrected, so that its gains of these 
 
 from collections.abc import Collection, Iterable
 from enum import IntEnum
+from itertools import groupby
+from operator import itemgetter
 from typing import NamedTuple
 
 import numpy as np
@@ -128,7 +130,7 @@ def classify(
     own, other = np.where(same, ious, 0.0), np.where(same, 0.0, ious)
     best_own, best_other = own.max(axis=1, initial=0.0), other.max(axis=1, initial=0.0)
     matches = match(own)
-    outcomes = np.full(len(scores), Outcome.BOTH, np.int8)
+    outcomes = np.full(len(scores), int(Outcome.BOTH), np.int8)
     for outcome, applies in (  # each overrules those before
         (Outcome.BACKGROUND, np.maximum(best_own, best_other) < BACKGROUND_IOU),
         (Outcome.DUPLICATE, best_own >= MATCH_IOU),
@@ -137,11 +139,12 @@ def classify(
         (Outcome.IGNORED, ignored),
         (Outcome.CORRECT, matches >= 0),
     ):
-        outcomes[applies] = outcome
+        outcomes[applies] = int(outcome)  # NumPy takes long with the members of an enumeration
     targets = np.full(len(scores), -1)
     for outcome, table in ((Outcome.LOCALISATION, own), (Outcome.CLASSIFICATION, other)):
-        if (outcomes == outcome).any():
-            targets[outcomes == outcome] = table[outcomes == outcome].argmax(axis=1)
+        (places,) = np.nonzero(outcomes == int(outcome))
+        if len(places):
+            targets[places] = table[places].argmax(axis=1)
     matched, missed = np.zeros(len(object_classes), bool), np.ones(len(object_classes), bool)
     matched[matches[matches >= 0]] = True
     missed[targets[targets >= 0]] = False
@@ -157,14 +160,14 @@ def match(ious: np.ndarray) -> np.ndarray:
     Args:
         ious: of each detection with each object of its class, 0 for others, (D, G); the highest-scoring first.
     """
-    matches = np.full(len(ious), -1)
-    left = np.ones(ious.shape[1])
-    for place in np.flatnonzero((ious >= MATCH_IOU).any(axis=1)):
-        candidates = (ious[place] * left)[::-1]
-        best = int(candidates.argmax())
-        if candidates[best] >= MATCH_IOU:
-            matches[place] = len(left) - 1 - best
-            left[matches[place]] = 0.0
+    matches, taken = np.full(len(ious), -1), set()
+    rows, columns = np.nonzero(ious >= MATCH_IOU)
+    pairs = zip(rows.tolist(), columns.tolist(), ious[rows, columns].tolist(), strict=True)
+    for row, candidates in groupby(pairs, key=itemgetter(0)):
+        left = [(iou, column) for _, column, iou in candidates if column not in taken]
+        if left:
+            matches[row] = max(left)[1]  # of equals the last
+            taken.add(matches[row])
     return matches
 
 
@@ -189,6 +192,9 @@ def counts(joined: Outcomes) -> dict[str, int]:
 
 def gains(joined: Outcomes, classes: int) -> dict[str, float]:
     """By how many points AP50 would rise with each kind of error, and no other, corrected; never negative."""
+    order = np.argsort(-joined.scores, kind="stable")  # once for all kinds: what is sorted is sorted again at once
+    by_detection = ("scores", "classes", "outcomes", "targets")
+    joined = joined._replace(**{name: getattr(joined, name)[order] for name in by_detection})
     now = corrected_ap50(joined, classes, ())
     return {error.name.lower(): 100 * (corrected_ap50(joined, classes, {error}) - now) for error in ERRORS}
 
@@ -211,9 +217,11 @@ def corrected_ap50(joined: Outcomes, classes: int, corrected: Collection[Outcome
     objects = np.bincount(joined.object_classes[counted], minlength=classes)
     order = np.argsort(-joined.scores, kind="stable")
     order = order[kept[order]]
+    order = order[np.argsort(detected_class[order], kind="stable")]  # by class, each with the highest score first
+    ends = np.searchsorted(detected_class[order], np.arange(classes + 1)).tolist()
     averages = [
-        average_precision(correct[order[detected_class[order] == index]], objects[index])
-        for index in np.unique(joined.object_classes)
+        average_precision(correct[order[ends[index] : ends[index + 1]]], objects[index])
+        for index in np.unique(joined.object_classes).tolist()
     ]
     return float(np.mean(averages)) if averages else float("nan")
 

@@ -23,6 +23,7 @@ import torch
 from pycocotools import mask as coco_masks
 
 from detection.data.masks import encode_regions
+from detection.evaluation.operating_points import Compared
 from foundation.coco_ids import id_order
 from foundation.errors import UserError
 
@@ -30,15 +31,8 @@ logger = logging.getLogger(__name__)
 
 SUMMARY = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 KEYPOINT_SUMMARY = ("AP", "AP50", "AP75", "APm", "APl", "AR", "AR50", "AR75", "ARm", "ARl")
+MASKS_AT_ONCE = 255  # of which pycocotools gives the areas; of more it fails with NumPy 2
 COMPARED_KEYS = {"bbox": ("bbox",), "segm": ("segmentation",), "keypoints": ("bbox", "keypoints")}
-
-
-class Compared(NamedTuple):
-    """The detections of an image that count, the highest-scoring first, beside its objects."""
-
-    detections: list[dict[str, Any]]
-    ground_truth: list[dict[str, Any]]
-    ious: np.ndarray  # (detections, objects); with a crowd, the intersection over the detection's area
 
 
 class Libraries(NamedTuple):
@@ -73,8 +67,8 @@ def score(
 ) -> Any:
     """An evaluation in pycocotools' form, with `stats` and `eval`; without detections too.
 
-    Of boxes and masks it also has `compared`: `Compared`, by the number of the image. Images and categories are
-    numbered in the order of their ids.
+    Of boxes and masks it also has `compared`: `Compared`, by the number of the image, with as many detections as count.
+    Images and categories are numbered in the order of their ids, from 1, and the classes in `Compared` from 0.
 
     Args:
         dataset: images, annotations and categories; ids may be numbers or text.
@@ -97,9 +91,10 @@ def score(
         "categories": [{**each, "id": categories[each["id"]]} for each in ordered],
     }
     ground_truth = objects(dataset["annotations"])
-    detections = complete_detections([each for each in results if each["category_id"] in categories], task)
-    for entry in (*ground_truth, *detections):
+    for entry in ground_truth:
         entry.update(image_id=images[entry["image_id"]], category_id=categories[entry["category_id"]])
+    known = [each for each in results if each["category_id"] in categories]
+    detections = complete_detections(known, task, images, categories)
     if task == "segm":
         encode_masks(ground_truth, numbered["images"])
     said = io.StringIO()
@@ -133,18 +128,36 @@ def objects(annotations: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def complete_detections(results: Sequence[Mapping[str, Any]], task: str) -> list[dict[str, Any]]:
-    """The results as annotations with an id and an area: of the mask, where masks are compared."""
-    kept = ("image_id", "category_id", "score", *COMPARED_KEYS[task])
-    detections = [{key: entry[key] for key in kept} for entry in results]
+def complete_detections(
+    results: Sequence[Mapping[str, Any]], task: str, images: Mapping[Any, int], categories: Mapping[Any, int]
+) -> list[dict[str, Any]]:
+    """The results as annotations with an id and an area: of the mask, where masks are compared.
+
+    Args:
+        results: detections.
+        task: what is compared.
+        images, categories: their numbers, by their ids.
+    """
     areas: Iterable[float]
     if task == "segm":
-        areas = (float(coco_masks.area(entry["segmentation"])) for entry in detections)
+        codes = [entry["segmentation"] for entry in results]
+        groups = (codes[first : first + MASKS_AT_ONCE] for first in range(0, len(codes), MASKS_AT_ONCE))
+        areas = (float(area) for group in groups for area in coco_masks.area(group).tolist())
     else:
-        areas = (entry["bbox"][2] * entry["bbox"][3] for entry in detections)
-    for number, (entry, area) in enumerate(zip(detections, areas, strict=True), 1):
-        entry.update(id=number, area=area, iscrowd=0)
-    return detections
+        areas = (entry["bbox"][2] * entry["bbox"][3] for entry in results)
+    keys = COMPARED_KEYS[task]
+    return [
+        {
+            "id": number,
+            "image_id": images[entry["image_id"]],
+            "category_id": categories[entry["category_id"]],
+            "score": entry["score"],
+            "area": area,
+            "iscrowd": 0,
+            **{key: entry[key] for key in keys},
+        }
+        for number, (entry, area) in enumerate(zip(results, areas, strict=True), 1)
+    ]
 
 
 def encode_masks(annotations: Iterable[dict[str, Any]], images: Iterable[Mapping[str, Any]]) -> None:
@@ -246,12 +259,14 @@ def _compare(evaluation: Any, key: str) -> None:
         ground_truth = evaluation.cocoGt.imgToAnns[image]
         detections = highest_scoring(evaluation.cocoDt.imgToAnns[image], max(evaluation.params.maxDets))
         regions = [[entry[key] for entry in entries] for entries in (detections, ground_truth)]
-        ious = coco_masks.iou(*regions, [entry["iscrowd"] for entry in ground_truth])
-        ious = np.reshape(ious, (len(detections), len(ground_truth)))
-        evaluation.compared[image] = Compared(detections, ground_truth, ious)
-        theirs, ours = (np.array([entry["category_id"] for entry in entries]) for entries in (ground_truth, detections))
-        for category in np.intersect1d(theirs, ours).tolist():
-            of_category[image, category] = ious[np.ix_(ours == category, theirs == category)]
+        crowd = [entry["iscrowd"] for entry in ground_truth]
+        ious = np.reshape(coco_masks.iou(*regions, crowd), (len(detections), len(ground_truth)))
+        ours, theirs = ([entry["category_id"] for entry in entries] for entries in (detections, ground_truth))
+        numbers = [np.array(categories, int) for categories in (ours, theirs)]
+        for category in set(ours) & set(theirs):
+            of_category[image, category] = ious[numbers[0] == category][:, numbers[1] == category]
+        found = np.array([entry["score"] for entry in detections], float)
+        evaluation.compared[image] = Compared(ious, found, numbers[0] - 1, numbers[1] - 1, np.array(crowd, bool))
     evaluation.params.compute_rle = False  # faster-coco-eval would, to compare them
     evaluation.computeIoU = lambda image, category: of_category.get((image, category), [])
 
