@@ -6,7 +6,8 @@
     training      loss, its terms and the learning rate
     information   LDMI and the accuracy of the online probe over the epochs (thesis Fig. 5.1), if they were logged
     eigenvalues   of the projector covariance of the first views, sorted (thesis Fig. 5.3)
-    tsne          t-SNE of the encoder's features of validation images (thesis Fig. 5.4, with its parameters)
+    tsne          t-SNE of the encoder's features of validation images (thesis Fig. 5.4, with its parameters);
+                  without classes, images at the places of their features
     neighbours    validation images and their nearest neighbours; framed in green where the class agrees
     views         pairs of augmented views, as the encoder sees them
 

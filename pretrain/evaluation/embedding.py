@@ -89,9 +89,9 @@ def embed_folders(
     write_atomic(output / "names.txt", names.encode())
     whole = Subset(own.source, np.arange(len(own.source)))
     if len(whole) > 1:
-        neighbours(own.features, whole, pipeline.size).savefig(output / "neighbours.png", dpi=150, bbox_inches="tight")
+        neighbours(own.features, whole).savefig(output / "neighbours.png", dpi=150, bbox_inches="tight")
     pairs = near_duplicates(own, other, threshold)
-    _write_pairs(pairs, own.source, (other or own).source, output, pipeline.size)
+    _write_pairs(pairs, own.source, (other or own).source, output)
     where = f"between {images} and {against}" if against else f"within {images}"
     logger.info("%d near-duplicates %s; features of %d images are in %s", len(pairs), where, len(own.source), output)
 
@@ -178,7 +178,7 @@ def _trained_side(weights: Path) -> int:
     return 0
 
 
-def _write_pairs(pairs: Sequence[Pair], own: Source, other: Source, output: Path, side: int) -> None:
+def _write_pairs(pairs: Sequence[Pair], own: Source, other: Source, output: Path) -> None:
     """duplicates.csv, and duplicates.png where there is a pair."""
     text = io.StringIO()
     table = csv.writer(text)
@@ -192,5 +192,5 @@ def _write_pairs(pairs: Sequence[Pair], own: Source, other: Source, output: Path
     if pairs:
         shown = pairs[:PAIRS_SHOWN]
         subsets = [Subset(own, np.array([p.first for p in shown])), Subset(other, np.array([p.second for p in shown]))]
-        rows = [[thumbnail(subset, i, side) for subset in subsets] for i in range(len(shown))]
+        rows = [[thumbnail(subset, i) for subset in subsets] for i in range(len(shown))]
         image_sheet(rows, ["image", "near-duplicate"]).savefig(sheet, dpi=150, bbox_inches="tight")

@@ -31,6 +31,7 @@ from pretrain.runs.weights import build_from, read_weights
 NAMES = ("training", "information", "eigenvalues", "tsne", "neighbours", "views")
 LDMI_SCALES = ("nats", "article", "both")
 QUERIES, NEIGHBOURS, PAIRS = 8, 8, 8
+THUMBNAIL = 128  # pixels of a side, in sheets
 # Thesis Section 5.6: three dimensions, perplexity 50, early exaggeration 12, 1000 iterations, random initialisation.
 TSNE: dict[str, Any] = {
     "n_components": 3,
@@ -70,7 +71,7 @@ def draw(
         "information": lambda: information(lines[next(iter(lines))], config.PROJECTOR.DIMS[-1], ldmi_scale),
         "eigenvalues": lambda: eigenvalues(named),
         "tsne": lambda: tsne(*embedded(), seed=config.SEED),
-        "neighbours": lambda: neighbours(*embedded(), size=config.DATA.IMAGE_SIZE),
+        "neighbours": lambda: neighbours(*embedded()),
         "views": lambda: view_pairs(config),
     }
     for name in only:
@@ -152,15 +153,19 @@ def evaluation_images(config: CfgNode) -> Source:
 
 
 def tsne(features: Tensor, images: Subset, seed: int) -> Figure:
-    """The features' t-SNE, coloured by class."""
+    """The features' t-SNE, coloured by class; without classes, images at the places of their features."""
     from sklearn.manifold import TSNE as Embedding  # takes seconds to import
 
     perplexity = min(TSNE["perplexity"], (len(features) - 1) / 3)
-    points = Embedding(**{**TSNE, "perplexity": perplexity}, random_state=seed).fit_transform(features.numpy())
-    return plots.embedding_scatter(points, np.asarray(images.labels), images.classes)
+    flat = {} if images.classes else {"n_components": 2}
+    points = Embedding(**{**TSNE, **flat, "perplexity": perplexity}, random_state=seed).fit_transform(features.numpy())
+    if images.classes:
+        return plots.embedding_scatter(points, np.asarray(images.labels), images.classes)
+    chosen = plots.spread_out(points)
+    return plots.embedding_images(points[chosen], [thumbnail(images, int(i)) for i in chosen])
 
 
-def neighbours(features: Tensor, images: Subset, size: int) -> Figure:
+def neighbours(features: Tensor, images: Subset) -> Figure:
     """Some images, and the others that are the most similar to them."""
     unit = F.normalize(features, dim=1)
     queries = np.linspace(0, len(images) - 1, min(QUERIES, len(images))).astype(int)
@@ -169,7 +174,7 @@ def neighbours(features: Tensor, images: Subset, size: int) -> Figure:
     nearest = similarity.topk(min(NEIGHBOURS, len(images) - 1), dim=1).indices.numpy()
     rows, frames = [], []
     for query, found in zip(queries, nearest, strict=True):
-        rows.append([thumbnail(images, int(i), size) for i in (query, *found)])
+        rows.append([thumbnail(images, int(i)) for i in (query, *found)])
         frames.append([None, *(_frame(images.labels[query], images.labels[i]) for i in found)])
     return plots.image_sheet(rows, ["query", "nearest"], frames)
 
@@ -181,10 +186,10 @@ def _frame(label: int, other: int) -> str | None:
     return plots.FRAME_RIGHT if label == other else plots.FRAME_WRONG
 
 
-def thumbnail(images: Subset, index: int, size: int) -> np.ndarray:
-    """The image, squeezed into a square."""
+def thumbnail(images: Subset, index: int) -> np.ndarray:
+    """The image for a sheet, squeezed into a square of `THUMBNAIL` pixels."""
     pixels = torch.from_numpy(images.open(index).decode().copy()).permute(2, 0, 1)
-    return resize(pixels, size, size).permute(1, 2, 0).numpy()
+    return resize(pixels, THUMBNAIL, THUMBNAIL).permute(1, 2, 0).numpy()
 
 
 def view_pairs(config: CfgNode) -> Figure:
@@ -195,7 +200,5 @@ def view_pairs(config: CfgNode) -> Figure:
     views = [augment(batch.images[v], batch.params[v], torch.zeros(3), torch.ones(3)) for v in range(2)]
     pixels = [(view * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy() for view in views]
     originals = Subset(source, batch.indices.numpy())
-    rows = [
-        [thumbnail(originals, i, config.DATA.IMAGE_SIZE), pixels[0][i], pixels[1][i]] for i in range(len(originals))
-    ]
+    rows = [[thumbnail(originals, i), pixels[0][i], pixels[1][i]] for i in range(len(originals))]
     return plots.image_sheet(rows, ["image", "view 1", "view 2"])

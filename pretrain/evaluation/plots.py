@@ -12,6 +12,7 @@ from foundation.json_files import as_number
 
 FRAME_RIGHT, FRAME_WRONG = "#2e8b57", "#c0392b"
 LINE_WIDTH = 1.4  # points
+CELLS = 18  # a side, of a picture with images at the points of an embedding
 ARTICLE_LDMI = "4 LDMI / P (nats; scale of the thesis)"
 Line = tuple[np.ndarray, np.ndarray]  # x, y
 
@@ -105,7 +106,7 @@ def eigenvalue_spectra(spectra: Mapping[str, np.ndarray]) -> Figure:
 
 
 def embedding_scatter(points: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> Figure:
-    """Points (N, 2) or (N, 3), coloured by class (thesis Fig. 5.4); in one colour where there are no classes."""
+    """Points (N, 2) or (N, 3), coloured by class (thesis Fig. 5.4)."""
     figure = Figure(figsize=(7, 5.5), layout="constrained")
     axes: Any = figure.add_subplot(projection="3d" if points.shape[1] == 3 else None)
     palette = "tab10" if len(classes) <= 10 else "tab20" if len(classes) <= 20 else "hsv"
@@ -113,13 +114,32 @@ def embedding_scatter(points: np.ndarray, labels: np.ndarray, classes: Sequence[
     for number, name in enumerate(classes):
         chosen = points[labels == number]
         axes.scatter(*chosen.T, s=6, color=colours(number), label=name if len(classes) <= 20 else None, linewidths=0)
-    if not len(classes):
-        axes.scatter(*points.T, s=6, linewidths=0)
     axes.set(xticklabels=[], yticklabels=[])
     if points.shape[1] == 3:
         axes.set_zticklabels([])
-    if 0 < len(classes) <= 20:
+    if len(classes) <= 20:
         axes.legend(frameon=False, markerscale=3, loc="center left", bbox_to_anchor=(1.02, 0.5))
+    return figure
+
+
+def spread_out(points: np.ndarray) -> np.ndarray:
+    """Indices of points (N, 2), at most one in each cell of a grid of `CELLS` x `CELLS`: the first."""
+    low, high = points.min(axis=0), points.max(axis=0)
+    cells = np.floor((points - low) / np.maximum(high - low, 1e-12) * (CELLS - 1e-6)).astype(int)
+    return np.sort(np.unique(cells, axis=0, return_index=True)[1])
+
+
+def embedding_images(points: np.ndarray, images: Sequence[np.ndarray]) -> Figure:
+    """Images (H, W, 3) uint8 at their points (N, 2)."""
+    figure = Figure(figsize=(9, 9), layout="constrained")
+    axes: Any = figure.add_subplot()
+    low, high = points.min(axis=0), points.max(axis=0)
+    half = np.maximum(high - low, 1e-12) / CELLS / 2
+    for (x, y), image in zip(points, images, strict=True):
+        axes.imshow(image, extent=(x - half[0], x + half[0], y - half[1], y + half[1]), aspect="auto")
+    axes.set(
+        xlim=(low[0] - half[0], high[0] + half[0]), ylim=(low[1] - half[1], high[1] + half[1]), xticks=[], yticks=[]
+    )
     return figure
 
 

@@ -152,6 +152,8 @@ def test_a_flat_folder_without_labels_is_drawn_without_classes(pretrained: Path,
     command.main([str(pretrained), "--root", flat, "--output", str(tmp_path), "--only", "tsne,neighbours"])
     assert {path.name for path in tmp_path.glob("*.png")} == {"tsne.png", "neighbours.png"}
     assert "no labelled images (the image folder" in (tmp_path / "log.txt").read_text()
+    points = np.array([[0.0, 0.0], [0.001, 0.0], [1.0, 1.0], [0.5, 1.0]])
+    assert plots.spread_out(points).tolist() == [0, 2, 3]  # the second is in the cell of the first
     assert [figures._frame(*labels) for labels in [(-1, -1), (1, 1), (1, 2)]] == [
         None,
         plots.FRAME_RIGHT,
