@@ -69,7 +69,7 @@ setup(
         "baselines": ["lightly>=1.5"],
         "wandb": ["wandb"],
         "onnx": ["onnx", "onnxruntime", "onnxscript"],  # detection/export.py --output detector.onnx
-        "video": ["imageio[pyav]"],  # detection/predict.py
+        "video": ["av"],  # detection/predict.py
         "remote": ["fsspec", "s3fs", "gcsfs"],  # DATA.ROOT s3://... and gs://...
         "dev": [
             *DETECTION,

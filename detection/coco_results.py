@@ -20,7 +20,7 @@ class Results:
     """The records of images, which may come in any order.
 
     Args:
-        files: the images.
+        files: the images; frames of videos may follow by `append`.
         annotations: a COCO file that lists them, or None to number them from 1.
 
     Attributes:
@@ -37,15 +37,22 @@ class Results:
         if annotations:
             images, self.categories = read_annotations(annotations)
         self.ids = image_ids(files, images)
-        self._files, self._numbered = files, images is None
+        self._numbered = images is None
+        self._names: list[dict[str, Any]] = [{"file_name": str(file)} for file in files]
         self._records: dict[int, list[dict[str, Any]]] = {}
         self._images: dict[int, dict[str, Any]] = {}
+
+    def append(self, file: Path, frame: int, seconds: float) -> int:
+        """One more image, a frame of a video counted from 0; returns its index."""
+        self.ids.append(len(self.ids) + 1)
+        self._names.append({"file_name": str(file), "frame": frame, "seconds": round(seconds, 3)})
+        return len(self.ids) - 1
 
     def add(self, index: int, size: tuple[int, int], records: list[dict[str, Any]]) -> None:
         """Keep the records of the image with this index among the files; `size` is its width and height."""
         self._records[index] = records
         self._images[index] = {
-            **{"id": self.ids[index], "file_name": str(self._files[index])},
+            **{"id": self.ids[index], **self._names[index]},
             **{"width": size[0], "height": size[1]},
         }
 

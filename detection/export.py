@@ -89,8 +89,8 @@ def to_torchscript(model: "torch.nn.Module", example: "torch.Tensor", path: Path
 def to_onnx(model: "torch.nn.Module", example: "torch.Tensor", path: Path) -> tuple[Detect, list[str]]:
     """Write a detector as ONNX. Returns what ONNX Runtime makes of the file, and the names of its outputs.
 
-    By PyTorch's exporter of traces: its newer one, by `torch.export`, stops at the number of detections, on which
-    Detectron2's code depends (`GuardOnDataDependentSymNode`).
+    By PyTorch's exporter of traces: its newer one, by `torch.export`, stops at Detectron2's branches on sizes
+    (`GuardOnDataDependentSymNode`).
 
     Raises:
         UserError: a package is not installed, or the exporter cannot translate the model.

@@ -3,12 +3,13 @@
     python detection/predict.py --config RUN/config.yaml --weights RUN/model_final.pth IMAGES --output DIR
     python detection/predict.py --config RUN/config.yaml --weights RUN/model_final.pth IMAGES --json FILE
 
-IMAGES are files or folders. For each image, DIR gets a PNG of the same name and size with boxes, masks, keypoints,
-classes and scores, or the regions of semantic segmentation; where two images have the same name, all are numbered.
+IMAGES are files or folders, of images and of videos (pip install av). For each image, DIR gets a PNG of the same name
+and size with boxes, masks, keypoints, classes and scores, or the regions of semantic segmentation; for each video an
+MP4. Where two files have the same name, all are numbered.
 
 FILE gets everything that the model finds, whatever its score. The ids of images and categories are those of the COCO
 file that --annotations names. Without it images are numbered from 1, and a second file, with `.images.json` for
-`.json`, says which is which.
+`.json`, says which is which; of videos each frame is an image.
 
 An image that cannot be read or processed is reported, and the others are processed.
 """
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING, NoReturn
 from tqdm import tqdm
 
 from detection.coco_results import Results
+from detection.video_files import VideoReader, VideoWriter, is_video
 from foundation.errors import ArgumentParser, UserError, run
 from foundation.images import EXTENSIONS, UnreadableImage, read_rgb
 
@@ -51,12 +53,12 @@ def build_parser() -> ArgumentParser:
         help="least score of what is drawn; default 0.5; auto: for each class the one with the best F1 in the run's"
         " evaluation",
     )
-    parser.add_argument("images", nargs="+", metavar="IMAGE|FOLDER", help="images, or folders of images")
+    parser.add_argument("images", nargs="+", metavar="IMAGE|FOLDER", help="images and videos, or folders of them")
     return parser
 
 
 def find_images(paths: Sequence[str]) -> list[Path]:
-    """The files named, and those in the folders named, each folder in the order of its names.
+    """The files named, and those in the folders named, each folder in the order of its names; videos too.
 
     Raises:
         UserError: a path does not exist, or a folder has no images.
@@ -69,7 +71,9 @@ def find_images(paths: Sequence[str]) -> list[Path]:
         if not path.is_dir():
             raise UserError(f"{path}: there is no such file or folder")
         inside = sorted(
-            entry for entry in path.iterdir() if entry.suffix.lower() in EXTENSIONS and not entry.name.startswith(".")
+            entry
+            for entry in path.iterdir()
+            if (entry.suffix.lower() in EXTENSIONS or is_video(entry)) and not entry.name.startswith(".")
         )
         if not inside:
             raise UserError(f"{path}: there are no images in this folder ({', '.join(EXTENSIONS)})")
@@ -78,9 +82,11 @@ def find_images(paths: Sequence[str]) -> list[Path]:
 
 
 def targets(files: Sequence[Path], folder: Path) -> list[Path]:
-    """The PNG of each image: of its name, after a running number where two have the same."""
+    """The PNG of each image and the MP4 of each video: of its name, after a running number where two have the same."""
     numbered = len({file.stem for file in files}) < len(files)
-    return [folder / (f"{i:04}_{file.stem}.png" if numbered else f"{file.stem}.png") for i, file in enumerate(files)]
+    endings = [".mp4" if is_video(file) else ".png" for file in files]
+    names = [f"{i:04}_{file.stem}" if numbered else file.stem for i, file in enumerate(files)]
+    return [folder / f"{name}{ending}" for name, ending in zip(names, endings, strict=True)]
 
 
 def _read(files: Sequence[Path], failed: Callable[[int, str], None]) -> "Iterator[tuple[int, Image.Image]]":
@@ -112,6 +118,122 @@ def _check(arguments: argparse.Namespace) -> None:
         raise UserError("--annotations gives the ids for --json FILE, which is not named")
 
 
+class Prediction:
+    """Images and videos through a detector, drawn and collected.
+
+    Args:
+        arguments: of the command.
+        results: of all images.
+        count: of the files.
+
+    Attributes:
+        broken: files that failed.
+        classes: of the detector.
+    """
+
+    def __init__(self, arguments: argparse.Namespace, results: Results, count: int) -> None:
+        from detection import inference
+        from detection.evaluation import overlays
+        from detection.evaluation.operating_points import Thresholds, read_thresholds
+
+        self._arguments, self._results = arguments, results
+        self._chosen = arguments.score_threshold
+        automatic = self._chosen is None
+        self._thresholds = (
+            read_thresholds(Path(arguments.weights).parent) if automatic else Thresholds(self._chosen, {})
+        )
+        self._config, self._model = inference.build_detector(arguments.config, arguments.weights)
+        self.classes = overlays.classes_of(self._config, results.categories)
+        self.broken: list[Path] = []
+        self._shown, self._empty, self._highest = 0, 0, 0.0
+        self._progress = tqdm(total=count, unit="img", disable=None)  # None: only on a terminal
+
+    def images(self, files: Sequence[Path], drawn: Sequence[Path]) -> None:
+        """Detect in the images, which are the first of the results; `drawn` are their PNGs, or nothing."""
+
+        def failed(index: int, reason: str) -> None:
+            self.fail(files[index], reason)
+
+        for index, _, picture, text in self._detected(_read(files, failed), bool(drawn), failed):
+            if picture:
+                picture.save(drawn[index])
+            self._progress.write(f"{drawn[index] if drawn else files[index]}: {text}")
+            self._progress.update()
+
+    def video(self, file: Path, drawn: Path | None) -> None:
+        """Detect in each frame of a video; `drawn` is the video of the drawn frames.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        objects, frames, problems = 0, 0, []
+        reader = VideoReader(file)
+        writer = VideoWriter(drawn, reader.rate) if drawn else None
+        self._progress.total = (self._progress.total or 0) + (reader.length or 1) - 1
+
+        def numbered() -> "Iterator[tuple[int, Image.Image]]":
+            try:
+                for number, (seconds, image) in enumerate(reader.frames()):
+                    yield self._results.append(file, number, seconds), image
+            except UserError as error:
+                problems.append(str(error))
+
+        def failed(index: int, reason: str) -> None:
+            problems.append(reason)
+
+        # Frames have one size, so that they come out in their order.
+        for _, count, picture, _ in self._detected(numbered(), writer is not None, failed):
+            objects, frames = objects + count, frames + 1
+            if writer and picture:
+                writer.write(picture)
+            self._progress.update()
+        if writer:
+            writer.close()
+        self._progress.write(f"{drawn or file}: {objects} objects in {frames} frames")
+        if problems:
+            self.fail(file, problems[0])
+
+    def close(self) -> None:
+        """End the progress bar, and say so where nothing was found."""
+        self._progress.close()
+        if 0 < self._shown == self._empty:
+            print(
+                f"no image has an object with a score of {self._thresholds.overall:g} or more; the highest score is"
+                f" {self._highest:.2f}: lower --score-threshold to see more"
+            )
+
+    def _detected(
+        self, images: "Iterator[tuple[int, Image.Image]]", draw: bool, failed: Callable[[int, str], None]
+    ) -> "Iterator[tuple[int, int, Image.Image | None, str]]":
+        """(index, number of objects to draw, the drawn image, the number in words) of each image."""
+        from detection import inference
+        from detection.evaluation import overlays
+        from foundation.canvas import draw_overlays
+
+        arguments, classes = self._arguments, self.classes
+        thresholds = [self._thresholds.of(name) for name in classes.names]
+        batches = inference.in_batches(self._model, self._config, images, arguments.batch_size, failed)
+        for index, image, output in batches:
+            objects = overlays.detected(output, classes, thresholds)
+            if arguments.json:
+                records = inference.to_records(output, self._results.ids[index], classes)
+                self._results.add(index, image.size, records)
+            text = f"{len(objects)} objects"
+            self._shown += 1
+            if not objects:
+                score = overlays.highest_score(output)
+                self._empty, self._highest = self._empty + 1, max(self._highest, score)
+                threshold = AUTO if self._chosen is None else f"{self._chosen:g}"
+                text += f" (highest score {score:.2f}, --score-threshold {threshold})"
+            yield index, len(objects), draw_overlays(image, objects, arguments.scale) if draw else None, text
+
+    def fail(self, file: Path, reason: str) -> None:
+        """Report a file that cannot be processed."""
+        self.broken.append(file)
+        self._progress.write(reason)
+        self._progress.update()
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Read, detect, draw and write, image by image.
 
@@ -120,8 +242,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     arguments = build_parser().parse_args(argv)
     _check(arguments)
-    files = find_images(arguments.images)
-    results = Results(files, arguments.annotations)
+    files = sorted(find_images(arguments.images), key=is_video)  # images first
+    images = [file for file in files if not is_video(file)]
+    if arguments.annotations and len(images) < len(files):
+        raise UserError("--annotations lists images: name the videos in a command without it")
+    results = Results(images, arguments.annotations)
     drawn = targets(files, arguments.output) if arguments.output else []
     for folder in (arguments.output, arguments.json and arguments.json.parent):
         try:
@@ -129,48 +254,18 @@ def main(argv: Sequence[str] | None = None) -> None:
                 folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"{folder} cannot be written: {error.strerror or error}") from error
-
-    from detection import inference
-    from detection.evaluation import overlays
-    from detection.evaluation.operating_points import Thresholds, read_thresholds
-    from foundation.canvas import draw_overlays
-
-    chosen = arguments.score_threshold
-    thresholds = read_thresholds(Path(arguments.weights).parent) if chosen is None else Thresholds(chosen, {})
-    config, model = inference.build_detector(arguments.config, arguments.weights)
-    classes = overlays.classes_of(config, results.categories)
-    broken: list[Path] = []
-    progress = tqdm(total=len(files), unit="img", disable=None)  # None: only on a terminal
-
-    def failed(index: int, reason: str) -> None:
-        broken.append(files[index])
-        progress.write(reason)
-        progress.update()
-
-    empty, highest = 0, 0.0
-    images = inference.in_batches(model, config, _read(files, failed), arguments.batch_size, failed)
-    for index, image, output in images:
-        objects = overlays.detected(output, classes, [thresholds.of(name) for name in classes.names])
-        if drawn:
-            draw_overlays(image, objects, arguments.scale).save(drawn[index])
-        if arguments.json:
-            results.add(index, image.size, inference.to_records(output, results.ids[index], classes))
-        text = f"{len(objects)} objects"
-        if not objects:
-            score = overlays.highest_score(output)
-            empty, highest = empty + 1, max(highest, score)
-            text += f" (highest score {score:.2f}, --score-threshold {AUTO if chosen is None else f'{chosen:g}'})"
-        progress.write(f"{drawn[index] if drawn else files[index]}: {text}")
-        progress.update()
-    progress.close()
-    if empty == len(files) - len(broken) > 0:
-        print(
-            f"no image has an object with a score of {thresholds.overall:g} or more; the highest score is"
-            f" {highest:.2f}: lower --score-threshold to see more"
-        )
+    prediction = Prediction(arguments, results, len(files))
+    prediction.images(images, drawn[: len(images)])
+    for place, file in enumerate(files[len(images) :], len(images)):
+        try:
+            prediction.video(file, drawn[place] if drawn else None)
+        except UserError as error:
+            prediction.fail(file, str(error))
+    prediction.close()
     if arguments.json:
-        print(results.write(arguments.json, classes))
-    if broken:
+        print(results.write(arguments.json, prediction.classes))
+    if prediction.broken:
+        broken = prediction.broken
         names = ", ".join(map(str, broken[:3])) + (", ..." if len(broken) > 3 else "")
         raise UserError(f"{len(broken)} of the {len(files)} images failed: {names}; all others were processed")
 

@@ -1,7 +1,9 @@
 """Pictures through detectors of random weights: batches, files that are none, COCO results, what is drawn."""
 
+import importlib.util
 import json
 import re
+from fractions import Fraction
 from pathlib import Path
 
 import numpy
@@ -19,6 +21,7 @@ from detection.data import datasets
 from detection.evaluation import overlays
 from detection.evaluation.overlays import Classes
 from detection.training.trainer import TransferTrainer
+from detection.video_files import VideoReader, VideoWriter
 from foundation.errors import UserError
 
 # isort: split
@@ -136,6 +139,52 @@ def test_results_are_coco_results_with_names_beside_them(recipe, pictures, tmp_p
         assert 0 <= y <= y + height <= size["height"] + 1e-3
         assert record["segmentation"]["size"] == [size["height"], size["width"]]
         assert isinstance(record["segmentation"]["counts"], str)
+
+
+def test_frames_of_a_video(recipe, tmp_path, capsys):
+    """A video gives what its frames give as images, in their order; a damaged one is reported, and others processed."""
+    av = pytest.importorskip("av")
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    writer = VideoWriter(folder / "clip.mp4", Fraction(12))
+    for number in range(5):
+        noise = numpy.random.default_rng(number).integers(0, 255, (6, 8, 3), dtype=numpy.uint8)
+        writer.write(Image.fromarray(noise).resize((80, 65), Image.Resampling.NEAREST))
+    writer.close()
+    (folder / "bad.mp4").write_bytes((folder / "clip.mp4").read_bytes()[:500])
+    frames = tmp_path / "frames"
+    frames.mkdir()
+    for number, (_, frame) in enumerate(VideoReader(folder / "clip.mp4").frames()):
+        frame.save(frames / f"{number}.png")
+    options = ["--score-threshold", "0", "--json"]
+    predict.main([*recipe, *options, str(tmp_path / "images.json"), str(frames)])
+    arguments = [*options, str(tmp_path / "video.json"), "--output", str(tmp_path / "drawn"), "--batch-size", "2"]
+    with pytest.raises(UserError, match=r"1 of the 3 images failed: .*bad\.mp4; all others were processed"):
+        predict.main([*recipe, *arguments, str(folder), str(frames / "0.png")])
+    said = capsys.readouterr().out
+    assert "bad.mp4 cannot be read as a video" in said
+    assert f"{tmp_path / 'drawn' / 'clip.mp4'}: 25 objects in 5 frames" in said
+    assert sorted(path.name for path in (tmp_path / "drawn").iterdir()) == ["0.png", "clip.mp4"]
+    with av.open(str(tmp_path / "drawn" / "clip.mp4")) as drawn:
+        stream = drawn.streams.video[0]
+        assert (stream.average_rate, stream.frames, stream.width, stream.height) == (12, 5, 80, 64)
+    listing = json.loads((tmp_path / "video.images.json").read_text())["images"]
+    assert [each.get("frame") for each in listing] == [None, 0, 1, 2, 3, 4]  # images come first
+    assert [each.get("seconds") for each in listing[1:3]] == [0.0, 0.083]
+    expected, found = results(tmp_path / "images.json"), results(tmp_path / "video.json")
+    assert [each["image_id"] - 1 for each in found if each["image_id"] > 1] == [each["image_id"] for each in expected]
+    for one, two in zip(expected, [each for each in found if each["image_id"] > 1], strict=True):
+        assert one["bbox"] == pytest.approx(two["bbox"], abs=1e-3)
+        assert one["score"] == pytest.approx(two["score"], abs=1e-5)
+    with pytest.raises(UserError, match="--annotations lists images: name the videos in a command without it"):
+        predict.main([*recipe, *arguments, "--annotations", "x.json", str(folder)])
+
+
+def test_a_video_without_pyav_names_the_package(tmp_path, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "av" else find(name))
+    with pytest.raises(UserError, match=r"clip\.mp4 is a video, which PyAV reads: pip install av"):
+        VideoReader(tmp_path / "clip.mp4")
 
 
 def test_the_ids_of_annotations(recipe, pictures, tmp_path):
