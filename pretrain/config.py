@@ -16,6 +16,7 @@ from pretrain.images.stream import Streaming
 from pretrain.objectives import OBJECTIVES
 
 OPTIMIZERS = ("sgd", "lars", "lars_vicreg")
+DECODES = ("exact", "scaled")
 PROBES = ("knn", "linear")
 PRECISIONS = ("auto", "float32", "bfloat16")
 
@@ -66,6 +67,7 @@ def _add_images(c: CfgNode) -> None:
     c.DATA.CACHE_GB = 100.0  # size limit of that folder; at least two windows of tars
     c.DATA.WORKERS = 2  # loader processes for each training process; 0 reads in the training process itself
     c.DATA.IMAGE_SIZE = 64  # pixels
+    c.DATA.DECODE = "exact"  # or scaled: JPEGs at 1/2, 1/4 or 1/8 of their size where crops stay as large as the views
     c.DATA.MEAN = [0.485, 0.456, 0.406]  # RGB, of values in [0, 1]
     c.DATA.STD = [0.229, 0.224, 0.225]  # likewise, standard deviations
     c.DATA.MAX_UNREADABLE = 0.01  # fraction of damaged images above which a run stops
@@ -109,6 +111,7 @@ def _add_training(c: CfgNode) -> None:
 def validate(config: CfgNode) -> None:
     """Refuse values that cannot work. Raises UserError naming the key."""
     one_of(config, "DATA.NAME", DATASETS)
+    one_of(config, "DATA.DECODE", DECODES)
     one_of(config, "ENCODER.NAME", ENCODERS)
     one_of(config, "ENCODER.STEM", STEMS)
     one_of(config, "OBJECTIVE.NAME", tuple(OBJECTIVES))
@@ -189,7 +192,8 @@ def build_streaming(config: CfgNode) -> Streaming:
 def build_views(config: CfgNode, source: Source) -> ViewDataset:
     """The random views of a source's images, as pretraining takes them."""
     size, region = config.DATA.IMAGE_SIZE, tuple(config.AUGMENT.REGION)
-    return ViewDataset(source, size, build_augmentations(config), config.SEED, region=region)
+    scaled = config.DATA.DECODE == "scaled"
+    return ViewDataset(source, size, build_augmentations(config), config.SEED, region=region, scaled=scaled)
 
 
 def build_augmentations(config: CfgNode) -> tuple[Augmentation, Augmentation]:

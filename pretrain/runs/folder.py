@@ -42,6 +42,7 @@ MAY_CHANGE = {
 # Keys that checkpoints of earlier versions do not have, with the value that has the effect of those versions.
 BEFORE = {
     "AUGMENT.REGION": [1.0, 1.0],
+    "DATA.DECODE": "exact",
     "DATA.INTERPOLATION": "bicubic",
     "DATA.WINDOW": 0,
     "ENCODER.ZERO_INIT_RESIDUAL": False,

@@ -258,6 +258,7 @@ def _choose_batch(plan: _Plan, facts: Survey, place: Place) -> None:
 
 
 def _choose_views(plan: _Plan, facts: Survey) -> None:
+    plan.set("DATA.DECODE", "scaled", "JPEGs are decoded smaller where their crops stay as large as the views")
     plan.set("AUGMENT.REGION", [0.15, 0.6], "in scenes, views of one region show the same object")
     plan.set("AUGMENT.CROP_SCALE", [0.25, 1.0], "smaller crops too often show nothing of the object")
     if facts.is_grey:

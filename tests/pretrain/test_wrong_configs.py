@@ -21,6 +21,7 @@ OUTSIDE: dict[str, list[str]] = {
     "DATA.CACHE_GB": ["-1", "0"],
     "DATA.WORKERS": ["-1", "100000"],
     "DATA.IMAGE_SIZE": ["0", "-32", "1000000"],
+    "DATA.DECODE": ["fast", "Exact", "''"],
     "DATA.MEAN": ["[0.5, 0.5]", "[]", "[0.5, 0.5, 1.5]", "[0.5, 0.5, -0.1]", "[0.5, 0.5, 1e999]"],
     "DATA.STD": ["[0.5, 0.5]", "[0.5, 0.5, 0.0]", "[0.5, 0.5, 2.0]"],
     "DATA.MAX_UNREADABLE": ["-0.1", "1.1"],

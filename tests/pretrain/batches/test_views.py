@@ -10,12 +10,12 @@ from PIL import Image
 from torch.nn import functional
 from torchvision.transforms import v2
 
-from foundation.images import OpenImage, UnreadableImage
+from foundation.images import REDUCTIONS, OpenImage, UnreadableImage
 from pretrain.batches.draws import Augmentation, draw_crop, random_stream
 from pretrain.batches.loader import build_loader
 from pretrain.batches.sampler import SequentialBatches
-from pretrain.batches.views import INTERPOLATIONS, ViewDataset, center_crop, resize
-from pretrain.images.sources import ArraySource, build_source
+from pretrain.batches.views import INTERPOLATIONS, ViewDataset, center_crop, reduced, reduction_for, resize
+from pretrain.images.sources import ArraySource, FileSource, build_source
 
 RECIPES = [Augmentation(flip=0.5, jitter=0.8, brightness=0.4, blur=1.0), Augmentation(flip=0.5, solarize=0.2)]
 
@@ -122,3 +122,44 @@ def test_views_of_one_region_show_the_same_place() -> None:
     # A region of a tenth has sides of up to 0.32 x (4/3)^(1/2) of the image's, and its views' centres lie within it.
     assert apart[0.05, 0.1] < 0.5 * side * 0.37 * 2**0.5 < apart[1.0, 1.0]
     assert places[0.05, 0.1].std(dim=0).min() > 30  # the regions themselves lie anywhere
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_scaled_decoding_leaves_the_draws_and_nearly_the_pixels(orientation: int, tmp_path: Path) -> None:
+    blobs = np.random.default_rng(0).integers(90, 160, (12, 16, 3), dtype=np.uint8)
+    image = Image.fromarray(blobs).resize((397, 301), Image.Resampling.BICUBIC)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image.save(tmp_path / "a.jpg", quality=92, exif=exif)
+    image.save(tmp_path / "b.png", exif=exif)
+    files = FileSource([tmp_path / "a.jpg", tmp_path / "b.png"], [0, 0], ["any"])
+    keys = [(epoch, index) for epoch in range(8) for index in (0, 1)]
+    crops = [Augmentation(crop_scale=(0.02, 1.0), flip=0.5)] * 2
+    exact, scaled = (ViewDataset(files, 16, crops, scaled=scaled).read(keys) for scaled in (False, True))
+    assert torch.equal(exact.params, scaled.params)
+    assert torch.equal(exact.images[:, 1::2], scaled.images[:, 1::2])  # of the PNG
+    apart = (exact.images.int() - scaled.images.int()).abs().float().mean((0, 2, 3, 4))[::2]
+    assert 0 < apart.max() < 4
+    assert apart.mean() < 2.5  # the borders of the boxes are rounded to decoded pixels
+    large, exactly = (ViewDataset(files, 200, crops, scaled=scaled).read(keys[:2]) for scaled in (False, True))
+    assert torch.equal(large.images, exactly.images)  # all crops are smaller than twice the views
+
+
+def test_a_reduced_box_lies_in_the_image_and_is_never_smaller_than_the_view() -> None:
+    rng = np.random.default_rng(0)
+    chosen = set()
+    for _ in range(3000):
+        size = int(rng.integers(1, 40))
+        sides = rng.integers(1, 900, 2)
+        ends = [np.sort(rng.integers(0, side + 1, 2)) for side in sides]
+        (top, bottom), (left, right) = ((int(a), max(int(b), int(a) + 1)) for a, b in ends)
+        box = top, left, bottom - top, right - left
+        reduction = reduction_for([box, (0, 0, 900, 900)], size)
+        chosen.add(reduction)
+        assert reduction == 1 or min(box[2:]) >= reduction * size
+        assert reduction == 8 or min(box[2:]) < 2 * reduction * size
+        y, x, height, width = reduced(box, reduction)
+        assert min(height, width) >= (size if reduction > 1 else 1)
+        assert y + height <= -(-max(bottom, sides[0]) // reduction)
+        assert x + width <= -(-max(right, sides[1]) // reduction)
+    assert chosen == set(REDUCTIONS)
