@@ -55,6 +55,7 @@ class FastCOCOEvaluator(COCOEvaluator):
 
     The annotations are those that training would read (`detection/data/annotations.py`). Without any detection AP is 0,
     where Detectron2 gives NaN; NaN is left to sizes and classes that have no object, and so cannot be evaluated.
+    Detectron2's `instances_predictions.pth`, which holds the same as `coco_instances_results.json`, is not written.
     """
 
     def __init__(
@@ -85,7 +86,8 @@ class FastCOCOEvaluator(COCOEvaluator):
         """
         self._logger = logger
         self._distributed = distributed
-        self._output_dir = output_dir
+        self._output_dir = None  # for Detectron2's own files
+        self._folder = output_dir
         self._tasks = tasks
         self._max_dets_per_image = [1, 10, max_dets_per_image or 100]
         self._kpt_oks_sigmas = kpt_oks_sigmas
@@ -138,8 +140,8 @@ class FastCOCOEvaluator(COCOEvaluator):
         return [each for each in named if each["category_id"] is not None]
 
     def _write(self, name: str, content: Any) -> None:
-        if self._output_dir:
-            path = Path(self._output_dir) / name
+        if self._folder:
+            path = Path(self._folder) / name
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(path, json.dumps(content).encode())
 
