@@ -37,7 +37,7 @@ def test_the_thesis_four_sweeps_and_all_others_plan() -> None:
     assert labels["cifar100_batch_size"] == [f"TRAIN.BATCH_SIZE={n}" for n in (256, 512, 1024)]
     assert labels["cifar100_learning_rate"] == [f"TRAIN.LR={rate}" for rate in (0.25, 0.5, 1.0)]
     assert labels["cifar100_projector"] == [f"PROJECTOR.DIMS=[4096, 4096, {p}]" for p in (64, 128, 256)]
-    assert len(plans["shapes_objectives"]) == 3 * 7  # seeds x (untrained and six objectives)
+    assert len(plans["shapes_objectives"]) == 3 * 8  # seeds x (untrained, six objectives, the article's projector)
     assert labels["cifar10_eigenvalues"] == ["OBJECTIVE.NAME=corinfomax", "OBJECTIVE.NAME=simclr"]
     grids = {name: len(runs) for name, runs in plans.items() if name.endswith("_grid")}
     assert grids == dict.fromkeys(("cifar10_grid", "cifar100_grid", "tiny_imagenet_grid", "imagenet100_grid"), 36)
