@@ -31,6 +31,7 @@ def test_quick_run_prints_tables(
     assert len(widths) == 1
 
 
+@pytest.mark.slow
 def test_operations_of_a_step_are_counted(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     load("step", monkeypatch)["main"](["--count", "--quick", "--threads", "1", "--batch", "8"])
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()[4:]]
