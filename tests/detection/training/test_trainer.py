@@ -26,6 +26,9 @@ from detection.training.accumulation import AccumulatingTrainer
 from foundation.errors import UserError
 
 # isort: split
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.engine import DefaultTrainer
+from detectron2.evaluation import COCOEvaluator
 from detectron2.modeling import GeneralizedRCNNWithTTA
 
 
@@ -416,3 +419,22 @@ def test_augmented_evaluation_is_that_of_detectron2(train):
     written = json.loads((folder / "predictions_TTA" / "coco_instances_results.json").read_text())
     assert sorted(entry["score"] for entry in written) == pytest.approx(sorted(expected), abs=1e-6)
     assert written
+
+
+@pytest.mark.slow
+def test_augmented_evaluation_gives_the_ap_of_upstreams_tool(train, tmp_path):
+    """As `test_with_TTA` of Detectron2's tools/train_net.py: its loader, model and evaluator, on one checkpoint."""
+    pairs = ("SOLVER.MAX_ITER", 100, "SOLVER.BASE_LR", 0.01, "SOLVER.IMS_PER_BATCH", 4, "TEST.PRECISE_BN.NUM_ITER", 20)
+    folder = train(*pairs, "TEST.AUG.ENABLED", "True", "TEST.AUG.MIN_SIZES", "(48, 64, 80)", "TEST.AUG.MAX_SIZE", 96)
+    ours = json.loads((folder / "results.json").read_text())["results"]
+    config = configs.load(str(folder / "config.yaml"))
+    model = DefaultTrainer.build_model(config)
+    DetectionCheckpointer(model).load(str(folder / "model_final.pth"))
+    evaluator = COCOEvaluator("tiny_val", output_dir=str(tmp_path / "upstream"), use_fast_impl=False)
+    theirs = DefaultTrainer.test(config, GeneralizedRCNNWithTTA(config, model), [evaluator])
+    for task in ("bbox", "segm"):
+        assert ours[f"{task}_TTA"]["AP"] > 5  # it has learned something to compare
+        assert ours[f"{task}_TTA"] != ours[task]
+        for metric, value in theirs[task].items():
+            ap = ours[f"{task}_TTA"][metric]
+            assert (numpy.isnan(value) and ap is None) or ap == pytest.approx(value, abs=1e-3), (task, metric)
