@@ -1,34 +1,39 @@
-"""A data worker: decode once and crop twice as uint8, against the conventional chain of PIL operations per view.
+"""A data worker: open, decode once and crop twice as uint8, beside other libraries.
 
     python benchmarks/data.py
+    pip install albumentationsx opencv-python-headless      # for the rows of albumentations
 
-Both read the same JPEGs of the size that ImageNet's mostly have (500 x 375, quality 90), which are rendered first,
-and make the two views of thesis Table B.1. The conventional worker does all of it with Pillow, view by view, and ends
-with float tensors; the blur is Pillow's, which is faster than torchvision's. Ours leaves the photometric part to the
-training device: its cost, per image of two views, is the second table.
+All sides read the same JPEGs of the size that ImageNet's mostly have (500 x 375, quality 90), which are rendered first,
+and make the two views of thesis Table B.1. Four tables:
+
+- the worker against the conventional chain of Pillow operations, which ends with augmented float tensors: ours leaves
+  the photometric part to the training device;
+- the same work: files to a batch of two uint8 crops, beside decoding alone (simplejpeg, files in memory);
+- the whole chain on this device: files to two augmented, normalised views;
+- the cost of augmentation on the device.
 """
 
-import random
 import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+import simplejpeg
 import torch
-from PIL import Image, ImageFilter
-from timing import alternate, build_parser, print_table, ratio, start
+from other_workers import Library, build_libraries
+from PIL import Image
+from timing import Side, alternate, build_parser, print_table, ratio, start
 from torch import Tensor
-from torchvision import transforms
 
 from pretrain.batches.augment import augment
-from pretrain.batches.draws import Augmentation
 from pretrain.batches.views import Batch, ViewDataset
 from pretrain.config import build_augmentations, get_defaults
 from pretrain.images.sources import FileSource
 from shapes.scene import compose, random_names
 
 WIDTH, HEIGHT, QUALITY = 500, 375, 90
+CPU = torch.device("cpu")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -37,19 +42,51 @@ def main(argv: Sequence[str] | None = None) -> None:
     device = start(args)
     count, rounds, sizes = (2, 1, (32,)) if args.quick else (24, args.rounds, (64, 224))
     augmentations = build_augmentations(get_defaults())
-    workers, devices = [], []
+    workers: list[list[str]] = []
+    same: list[list[str]] = []
+    whole: list[list[str]] = []
+    devices: list[list[str]] = []
     with tempfile.TemporaryDirectory() as folder:
         source = render_photographs(Path(folder), count)
         for size in sizes:
             dataset = ViewDataset(source, size, augmentations)
-            views = [conventional_view(each, size) for each in augmentations]
-            sides = (partial(read_ours, dataset), partial(read_conventional, source, views))
-            seconds = alternate(sides, rounds, torch.device("cpu"))
+            libraries, missing = build_libraries(augmentations, size, torch.get_num_threads())
+            ours = partial(read_ours, dataset)
+            seconds = alternate((ours, partial(read_all, source, libraries[0].views)), rounds, CPU)
             workers.append([f"{size}", *speeds(seconds, count), ratio(seconds, side=0, reference=1)])
-            devices.append([f"{size}", *measure_device(read_ours(dataset), rounds, device)])
+            same += compare(size, ours, source, libraries, lambda library: library.crops, rounds, decoding=True)
+            both = partial(read_and_augment, dataset, device)
+            whole += compare(size, both, source, libraries, lambda library: library.views, rounds, device=device)
+            devices.append([f"{size}", *measure_device(ours(), rounds, device)])
     print_table(["pixels", "ours, images/s", "conventional, images/s", "ratio"], workers)
+    for title, rows in (("decode and two uint8 crops", same), (f"two augmented views, on {device.type}", whole)):
+        print()
+        print_table(["pixels", title, "images/s", "ours / it"], rows)
     print()
     print_table(["pixels", f"augmentation on {device.type}, us/image", "of that, first view"], devices)
+    for line in missing:
+        print(f"\n{line}")
+
+
+def compare(
+    size: int,
+    ours: Side,
+    source: FileSource,
+    libraries: Sequence[Library],
+    work: Callable[[Library], Callable[[bytes], object]],
+    rounds: int,
+    device: torch.device = CPU,
+    decoding: bool = False,
+) -> list[list[str]]:
+    """Rows of a table: ours, the libraries in turns with it, and, if asked for, decoding alone."""
+    sides = {"ours": ours}
+    sides |= {library.name: partial(read_all, source, work(library)) for library in libraries}
+    if decoding:
+        sides["decoding alone"] = partial(decode_all, [path.read_bytes() for path in source.paths])
+    seconds = alternate(list(sides.values()), rounds, device)
+    rates = speeds(seconds, len(source))
+    ratios = [ratio(seconds, side=0, reference=place) if place else "" for place in range(len(sides))]
+    return [[f"{size}", *row] for row in zip(sides, rates, ratios, strict=True)]
 
 
 def render_photographs(folder: Path, count: int) -> FileSource:
@@ -62,45 +99,34 @@ def render_photographs(folder: Path, count: int) -> FileSource:
     return FileSource(paths, [0] * count, ["any"])
 
 
-def conventional_view(augmentation: Augmentation, size: int) -> Callable[[Image.Image], Tensor]:
-    """The chain of one view as torchvision's users write it."""
-    jitter = transforms.ColorJitter(
-        augmentation.brightness, augmentation.contrast, augmentation.saturation, augmentation.hue
-    )
-    return transforms.Compose(
-        [
-            transforms.RandomResizedCrop(
-                size, augmentation.crop_scale, interpolation=transforms.InterpolationMode.BICUBIC
-            ),
-            transforms.RandomHorizontalFlip(augmentation.flip),
-            transforms.RandomApply([jitter], augmentation.jitter),
-            transforms.RandomGrayscale(augmentation.gray),
-            transforms.RandomApply([partial(blur, augmentation.blur_sigma)], augmentation.blur),
-            transforms.RandomSolarize(128, augmentation.solarize),
-            transforms.ToTensor(),
-            transforms.Normalize(get_defaults().DATA.MEAN, get_defaults().DATA.STD),
-        ]
-    )
-
-
-def blur(sigma: tuple[float, float], image: Image.Image) -> Image.Image:
-    """Gaussian blur by Pillow, with a standard deviation drawn from a range."""
-    return image.filter(ImageFilter.GaussianBlur(random.uniform(*sigma)))
-
-
 def read_ours(dataset: ViewDataset) -> Batch:
     """All images once, as a batch."""
     return dataset.read([(0, index) for index in range(len(dataset))])
 
 
-def read_conventional(source: FileSource, views: Sequence[Callable[[Image.Image], Tensor]]) -> list[Tensor]:
+def read_and_augment(dataset: ViewDataset, device: torch.device) -> list[Tensor]:
+    """All images once, as augmented views."""
+    batch, (mean, std) = read_ours(dataset), statistics(device)
+    images = batch.images.to(device)
+    return [augment(images[view], batch.params[view], mean, std) for view in range(2)]
+
+
+def read_all(source: FileSource, work: Callable[[bytes], Sequence[object]]) -> list[object]:
     """All images once, as a batch of each view."""
-    samples = []
-    for path in source.paths:
-        with Image.open(path) as image:
-            pixels = image.convert("RGB")
-        samples.append([view(pixels) for view in views])
-    return [torch.stack(side) for side in zip(*samples, strict=True)]
+    samples = [work(path.read_bytes()) for path in source.paths]
+    return [stack(side) for side in zip(*samples, strict=True)]
+
+
+def stack(views: Sequence[object]) -> object:
+    """A batch of tensors, arrays or Pillow's images."""
+    first = views[0]
+    return torch.stack(views) if isinstance(first, Tensor) else np.stack([np.asarray(view) for view in views])  # type: ignore[arg-type]
+
+
+def decode_all(contents: Sequence[bytes]) -> None:
+    """Decode all images."""
+    for content in contents:
+        simplejpeg.decode_jpeg(content, colorspace="RGB")
 
 
 def speeds(seconds: np.ndarray, count: int) -> list[str]:
@@ -108,11 +134,15 @@ def speeds(seconds: np.ndarray, count: int) -> list[str]:
     return [f"{count / time:.0f}" for time in np.median(seconds, axis=0)]
 
 
+def statistics(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of the channels."""
+    data = get_defaults().DATA
+    return torch.tensor(data.MEAN, device=device), torch.tensor(data.STD, device=device)
+
+
 def measure_device(batch: Batch, rounds: int, device: torch.device) -> list[str]:
     """Microseconds an image for both views, and for the first."""
-    mean = torch.tensor(get_defaults().DATA.MEAN, device=device)
-    std = torch.tensor(get_defaults().DATA.STD, device=device)
-    images = batch.images.to(device)
+    images, (mean, std) = batch.images.to(device), statistics(device)
     sides = [partial(augment, images[view], batch.params[view], mean, std) for view in range(2)]
     first, second = np.median(alternate(sides, rounds, device), axis=0) / len(batch.indices) * 1e6
     return [f"{first + second:.0f}", f"{first:.0f}"]
