@@ -86,6 +86,11 @@ class OpenImage:
         height, width, _ = pixels.shape
         return cls(name, height, width, _pixels=pixels)
 
+    @property
+    def nbytes(self) -> int:
+        """Memory that it holds."""
+        return len(self._jpeg) if self._pixels is None else self._pixels.nbytes
+
     def decode(self, reduction: int = 1, buffer: np.ndarray | None = None) -> np.ndarray:
         """The pixels, upright (H, W, 3) uint8 RGB.
 

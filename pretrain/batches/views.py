@@ -4,7 +4,8 @@ The photometric operations happen later, batched on the training device (`augmen
 drawn here (`draws.py`). On one core this is several times faster than the usual chain of PIL operations per view.
 """
 
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +24,7 @@ INTERPOLATIONS = tuple(RESIZE)
 MAX_REPLACEMENTS = 20
 WHOLE_IMAGE = (1.0, 1.0)
 KEPT_MEMORY = 2**25  # bytes, 11 megapixels: decoded images up to this size are written over one another
+AHEAD = 16  # images that are opened before the first of them is decoded
 
 
 def resize(image: Tensor, height: int, width: int, interpolation: str = "bicubic", out: Tensor | None = None) -> Tensor:
@@ -89,6 +91,15 @@ def ignore(index: int) -> None:
     """Nobody wants to know which image is read."""
 
 
+@dataclass(frozen=True)
+class _Opened:
+    """An image with what was drawn for it. It is `step` images after the one whose place it takes."""
+
+    image: OpenImage
+    boxes: Sequence[Box]
+    step: int
+
+
 class ViewDataset:
     """Random views of the images of a source.
 
@@ -142,47 +153,63 @@ class ViewDataset:
         params = np.zeros((views, len(keys), len(Param)), np.float32)
         labels: list[int] = []
         unreadable: list[str] = []
+        ahead: deque[_Opened] = deque()
         for place, (epoch, index) in enumerate(keys):
+            if not ahead:
+                ahead.extend(self._open_some(keys[place : place + AHEAD], params[:, place:], begin, unreadable))
             begin(index)
-            used = self._read(epoch, index, [view[place] for view in places], params[:, place], unreadable)
-            labels.append(int(self.source.labels[used]))
+            opened = ahead.popleft()
+            while not self._fill(opened, [view[place] for view in places], unreadable):
+                opened = self._open(epoch, index, opened.step + 1, params[:, place], unreadable)
+            labels.append(int(self.source.labels[(index + opened.step) % len(self.source)]))
         indices = torch.tensor([index for _, index in keys])
         return Batch(images, torch.from_numpy(params), torch.tensor(labels), indices, unreadable)
 
-    def _read(self, epoch: int, index: int, images: Sequence[Tensor], params: np.ndarray, unreadable: list[str]) -> int:
-        """Fill in the views of an image, or of the next readable one in its place, which is always the same.
+    def _open_some(
+        self,
+        keys: Sequence[tuple[int, int]],
+        params: np.ndarray,
+        begin: Callable[[int], None],
+        unreadable: list[str],
+    ) -> Iterator["_Opened"]:
+        """Open images and draw for them, as many as fit `KEPT_MEMORY`, but at least one.
+
+        Several at a time, because decoding drives Python's code from the processor's caches: image by image, opening
+        and drawing take three times as long.
+        """
+        held = 0
+        for place, (epoch, index) in enumerate(keys):
+            begin(index)
+            opened = self._open(epoch, index, 0, params[:, place], unreadable)
+            yield opened
+            held += opened.image.nbytes
+            if held > KEPT_MEMORY:
+                return
+
+    def _open(self, epoch: int, index: int, step: int, params: np.ndarray, unreadable: list[str]) -> "_Opened":
+        """Open an image, or the next one that can be opened, which is always the same, and draw for its views.
 
         Args:
-            images: (1, 3, S, S) uint8 for each view.
-            params: (V, len(Param)).
+            step: images after it to begin with.
+            params: (V, len(Param)), is filled.
             unreadable: takes the messages of damaged images.
-
-        Returns:
-            The index of the image that was used.
         """
-        for step in range(MAX_REPLACEMENTS):
-            used = (index + step) % len(self.source)
+        while step < MAX_REPLACEMENTS:
             try:
-                opened = self.source.open(used)
-                if self.augmentations:
-                    self._fill_random(opened, epoch, index, images, params)
-                else:
-                    self._fill_central(opened, images, params)
-                return used
+                image = self.source.open((index + step) % len(self.source))
+                return _Opened(image, self._draw(epoch, index, image, params), step)
             except UnreadableImage as error:
                 unreadable.append(str(error))
+                step += 1
         raise UnreadableImage(
             f"{MAX_REPLACEMENTS} images in a row cannot be read, the first: {unreadable[-MAX_REPLACEMENTS]}"
         )
 
-    def _fill_central(self, opened: OpenImage, images: Sequence[Tensor], params: np.ndarray) -> None:
-        images[0].copy_(center_crop(self._decode(opened, reduction=1), self.size, self.interpolation))
-        params[0, Param.JITTER_ORDER] = -1
-
-    def _fill_random(
-        self, opened: OpenImage, epoch: int, index: int, images: Sequence[Tensor], params: np.ndarray
-    ) -> None:
-        top, left, height, width = 0, 0, opened.height, opened.width
+    def _draw(self, epoch: int, index: int, image: OpenImage, params: np.ndarray) -> Sequence[Box]:
+        """The boxes of the random views; none for the central crop."""
+        if not self.augmentations:
+            params[:, Param.JITTER_ORDER] = -1
+        top, left, height, width = 0, 0, image.height, image.width
         if self.region != WHOLE_IMAGE:
             # A stream of its own leaves the draws of the views what they are without a region.
             shared = random_stream(self.seed, epoch, index, len(self.augmentations))
@@ -193,19 +220,32 @@ class ViewDataset:
             down, right, h, w = draw_crop(augmentation, stream, height, width)
             boxes.append((top + down, left + right, h, w))
             params[view] = draw_photometric(augmentation, stream)
-        reduction = reduction_for(boxes, self.size) if self.scaled else 1
-        pixels = self._decode(opened, reduction)
-        if pixels.shape[2:] != (opened.height, opened.width):
+        return boxes
+
+    def _fill(self, opened: "_Opened", images: Sequence[Tensor], unreadable: list[str]) -> bool:
+        """Decode an image and fill in its views, (1, 3, S, S) each. False where it is damaged."""
+        boxes = opened.boxes
+        reduction = reduction_for(boxes, self.size) if self.scaled and boxes else 1
+        try:
+            pixels = self._decode(opened.image, reduction)
+        except UnreadableImage as error:
+            unreadable.append(str(error))
+            return False
+        if not boxes:
+            images[0].copy_(center_crop(pixels, self.size, self.interpolation))
+            return True
+        if pixels.shape[2:] != (opened.image.height, opened.image.width):
             boxes = [reduced(box, reduction) for box in boxes]
         for box, image in zip(boxes, images, strict=True):
             resize(crop(pixels, box), self.size, self.size, self.interpolation, out=image)
+        return True
 
-    def _decode(self, opened: OpenImage, reduction: int) -> Tensor:
+    def _decode(self, image: OpenImage, reduction: int) -> Tensor:
         """(1, 3, H, W) uint8, valid until the next image is decoded."""
-        needed = 3 * -(-opened.height // reduction) * -(-opened.width // reduction)
+        needed = 3 * -(-image.height // reduction) * -(-image.width // reduction)
         if len(self._memory) < needed <= KEPT_MEMORY:
             self._memory = np.empty(needed, np.uint8)
-        pixels = opened.decode(reduction, self._memory if needed <= len(self._memory) else None)
+        pixels = image.decode(reduction, self._memory if needed <= len(self._memory) else None)
         return torch.from_numpy(pixels[None]).permute(0, 3, 1, 2)
 
 

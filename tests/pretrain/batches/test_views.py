@@ -105,6 +105,25 @@ def test_unreadable_images_are_replaced_by_the_next_and_named() -> None:
     assert batch.unreadable == ["image 1: broken", "image 2: broken"]
 
 
+@pytest.mark.parametrize("views", [[], RECIPES])
+def test_images_that_are_cut_off_behind_their_header_are_replaced_too(
+    views: list[Augmentation], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [tmp_path / f"{number}.jpg" for number in range(5)]
+    for number, path in enumerate(paths):
+        Image.new("RGB", (40, 30), (50 * number,) * 3).save(path)
+    for number in (1, 3):
+        paths[number].write_bytes(paths[number].read_bytes()[:-30])
+    monkeypatch.setattr("pretrain.batches.views.AHEAD", 3)
+    began: list[int] = []
+    dataset = ViewDataset(FileSource(paths, range(5), []), 8, views)
+    batch = dataset.read([(0, index) for index in range(5)], began.append)
+    assert batch.labels.tolist() == [0, 2, 2, 4, 4]
+    assert batch.images.float().mean((0, 2, 3, 4)).round().tolist() == [0, 100, 100, 200, 200]
+    assert [message.split(":")[0] for message in batch.unreadable] == [str(paths[1]), str(paths[3])]
+    assert began == [0, 1, 2, 0, 1, 2, 3, 4, 3, 4]
+
+
 def test_views_of_one_region_show_the_same_place() -> None:
     """Each pixel holds its place, so that a view tells where it was cropped."""
     side = 240
