@@ -110,7 +110,8 @@ def table_of(params: np.ndarray) -> np.ndarray:
 
 def _photometric(images: Tensor, table: np.ndarray) -> Tensor:
     """The operations, on images (N, 3, H, W) uint8 with parameters (N, len(Param)) -> float32 in [0, 1]."""
-    x = images.contiguous().float().div_(255)
+    # One pass for the type and for the layout: workers write channels last, these operations work on planes.
+    x = torch.empty(images.shape, device=images.device).copy_(images).div_(255)
     x = _apply(x, table[:, Param.FLIP] > 0, lambda part, _: part.flip(-1))
     x = _jitter(x, table)
     x = _apply(x, table[:, Param.GRAY] > 0, lambda part, _: grayscale(part).expand_as(part).contiguous())

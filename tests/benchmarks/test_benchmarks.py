@@ -1,6 +1,7 @@
 """Each benchmark runs with tiny sizes and prints its tables; and what they compute with is right."""
 
 import runpy
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +23,10 @@ def load(name: str, monkeypatch: pytest.MonkeyPatch) -> dict:
 def test_quick_run_prints_tables(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setitem(sys.modules, "albumentations", None)  # as if it was not installed
     load(name, monkeypatch)["main"](["--quick", "--threads", "1"])
     machine, *lines = capsys.readouterr().out.splitlines()
+    assert sum("albumentations is left out" in line for line in lines) == (name == "data")
     assert torch.__version__ in machine
     assert "1 thread(s)" in machine
     assert sum(set(line) <= set("|- ") and "-" in line for line in lines) == TABLES[name]
