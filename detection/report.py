@@ -7,6 +7,7 @@ pictures as PNG.
 """
 
 import argparse
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -30,10 +31,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     from reporting.runs import read_runs
 
     found = read_runs(arguments.runs)
-    write_report(found, arguments.title, arguments.output)
+    runs = f"{len({run.path for run in found.runs})} runs"
     left_out = f", {len(found.skipped)} left out" if found.skipped else ""
-    count = len({run.path for run in found.runs})
-    print(f"The report on {count} runs{left_out} is in {arguments.output / 'report.html'}")
+    tell = functools.partial(print, flush=True)
+    tell(f"{runs} read{left_out}")
+    write_report(found, arguments.title, arguments.output, tell)
+    tell(f"The report on {runs}{left_out} is in {arguments.output / 'report.html'}")
 
 
 def cli() -> NoReturn:

@@ -32,6 +32,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
+from foundation.errors import ArgumentParser, UserError, run
+
+
+def build_parser() -> ArgumentParser:
+    """The arguments of the command."""
+    parser = ArgumentParser(
+        prog="python -m detection.stock",
+        usage="%(prog)s SCRIPT [ARGUMENTS OF THE SCRIPT]",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("script", type=Path, metavar="SCRIPT", help="of Detectron2's source: tools/train_net.py, ..")
+    return parser
+
+
+if __name__ == "__main__" and {"-h", "--help"} & set(sys.argv[1:2]):
+    build_parser().parse_args()  # ends here, before Detectron2 is imported
+
 import detection.roi_heads  # registers the head of the C4 recipes
 import detection.training.semantic  # noqa: F401  and that for labels of pixels
 from convert.reader import load_arrays
@@ -39,7 +57,6 @@ from convert.tensors import Record
 from detection import config as configs
 from detection.data import datasets
 from foundation.config import find_config, load_config
-from foundation.errors import ArgumentParser, UserError, run
 
 # isort: split
 from detectron2.checkpoint import detection_checkpoint
@@ -78,15 +95,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         UserError: there is no such script or config, or the config has a key that does not exist.
     """
     words = sys.argv[1:] if argv is None else list(argv)
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = ArgumentParser(
-        prog="python -m detection.stock",
-        usage="%(prog)s SCRIPT [ARGUMENTS OF THE SCRIPT]",
-        description=__doc__,
-        formatter_class=raw,
-    )
-    parser.add_argument("script", type=Path, metavar="SCRIPT", help="of Detectron2's source: tools/train_net.py, ..")
-    script = parser.parse_args(words[:1]).script
+    script = build_parser().parse_args(words[:1]).script
     if not script.is_file():
         raise UserError(f"{script}: there is no such script; Detectron2's source has them in tools/")
     rest, names = _with_config(words[1:])

@@ -25,6 +25,7 @@ OPACITY = 0.42  # of a mask; its outline is opaque
 INK = "#1a1a1a"
 FAINT = "#6b6b6b"
 COARSE = 100  # points a side of the grid on which the innermost point of a region is sought
+LABELS = 5  # in a picture of `CELL` a side; more in a larger one
 MIN_PEN = 0.7  # of the size of lines and letters in a cell: smaller ones are not legible
 PEN_GROWTH = 0.75  # exponent of their growth with the picture
 # Classes: bright, since masks are translucent, and light enough for black text. Tol's "bright" scheme and five more.
@@ -66,7 +67,9 @@ def class_colours(ids: Iterable[Key]) -> dict[Key, str]:
 def draw_overlays(photograph: Image.Image, overlays: Sequence[Overlay], scale: float) -> Image.Image:
     """The photograph, enlarged by `scale`, with the overlays on it in this order.
 
-    Lines and letters grow more slowly than the picture, because a larger picture usually shows more detail.
+    Lines and letters grow more slowly than the picture, because a larger picture usually shows more detail. Many labels
+    would hide what they name: the last overlays, of detections those with the highest scores, have theirs, and a line
+    at the bottom says how many have not.
     """
     size = (max(1, round(photograph.width * scale)), max(1, round(photograph.height * scale)))
     pen_size = max(MIN_PEN, (max(size) / CELL) ** PEN_GROWTH)
@@ -78,10 +81,14 @@ def draw_overlays(photograph: Image.Image, overlays: Sequence[Overlay], scale: f
     for overlay in overlays:
         _draw_lines(pen, overlay, scale, pen_size)
     labels: list[Box] = []
-    for overlay in overlays:
-        if overlay.text:
-            left, top = _label_anchor(overlay)
-            labels.append(_draw_label(pen, size, (left * scale, top * scale), overlay, labels, pen_size))
+    named = [overlay for overlay in overlays if overlay.text]
+    most = max(LABELS, round(LABELS * size[0] * size[1] / CELL**2))
+    for overlay in named[-most:]:
+        left, top = _label_anchor(overlay)
+        labels.append(_draw_label(pen, size, (left * scale, top * scale), overlay, labels, pen_size))
+    if len(named) > most:
+        rest = Overlay((0, size[1], 0, size[1]), None, f"+ {len(named) - most} without a label", "#ffffff")
+        _draw_label(pen, size, (1, size[1]), rest, labels, pen_size)
     return scene
 
 

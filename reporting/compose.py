@@ -1,6 +1,6 @@
 """The page of a report: which tables, figures and pictures it has, in which order, and their captions."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from foundation.errors import UserError
@@ -25,23 +25,30 @@ from reporting.tables import (
 from reporting.text import config_table, evaluation_tables, pretraining_tables, repeat_table, run_table, summary
 
 
-def write_report(found: Found, title: str, folder: Path) -> None:
+def write_report(found: Found, title: str, folder: Path, tell: Callable[[str], None] = lambda line: None) -> None:
     """Write report.md and report.html with their pictures into a folder, which is made.
+
+    Args:
+        found: the runs.
+        title: of the page.
+        folder: for the files.
+        tell: is called with what is done next, in words.
 
     Raises:
         UserError: the folder cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        blocks = [*_body(settings(found.runs), folder), *run_table(found.runs, found.skipped)]
+        blocks = [*_body(settings(found.runs), folder, tell), *run_table(found.runs, found.skipped)]
         (folder / "report.md").write_text(to_markdown(title, blocks), encoding="utf-8")
         (folder / "report.html").write_text(to_html(title, blocks, folder), encoding="utf-8")
     except OSError as error:
         raise UserError(f"cannot write the report to {folder}: {error}") from error
 
 
-def _body(found: Sequence[Setting], folder: Path) -> list[Block]:
+def _body(found: Sequence[Setting], folder: Path, tell: Callable[[str], None]) -> list[Block]:
     """The page from the findings to the pictures, which are drawn into `folder`."""
+    tell(f"tables and curves of {len(found)} setting{'s' * (len(found) != 1)}")
     colours = label_colours(group.label for setting in found for group in setting.groups)
     blocks = [block for setting in found for block in summary(setting)]
     shown = leading(found)
@@ -57,7 +64,10 @@ def _body(found: Sequence[Setting], folder: Path) -> list[Block]:
     if draw_curves(found, colours, folder / "curves.png"):
         blocks += [Heading("Training"), Image("curves.png", "Training curves", _CURVES_CAPTION)]
     detections = [setting for setting in shown if setting.kind.name == DETECTION]
-    return [*blocks, *_diagnosis(detections, colours, folder), *_scenes(detections, colours, folder)]
+    if detections:
+        tell("classes, thresholds and errors of the detectors")
+    blocks += _diagnosis(detections, colours, folder)
+    return [*blocks, *_scenes(detections, colours, folder, tell)]
 
 
 def _labels(found: Sequence[Setting], colours: Colours, folder: Path) -> list[Block]:
@@ -101,10 +111,13 @@ def _diagnosis(found: Sequence[Setting], colours: Colours, folder: Path) -> list
     return blocks
 
 
-def _scenes(found: Sequence[Setting], colours: Mapping[str, str], folder: Path) -> list[Block]:
+def _scenes(
+    found: Sequence[Setting], colours: Mapping[str, str], folder: Path, tell: Callable[[str], None]
+) -> list[Block]:
     """Images with what each detector finds, the worst ones, and those in which detectors differ; or why not."""
     blocks: list[Block] = [Heading("Scenes")] if found else []
     for number, setting in enumerate(found, start=1):
+        tell(f"scenes of {setting.name}")
         try:
             blocks += _pictures(setting, colours, folder, "" if number == 1 else f"-{number}")
         except UserError as error:

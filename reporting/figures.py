@@ -1,6 +1,6 @@
 """The plots of results and training: AP of each initialisation, AP over the number of labels, training curves."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -220,7 +220,7 @@ def _draw_pretraining(row: Sequence[Axes], setting: Setting, colours: Colours) -
 
 def _line(axes: Axes, values: Mapping[int, float], colour: str, style: str) -> None:
     if values:
-        axes.plot(list(values), list(values.values()), style, color=colour, lw=1.5, ms=4)
+        axes.plot(list(values), list(values.values()), _visible(style, values), color=colour, lw=1.5, ms=4)
 
 
 def _draw_detection(row: Sequence[Axes], setting: Setting, colours: Colours) -> None:
@@ -244,10 +244,16 @@ def _draw_group(axes: Axes, series: Sequence[Mapping[int, float]], colour: str, 
         return
     if len(series) > 1:
         for values in series:
-            axes.plot(list(values), list(values.values()), f"{marker}-", color=colour, lw=0.8, ms=2.5, alpha=0.4)
+            style = _visible(f"{marker}-", values)
+            axes.plot(list(values), list(values.values()), style, color=colour, lw=0.8, ms=2.5, alpha=0.4)
     shared = sorted(set.intersection(*(set(values) for values in series)))
     mean = [float(np.mean([values[i] for values in series])) for i in shared]
-    axes.plot(shared, mean, f"{marker}-", color=colour, lw=2, ms=5)
+    axes.plot(shared, mean, _visible(f"{marker}-", shared), color=colour, lw=2, ms=5)
+
+
+def _visible(style: str, values: Sized) -> str:
+    """The style of a line; of a single value, which has no line, with a marker."""
+    return style if len(values) > 1 or "o" in style else f"o{style}"
 
 
 def _smoothed(values: Mapping[int, float]) -> dict[int, float]:

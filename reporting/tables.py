@@ -7,7 +7,7 @@ from foundation.published import of_recipe
 from foundation.run_kinds import Metric
 from reporting.analysis import ERRORS, VARIANTS, Task, best_threshold, best_thresholds, class_sizes, variant
 from reporting.diagnosis import analysed, error_cost
-from reporting.groups import Group, LabelCurve, Setting
+from reporting.groups import Group, LabelCurve, Setting, difference
 from reporting.page import Block, Table
 from reporting.runs import Run
 from reporting.text import signed_text, value_text
@@ -69,7 +69,7 @@ def variant_tables(setting: Setting) -> list[Block]:
 
 def _with_gain(group: Group, plain: Metric, other: Metric) -> str:
     before, after = group.statistic(plain), group.statistic(other)
-    gain = f" ({after.mean - before.mean:+.1f})".replace("-", "−") if before and after else ""
+    gain = f" ({difference(before, after).shown:+.1f})".replace("-", "−") if before and after else ""
     return f"{value_text(after)}{gain}"
 
 

@@ -38,7 +38,7 @@ CHECKS: dict[str, Callable[[str, Any, Sequence[str], Requirements, Findings], Co
 
 
 def run(config: "CfgNode") -> int:
-    """Print what is wrong with the training and the test set of a config.
+    """Print what is wrong with the training and the test set of a config; where the two are one, it is looked at once.
 
     Returns:
         An exit status: 0 if a run can go through all of it, 2 if not.
@@ -50,7 +50,8 @@ def run(config: "CfgNode") -> int:
     model_classes, requirements = datasets.model_classes(config), requirements_of(config)
     errors = 0
     trained: list[Content] = []
-    for training, names in ((True, config.DATASETS.TRAIN), (False, config.DATASETS.TEST)):
+    further = () if config.DATASETS.TEST == config.DATASETS.TRAIN else config.DATASETS.TEST
+    for training, names in ((True, config.DATASETS.TRAIN), (False, further)):
         for name in names:
             findings = Findings(training, decode=True)
             print(f"looking through {name}", file=sys.stderr, flush=True)

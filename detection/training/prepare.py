@@ -176,8 +176,11 @@ def _own_datasets(arguments: argparse.Namespace) -> dict[str, str]:
         return {part: datasets.custom_name(Path(file), folders[file]) for part, file in parts.items()}
     if not 0 < arguments.val_fraction < 1:
         raise UserError(f"--val-fraction must be between 0 and 1, not {arguments.val_fraction}")
+    if arguments.check_data:  # of the whole file, which a run divides afterwards
+        name = datasets.custom_name(Path(train), folders[train])
+        return {"TRAIN": name, "TEST": name}
     folder = Path(arguments.output or default_output(arguments.config or "own")) / SPLIT
-    if arguments.check_data or arguments.dry_run or arguments.show_data is not None:  # these leave no trace
+    if arguments.dry_run or arguments.show_data is not None:  # these leave no trace
         folder = Path(tempfile.mkdtemp(prefix="split-"))
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
     files = (folder / "train.json", folder / "val.json")

@@ -9,6 +9,7 @@ evaluation; and a loss that diverges is one line instead of a traceback.
 import contextlib
 import logging
 import math
+import shlex
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -458,11 +459,16 @@ def _of_dataset(results: Mapping[str, Any], label: str) -> dict[str, Any]:
 
 
 def _conclude(config: CfgNode, results: dict[str, Any]) -> None:
-    """Print the main results of each dataset in a line; compare them with those expected, if the config has any."""
+    """Print the main results of each dataset in a line, and the command that tells more; compare the results with those
+    expected, if the config has any.
+    """
+    print()
     labels = datasets.labels(config.DATASETS.TEST)
     for name, label in zip(config.DATASETS.TEST, ("", *labels[1:]), strict=True):
         line = summary.describe(_of_dataset(results, label), len(DatasetCatalog.get(name)))
-        print(line if len(labels) == 1 else f"{label or labels[0]}: {line}", flush=True)
+        print(line if len(labels) == 1 else f"{label or labels[0]}: {line}")
+    folder = shlex.quote(config.OUTPUT_DIR)
+    print(f"what is behind it: python detection/report.py {folder} --output {folder}/report", flush=True)
     check_expected(results, config.TEST.EXPECTED_RESULTS)
 
 

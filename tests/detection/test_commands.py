@@ -124,6 +124,13 @@ def test_the_datasets_can_be_looked_through_instead_of_trained_on(coco_root, cap
         train_net.main([*fixed, *own_data(coco_root), "--check-data"])
     assert stopped.value.code == 0
     assert "4 images, 8 objects, 2 classes" in capsys.readouterr().out
+    # Without a file to evaluate on, the whole file is looked at, under its own name.
+    with pytest.raises(SystemExit) as stopped:
+        train_net.main([*fixed, *own_data(coco_root)[:4], "--check-data"])
+    assert stopped.value.code == 0
+    said = capsys.readouterr().out
+    assert f"instances_train2017.json@{coco_root / 'coco' / 'train2017'} (training): 4 images, 8 objects" in said
+    assert "(evaluation)" not in said
     assert not (tmp_path / "run").exists()
 
 
@@ -216,13 +223,17 @@ def test_the_real_command_names_a_missing_dataset_from_any_folder(tmp_path):
 def test_help_is_quick():
     """Parsing arguments imports nothing heavy."""
     program = (
-        "import sys\n"
+        "import runpy, sys\n"
         "from detection import export, install, predict, report, train_net\n"
         "for command in (export, install, predict, report, train_net):\n"
         "    try: command.main(['--help'])\n"
         "    except SystemExit: pass\n"
+        "sys.argv = ['stock', '--help']\n"
+        "try: runpy.run_module('detection.stock', run_name='__main__')\n"
+        "except SystemExit: pass\n"
         "print(sorted({'torch', 'torchvision', 'detectron2', 'matplotlib', 'scipy', 'fvcore'} & sys.modules.keys()))\n"
     )
     done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
     assert "--num-gpus" in done.stdout
+    assert "ARGUMENTS OF THE SCRIPT" in done.stdout
     assert done.stdout.splitlines()[-1] == "[]"

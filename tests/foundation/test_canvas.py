@@ -3,6 +3,7 @@
 import numpy as np
 from PIL import Image
 
+from foundation import canvas
 from foundation.canvas import Overlay, class_colours, compose_sheet, draw_cell, draw_overlays, innermost_point
 
 
@@ -33,6 +34,22 @@ def test_each_part_of_an_overlay_is_drawn():
     assert drawn[80, 150][1] > 100  # inside of the mask
     assert tuple(drawn[20, 80]) == (0, 0, 255)  # between the points
     assert (drawn[-8:] == plain[-8:]).all()
+
+
+def test_of_many_labels_the_last_are_drawn_and_the_rest_counted(monkeypatch):
+    texts = []
+    draw = canvas._draw_label
+    monkeypatch.setattr(canvas, "_draw_label", lambda *rest: texts.append(rest[3].text) or draw(*rest))
+    overlays = [Overlay((i, i, i + 9, i + 9), None, f"object {i}", "#ff0000") for i in range(12)]
+    photograph = Image.new("RGB", (100, 100))
+    draw_overlays(photograph, [*overlays[:4], Overlay((0, 0, 9, 9), None, "", "#ff0000")], 1)
+    assert texts == [f"object {i}" for i in range(4)]
+    texts.clear()
+    draw_overlays(photograph, overlays, 1)
+    assert texts == [*(f"object {i}" for i in range(7, 12)), "+ 7 without a label"]
+    texts.clear()
+    draw_overlays(photograph, overlays, 8)  # of 800 pixels a side there is room for all
+    assert texts == [f"object {i}" for i in range(12)]
 
 
 def test_classes_have_different_colours_and_keep_them():

@@ -2,10 +2,13 @@
 
 import pytest
 import yaml
+from matplotlib.figure import Figure
 
+from reporting import figures
 from reporting.figures import label_colours
 from reporting.groups import Statistic, difference, label_curves, leading, settings, short_dataset
 from reporting.runs import read_runs
+from reporting.text import signed_text
 
 
 def test_the_baseline_comes_first_and_a_folder_counts_once(linear):
@@ -66,3 +69,18 @@ def test_the_short_name_of_a_dataset():
     assert short_dataset("/long/val.json@/long/val") == "val.json"
     assert short_dataset("coco_2017_val") == "coco_2017_val"
     assert short_dataset("a@b") == "a@b"
+
+
+def test_a_printed_difference_is_that_of_the_printed_means():
+    """0.3 after 0.5 is a difference of -0.2, although 0.254 - 0.546 rounds to -0.3."""
+    gap = difference(Statistic((0.546,)), Statistic((0.254,)))
+    assert gap.value == pytest.approx(-0.292)
+    assert signed_text(gap) == "−0.2"
+
+
+def test_a_single_value_is_drawn_as_a_point():
+    axes = Figure().subplots()
+    figures._line(axes, {39: 1.5}, "red", "-")
+    figures._draw_group(axes, [{39: 1.5}], "red", "")
+    figures._draw_group(axes, [{9: 2.0, 39: 1.5}], "red", "")
+    assert [line.get_marker() for line in axes.lines] == ["o", "o", "None"]
