@@ -1,6 +1,7 @@
 """Image files of every kind that users have: the right pixels, or an error that names the file."""
 
 import os
+import tracemalloc
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -148,6 +149,26 @@ def test_strips_are_turned_as_the_whole(
         upright = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
     assert np.array_equal(read_rgb(path), upright)
     assert read_size(path) == upright.shape[1::-1]
+
+
+@pytest.mark.parametrize(("name", "mode"), [("deep.png", "I;16"), ("float.tiff", "F"), ("turned.jpg", "RGB")])
+def test_little_more_than_the_result_is_held(
+    name: str, mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NumPy's memory. Pillow's own, 2 to 4 bytes for each pixel, is not seen by tracemalloc."""
+    monkeypatch.setattr(images, "STRIP", 2**14)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = saved(tmp_path / name, Image.new(mode, (1000, 800)), **({"exif": exif} if mode == "RGB" else {}))
+    content = path.read_bytes()
+    tracemalloc.start()
+    try:
+        pixels = images.decode_rgb(content, name)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    stored = pixels.nbytes if mode == "RGB" else 0  # before it is turned
+    assert peak - stored < 1.3 * pixels.nbytes
 
 
 @pytest.mark.parametrize("orientation", [1, 6])
