@@ -40,5 +40,6 @@ def draw(config: CfgNode, images: training_data.TrainingSet, count: int) -> Imag
     """
     single = config.clone()
     single.SOLVER.IMS_PER_BATCH = single.SOLVER.ACCUMULATION = 1
+    single.MODEL.DEVICE = "cpu"  # where they are drawn
     batches = iter(training_data.build_batches(single, images, loading.ProcessBatch(), config.SEED, workers=0))
     return pictures.training_sheet(config, (next(batches)[0] for _ in range(count)))

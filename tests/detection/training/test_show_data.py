@@ -23,7 +23,7 @@ def test_a_sheet_shows_what_the_model_gets(tiny_overrides, tmp_path, capsys, mon
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["training_images.png"]
     sheet = Image.open(tmp_path / "run" / "training_images.png")
     assert min(sheet.size) > 500  # five cells in two rows
-    config, _ = configs.for_one_process(configs.load("shapes_R18_FPN", tiny_overrides))
+    config, _ = configs.for_one_process(configs.load("shapes_R18_FPN", [*tiny_overrides, "MODEL.DEVICE", "cpu"]))
     images = training_data.read(config)
     batches = iter(training_data.build_batches(config, images, loading.ProcessBatch(), config.SEED, workers=0))
     records = {(record["file_name"], position): record for position in range(2) for record in next(batches)}
