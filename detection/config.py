@@ -134,9 +134,12 @@ def add_own_keys(config: CfgNode) -> None:
     # `model_ema.pth` and evaluated at the end, beside the weights themselves.
     config.SOLVER.EMA = 0.0
     # Large-scale jitter (Ghiasi et al. 2021): a training image is resized to fit into a square of SIZE pixels times a
-    # random factor, and cropped or padded to SIZE. It replaces MIN_SIZE_TRAIN and MAX_SIZE_TRAIN.
+    # random factor, and cropped or padded to SIZE. It replaces MIN_SIZE_TRAIN and MAX_SIZE_TRAIN. With COPY_PASTE, half
+    # of the objects of another training image are pasted onto each.
     # Of the config's own class: a tool's config is merged from the recipe, and yacs compares the classes of sections.
-    config.INPUT.LSJ = type(config)({"ENABLED": False, "SIZE": 1024, "MIN_SCALE": 0.1, "MAX_SCALE": 2.0})
+    config.INPUT.LSJ = type(config)(
+        {"ENABLED": False, "SIZE": 1024, "MIN_SCALE": 0.1, "MAX_SCALE": 2.0, "COPY_PASTE": False}
+    )
     # The metric whose best evaluation is kept as `model_best.pth`; "": bbox/AP, or the task's main metric where there
     # are no boxes. Only where TEST.EVAL_PERIOD makes several evaluations. Training ends when this many of them in a row
     # have not been better than the best (0: never).
@@ -251,6 +254,11 @@ def _check_input(config: CfgNode) -> None:
         )
     if jitter.ENABLED and (config.INPUT.CROP.ENABLED or config.MODEL.META_ARCHITECTURE == "SemanticSegmentor"):
         raise UserError("INPUT.LSJ.ENABLED does not go with INPUT.CROP.ENABLED, nor with semantic segmentation")
+    if jitter.COPY_PASTE and not (jitter.ENABLED and config.MODEL.MASK_ON and not config.MODEL.KEYPOINT_ON):
+        raise UserError(
+            "INPUT.LSJ.COPY_PASTE pastes masks of images of one size: it needs INPUT.LSJ.ENABLED and MODEL.MASK_ON, and"
+            " does not go with MODEL.KEYPOINT_ON"
+        )
     crop = config.INPUT.CROP
     if len(crop.SIZE) != 2 or not all(side > 0 for side in crop.SIZE):
         raise UserError(f"INPUT.CROP.SIZE must be a height and a width above 0, not {crop.SIZE!r}")

@@ -14,6 +14,7 @@ from detectron2.data.samplers import RepeatFactorTrainingSampler
 from fvcore.common.config import CfgNode
 
 from detection.data import datasets, loading
+from detection.data.copy_paste import CopyPaste
 from detection.data.labels import check_labels, read_labels
 from foundation.errors import UserError
 from foundation.images import UnreadableImage, read_rgb
@@ -144,9 +145,12 @@ def build_batches(
 ) -> loading.TrainingBatches:
     """The batches that this process gets of the training set."""
     size = config.SOLVER.IMS_PER_BATCH // (process_batch.processes * process_batch.passes)
+    mapper: Callable[[dict[str, Any]], dict[str, Any]] = training_mapper(config)
+    if config.INPUT.LSJ.COPY_PASTE:
+        mapper = CopyPaste(mapper, images.records)
     return loading.TrainingBatches(
         images.records,
-        training_mapper(config),
+        mapper,
         lambda: loading.group(images.order(seed), size, images.wide),
         process_batch,
         seed=seed,
