@@ -217,14 +217,14 @@ def test_weights_of_other_projects_are_converted(tmp_path: Path) -> None:
 
 
 def test_a_damaged_image_is_replaced(photos: Path, weights: Path, tmp_path: Path, monkeypatch: Any) -> None:
-    read = FileSource.read
+    opened = FileSource.open
 
     def damaged(self: FileSource, index: int) -> Any:
         if self.paths[index].name == "05.jpg":
             raise UnreadableImage(f"{self.paths[index]}: damaged")
-        return read(self, index)
+        return opened(self, index)
 
-    monkeypatch.setattr(FileSource, "read", damaged)
+    monkeypatch.setattr(FileSource, "open", damaged)
     linear.main(arguments(photos, weights, tmp_path, "TRAIN.EPOCHS", "1", "DATA.MAX_UNREADABLE", "0.2"))
     assert (tmp_path / "results.json").is_file()
     assert "05.jpg: damaged" in (tmp_path / "log.txt").read_text()
