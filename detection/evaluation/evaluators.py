@@ -5,9 +5,10 @@ Cityscapes' own scripts, or intersection over union for semantic segmentation.
 """
 
 import importlib
+import json
 import math
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,16 @@ from detectron2.evaluation import (
     PascalVOCDetectionEvaluator,
     SemSegEvaluator,
 )
+from detectron2.utils import comm
 from fvcore.common.config import CfgNode
 
 from detection.data import datasets, optional_packages
 from detection.data.requirements import requirements_of
 from detection.data.voc import list_path, read_image, read_list
-from detection.evaluation.coco import FastCOCOEvaluator
+from detection.evaluation import scores
+from detection.evaluation.coco import FastCOCOEvaluator, analyse
 from foundation.errors import UserError
+from foundation.files import write_atomic
 
 
 def build_evaluator(config: CfgNode, dataset_name: str, output_folder: str | Path) -> DatasetEvaluator:
@@ -59,10 +63,20 @@ class VOCEvaluator(PascalVOCDetectionEvaluator):
 
     Detectron2 reads the XML files anew, and fails on coordinates with a fraction and on objects without `difficult`,
     `pose` or `truncated`.
+
+    Args:
+        dataset_name: as registered.
+        folder: gets `analysis.json`, as `detection.evaluation.coco` describes it: by COCO's definitions, where a
+            difficult object counts as a crowd. None: it is not written.
     """
+
+    def __init__(self, dataset_name: str, folder: Path | None = None) -> None:
+        super().__init__(dataset_name)
+        self._folder = folder
 
     def evaluate(self) -> dict[str, Any] | None:
         """AP, AP50 and AP75 of the boxes, in percent; in the first process only."""
+        gathered = comm.gather(self._predictions)
         metadata = MetadataCatalog.get(self._dataset_name)
         folder = Path(metadata.dirname)
         names = read_list(list_path(folder, metadata.split))
@@ -74,9 +88,38 @@ class VOCEvaluator(PascalVOCDetectionEvaluator):
             with tempfile.TemporaryDirectory() as temporary:
                 self._image_set_path = str(Path(temporary, "names.txt"))
                 Path(self._image_set_path).write_text("\n".join(names))
-                return super().evaluate()
+                results: dict[str, Any] | None = super().evaluate()
         finally:
             module.parse_rec = parse
+        if self._folder and gathered:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            content = json.dumps({"bbox": analyse(self._as_coco(objects, gathered))})
+            write_atomic(self._folder / "analysis.json", content.encode())
+        return results
+
+    def _as_coco(
+        self, objects: Mapping[str, Sequence[Mapping[str, Any]]], gathered: Sequence[Mapping[int, Sequence[str]]]
+    ) -> Any:
+        """COCO's evaluation of the detections, which Detectron2 keeps as lines of text by class, of each process."""
+        categories = [{"id": number, "name": name} for number, name in enumerate(self._class_names)]
+        numbers = {each["name"]: each["id"] for each in categories}
+        annotations = [
+            {
+                **{"image_id": image, "category_id": numbers[each["name"]], "iscrowd": each["difficult"]},
+                "bbox": _from_corners(*each["bbox"]),
+            }
+            for image, listed in objects.items()
+            for each in listed
+            if each["name"] in numbers
+        ]
+        results = []
+        for predictions in gathered:
+            for number, lines in predictions.items():
+                for image, score, *corners in map(str.split, lines):
+                    box = _from_corners(*map(float, corners))
+                    results.append({"image_id": image, "category_id": number, "score": float(score), "bbox": box})
+        dataset = {"images": [{"id": each} for each in objects], "annotations": annotations, "categories": categories}
+        return scores.score(dataset, results, "bbox")
 
 
 class PresentClassesEvaluator(SemSegEvaluator):
@@ -135,6 +178,11 @@ class QuietCityscapesInstanceEvaluator(CityscapesInstanceEvaluator):
             scripts.writeDict2JSON = write
 
 
+def _from_corners(left: float, top: float, right: float, bottom: float) -> list[float]:
+    """VOC's corners, which both belong to the object, as x, y, width and height."""
+    return [left, top, right - left + 1, bottom - top + 1]
+
+
 def _voc_objects(path: Path) -> list[dict[str, Any]]:
     """The objects of an XML file as VOC's evaluation takes them."""
     try:
@@ -152,7 +200,7 @@ def _coco(config: CfgNode, name: str, folder: str) -> DatasetEvaluator:
 
 
 def _voc(config: CfgNode, name: str, folder: str) -> DatasetEvaluator:
-    return VOCEvaluator(name)
+    return VOCEvaluator(name, Path(folder))
 
 
 def _lvis(config: CfgNode, name: str, folder: str) -> DatasetEvaluator:

@@ -1,5 +1,7 @@
 """The reader of VOC's layout: what it converts and what it refuses; and the evaluation with what it reads."""
 
+import json
+
 import numpy
 import pytest
 import torch
@@ -109,7 +111,14 @@ def test_the_evaluation_equals_detectron2s_and_takes_what_that_fails_on(scenes, 
     records = DatasetCatalog.get("voc_2007_test")
     expected = show(PascalVOCDetectionEvaluator("voc_2007_test"), records)
     assert 0 < expected["AP"] < 100
-    assert show(VOCEvaluator("voc_2007_test"), records) == pytest.approx(expected)
+    assert show(VOCEvaluator("voc_2007_test", dataset_root / "found"), records) == pytest.approx(expected)
+    analysis = json.loads((dataset_root / "found" / "analysis.json").read_text())["bbox"]
+    # Nothing is difficult here, and every object has one detection, near it.
+    assert sum(each["objects"] for each in analysis["classes"]) == sum(len(each["annotations"]) for each in records)
+    assert analysis["counts"]["objects"] == analysis["counts"]["detections"]
+    assert analysis["counts"]["missed"] + analysis["counts"]["correct"] + analysis["counts"]["localisation"] > 0
+    assert 0 < analysis["summary"]["AP50"] <= 100
+    assert analysis["thresholds"]["best"]["f1"] > 0.5
     folder = dataset_root / "VOC2007"
     for path in (folder / "Annotations").glob("test_*.xml"):
         text = path.read_text().replace("<pose>Left</pose>", "").replace("<truncated>0</truncated>", "<truncated />")
