@@ -1,6 +1,7 @@
 """Builds the parts of a pretraining run from its configuration: network, objective, optimizer, batches, checkpoints."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -150,6 +151,33 @@ def build_trainer(
         precision=resolve_precision(config.TRAIN.PRECISION, device),
         micro_batch=config.TRAIN.MICRO_BATCH,
     )
+
+
+@contextlib.contextmanager
+def report_failed_compilation(compiles: bool) -> Iterator[None]:
+    """Report within the block as one line that torch.compile fails, which happens at the first step.
+
+    Args:
+        compiles: TRAIN.COMPILE.
+
+    Raises:
+        UserError: in place of the errors of torch.compile.
+    """
+    if not compiles:
+        yield
+        return
+    from torch._dynamo.exc import TorchDynamoException  # takes seconds to import
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+    try:
+        yield
+    except TorchDynamoException as error:
+        cause = getattr(error, "inner_exception", error)
+        reason = f"{type(cause).__name__}: {cause}".splitlines()[0]
+        raise UserError(
+            f"TRAIN.COMPILE: torch.compile failed ({reason}); a killed run can leave its cache damaged: remove "
+            f"{cache_dir()}, or set TRAIN.COMPILE False"
+        ) from error
 
 
 def _check_parts(images: int, micro_batch: int) -> None:

@@ -22,7 +22,13 @@ from pretrain.batches.views import Batch
 from pretrain.config import build_augmentations, build_views, resolve_precision
 from pretrain.images.sources import Source
 from pretrain.images.survey import sample_indices
-from pretrain.training.build import build_network, build_parts, build_schedule, build_trainer
+from pretrain.training.build import (
+    build_network,
+    build_parts,
+    build_schedule,
+    build_trainer,
+    report_failed_compilation,
+)
 from pretrain.training.schedule import StepRange
 
 BARS = "▁▂▃▄▅▆▇█"
@@ -323,9 +329,10 @@ def pairs_per_second(config: CfgNode, size: int, device: torch.device) -> float:
     batch = synthetic_batch(config, size)
     if device.type == "cuda":
         batch = batch.pin_memory()
-    for step in range(TIMED_STEPS + 1):
-        if step == 1:
-            started = _now(device)
+    with report_failed_compilation(config.TRAIN.COMPILE):
+        trainer.step(0, batch)
+    started = _now(device)
+    for step in range(1, TIMED_STEPS + 1):
         trainer.step(step, batch)
     return TIMED_STEPS * size / (_now(device) - started)
 

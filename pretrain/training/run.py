@@ -22,7 +22,14 @@ from pretrain.images.sources import build_source
 from pretrain.runs import checkpoint
 from pretrain.runs.folder import open_run
 from pretrain.runs.weights import read_weights, write_encoder
-from pretrain.training.build import build_batches, build_checkpoint_policy, build_parts, build_recorder, build_trainer
+from pretrain.training.build import (
+    build_batches,
+    build_checkpoint_policy,
+    build_parts,
+    build_recorder,
+    build_trainer,
+    report_failed_compilation,
+)
 from pretrain.training.loop import Skipped, train
 from pretrain.training.recorder import Recorder
 from pretrain.training.schedule import StepRange
@@ -81,7 +88,8 @@ def pretrain(
     logger.info("%s on %d %s process(es)", trainer.precision, group.world_size(), device.type)
     if group.world_size() == 1 and torch.cuda.device_count() > 1:
         logger.info("one of %d GPUs is used; torchrun --nproc_per_node uses more", torch.cuda.device_count())
-    with report_dead_workers(), contextlib.closing(recorder) if recorder else contextlib.nullcontext():
+    closing = contextlib.closing(recorder) if recorder else contextlib.nullcontext()
+    with report_dead_workers(), report_failed_compilation(config.TRAIN.COMPILE), closing:
         complete = train(
             trainer,
             loader,

@@ -8,11 +8,13 @@ import pytest
 import torch
 from torch import nn
 
+from foundation.errors import UserError
 from pretrain.batches.draws import Param
 from pretrain.batches.views import Batch
 from pretrain.corinfomax import CorInfoMaxLoss
 from pretrain.encoder import SiameseNetwork, build_encoder, build_projector
 from pretrain.objectives import Objective
+from pretrain.training.build import report_failed_compilation
 from pretrain.training.step import Trainer
 
 
@@ -157,3 +159,11 @@ def test_a_request_to_stop_is_a_vote() -> None:
     t = trainer(small(), 0)
     t.step(0, batch(4), stop=True)
     assert t.flags.tolist() == [0, 1]
+
+
+def test_a_failed_compilation_is_one_line() -> None:
+    from torch._inductor.exc import InductorError
+
+    message = r"torch.compile failed \(OSError: a.so: file too short\); .* remove /\S+, or set TRAIN.COMPILE False"
+    with pytest.raises(UserError, match=message), report_failed_compilation(True):
+        raise InductorError(OSError("a.so: file too short\nmore"), None)
