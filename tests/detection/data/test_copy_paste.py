@@ -1,5 +1,7 @@
 """Pasted objects: pixels, masks, boxes and classes, by hand."""
 
+import json
+
 import numpy
 import pytest
 import torch
@@ -7,6 +9,7 @@ import torch
 pytest.importorskip("detectron2")
 
 from detection import config as configs
+from detection import train_net
 from detection.data import loading, training_data
 from detection.data.copy_paste import CopyPaste
 from foundation.errors import UserError
@@ -88,3 +91,18 @@ def test_training_images_have_objects_of_others(tiny_overrides):
 def test_it_needs_jitter_and_masks(pairs):
     with pytest.raises(UserError, match=r"INPUT\.LSJ\.COPY_PASTE pastes masks of images of one size: it needs"):
         configs.load("shapes_R18_FPN", ["INPUT.LSJ.COPY_PASTE", "True", *pairs])
+
+
+@pytest.mark.slow
+def test_a_run_with_pasted_objects(tiny_overrides, tmp_path):
+    """The heads train on bitmaps, and a resumed run sees the same images."""
+    pairs = ["INPUT.LSJ.ENABLED", "True", "INPUT.LSJ.SIZE", "64", "INPUT.LSJ.COPY_PASTE", "True"]
+    fixed = ["--config", "shapes_R18_FPN", "--num-gpus", "0", *tiny_overrides, *pairs, "TEST.PRECISE_BN.NUM_ITER", "1"]
+    losses = []
+    for folder, steps in (("whole", [4]), ("resumed", [2, 4])):
+        for until in steps:
+            output = ["--output", str(tmp_path / folder), "SOLVER.MAX_ITER", str(until)]
+            train_net.main([*fixed, *output, *(["--resume"] if until != steps[0] else [])])
+        records = map(json.loads, (tmp_path / folder / "metrics.json").read_text().splitlines())
+        losses.append([record["total_loss"] for record in records if record.get("total_loss")][-1])
+    assert losses[0] == losses[1]
