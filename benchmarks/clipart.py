@@ -45,10 +45,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Write the set."""
     args = build_parser().parse_args(argv)
     cv2.setNumThreads(1)
-    everything = read_sprites(args.clipart)
+    everything = read_sprites(args.clipart, args.classes)
     train = {name: sprites[: len(sprites) * 4 // 5] for name, sprites in everything.items()}
     val = {name: sprites[len(sprites) * 4 // 5 :] for name, sprites in everything.items()}
-    print(", ".join(f"{name} {len(train[name])} + {len(val[name])}" for name in CLASSES))
+    print(", ".join(f"{name} {len(train[name])} + {len(val[name])}" for name in args.classes))
     write_unlabelled(args.out / "unlabelled", train, args.unlabelled, args.size)
     for part, pool, count, seed in (("train", train, args.train, 100), ("val", val, args.val, 101)):
         rng = np.random.default_rng(seed)
@@ -62,6 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("out", type=Path, help="folder of the set")
     add("--clipart", type=Path, required=True, help="the package's usr/share/openclipart/png")
+    add("--classes", nargs="+", default=CLASSES, metavar="FOLDER", help="of the package (default: ten)")
     add("--size", type=int, default=128, help="pixels of a scene's side (%(default)s)")
     add("--unlabelled", type=int, default=6000, help="scenes (%(default)s)")
     add("--train", type=int, default=400, help="annotated scenes (%(default)s)")
@@ -69,10 +70,10 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def read_sprites(root: Path) -> dict[str, list[NDArray[np.uint8]]]:
+def read_sprites(root: Path, classes: Sequence[str]) -> dict[str, list[NDArray[np.uint8]]]:
     """The drawings of each class that leave some of their frame free and fill some of it, shuffled."""
     found = {}
-    for name in CLASSES:
+    for name in classes:
         good = []
         for path in sorted((root / name).rglob("*.png")):
             try:
@@ -103,8 +104,8 @@ def draw_scene(rng: np.random.Generator, pool: Pool, size: int) -> tuple[NDArray
     owner = np.zeros((size, size), np.int32)
     labels = []
     for number in range(1, int(rng.integers(1, MOST_OBJECTS + 1)) + 1):
-        label = int(rng.integers(len(CLASSES)))
-        group = pool[CLASSES[label]]
+        label = int(rng.integers(len(pool)))
+        group = [*pool.values()][label]
         sprite = group[int(rng.integers(len(group)))]
         side = int(rng.uniform(*OBJECT_SHARE) * size)
         sprite = cv2.resize(sprite, (side, side), interpolation=cv2.INTER_AREA)  # type: ignore[assignment]
@@ -156,7 +157,7 @@ def write_annotated(out: Path, part: str, pool: Pool, count: int, size: int, rng
         images.append({"id": number, "file_name": name, "width": size, "height": size})
         for annotation in found:
             annotations.append({**annotation, "id": len(annotations) + 1, "image_id": number})
-    categories = [{"id": number, "name": name} for number, name in enumerate(CLASSES, start=1)]
+    categories = [{"id": number, "name": name} for number, name in enumerate(pool, start=1)]
     coco = {"info": {}, "licenses": [], "images": images, "annotations": annotations, "categories": categories}
     (out / f"{part}.json").write_text(json.dumps(coco))
 

@@ -1,16 +1,18 @@
 """Whether pretraining on images of one's own helps to detect in them: sets, arms, labels, seeds, a table and a picture.
 
-    python benchmarks/own_images.py DATA OUT --clipart FOLDER --wallpapers FOLDER...     everything: a day of two cores
+    python benchmarks/own_images.py DATA OUT --clipart FOLDER --wallpapers FOLDER...     everything: days of two cores
     python benchmarks/own_images.py DATA OUT --sets garments --seeds 0                   parts of it
     python benchmarks/own_images.py DATA OUT --only table                                the table of the finished runs
 
 DATA gets the two sets, `clipart` and `garments` (clipart.py and garments.py beside this file), unless they are there.
-For each set OUT/SET gets, in this order: `pretrain`, the encoder pretrained on the unlabelled scenes; `probe_ARM`, kNN
-and linear accuracy on single objects; `detection_ARM_LABELS_seedSEED`, detectors from random weights and from the
-encoder, on all labelled scenes and on a tenth of them, which the seed chooses. The pretraining has seed 0 throughout:
-seeds repeat the detection alone. `--arm NAME --change KEY VALUE ...` pretrains with other values, into `pretrain_NAME`.
+For each set OUT/SET gets, in this order: `pretrain_ARM_seedSEED`, the encoder that the plan for own images pretrains on
+the unlabelled scenes; `probe_ARM_seedSEED`, kNN and linear accuracy on single objects; `detection_ARM_LABELS_seedSEED`,
+detectors from random weights and from the encoder, on all labelled scenes and on a tenth of them. A seed is that of the
+pretraining, of the choice of the labelled scenes and of the detector.
 
-Each run is the command that the log shows. Finished runs are left as they are, and interrupted ones are resumed.
+`--arm NAME --change KEY VALUE ...` pretrains with other values, `--arm NAME --weights FILE` from existing weights. An
+arm whose encoder is in OUT/SET/ARM_seedSEED.pkl is not pretrained. Each run is the command that the log shows. Finished
+runs are left as they are, and interrupted ones are resumed.
 """
 
 import argparse
@@ -31,13 +33,10 @@ SETS = ("clipart", "garments")
 RANDOM, OURS = "random", "corinfomax"
 LABELS = {400: 1.0, 40: 0.1}  # labelled scenes, and their share of the set's
 FINISHED = "results.json"
-# On top of shapes_R18: both views come from one region of about the size of an object; small blur; P = batch / 8.
-PRETRAINING = (
-    *("DATA.NAME", "folder", "DATA.IMAGE_SIZE", 48, "AUGMENT.REGION", "[0.15,0.6]"),
-    *("AUGMENT.BLUR", "[0.5,0.1]", "AUGMENT.BLUR_SIGMA", "[0.1,1.0]"),
-    *("PROJECTOR.DIMS", "[512,512,16]", "OBJECTIVE.ATTRACTION", 62.5),
-    *("TRAIN.EPOCHS", 8, "TRAIN.BATCH_SIZE", 128, "TRAIN.LR", 0.1, "TRAIN.COMPILE", True, "CHECKPOINT.STEPS", 115),
-)
+# What the plan chooses on a CPU, given here so that it is the same on a GPU. All else is the plan's.
+PLAN = ("--encoder", "resnet18", "--batch-size", 128)
+VIEWS = ("DATA.IMAGE_SIZE", 48)
+CLASSES = ("animals", "transportation", "people", "plants", "signs_and_symbols/flags")  # of the clip art
 # On top of shapes_R18_FPN: boxes alone, scenes of 128 pixels. All keys of the plan for own data are given, so that all
 # arms have the same; a share of the scenes takes share^0.25 of the iterations.
 DETECTION = (
@@ -78,13 +77,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     if "sets" in args.only:
         make_sets(args)
-    for name in args.sets:
-        if "pretrain" in args.only:
-            pretrain(args, name)
-        if "probe" in args.only:
-            probe(args, name)
     for seed in args.seeds:
         for name in args.sets:
+            if "pretrain" in args.only:
+                pretrain(args, name, seed)
+            if "probe" in args.only:
+                probe(args, name, seed)
             for labels in args.labels:
                 for arm in (RANDOM, args.arm):
                     if "detection" in args.only:
@@ -105,10 +103,12 @@ def build_parser() -> argparse.ArgumentParser:
     add("--wallpapers", type=Path, nargs="+", default=[], help="folders of wallpapers, to make the set")
     add("--fashion", default="", help="folder of Fashion-MNIST, to make the set")
     add("--sets", nargs="+", choices=SETS, default=SETS)
-    add("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of the detection")
+    add("--seeds", nargs="+", type=int, default=[0, 1, 2])
     add("--labels", nargs="+", type=int, choices=[*LABELS], default=[*LABELS])
     add("--only", nargs="+", choices=PARTS, default=PARTS, help="parts to do")
     add("--arm", default=OURS, help="name of the pretrained arm (%(default)s)")
+    add("--epochs", type=int, default=109, help="of the pretraining (%(default)s, 5,014 steps)")
+    add("--weights", type=Path, help="file that the pretraining of --arm begins from")
     add("--change", nargs="+", default=[], metavar="KEY VALUE", help="keys of the pretraining to change, of --arm")
     add("--threads", type=int, default=0, help="of each run; 0: PyTorch's choice")
     return parser
@@ -117,7 +117,7 @@ def build_parser() -> argparse.ArgumentParser:
 def make_sets(args: argparse.Namespace) -> None:
     """Make the sets that are not there."""
     commands = {
-        "clipart": ["clipart.py", args.data / "clipart", "--clipart", args.clipart],
+        "clipart": ["clipart.py", args.data / "clipart", "--clipart", args.clipart, "--classes", *CLASSES],
         "garments": ["garments.py", args.data / "garments", "--wallpapers", *args.wallpapers],
     }
     if args.fashion:
@@ -127,22 +127,23 @@ def make_sets(args: argparse.Namespace) -> None:
             run(args, HERE / commands[name][0], *commands[name][1:])
 
 
-def pretrain(args: argparse.Namespace, name: str) -> None:
+def pretrain(args: argparse.Namespace, name: str, seed: int) -> None:
     """Pretrain on the set's unlabelled scenes."""
-    folder = pretraining(args, name)
-    if not (folder / "encoder.safetensors").is_file():
-        changes = [*PRETRAINING, "DATA.ROOT", args.data / name / "unlabelled", *args.change]
-        run(args, "pretrain/train.py", "--config", "shapes_R18", "--output", folder, "--resume", *changes)
+    folder = pretraining(args, name, seed)
+    if not (folder / "encoder.safetensors").is_file() and not weights_file(args, name, seed).is_file():
+        begin = ["--weights", args.weights] if args.weights else []
+        chosen = ["--output", folder, "--resume", *PLAN, "--epochs", args.epochs, *begin]
+        run(args, "pretrain/train.py", args.data / name / "unlabelled", *chosen, *VIEWS, "SEED", seed, *args.change)
 
 
-def probe(args: argparse.Namespace, name: str) -> None:
+def probe(args: argparse.Namespace, name: str, seed: int) -> None:
     """Evaluate the frozen encoders on single objects."""
     for arm in (RANDOM, args.arm):
-        folder = args.out / name / f"probe_{arm}"
+        folder = args.out / name / f"probe_{arm}_seed{seed}"
         if not (folder / FINISHED).is_file():
-            weights = RANDOM if arm == RANDOM else pretraining(args, name)
+            weights = RANDOM if arm == RANDOM else weights_file(args, name, seed)
             chosen = ["--config", "shapes_R18", "--weights", weights, "--output", folder, "--resume"]
-            run(args, "pretrain/linear.py", *chosen, *PROBE, "DATA.ROOT", args.data / name / "folder")
+            run(args, "pretrain/linear.py", *chosen, *PROBE, "DATA.ROOT", args.data / name / "folder", "SEED", seed)
 
 
 def detect(args: argparse.Namespace, name: str, arm: str, labels: int, seed: int) -> None:
@@ -152,9 +153,9 @@ def detect(args: argparse.Namespace, name: str, arm: str, labels: int, seed: int
         return
     weights: list[str | Path] = []
     if arm != RANDOM:
-        converted = args.out / name / f"{arm}.pkl"
+        converted = weights_file(args, name, seed)
         if not converted.is_file():
-            run(args, "convert/to_d2.py", pretraining(args, name) / "checkpoints" / "last.pt", converted)
+            run(args, "convert/to_d2.py", pretraining(args, name, seed), converted)
         weights = ["--weights", converted]
     files: list[str | Path] = ["--train-json", data / "train.json", "--train-images", data / "train"]
     files += ["--test-json", data / "val.json", "--test-images", data / "val"]
@@ -163,9 +164,14 @@ def detect(args: argparse.Namespace, name: str, arm: str, labels: int, seed: int
     run(args, "detection/train_net.py", *chosen, "SEED", seed, *share)
 
 
-def pretraining(args: argparse.Namespace, name: str) -> Path:
+def pretraining(args: argparse.Namespace, name: str, seed: int) -> Path:
     """The folder of the arm's pretraining."""
-    return Path(args.out / name / ("pretrain" if args.arm == OURS else f"pretrain_{args.arm}"))
+    return Path(args.out / name / f"pretrain_{args.arm}_seed{seed}")
+
+
+def weights_file(args: argparse.Namespace, name: str, seed: int) -> Path:
+    """The arm's encoder as a detector reads it."""
+    return Path(args.out / name / f"{args.arm}_seed{seed}.pkl")
 
 
 def run(args: argparse.Namespace, *words: object) -> None:
@@ -185,16 +191,16 @@ def table(out: Path) -> Iterator[str]:
     yield "| set | encoder | kNN top-1 | linear top-1 |"
     yield "|---|---|---|---|"
     for name in SETS:
-        for path in sorted((out / name).glob(f"probe_*/{FINISHED}")):
-            found = json.loads(path.read_text())
-            arm = path.parent.name.removeprefix("probe_")
-            yield f"| {name} | {arm} | {found['knn_top1']:.1f} | {found['linear_top1']:.1f} |"
+        for arm in find_arms(out, name, "probe_*_seed*"):
+            found = [json.loads(path.read_text()) for path in finished(out, name, f"probe_{arm}_seed*")]
+            cells = " | ".join(str(Cell([one[key] for one in found])) for key in ("knn_top1", "linear_top1"))
+            yield f"| {name} | {arm} | {cells} |"
     yield ""
     yield "| set | labelled scenes | encoder | box AP | AP50 | AP75 |"
     yield "|---|---|---|---|---|---|"
     for name in SETS:
         for labels in LABELS:
-            for arm in find_arms(out, name, labels):
+            for arm in find_arms(out, name, f"detection_*_{labels}_seed*"):
                 cells = " | ".join(str(collect(out, name, arm, labels, key)) for key in ("AP", "AP50", "AP75"))
                 yield f"| {name} | {labels} | {arm} | {cells} |"
 
@@ -205,7 +211,7 @@ def draw(out: Path, path: Path) -> None:
     panels = figure.subplots(1, len(SETS), sharey=True)
     highest = 1.0
     for panel, name in zip(panels, SETS, strict=True):
-        arms = find_arms(out, name, "*")
+        arms = find_arms(out, name, "detection_*_seed*")
         for colour, (number, arm) in zip(COLOURS, enumerate(arms), strict=False):
             cells = {labels: collect(out, name, arm, labels, "AP").values for labels in sorted(LABELS)}
             found = {labels: values for labels, values in cells.items() if values}
@@ -229,17 +235,21 @@ def draw(out: Path, path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
-def find_arms(out: Path, name: str, labels: int | str) -> list[str]:
-    """The encoders that detectors were begun from, random weights first."""
-    arms = {path.parent.name.split("_")[1] for path in (out / name).glob(f"detection_*_{labels}_seed*/{FINISHED}")}
+def finished(out: Path, name: str, pattern: str) -> list[Path]:
+    """The results of a set's finished runs, by seed."""
+    return sorted((out / name).glob(f"{pattern}/{FINISHED}"), key=lambda path: int(path.parent.name.split("_seed")[1]))
+
+
+def find_arms(out: Path, name: str, pattern: str) -> list[str]:
+    """The encoders of a set's finished runs, random weights first."""
+    arms = {path.parent.name.split("_")[1] for path in finished(out, name, pattern)}
     return sorted(arms, key=lambda arm: (arm != RANDOM, arm))
 
 
 def collect(out: Path, name: str, arm: str, labels: int, key: str) -> Cell:
     """A figure of all finished seeds, in their order."""
-    paths = (out / name).glob(f"detection_{arm}_{labels}_seed*/{FINISHED}")
-    found = {int(path.parent.name.split("_seed")[1]): json.loads(path.read_text()) for path in paths}
-    return Cell([found[seed]["results"]["bbox"][key] for seed in sorted(found)])
+    found = [json.loads(path.read_text()) for path in finished(out, name, f"detection_{arm}_{labels}_seed*")]
+    return Cell([one["results"]["bbox"][key] for one in found])
 
 
 if __name__ == "__main__":
