@@ -21,7 +21,7 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -57,7 +57,7 @@ DETECTION = (
 )
 PROBE = ("DATA.NAME", "folder", "DATA.WORKERS", 0, "TRAIN.EPOCHS", 30)  # on top of shapes_R18
 PARTS = ("sets", "pretrain", "probe", "detection", "table", "figure")
-COLOURS = ("#8a8a8a", "#1f6fb4", "#d1792c", "#3d8f4a")  # random, then the arms
+COLOURS = ("#8a8a8a", "#1f6fb4", "#d1792c", "#3d8f4a", "#8a5fb0", "#b0413e")  # of up to six arms
 
 
 class Cell(NamedTuple):
@@ -209,19 +209,21 @@ def draw(out: Path, path: Path) -> None:
     """Box AP over the number of labelled scenes, a panel for each set: every seed, mean and standard deviation."""
     figure = Figure(figsize=(8, 3.6), layout="constrained")
     panels = figure.subplots(1, len(SETS), sharey=True)
+    everywhere = in_order(arm for name in SETS for arm in find_arms(out, name, "detection_*_seed*"))
+    colours = dict(zip(everywhere, COLOURS, strict=False))
     highest = 1.0
     for panel, name in zip(panels, SETS, strict=True):
         arms = find_arms(out, name, "detection_*_seed*")
-        for colour, (number, arm) in zip(COLOURS, enumerate(arms), strict=False):
+        for number, arm in enumerate(arms):
             cells = {labels: collect(out, name, arm, labels, "AP").values for labels in sorted(LABELS)}
             found = {labels: values for labels, values in cells.items() if values}
             places = [labels * 1.08 ** (number - (len(arms) - 1) / 2) for labels in found]
             highest = max([highest, *(value for values in found.values() for value in values)])
             means = [statistics.mean(values) for values in found.values()]
             spread = [statistics.stdev(values) if len(values) > 1 else 0.0 for values in found.values()]
-            panel.errorbar(places, means, spread, color=colour, marker="o", markersize=4, capsize=4, label=arm)
+            panel.errorbar(places, means, spread, color=colours[arm], marker="o", markersize=4, capsize=4, label=arm)
             for place, values in zip(places, found.values(), strict=True):
-                panel.plot([place] * len(values), values, "_", color=colour, markersize=9, alpha=0.7)
+                panel.plot([place] * len(values), values, "_", color=colours[arm], markersize=9, alpha=0.7)
         panel.set_xscale("log")
         panel.set_xticks([*LABELS], [str(labels) for labels in LABELS])
         panel.minorticks_off()
@@ -241,9 +243,13 @@ def finished(out: Path, name: str, pattern: str) -> list[Path]:
 
 
 def find_arms(out: Path, name: str, pattern: str) -> list[str]:
-    """The encoders of a set's finished runs, random weights first."""
-    arms = {path.parent.name.split("_")[1] for path in finished(out, name, pattern)}
-    return sorted(arms, key=lambda arm: (arm != RANDOM, arm))
+    """The encoders of a set's finished runs."""
+    return in_order(path.parent.name.split("_")[1] for path in finished(out, name, pattern))
+
+
+def in_order(arms: Iterable[str]) -> list[str]:
+    """Random weights, then ours, then the others."""
+    return sorted({*arms}, key=lambda arm: (arm != RANDOM, arm != OURS, arm))
 
 
 def collect(out: Path, name: str, arm: str, labels: int, key: str) -> Cell:
