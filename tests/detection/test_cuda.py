@@ -49,7 +49,8 @@ def train(tiny_overrides, tmp_path):
 
 @pytest.mark.parametrize("precision", ["float32", "auto"])
 def test_a_run_trains_evaluates_and_resumes(train, precision):
-    losses, folder = train("run", "SOLVER.PRECISION", precision, "SOLVER.CHECKPOINT_PERIOD", 1)
+    pairs = ("SOLVER.PRECISION", precision, "SOLVER.CHECKPOINT_PERIOD", 1, "LOG.PICTURES", 1)
+    losses, folder = train("run", *pairs)
     assert all(loss > 0 for loss in losses)
     assert {"bbox", "segm"} <= json.loads((folder / "results.json").read_text())["results"].keys()
     train("run", "SOLVER.PRECISION", precision, "SOLVER.MAX_ITER", 3, "SOLVER.STEPS", "(1,)", options=["--resume"])

@@ -10,6 +10,7 @@ from detection import config as configs
 from detection import train_net
 from detection.data import loading, training_data
 from detection.evaluation import pictures
+from detection.training import show_data
 from foundation.errors import UserError
 
 
@@ -25,6 +26,9 @@ def test_a_sheet_shows_what_the_model_gets(tiny_overrides, tmp_path, capsys, mon
     assert min(sheet.size) > 500  # five cells in two rows
     config, _ = configs.for_one_process(configs.load("shapes_R18_FPN", [*tiny_overrides, "MODEL.DEVICE", "cpu"]))
     images = training_data.read(config)
+    config.MODEL.DEVICE = "cuda"  # of the model; the images are drawn on the CPU
+    assert show_data.draw(config, images, 1).size[0] > 400
+    config.MODEL.DEVICE = "cpu"
     batches = iter(training_data.build_batches(config, images, loading.ProcessBatch(), config.SEED, workers=0))
     records = {(record["file_name"], position): record for position in range(2) for record in next(batches)}
     for photograph, overlays, note in cells[:2]:
