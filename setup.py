@@ -47,7 +47,7 @@ setup(
         "torch>=2.6",
         "torchvision>=0.21",
         "numpy>=1.26",
-        "pillow>=10",
+        "pillow>=11",
         "simplejpeg>=1.7",
         "fvcore",
         "iopath",

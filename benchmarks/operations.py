@@ -104,8 +104,7 @@ def count_augmentation(batch: Batch, kernels: bool) -> Operations:
 def _moved_by_kernels(values: int, params: np.ndarray) -> int:
     """Bytes that the four kernels read and write for a view of so many values."""
     blurred = float((params[:, Param.BLUR_SIGMA] > 0).mean())
-    contrasted = float((params[:, Param.JITTER_ORDER] >= 0).mean())
-    sum_grey, colour, blur_down, finish = contrasted, 1 + 4, (4 + 4) * blurred, 4 + 2
+    sum_grey, colour, blur_down, finish = 1, 1 + 4, (4 + 4) * blurred, 4 + 2
     return round(values * (sum_grey + colour + blur_down + finish))
 
 

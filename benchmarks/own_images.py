@@ -141,7 +141,7 @@ def probe(args: argparse.Namespace, name: str, seed: int) -> None:
     for arm in (RANDOM, args.arm):
         folder = args.out / name / f"probe_{arm}_seed{seed}"
         if not (folder / FINISHED).is_file():
-            weights = RANDOM if arm == RANDOM else weights_file(args, name, seed)
+            weights = RANDOM if arm == RANDOM else converted(args, name, seed)
             chosen = ["--config", "shapes_R18", "--weights", weights, "--output", folder, "--resume"]
             run(args, "pretrain/linear.py", *chosen, *PROBE, "DATA.ROOT", args.data / name / "folder", "SEED", seed)
 
@@ -153,10 +153,7 @@ def detect(args: argparse.Namespace, name: str, arm: str, labels: int, seed: int
         return
     weights: list[str | Path] = []
     if arm != RANDOM:
-        converted = weights_file(args, name, seed)
-        if not converted.is_file():
-            run(args, "convert/to_d2.py", pretraining(args, name, seed), converted)
-        weights = ["--weights", converted]
+        weights = ["--weights", converted(args, name, seed)]
     files: list[str | Path] = ["--train-json", data / "train.json", "--train-images", data / "train"]
     files += ["--test-json", data / "val.json", "--test-images", data / "val"]
     share = ["DATASETS.FRACTION", LABELS[labels], "DATASETS.FRACTION_SEED", seed, *DETECTION]
@@ -170,8 +167,16 @@ def pretraining(args: argparse.Namespace, name: str, seed: int) -> Path:
 
 
 def weights_file(args: argparse.Namespace, name: str, seed: int) -> Path:
-    """The arm's encoder as a detector reads it."""
+    """Where the arm's encoder is, as a detector reads it."""
     return Path(args.out / name / f"{args.arm}_seed{seed}.pkl")
+
+
+def converted(args: argparse.Namespace, name: str, seed: int) -> Path:
+    """The arm's encoder as a detector reads it, which is made if it is not there."""
+    path = weights_file(args, name, seed)
+    if not path.is_file():
+        run(args, "convert/to_d2.py", pretraining(args, name, seed), path)
+    return path
 
 
 def run(args: argparse.Namespace, *words: object) -> None:

@@ -117,12 +117,24 @@ def to_onnx(model: "torch.nn.Module", example: "torch.Tensor", path: Path) -> tu
     except torch.onnx.OnnxExporterError as error:
         reason = str(error).strip().partition("\n")[0]
         raise UserError(f"PyTorch cannot export this detector as ONNX: {reason}; use --format torchscript") from error
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    try:
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's errors have no class of their own
+        raise _not_run(error) from error
 
     def detect(image: "torch.Tensor") -> "Sequence[torch.Tensor]":
-        return [torch.from_numpy(value) for value in session.run(None, {"image": image.numpy()})]
+        try:
+            return [torch.from_numpy(value) for value in session.run(None, {"image": image.numpy()})]
+        except Exception as error:
+            raise _not_run(error) from error
 
     return detect, names
+
+
+def _not_run(error: Exception) -> UserError:
+    """ONNX Runtime's error as one line."""
+    reason = str(error).strip().partition("\n")[0]
+    return UserError(f"ONNX Runtime cannot run the exported detector: {reason}; use --format torchscript")
 
 
 def _flat(model: "torch.nn.Module", example: "torch.Tensor") -> tuple[Any, list[str]]:

@@ -76,7 +76,7 @@ def find_images(paths: Sequence[str]) -> list[Path]:
             if (entry.suffix.lower() in EXTENSIONS or is_video(entry)) and not entry.name.startswith(".")
         )
         if not inside:
-            raise UserError(f"{path}: there are no images in this folder ({', '.join(EXTENSIONS)})")
+            raise UserError(f"{path}: there are no images or videos in this folder ({', '.join(EXTENSIONS)})")
         found += inside
     return found
 

@@ -44,9 +44,11 @@ class VideoReader:
         self._path = path
         try:
             self._container = av.open(str(path))
-            (stream,) = self._container.streams.video[:1]
         except (av.FFmpegError, OSError, ValueError, IndexError) as error:
-            raise UserError(f"{path} cannot be read as a video: {error or 'it has no pictures'}") from error
+            raise UserError(f"{path} cannot be read as a video: {error}") from error
+        if not self._container.streams.video:
+            raise UserError(f"{path} cannot be read as a video: it has no pictures")
+        stream = self._container.streams.video[0]
         stream.thread_type = "AUTO"
         self._stream = stream
         self.rate = Fraction(stream.average_rate or stream.guessed_rate or 25)
@@ -108,7 +110,17 @@ class VideoWriter:
             raise UserError(f"{self._path} cannot be written: {error}") from error
 
     def close(self) -> None:
-        """Write what is left."""
-        if self._container is not None:
+        """Write what is left.
+
+        Raises:
+            UserError: the file cannot be written.
+        """
+        if self._container is None:
+            return
+        import av
+
+        try:
             self._container.mux(self._stream.encode())
             self._container.close()
+        except (av.FFmpegError, OSError) as error:
+            raise UserError(f"{self._path} cannot be written: {error}") from error

@@ -23,6 +23,7 @@ from reporting.instances import (
     read_detections,
     read_ground_truth,
 )
+from reporting.runs import PREDICTIONS as PREDICTIONS_FOLDER
 from reporting.runs import Run
 
 PREDICTIONS = "coco_instances_results.json"
@@ -86,7 +87,12 @@ def load(setting: Setting) -> Evaluation:
 def _prediction_files(run: Run) -> list[Path]:
     """Where a run has its predictions; those of another tool may lie in a folder of another name."""
     own = run.path / run.predictions / PREDICTIONS
-    return [own] if own.is_file() else sorted(run.path.rglob(PREDICTIONS))
+    if own.is_file() or run.predictions != PREDICTIONS_FOLDER:
+        return [own] if own.is_file() else []
+    # Not those of the averaged weights, of augmented evaluation and of further evaluation sets.
+    return sorted(
+        path for path in run.path.rglob(PREDICTIONS) if not path.parent.name.startswith(f"{own.parent.name}_")
+    )
 
 
 def draw_predictions(evaluation: Evaluation, colours: Mapping[str, str], path: Path) -> str:

@@ -11,6 +11,7 @@ import numpy
 import torch
 from detectron2.data import DatasetFromList, DatasetMapper, detection_utils, get_detection_dataset_dicts, transforms
 from detectron2.data.samplers import RepeatFactorTrainingSampler
+from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
 from fvcore.common.config import CfgNode
 
 from detection.data import datasets, loading
@@ -69,6 +70,27 @@ class ImageMapper(DatasetMapper):
         elif "annotations" in record:
             self._transform_annotations(record, applied, seen.image.shape[:2])
         return record
+
+    def _transform_annotations(
+        self, record: dict[str, Any], applied: transforms.Transform, size: tuple[int, int]
+    ) -> None:
+        """Put `instances` in the place of `annotations`.
+
+        Detectron2's own fails where boxes are recomputed from the masks of an image without objects.
+        """
+        if self.recompute_boxes and all(each.get("iscrowd", 0) for each in record["annotations"]):
+            record.pop("annotations")
+            record["instances"] = no_objects(size, self.instance_mask_format)
+        else:
+            super()._transform_annotations(record, applied, size)
+
+
+def no_objects(size: tuple[int, int], mask_format: str) -> Instances:
+    """What an image without objects has of an image with some: boxes, classes and masks ("polygon" or "bitmask")."""
+    instances = Instances(size, gt_boxes=Boxes(torch.zeros(0, 4)), gt_classes=torch.zeros(0, dtype=torch.int64))
+    empty = PolygonMasks([]) if mask_format == "polygon" else BitMasks(torch.zeros(0, *size))
+    instances.gt_masks = empty
+    return instances
 
 
 class LabelMapper:

@@ -44,11 +44,11 @@ class RepeatablePreciseBN(hooks.PreciseBN):
 class HighestRate(hooks.LRScheduler):
     """Detectron2's scheduler, which records the highest rate instead of that of the group with most parameters."""
 
-    @staticmethod
-    def get_best_param_group_id(optimizer: torch.optim.Optimizer) -> int:
-        """The group whose rate is recorded."""
-        rates = [group["lr"] for group in optimizer.param_groups]
-        return rates.index(max(rates))
+    def before_train(self) -> None:
+        """Choose the group whose rate is recorded."""
+        super().before_train()
+        rates = [group["lr"] for group in self._optimizer.param_groups]
+        self._best_param_group_id = rates.index(max(rates))
 
 
 class WeightAverage(hooks.HookBase):

@@ -84,7 +84,7 @@ class TransferTrainer(DefaultTrainer):
         self._precise_bn: RepeatablePreciseBN | None = None
         self._average: WeightAverage | None = None
         self._samples: pictures.Samples | None = None
-        self._mirrors: list[Callable[[int, Mapping[str, Any]], None]] = []
+        self._records: run_folder.RecordWriter | None = None
         self.register_hooks(self.build_hooks())
 
     def build_hooks(self) -> list[hooks.HookBase]:
@@ -139,7 +139,7 @@ class TransferTrainer(DefaultTrainer):
         """Run the iterations that are left, then evaluate.
 
         Raises:
-            UserError: the loss is not finite; the last step was not taken.
+            UserError: the loss is not finite; the weights in memory are of no use, the last checkpoint is intact.
         """
         logger.info("%s", scaling.describe(self.cfg, self.process_batch.processes, len(self.images.records)))
         self.iter = self.start_iter
@@ -265,19 +265,20 @@ class TransferTrainer(DefaultTrainer):
             return
         if picture:
             self.storage.put_image(name, numpy.asarray(picture).transpose(2, 0, 1))
-            for mirror in self._mirrors:
-                mirror(self.storage.iter, {name: picture})
+            if self._records:
+                self._records.add_picture(self.storage.iter, name, picture)
 
     def _recording_hooks(self) -> list[hooks.HookBase]:
         """Records, checkpoints and evaluations."""
         config, own, writers = self.cfg, [], []
         if comm.is_main_process():
             folder = Path(config.OUTPUT_DIR)
-            if config.LOG.WANDB:
-                self._mirrors = [open_wandb(config.LOG.WANDB, folder, yaml.safe_load(config.dump()))]
+            wandb = config.LOG.WANDB
+            mirrors = [open_wandb(wandb, folder, yaml.safe_load(config.dump()))] if wandb else []
+            self._records = run_folder.RecordWriter(folder, self.start_iter, PERIOD, mirrors)
             writers = [
                 CommonMetricPrinter(self.max_iter),
-                run_folder.RecordWriter(folder, self.start_iter, PERIOD, self._mirrors),
+                self._records,
                 TensorboardXWriter(config.OUTPUT_DIR),
             ]
             own.append(Records(writers, config.TEST.EVAL_PERIOD))
@@ -468,7 +469,7 @@ def _conclude(config: CfgNode, results: dict[str, Any]) -> None:
         line = summary.describe(_of_dataset(results, label), len(DatasetCatalog.get(name)))
         print(line if len(labels) == 1 else f"{label or labels[0]}: {line}")
     folder = shlex.quote(config.OUTPUT_DIR)
-    print(f"what is behind it: python detection/report.py {folder} --output {folder}/report", flush=True)
+    print(f"tables, curves and pictures: python detection/report.py {folder} --output {folder}/report", flush=True)
     check_expected(results, config.TEST.EXPECTED_RESULTS)
 
 

@@ -15,11 +15,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from pretrain.batches import augment as reference
 from pretrain.batches.draws import Param
 
 PIXELS = 1024  # of one program
-GRAY_RED, GRAY_GREEN, GRAY_BLUE = tl.constexpr(0.2989), tl.constexpr(0.587), tl.constexpr(0.114)
-SOLARIZE_THRESHOLD = tl.constexpr(128 / 255)
+GRAY_RED, GRAY_GREEN, GRAY_BLUE = map(tl.constexpr, reference.GRAY_WEIGHTS)
+SOLARIZE_THRESHOLD = tl.constexpr(reference.SOLARIZE_THRESHOLD)
 BRIGHTNESS, CONTRAST, SATURATION = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)  # else hue
 # Columns of the table: those of `Param`, and then the number of the adjustment at each of the four places, -1 for none.
 FLIP, FACTORS = tl.constexpr(int(Param.FLIP)), tl.constexpr(int(Param.BRIGHTNESS))

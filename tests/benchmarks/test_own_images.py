@@ -30,7 +30,8 @@ def test_every_command_is_accepted(experiment: dict, tmp_path: Path, monkeypatch
     parts = ["--only", "pretrain", "probe", "detection", "--change", "TRAIN.EPOCHS", "3"]
     experiment["main"]([str(tmp_path), str(tmp_path / "out"), "--sets", "garments", "--seeds", "1", *parts])
     scripts = [command[0] for command in commands]
-    assert scripts[:3] == ["pretrain/train.py", "pretrain/linear.py", "pretrain/linear.py"]
+    made = ["pretrain/linear.py", "convert/to_d2.py", "pretrain/linear.py"]
+    assert scripts[:4] == ["pretrain/train.py", *made]
     assert scripts.count("detection/train_net.py") == 4  # two numbers of labels, two encoders
     for script, *words in commands:
         pairs = words[next((i for i, word in enumerate(words) if "." in word and word.split(".")[0].isupper()), 0) :]

@@ -48,7 +48,7 @@ def predictor(model):
     ("recipe", "outputs"),
     [
         ("shapes_R18_FPN", ["boxes", "classes", "masks", "scores"]),
-        ("shapes_R50_C4", ["boxes", "classes", "masks", "scores"]),
+        pytest.param("shapes_R50_C4", ["boxes", "classes", "masks", "scores"], marks=pytest.mark.slow),
         pytest.param("coco_R50_Cascade_FPN_1x_moco", ["boxes", "classes", "masks", "scores"], marks=pytest.mark.slow),
         ("coco_R50_RetinaNet_1x", ["boxes", "classes", "scores"]),
     ],

@@ -145,6 +145,7 @@ def test_figures_are_drawn_of_the_first_seed(tmp_path: Path, monkeypatch: pytest
     assert figures.build_parser().parse_args(arguments).only == "eigenvalues,tsne"
 
 
+@pytest.mark.slow
 def test_a_real_sweep(photos: Path, tmp_path: Path) -> None:
     tiny = "DATA.NAME, folder, DATA.IMAGE_SIZE, 32, DATA.WORKERS, 0, TRAIN.BATCH_SIZE, 8, TRAIN.EPOCHS, 1"
     text = f"COMMON: [{tiny}, TRAIN.WARMUP_EPOCHS, 0, PROJECTOR.DIMS, [16, 8]]\nRUNS: [[TRAIN.LR, 0.01]]\n"

@@ -71,6 +71,16 @@ def test_a_random_subset_is_pasted_or_none(paste):
     assert paste([], above)["instances"].gt_classes.tolist() == [1, 2, 3]
 
 
+def test_images_without_objects(tiny_overrides):
+    pairs = ["INPUT.LSJ.ENABLED", "True", "INPUT.LSJ.SIZE", "64", "INPUT.LSJ.COPY_PASTE", "True", "MODEL.DEVICE", "cpu"]
+    config, _ = configs.for_one_process(configs.load("shapes_R18_FPN", [*tiny_overrides, *pairs]))
+    images = training_data.read(config)
+    bare = {**images.records[0], "annotations": [{**images.records[0]["annotations"][0], "iscrowd": 1}]}
+    mapper = training_data.ImageMapper(config, is_train=True)
+    assert len(mapper(bare)["instances"]) == len(CopyPaste(mapper, [bare])(bare)["instances"]) == 0
+    assert len(CopyPaste(mapper, [bare])(images.records[1])["instances"]) > 0
+
+
 def test_training_images_have_objects_of_others(tiny_overrides):
     pairs = ["INPUT.LSJ.ENABLED", "True", "INPUT.LSJ.SIZE", "64", "INPUT.LSJ.COPY_PASTE", "True", "MODEL.DEVICE", "cpu"]
     config, _ = configs.for_one_process(configs.load("shapes_R18_FPN", [*tiny_overrides, *pairs]))

@@ -23,6 +23,7 @@ from detection.data import training_data
 from detection.evaluation import pictures
 from detection.training import trainer, weights
 from detection.training.accumulation import AccumulatingTrainer
+from detection.training.hooks import HighestRate
 from foundation.errors import UserError
 
 # isort: split
@@ -30,6 +31,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.engine import DefaultTrainer
 from detectron2.evaluation import COCOEvaluator
 from detectron2.modeling import GeneralizedRCNNWithTTA
+from detectron2.utils.events import EventStorage
 
 
 @pytest.fixture
@@ -111,7 +113,9 @@ def test_pictures_and_records_reach_tensorboard_and_weights_and_biases(train, mo
             assert overlay.mask.sum() == pytest.approx(each["area"], rel=0.1)
         assert photograph.size == (64, 64)
     scores = [line for line in lines(folder) if "bbox/AP" in line or "total_loss" in line]
-    records = [{"iteration": step, **values} for step, values in sent if "training_images" not in values]
+    records = [{"iteration": step, **values} for step, values in sent]
+    steps = [step for step, _ in sent]
+    assert steps == sorted(steps)  # Weights & Biases drops what comes for an earlier step
     for line in scores:
         assert any(line.items() <= record.items() for record in records)
     assert {(name, step): values[name][::-1] for step, values in sent for name in values if "images" in name} == images
@@ -329,6 +333,17 @@ def test_the_best_weights_are_kept_and_training_stops_when_nothing_improves(trai
     assert capsys.readouterr().out.splitlines()[-3:-1] == ["", "box AP 4.0 (2 images)"]
     train(*pairs, options=["--resume"])
     assert "is finished" in capsys.readouterr().out
+
+
+def test_the_highest_rate_is_recorded():
+    few, many = torch.zeros(1, requires_grad=True), [torch.zeros(1, requires_grad=True) for _ in range(4)]
+    optimizer = torch.optim.SGD([{"params": [few], "lr": 0.1}, {"params": many, "lr": 0.01}])  # Detectron2 takes 0.01
+    hook = HighestRate(optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0))
+    hook.before_train()
+    with EventStorage() as storage:
+        hook.trainer = types.SimpleNamespace(storage=storage)
+        hook.after_step()
+    assert storage.latest()["lr"][0] == 0.1
 
 
 def test_the_average_of_the_weights_is_evaluated_beside_them(train, monkeypatch):

@@ -222,7 +222,11 @@ class Treacherous(ArraySource):
 @pytest.mark.parametrize(
     ("deed", "said"),
     [
-        (lambda: time.sleep(60), r"loader worker \d \(process \d+\), at picture 5 .* hangs: no batch came for 2 s"),
+        pytest.param(
+            lambda: time.sleep(60),
+            r"loader worker \d \(process \d+\), at picture 5 .* hangs: no batch came for 2 s",
+            marks=pytest.mark.slow,
+        ),
         (lambda: os.kill(os.getpid(), signal.SIGKILL), r"loader worker \d \(process \d+\), at picture 5 .* has died"),
         (lambda: os._exit(3), r"loader worker \d \(process \d+\), at picture 5 .* has died"),
     ],
