@@ -195,7 +195,7 @@ def test_an_output_that_is_a_file(tiny_overrides, tmp_path, error_of):
     ("arguments", "message"),
     [
         (["nowhere"], "nowhere: there is no such file or folder"),
-        (["."], "there are no images in this folder"),
+        (["."], "there are no images or videos in this folder"),
         (["picture.jpg", "--score-threshold", "3"], "--score-threshold must be in 0..1"),
         (["picture.jpg"], "none.pth: there is no such file of weights"),
     ],
