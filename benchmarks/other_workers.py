@@ -68,21 +68,8 @@ def _pillow(augmentations: Sequence[Augmentation], size: int) -> Library:
         transforms.RandomResizedCrop(size, each.crop_scale, interpolation=transforms.InterpolationMode.BICUBIC)
         for each in augmentations
     ]
-    chains = [
-        transforms.Compose(
-            [
-                crop,
-                transforms.RandomHorizontalFlip(each.flip),
-                transforms.RandomApply([_jitter(transforms.ColorJitter, each)], each.jitter),
-                transforms.RandomGrayscale(each.gray),
-                transforms.RandomApply([partial(_blur, each.blur_sigma)], each.blur),
-                transforms.RandomSolarize(128, each.solarize),
-                transforms.ToTensor(),
-                transforms.Normalize(DATA.MEAN, DATA.STD),
-            ]
-        )
-        for crop, each in zip(crops, augmentations, strict=True)
-    ]
+    blurs = [partial(_blur, each.blur_sigma) for each in augmentations]
+    chains = _chains(transforms, augmentations, crops, blurs, transforms.ToTensor())
     return Library("Pillow", partial(_twice, decode, crops), partial(_twice, decode, chains))
 
 
@@ -101,26 +88,36 @@ def _torchvision(augmentations: Sequence[Augmentation], size: int) -> Library:
         v2.RandomResizedCrop(size, each.crop_scale, interpolation=v2.InterpolationMode.BICUBIC, antialias=True)
         for each in augmentations
     ]
-    chains = [
-        v2.Compose(
-            [
-                crop,
-                v2.RandomHorizontalFlip(each.flip),
-                v2.RandomApply([_jitter(v2.ColorJitter, each)], each.jitter),
-                v2.RandomGrayscale(each.gray),
-                v2.RandomApply([v2.GaussianBlur(BLUR_SIDE, each.blur_sigma)], each.blur),
-                v2.RandomSolarize(128, each.solarize),
-                v2.ToDtype(torch.float32, scale=True),
-                v2.Normalize(DATA.MEAN, DATA.STD),
-            ]
-        )
-        for crop, each in zip(crops, augmentations, strict=True)
-    ]
+    blurs = [v2.GaussianBlur(BLUR_SIDE, each.blur_sigma) for each in augmentations]
+    chains = _chains(v2, augmentations, crops, blurs, v2.ToDtype(torch.float32, scale=True))
     return Library("torchvision v2", partial(_twice, decode, crops), partial(_twice, decode, chains))
 
 
-def _jitter(kind: Callable, augmentation: Augmentation) -> torch.nn.Module:
-    return kind(augmentation.brightness, augmentation.contrast, augmentation.saturation, augmentation.hue)
+def _chains(
+    library: ModuleType,
+    augmentations: Sequence[Augmentation],
+    crops: Sequence[Callable],
+    blurs: Sequence[Callable],
+    to_float: Callable,
+) -> list[Callable]:
+    """The chain of each view, of the classes that torchvision's two versions have in common."""
+    return [
+        library.Compose(
+            [
+                crop,
+                library.RandomHorizontalFlip(each.flip),
+                library.RandomApply(
+                    [library.ColorJitter(each.brightness, each.contrast, each.saturation, each.hue)], each.jitter
+                ),
+                library.RandomGrayscale(each.gray),
+                library.RandomApply([blur], each.blur),
+                library.RandomSolarize(128, each.solarize),
+                to_float,
+                library.Normalize(DATA.MEAN, DATA.STD),
+            ]
+        )
+        for crop, blur, each in zip(crops, blurs, augmentations, strict=True)
+    ]
 
 
 def _albumentations(

@@ -236,7 +236,8 @@ def draw(out: Path, path: Path) -> None:
         panel.set_title(name, fontsize=10)
         panel.set_xlabel("labelled scenes")
         panel.grid(alpha=0.3)
-        panel.legend(frameon=False, loc="upper left", fontsize=8)
+        if arms:
+            panel.legend(frameon=False, loc="upper left", fontsize=8)
     panels[0].set_ylabel("box AP on 500 held-out scenes")
     panels[0].set_ylim(0, 1.3 * highest)
     figure.savefig(path, dpi=150)

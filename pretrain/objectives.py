@@ -5,6 +5,7 @@ the library lightly (the extra `baselines`), with their articles' parameters.
 """
 
 import math
+from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
 import torch
@@ -18,7 +19,7 @@ from pretrain.distributed import group
 CORINFOMAX = "corinfomax"
 
 
-class Objective(RunningEstimates):
+class Objective(RunningEstimates, ABC):
     """A loss of two views' embeddings. Subclasses implement `loss`, which has no trainable parameters of its own.
 
     CorInfoMax's terms and the running covariance are measured only in the steps that are logged, so that a training
@@ -32,9 +33,9 @@ class Objective(RunningEstimates):
     unit_length: ClassVar[bool] = True
     several_processes: ClassVar[bool] = True
 
+    @abstractmethod
     def loss(self, z1: Tensor, z2: Tensor) -> Tensor:
         """The loss, a scalar. z1, z2: (N, P) float32 embeddings of the first and second views, same images."""
-        raise NotImplementedError
 
     def forward(self, z1: Tensor, z2: Tensor) -> Terms:
         """The loss of embeddings (N, P) of any float dtype. CorInfoMax's terms are not measured: NaN."""

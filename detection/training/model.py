@@ -41,6 +41,7 @@ def build(config: CfgNode) -> torch.nn.Module:
             one_of(config, key, tuple(name for name, _ in registry))
     try:
         model: torch.nn.Module = modeling.build_model(config)
+    # Detectron2's builders check little, and raise whichever of these they run into.
     except (AssertionError, AttributeError, IndexError, KeyError, NotImplementedError, TypeError, ValueError) as error:
         raise UserError(
             f"the model of this config cannot be built ({type(error).__name__}: {error}); compare the keys of MODEL"
