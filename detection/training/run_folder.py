@@ -86,7 +86,6 @@ class RecordWriter(EventWriter):
         self, folder: Path, first: int, window: int, mirrors: Sequence[Callable[[int, Mapping[str, Any]], None]] = ()
     ) -> None:
         self._path, self._window, self._mirrors = folder / RECORDS, window, mirrors
-        self._pictures: dict[int, dict[str, Any]] = {}
         kept = [record for record in read_records(folder) if record["iteration"] < first]
         self._written = {name: record["iteration"] for record in kept for name in record}
         try:
@@ -116,14 +115,9 @@ class RecordWriter(EventWriter):
                 f"{self._path} cannot be written: {error.strerror or error}; the last checkpoint is intact, --resume"
                 " continues from there"
             ) from error
-        pictures, self._pictures = self._pictures, {}
-        for iteration in sorted(records.keys() | pictures):
-            for mirror in self._mirrors:
-                mirror(iteration, records.get(iteration, {}) | pictures.get(iteration, {}))
-
-    def add_picture(self, iteration: int, name: str, picture: Any) -> None:
-        """Have the mirrors get a picture with the next records: they want iterations in their order."""
-        self._pictures.setdefault(iteration, {})[name] = picture
+        for mirror in self._mirrors:
+            for iteration in sorted(records):
+                mirror(iteration, records[iteration])
 
     def close(self) -> None:
         """Close the file."""

@@ -84,7 +84,7 @@ class TransferTrainer(DefaultTrainer):
         self._precise_bn: RepeatablePreciseBN | None = None
         self._average: WeightAverage | None = None
         self._samples: pictures.Samples | None = None
-        self._records: run_folder.RecordWriter | None = None
+        self._mirrors: list[Callable[[int, Mapping[str, Any]], None]] = []
         self.register_hooks(self.build_hooks())
 
     def build_hooks(self) -> list[hooks.HookBase]:
@@ -265,20 +265,19 @@ class TransferTrainer(DefaultTrainer):
             return
         if picture:
             self.storage.put_image(name, numpy.asarray(picture).transpose(2, 0, 1))
-            if self._records:
-                self._records.add_picture(self.storage.iter, name, picture)
+            for mirror in self._mirrors:
+                mirror(self.storage.iter, {name: picture})
 
     def _recording_hooks(self) -> list[hooks.HookBase]:
         """Records, checkpoints and evaluations."""
         config, own, writers = self.cfg, [], []
         if comm.is_main_process():
             folder = Path(config.OUTPUT_DIR)
-            wandb = config.LOG.WANDB
-            mirrors = [open_wandb(wandb, folder, yaml.safe_load(config.dump()))] if wandb else []
-            self._records = run_folder.RecordWriter(folder, self.start_iter, PERIOD, mirrors)
+            if config.LOG.WANDB:
+                self._mirrors = [open_wandb(config.LOG.WANDB, folder, yaml.safe_load(config.dump()))]
             writers = [
                 CommonMetricPrinter(self.max_iter),
-                self._records,
+                run_folder.RecordWriter(folder, self.start_iter, PERIOD, self._mirrors),
                 TensorboardXWriter(config.OUTPUT_DIR),
             ]
             own.append(Records(writers, config.TEST.EVAL_PERIOD))

@@ -1,6 +1,7 @@
 """Pictures of scenes: the same for all detectors, and what was found, missed and false is seen on them."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -153,3 +154,15 @@ def test_huge_masks_and_boxes_are_drawn_without_harm(detection, make_report):
 def test_scenes_are_chosen_by_rule():
     assert evenly_spaced(range(10), 5) == [1, 3, 5, 7, 9]
     assert evenly_spaced([4, 8], 5) == [4, 8]
+
+
+def test_predictions_of_another_evaluation_are_not_taken(detection):
+    folder = detection("random", 1, 10.0)
+    (run,) = read_runs([folder]).runs
+    own = folder / "predictions"
+    assert scenes._prediction_files(run) == [own / "coco_instances_results.json"]
+    assert scenes._prediction_files(replace(run, predictions="predictions_lab")) == []
+    own.rename(folder / "predictions_EMA")
+    assert scenes._prediction_files(run) == []
+    (folder / "predictions_EMA").rename(folder / "inference")
+    assert scenes._prediction_files(run) == [folder / "inference" / "coco_instances_results.json"]
