@@ -34,7 +34,7 @@ from convert import to_d2
 from detection import config as configs
 from detection.data import training_data
 from detection.training import weights
-from foundation.errors import UserError
+from foundation.errors import UserError, run
 
 RECIPE, THEIRS = "coco_R50_C4", "coco_R_50_C4_2x_moco.yaml"
 DATASET = "parity_train"
@@ -42,11 +42,8 @@ IMAGES_PER_BATCH = 2
 SIDES = ("ours", "moco")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run both sides, compare and print.
-
-    Returns:
-        An exit status: 0 if nothing differs.
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run both sides, compare and print. Leaves with status 1 if something differs.
 
     Raises:
         UserError: the folder is not a clone of MoCo's repository.
@@ -62,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UserError(f"{arguments.moco} is no clone of facebookresearch/moco: it has no detection/{part}")
     if arguments.side:
         torch.save(run_side(arguments), arguments.folder / f"{arguments.side}.pt")
-        return 0
+        return
     with tempfile.TemporaryDirectory() as folder:
         write_data(Path(folder), IMAGES_PER_BATCH * arguments.iterations)
         write_weights(Path(folder))
@@ -71,7 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             command += ["--iterations", str(arguments.iterations), "--side", side, "--folder", folder]
             subprocess.run(command, check=True)
         ours, theirs = (torch.load(Path(folder, f"{side}.pt"), weights_only=True) for side in SIDES)
-    return report(ours, theirs)
+    if report(ours, theirs):
+        raise SystemExit(1)
 
 
 def run_side(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -235,7 +233,4 @@ def difference(one: Any, other: Any) -> float:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    run(main)
