@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from detection.checks import findings as defects
@@ -19,6 +20,7 @@ from foundation.images import UnreadableImage, read_rgb, read_size
 T = TypeVar("T")
 SLACK = 1.0  # pixels that a box may reach out: coordinates are rounded, and some tools count from 1
 LEAST_SIDE = 1e-5  # pixels; Detectron2's filter_empty_instances leaves out what has a shorter one
+MANY = 0.2  # of the annotations; of COCO's 1 % are crowds
 THREADS = 16  # a header costs little computation, but on a network drive long waiting
 
 
@@ -56,7 +58,8 @@ def check_class_names(
 def check_objects(content: Content, requirements: Requirements, findings: Findings) -> None:
     """Boxes, crowds, classes without objects and images without."""
     _check_boxes(content, findings)
-    findings.add(defects.CROWDS, numpy.flatnonzero(content.crowds), content.label)
+    many = content.crowds.sum() >= MANY * max(len(content.crowds), 1)
+    findings.add(defects.MANY_CROWDS if many else defects.CROWDS, numpy.flatnonzero(content.crowds), content.label)
     counts = numpy.bincount(content.classes[~content.crowds & (content.classes >= 0)], minlength=len(content.names))
     findings.add(defects.ABSENT_CLASSES, numpy.flatnonzero(counts == 0), lambda index: content.names[index])
     with_objects = numpy.zeros(len(content.images), dtype=bool)
@@ -71,6 +74,7 @@ def _check_boxes(content: Content, findings: Findings) -> None:
     sizes = numpy.array([(each.width, each.height) for each in content.images], dtype=numpy.float64).reshape(-1, 2)
     limits = sizes[content.owners]
     least, most = content.boxes[:, :2], content.boxes[:, 2:]
+    _check_units(least, most, limits, findings)
     empty = ~((most - least) > LEAST_SIDE).all(axis=1)
     clipped = numpy.minimum(most, limits) - numpy.maximum(least, 0)
     outside = ~empty & ~(clipped > LEAST_SIDE).all(axis=1)
@@ -81,6 +85,27 @@ def _check_boxes(content: Content, findings: Findings) -> None:
         (defects.PROTRUDING_BOXES, protruding),
     ):
         findings.add(defect, numpy.flatnonzero(chosen), content.label)
+
+
+def _check_units(
+    least: NDArray[numpy.float64], most: NDArray[numpy.float64], limits: NDArray[numpy.float64], findings: Findings
+) -> None:
+    """See that boxes are not fractions of the image or two corners, as other formats have them.
+
+    Args:
+        least: (A, 2) left and top of A boxes, read as left, top, width and height in pixels.
+        most: (A, 2) right and bottom.
+        limits: (A, 2) width and height of their images.
+        findings: takes what is found.
+    """
+    if not len(least):
+        return
+    sides = most - least  # of corners: right and bottom
+    if (limits > 1).all() and (least >= 0).all() and (sides > 0).all() and (most <= 1).all():
+        findings.add(defects.FRACTIONAL_BOXES, [f"the first is {sides[0, 0]:g} x {sides[0, 1]:g} pixels"])
+    protruding = (most > limits + SLACK).any(axis=1)
+    if protruding.mean() >= 0.5 and (sides > least).all() and (sides <= limits + SLACK).all():
+        findings.add(defects.CORNER_BOXES, [f"{protruding.sum():,} of {len(least):,} reach out of their image"])
 
 
 def check_files(images: Sequence[ListedImage], folder: Path, max_size: int, findings: Findings) -> None:

@@ -67,7 +67,9 @@ REGISTERED_CLASSES = _fatal(
 )
 IGNORED = _fatal("annotations marked `ignore`", "remove them, or mark crowds with iscrowd 1")
 CONVERTED_LVIS = _fatal("values that LVIS's own tools do not read", "write them as LVIS's format has them")
-MISSING_FILES = _fatal("images whose file is missing", "add the files, or remove the images from the annotations")
+MISSING_FILES = _fatal(
+    "images whose file is missing", "add the files, correct file_name, or remove the images from the annotations"
+)
 MISSING_LABELS = _fatal("images whose file of labels is missing", "add the files, or remove the images from the list")
 UNKNOWN_FILES = _fatal("files that Detectron2's reader would stop at", "remove them")
 LABEL_SIZES = _fatal("labels of another size than their image", CORRECT)
@@ -96,13 +98,21 @@ KEYPOINT_COUNT = _fatal(
     "set MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS, and as many numbers in TEST.KEYPOINT_OKS_SIGMAS",
 )
 WRONG_KEYPOINTS = _fatal("objects without x, y and visibility of each keypoint", CORRECT)
-NOTHING_LEFT = _fatal("datasets without an image that has objects", "annotate at least one object that is not a crowd")
+NOTHING_LEFT = _fatal(
+    "datasets without an image that has objects", "annotate at least one object with iscrowd 0, which is not a crowd"
+)
 NOT_ANNOTATED = Defect(
     "datasets without annotations",
     Consequence("error", "name annotated images for training"),
     Consequence("note", "the results are written, and not evaluated"),
 )
 REPEATED_FILES = _warning("files listed as several images", "seen as often as listed", "counted as often as listed")
+FRACTIONAL_BOXES = _fatal(
+    "datasets whose boxes are fractions of the image", "write bbox as left, top, width and height in pixels"
+)
+CORNER_BOXES = _fatal(
+    "datasets whose boxes are two corners", "write bbox as left, top, width and height, not left, top, right and bottom"
+)
 EMPTY_BOXES = _warning(
     "boxes without width or height", "the object is left out", "an object that no detection can match"
 )
@@ -131,6 +141,11 @@ SHARED_FILES = _warning(
 )
 CROWDS = _note(
     "annotations of crowds (iscrowd 1)", "left out", "detections on them count neither as right nor as wrong"
+)
+MANY_CROWDS = _warning(
+    "annotations of crowds (iscrowd 1), a fifth of all or more",
+    "left out; set iscrowd 0 where an annotation is of one object",
+    "detections on them count neither as right nor as wrong; set iscrowd 0 where an annotation is of one object",
 )
 DIFFICULT = _note(
     "objects marked difficult", "used like any other", "detections on them count neither as right nor as wrong"

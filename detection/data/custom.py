@@ -34,6 +34,13 @@ def find_images(annotations: Path) -> Path:
     for folder in folders:
         if (folder / name).is_file():
             return folder
+    base = name.replace("\\", "/").rpartition("/")[2]  # tools on Windows write backslashes
+    for folder in folders if base != name else ():
+        if (folder / base).is_file():
+            raise UserError(
+                f"{annotations} names its first image {name!r}, which is not there, but {folder / base} is: write "
+                f"file_name relative to a folder of images ({base!r})"
+            )
     raise UserError(
         f"the images of {annotations} are not beside it ({name} is not there): name their folder with --train-images"
         " (or --test-images)"

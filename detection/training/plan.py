@@ -28,7 +28,7 @@ SCALES = (0.8, 0.9, 1.0, 1.1, 1.2)  # of the shorter side in training
 ASPECT = 5 / 3  # longest side; COCO's 1333 to 800
 STEP = 8  # pixels; sizes are multiples of it
 KEYS = (
-    *("MODEL.MASK_ON", "MODEL.ANCHOR_GENERATOR.SIZES"),
+    *("MODEL.MASK_ON", "INPUT.MASK_FORMAT", "MODEL.ANCHOR_GENERATOR.SIZES"),
     *("INPUT.MIN_SIZE_TRAIN", "INPUT.MAX_SIZE_TRAIN", "INPUT.MIN_SIZE_TEST", "INPUT.MAX_SIZE_TEST"),
     *("SOLVER.IMS_PER_BATCH", "SOLVER.BASE_LR", "SOLVER.MAX_ITER", "SOLVER.STEPS", "SOLVER.WARMUP_ITERS"),
     *("SOLVER.CHECKPOINT_PERIOD", "TEST.EVAL_PERIOD", "TEST.PRECISE_BN.NUM_ITER"),
@@ -44,25 +44,29 @@ class Images:
         short_side: their median, in pixels.
         objects: the square roots of the areas of their boxes, relative to the shorter side of the image.
         masks: whether objects have masks, usable or not: the check reports broken ones only to a model with masks.
+        coded_masks: whether an object that is not a crowd has its mask as a run-length code.
     """
 
     count: int
     short_side: float
     objects: Sequence[float]
     masks: bool
+    coded_masks: bool = False
 
 
 def survey(records: Sequence[dict[str, Any]], fraction: float = 1.0) -> Images:
     """What the plan depends on, of Detectron2's records; `fraction` of the images are trained on."""
     sides = [min(record["width"], record["height"]) for record in records]
-    objects = [
-        math.sqrt(abs(each["bbox"][2] * each["bbox"][3])) / side  # boxes are x, y, width, height
-        for record, side in zip(records, sides, strict=True)
-        for each in record["annotations"]
-        if not each.get("iscrowd", 0)
-    ]
-    masks = any({"segmentation", "broken_mask"} & each.keys() for record in records for each in record["annotations"])
-    return Images(max(1, round(len(records) * fraction)), float(numpy.median(sides)), objects, masks)
+    annotations = [(each, side) for record, side in zip(records, sides, strict=True) for each in record["annotations"]]
+    objects = [(each, side) for each, side in annotations if not each.get("iscrowd", 0)]
+    return Images(
+        count=max(1, round(len(records) * fraction)),
+        short_side=float(numpy.median(sides)),
+        # Boxes are x, y, width, height.
+        objects=[math.sqrt(abs(each["bbox"][2] * each["bbox"][3])) / side for each, side in objects],
+        masks=any({"segmentation", "broken_mask"} & each.keys() for each, _ in annotations),
+        coded_masks=any(isinstance(each.get("segmentation"), dict) for each, _ in objects),
+    )
 
 
 def apply(config: CfgNode, images: Images, device: str, given: Collection[str]) -> list[str]:
@@ -90,6 +94,8 @@ def _values(config: CfgNode, images: Images, device: str) -> Iterator[tuple[str,
     solver, test = config.SOLVER, config.TEST
     if not images.masks:
         yield "MODEL.MASK_ON", False, "the annotations have no masks"
+    elif images.coded_masks:
+        yield "INPUT.MASK_FORMAT", "bitmask", "the annotations have masks as run-length codes"
     recipe_batch = solver.IMS_PER_BATCH
     batch = min(recipe_batch, images.count)
     yield "SOLVER.IMS_PER_BATCH", batch, "the recipe's" if batch == recipe_batch else f"there are {images.count} images"

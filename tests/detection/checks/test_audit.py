@@ -170,6 +170,14 @@ def test_a_defect_is_found_alone_and_does_what_is_said(case, content, register, 
     assert (defect.training.level == "error") == ends
 
 
+def test_many_crowds_are_a_warning(content, register):
+    for each in content["annotations"][::3]:
+        each.update(iscrowd=1, segmentation=code())
+    name = register(content)
+    assert found(name) == {defects.MANY_CROWDS: (2, ("annotation 1 in 1.jpg", "annotation 4 in 2.jpg"))}
+    assert counts(name) == {1: 1, 2: 1, 3: 2}
+
+
 def test_a_good_dataset_has_no_finding(content, register):
     name = register(content)
     assert found(name) == {}

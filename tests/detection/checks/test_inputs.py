@@ -163,6 +163,14 @@ CASES = {
     "a `bbox` that is null or missing": (one("bbox", None), "annotations[2].bbox is missing"),
     "a `bbox` of 3 or 5 numbers": (one("bbox", [1, 2, 3]), "annotations[2].bbox is [1, 2, 3]"),
     "a `bbox` with NaN": (one("bbox", [1, 2, float("nan"), 4]), "annotations[2].bbox is [1, 2, nan, 4]"),
+    "boxes as two corners": (
+        every(bbox=lambda r: [left(r), 10, left(r) + SIDE, 40]),
+        "datasets whose boxes are two corners: 6 of 12 reach out of their image",
+    ),
+    "boxes as fractions of the image": (
+        every(bbox=lambda r: [left(r) / WIDTH, 10 / HEIGHT, SIDE / WIDTH, SIDE / HEIGHT]),
+        "datasets whose boxes are fractions of the image: the first is 0.3125 x 0.375 pixels",
+    ),
     "`area` null, missing, text, 0, negative or a list: computed": (
         several("area", None, "x", 0, -1, []),
         WORKS,

@@ -56,6 +56,16 @@ def test_masks_that_are_all_broken_are_reported_instead_of_training_on_boxes(tmp
     assert not plan.survey(to_records(read_annotations(file), "")).masks
 
 
+def test_run_length_codes_are_trained_on_as_bitmasks(tmp_path):
+    config, lines = values("shapes_R18_FPN", plan.Images(100, 64.0, [0.1], masks=True, coded_masks=True), device="cpu")
+    assert config.INPUT.MASK_FORMAT == "bitmask"
+    assert "INPUT.MASK_FORMAT bitmask: the annotations have masks as run-length codes" in lines
+    record = {"width": 96, "height": 80, "annotations": [{"bbox": [1, 2, 3, 4], "segmentation": {"size": [80, 96]}}]}
+    assert plan.survey([record]).coded_masks
+    record["annotations"][0]["iscrowd"] = 1  # the mask of a crowd is not learned
+    assert not plan.survey([record]).coded_masks
+
+
 @pytest.mark.parametrize(
     ("check", "said"), [((), "a.json has no images to train on"), (("--check-data",), "would stop a run")]
 )
@@ -92,6 +102,11 @@ def test_the_images_are_found_beside_the_annotations(coco_root, tmp_path):
     elsewhere.write_text(file.read_text())
     with pytest.raises(UserError, match=r"are not beside it .*--train-images"):
         custom.find_images(elsewhere)
+    elsewhere.write_text(json.dumps({"images": [{"file_name": "..\\upload\\1.png"}]}))
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "1.png").touch()
+    with pytest.raises(UserError, match=r"images/1\.png is: write file_name relative .*\('1\.png'\)"):
+        custom.find_images(elsewhere)
     elsewhere.write_text("{}")
     with pytest.raises(UserError, match="it lists no images"):
         custom.find_images(elsewhere)
@@ -100,7 +115,7 @@ def test_the_images_are_found_beside_the_annotations(coco_root, tmp_path):
 def test_the_keys_of_the_plan_are_listed():
     config = configs.load("shapes_R18_FPN")
     lines = plan.apply(config, plan.Images(100, 64.0, [0.1], False), "cpu", ())
-    assert {line.split()[0] for line in lines} == {*plan.KEYS}
+    assert {line.split()[0] for line in lines} == {*plan.KEYS} - {"INPUT.MASK_FORMAT"}
 
 
 def test_a_split_is_seeded_and_loses_nothing(coco_root, tmp_path):
