@@ -6,6 +6,8 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pretrain.convolution import use_matrix_products
+
 ENCODERS = ("resnet18", "resnet34", "resnet50", "resnet101")
 STEMS = ("imagenet", "cifar")
 
@@ -26,6 +28,7 @@ def build_encoder(name: str, stem: str, zero_init_residual: bool = False) -> nn.
         encoder.conv1 = nn.Conv2d(3, 64, kernel_size=3, stride=1, padding=1, bias=False)
         nn.init.kaiming_normal_(encoder.conv1.weight, mode="fan_out", nonlinearity="relu")
         encoder.maxpool = nn.Identity()
+    use_matrix_products(encoder)
     return encoder
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-TABLES = {"data": 4, "step": 1, "loss": 3, "defaults": 1, "first_gradient": 1, "listing": 1}
+TABLES = {"data": 4, "step": 1, "loss": 3, "defaults": 1, "first_gradient": 1, "listing": 1, "convolution": 2}
 
 
 def load(name: str, monkeypatch: pytest.MonkeyPatch) -> dict:
