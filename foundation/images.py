@@ -33,6 +33,8 @@ import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+# Pictures of these kinds are not read, and where a folder has any a message says so.
+UNREAD_EXTENSIONS = (".heic", ".heif", ".avif", ".jxl", ".jp2", ".psd", ".dng", ".cr2", ".cr3", ".nef", ".arw")
 MAX_PIXELS = 100_000_000  # a photograph of 100 megapixels; a larger image is taken for a decompression bomb
 MAX_BYTES = 1024**3  # of a file: `MAX_PIXELS` of the widest type, not compressed, are 800 MB
 
@@ -137,7 +139,7 @@ def decode_rgb(data: bytes, name: str) -> np.ndarray:
 
 def open_file(path: Path) -> OpenImage:
     """Read an image file, without decoding it if it is a JPEG. Raises `UnreadableImage` as `read_rgb`."""
-    return open_image(_read_file(path), str(path))
+    return open_image(read_file(path), str(path))
 
 
 def open_image(data: bytes, name: str) -> OpenImage:
@@ -190,7 +192,12 @@ def _open_file(path: Path) -> int:
     raise UnreadableImage(f"{path}: {status.st_size:,} bytes are more than the {MAX_BYTES:,} allowed")
 
 
-def _read_file(path: Path) -> bytes:
+def read_file(path: Path) -> bytes:
+    """The content of an image file, not decoded.
+
+    Raises:
+        UnreadableImage: missing, not a regular file, or larger than `MAX_BYTES`.
+    """
     try:
         with open(_open_file(path), "rb", buffering=0) as file:
             return file.read()

@@ -23,18 +23,16 @@ def hold(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / ".lock").open("w")
     except OSError as error:
-        raise UserError(f"cannot write the run folder {folder}: {error.strerror or error}") from error
+        raise UserError(f"cannot write the folder {folder}: {error.strerror or error}") from error
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         file.close()
         if error.errno in TAKEN:
-            raise UserError(
-                f"another process is running in {folder}; wait for it, or choose another --output"
-            ) from error
+            raise UserError(f"another process is running in {folder}; wait for it, or choose another folder") from error
         raise UserError(
-            f"{folder}: this file system has no locks ({error.strerror}), which keep two processes out of one run; "
-            "mount it with locks, or choose an --output on another file system"
+            f"{folder}: this file system has no locks ({error.strerror}), which keep two processes out of one folder; "
+            "mount it with locks, or choose a folder on another file system"
         ) from error
     _held.append(file)
 

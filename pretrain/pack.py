@@ -27,14 +27,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         if not low <= value <= high:
             raise UserError(f"--{option} must be from {low} to {high}, not {value}")
 
+    from foundation.locks import hold
     from pretrain.images.packing import Form, pack
     from pretrain.runs.metrics import start_logging
 
     target = Path(args.target)
-    try:
-        target.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write {target}: {error.strerror or error}") from error
+    hold(target)
     start_logging(target)
     pack(Path(args.source), target, Form(args.side, args.quality, args.images), args.workers)
 

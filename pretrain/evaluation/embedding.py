@@ -3,6 +3,7 @@
 import csv
 import io
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch.nn import functional as F
 
 from foundation import devices
 from foundation.errors import UserError
-from foundation.files import write_atomic
+from foundation.files import report_disk_errors, write_atomic
 from pretrain.config import resolve_precision
 from pretrain.encoder import ENCODERS
 from pretrain.evaluation.features import Pipeline, extract
@@ -83,15 +84,10 @@ def embed_folders(
     pipeline = _build_pipeline(weights, side, workers, network.device)
     own = embed(network, build_source(*locate([images]), "pretrain"), pipeline, "features")
     other = embed(network, build_source(*locate([against]), "pretrain"), pipeline, "the other") if against else None
-    with (output / "features.npy").open("wb") as file:
-        np.save(file, own.features.numpy())
-    names = "".join(f"{own.source.name(i)}\n" for i in range(len(own.source)))
-    write_atomic(output / "names.txt", names.encode())
-    whole = Subset(own.source, np.arange(len(own.source)))
-    if len(whole) > 1:
-        neighbours(own.features, whole).savefig(output / "neighbours.png", dpi=150, bbox_inches="tight")
     pairs = near_duplicates(own, other, threshold)
-    _write_pairs(pairs, own.source, (other or own).source, output)
+    with report_disk_errors(output):
+        _write_features(own, output)
+        _write_pairs(pairs, own.source, (other or own).source, output)
     where = f"between {images} and {against}" if against else f"within {images}"
     logger.info("%d near-duplicates %s; features of %d images are in %s", len(pairs), where, len(own.source), output)
 
@@ -178,6 +174,19 @@ def _trained_side(weights: Path) -> int:
     return 0
 
 
+def _write_features(embedded: Embedded, output: Path) -> None:
+    """features.npy, names.txt and, of two images or more, neighbours.png."""
+    content = io.BytesIO()
+    np.save(content, embedded.features.numpy())
+    write_atomic(output / "features.npy", content.getvalue())
+    source = embedded.source
+    names = "".join(f"{source.name(i)}\n" for i in range(len(source)))
+    write_atomic(output / "names.txt", os.fsencode(names))
+    if len(source) > 1:
+        whole = Subset(source, np.arange(len(source)))
+        neighbours(embedded.features, whole).savefig(output / "neighbours.png", dpi=150, bbox_inches="tight")
+
+
 def _write_pairs(pairs: Sequence[Pair], own: Source, other: Source, output: Path) -> None:
     """duplicates.csv, and duplicates.png where there is a pair."""
     text = io.StringIO()
@@ -186,7 +195,7 @@ def _write_pairs(pairs: Sequence[Pair], own: Source, other: Source, output: Path
     for pair in pairs:
         row = [own.name(pair.first), other.name(pair.second), f"{pair.correlation:.4f}", f"{pair.similarity:.4f}"]
         table.writerow(row)
-    write_atomic(output / "duplicates.csv", text.getvalue().encode())
+    write_atomic(output / "duplicates.csv", os.fsencode(text.getvalue()))
     sheet = output / "duplicates.png"
     sheet.unlink(missing_ok=True)
     if pairs:

@@ -5,6 +5,7 @@ copies page by page, because reading an object changes its reference count. Here
 """
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import overload
 
 import numpy as np
 
-from foundation.images import EXTENSIONS, OpenImage, open_file
+from foundation.images import EXTENSIONS, UNREAD_EXTENSIONS, OpenImage, open_file
 
 
 class PathList(Sequence[Path]):
@@ -23,9 +24,18 @@ class PathList(Sequence[Path]):
         folders: relative to the root; "" is the root itself.
         names: for each folder, the names of its files, separated by zero characters.
         counts: for each folder, the number of its files.
+        unread: how many pictures of a kind that is not read were found beside them, by extension.
     """
 
-    def __init__(self, root: str, folders: Sequence[str], names: Sequence[str], counts: Sequence[int]) -> None:
+    def __init__(
+        self,
+        root: str,
+        folders: Sequence[str],
+        names: Sequence[str],
+        counts: Sequence[int],
+        unread: Counter[str],
+    ) -> None:
+        self.unread = unread
         self._root = root
         self._folders = os.fsencode("\0".join(folders)).split(b"\0")
         self._names = os.fsencode("\0".join(text for text in names if text))
@@ -95,17 +105,19 @@ def find_images(root: Path, tops: Sequence[str] = ()) -> PathList:
     folders: list[str] = []
     names: list[str] = []
     counts: list[int] = []
-    for folder, files in _walk(str(root), sorted(tops)):
+    unread: Counter[str] = Counter()
+    for folder, files in _walk(str(root), sorted(tops), unread):
         folders.append(folder)
         names.append("\0".join(files))
         counts.append(len(files))
-    return PathList(str(root), folders, names, counts)
+    return PathList(str(root), folders, names, counts, unread)
 
 
-def _walk(root: str, tops: Sequence[str]) -> Iterator[tuple[str, Sequence[str]]]:
+def _walk(root: str, tops: Sequence[str], unread: Counter[str]) -> Iterator[tuple[str, Sequence[str]]]:
     """Folders relative to the root, with image files that follow one another in the order of the sorted paths.
 
-    A folder comes several times where its files and subfolders alternate in that order.
+    A folder comes several times where its files and subfolders alternate in that order. `unread` counts pictures of
+    kinds that are not read.
     """
     # A stack of what is left to visit in each folder down to the present one, with the folder's own identity.
     visiting: list[tuple[str, Iterator[tuple[str, bool]], tuple[int, int]]] = []
@@ -116,7 +128,7 @@ def _walk(root: str, tops: Sequence[str]) -> Iterator[tuple[str, Sequence[str]]]
             status = os.stat(path)
             identity = status.st_dev, status.st_ino
             if all(identity != above for _, _, above in visiting):
-                visiting.append((folder, iter(_list(path) if entries is None else entries), identity))
+                visiting.append((folder, iter(_list(path, unread) if entries is None else entries), identity))
         except OSError:
             pass  # a folder without permission, or removed in the meantime, as os.walk does
 
@@ -138,7 +150,7 @@ def _walk(root: str, tops: Sequence[str]) -> Iterator[tuple[str, Sequence[str]]]
             enter(f"{folder}/{name}" if folder else name)
 
 
-def _list(path: str) -> Sequence[tuple[str, bool]]:
+def _list(path: str, unread: Counter[str]) -> Sequence[tuple[str, bool]]:
     """The image files and folders in a folder, sorted: (name, whether it is a folder)."""
     found = []
     with os.scandir(path) as entries:
@@ -150,5 +162,7 @@ def _list(path: str) -> Sequence[tuple[str, bool]]:
                 found.append((name, True))
             elif name.lower().endswith(EXTENSIONS):
                 found.append((name, False))
+            elif (extension := os.path.splitext(name)[1].lower()) in UNREAD_EXTENSIONS:
+                unread[extension] += 1
     found.sort()
     return found

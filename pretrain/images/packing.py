@@ -20,7 +20,7 @@ from PIL import Image
 
 from foundation.errors import UserError
 from foundation.files import report_disk_errors, write_atomic
-from foundation.images import UnreadableImage, decode_rgb
+from foundation.images import UnreadableImage, decode_rgb, read_file
 from foundation.json_files import read_json
 from pretrain.images.files import FileSource
 from pretrain.images.sources import build_source
@@ -119,8 +119,8 @@ def pack_block(tar: Path, start: int, files: FileSource, form: Form) -> Packed:
     with tarfile.open(draft, "w", format=tarfile.USTAR_FORMAT) as archive:
         for index in range(start, min(start + form.images, len(files))):
             try:
-                content = encode(files.paths[index].read_bytes(), files.name(index), form)
-            except (UnreadableImage, OSError) as error:
+                content = encode(read_file(files.paths[index]), files.name(index), form)
+            except UnreadableImage as error:
                 damaged.append(str(error))
                 continue
             _add(archive, f"{index:09d}.jpg", content)

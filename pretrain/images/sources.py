@@ -4,6 +4,7 @@ A `Source` gives an image as uint8 RGB by index. Everything after it (views, bat
 """
 
 import gzip
+import logging
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -38,6 +39,7 @@ DATASETS = (
     "webdataset",
 )
 FOLDERS = ("folder", "tiny_imagenet", "imagenet100", "imagenet1k")  # sets that are class folders on disk
+logger = logging.getLogger("pretrain")
 FASHION_MNIST_DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 
 
@@ -179,10 +181,12 @@ def _folder(root: Path, split: str, chosen: Sequence[str] = (), together: bool =
             f"{', '.join(absent[:5])}{', ...' if len(absent) > 5 else ''}"
         )
     paths = group.once_on_each_machine(lambda: find_images(root, chosen)) if together else find_images(root, chosen)
+    unread = ", ".join(f"{count:,} {extension}" for extension, count in paths.unread.most_common())
     if not len(paths):
-        raise UserError(
-            f"there is no image below {root} (looked for {' '.join(EXTENSIONS)}); check the path (DATA.ROOT)"
-        )
+        advice = f"convert its files to JPEG or PNG: {unread}" if unread else "check the path (DATA.ROOT)"
+        raise UserError(f"there is no image below {root} (looked for {' '.join(EXTENSIONS)}); {advice}")
+    if unread and group.is_main():
+        logger.warning("%s: files of kinds that are not read are left out (%s); convert them to JPEG", root, unread)
     classes, labels = paths.top_folders()
     if "" not in classes:
         return FileSource(paths, labels, classes)

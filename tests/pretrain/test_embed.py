@@ -1,6 +1,8 @@
 """`pretrain/embed.py`: features with names, neighbours, and near-duplicates that were made on purpose."""
 
 import csv
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -62,6 +64,20 @@ def test_features_neighbours_and_duplicates(folders: tuple[Path, Path], tmp_path
     assert rows(output) == []
     assert not (output / "duplicates.png").exists()
     assert np.array_equal(np.load(output / "features.npy"), features)
+
+
+def test_a_name_that_is_not_unicode_and_a_full_disk(
+    folders: tuple[Path, Path], tmp_path: Path, error_of: Callable, files_up_to: Callable
+) -> None:
+    odd = os.path.join(os.fsencode(tmp_path), b"one", b"\xe4.png")
+    (tmp_path / "one").mkdir()
+    shutil.copy(folders[0] / "0.png", odd)
+    common = ["--weights", "random", "--size", "32", "--workers", "0", "--output", str(tmp_path / "out")]
+    embed.main([str(tmp_path / "one"), "--against", str(tmp_path / "one"), *common])
+    assert (tmp_path / "out" / "names.txt").read_bytes() == odd + b"\n"
+    assert odd in (tmp_path / "out" / "duplicates.csv").read_bytes()
+    with files_up_to(1000):
+        assert "features.npy: File too large" in error_of(embed.main, [str(tmp_path / "one"), *common])
 
 
 def test_pairs_within_a_folder_are_named_once() -> None:

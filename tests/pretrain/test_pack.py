@@ -1,7 +1,10 @@
 """`pretrain/pack.py`: what is in the tars, that it goes on where it stopped, and what it refuses."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -99,10 +102,12 @@ def test_damaged_images_are_left_out_and_listed(tmp_path: Path) -> None:
     for i in range(3):
         Image.new("RGB", (40, 50), (80 * i, 0, 0)).save(source / f"{i}.png")
     (source / "1.png").write_bytes(b"no image")
+    os.mkfifo(source / "pipe.png")  # which nobody writes to
     run(source, tmp_path / "packed")
     after = build_source("webdataset", str(tmp_path / "packed"), "pretrain")
     assert [int(after.open(i).decode()[0, 0, 0]) // 75 for i in range(len(after))] == [0, 2]
-    assert "1.png" in (tmp_path / "packed" / "damaged.txt").read_text()
+    damaged = (tmp_path / "packed" / "damaged.txt").read_text()
+    assert damaged == f"{source}/1.png: not an image\n{source}/pipe.png: not a file\n"
 
 
 def test_several_processes_write_the_same(packed: Path, photos: Path, tmp_path: Path) -> None:
@@ -116,6 +121,15 @@ def test_what_is_refused(
 ) -> None:
     assert "holds another packing" in error_of(pack.main, [str(photos), str(packed), "--side", "64", "--workers", "0"])
     assert "--side must be from 16" in error_of(pack.main, [str(photos), str(packed), "--side", "4"])
+    program = (
+        "import pathlib, sys; from foundation import locks; locks.hold(pathlib.Path(sys.argv[1])); print(); input()"
+    )
+    busy = str(tmp_path / "busy")
+    command = [sys.executable, "-c", program, busy]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        assert "another process is running in" in error_of(pack.main, [str(photos), busy])
+        other.communicate(b"\n")
     (packed / "packing.json").unlink()
     assert "tars that this command has not written" in error_of(pack.main, [str(photos), str(packed)])
     assert "no image" in error_of(pack.main, [str(tmp_path / "packed" / "val"), str(tmp_path / "new")])

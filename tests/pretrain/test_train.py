@@ -134,7 +134,7 @@ def test_bad_input_is_named(photos: Path, tmp_path: Path, error_of: Callable) ->
 
 def test_output_that_is_a_file(photos: Path, tmp_path: Path, error_of: Callable) -> None:
     (tmp_path / "file").write_text("")
-    assert "cannot write the run folder" in error_of(train.main, arguments(photos, tmp_path / "file"))
+    assert "cannot write the folder" in error_of(train.main, arguments(photos, tmp_path / "file"))
 
 
 def test_one_line_and_status_two(tmp_path: Path) -> None:

@@ -59,6 +59,16 @@ def test_hidden_files_and_links_to_a_parent_are_left_out(tmp_path: Path, photos:
     assert source.classes == ["circle", "square"]
 
 
+def test_pictures_of_kinds_that_are_not_read_are_named(tmp_path: Path, photos: Path, caplog: pytest.LogCaptureFixture):
+    for name in ("1.HEIC", "2.heic", "3.avif", "notes.txt", "._4.heic"):
+        (tmp_path / name).touch()
+    with pytest.raises(UserError, match=r"convert its files to JPEG or PNG: 2 \.heic, 1 \.avif"):
+        build_source("folder", str(tmp_path), "pretrain")
+    shutil.copy(next(photos.rglob("*.jpg")), tmp_path)
+    assert len(build_source("folder", str(tmp_path), "pretrain")) == 1
+    assert "left out (2 .heic, 1 .avif); convert them to JPEG" in caplog.text
+
+
 def test_a_loose_image_beside_class_folders(tmp_path: Path, photos: Path) -> None:
     shutil.copytree(photos / "train", tmp_path / "train")
     shutil.copy(photos / "train" / "circle" / "00.jpg", tmp_path / "train" / "loose.jpg")
