@@ -77,7 +77,7 @@ def test_a_name_that_is_not_unicode_and_a_full_disk(
     assert (tmp_path / "out" / "names.txt").read_bytes() == odd + b"\n"
     assert odd in (tmp_path / "out" / "duplicates.csv").read_bytes()
     with files_up_to(1000):
-        assert "features.npy: File too large" in error_of(embed.main, [str(tmp_path / "one"), *common])
+        assert "out: File too large" in error_of(embed.main, [str(tmp_path / "one"), *common])
 
 
 def test_pairs_within_a_folder_are_named_once() -> None:
