@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from foundation.json_files import as_number
 from foundation.run_kinds import Metric
-from reporting.runs import ANALYSIS, Run, warn_once
+from reporting.runs import ANALYSIS, CLASS_AP, Run, warn_once
 
 FloatArray = NDArray[np.float64]
 IOUS = {"0.5": "IoU 0.5", "0.75": "IoU 0.75", "mean": "mean over ten IoUs"}  # of a precision-recall curve
@@ -34,7 +34,7 @@ class Task:
     title: str
     word: str
     metrics: tuple[str, ...]
-    class_prefix: str = "AP-"
+    class_prefix: str = CLASS_AP
 
     def measured(self, runs: Iterable[Run]) -> tuple[Metric, ...]:
         """The metrics that a run names, even if their value is null; for VOC, AP50 comes first."""
@@ -87,6 +87,12 @@ def part(run: Run, task: Task, key: str) -> Mapping[str, Any]:
 def analysed_tasks(runs: Sequence[Run], key: str) -> list[Task]:
     """The tasks for which a run has this part of the analysis."""
     return [task for task in TASKS if any(part(run, task, key) for run in runs)]
+
+
+def notes(runs: Iterable[Run]) -> list[str]:
+    """What the analyses say of their own numbers, each sentence once."""
+    found = (run.analysis.get(task.name, {}).get("note") for run in runs for task in TASKS)
+    return list(dict.fromkeys(note for note in found if isinstance(note, str)))
 
 
 def precision_recall(run: Run, task: Task, key: str) -> tuple[FloatArray, FloatArray] | None:

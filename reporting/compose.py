@@ -6,6 +6,7 @@ from pathlib import Path
 from foundation.errors import UserError
 from foundation.run_kinds import DETECTION, PRETRAIN
 from reporting import scenes
+from reporting.analysis import notes
 from reporting.diagnosis import draw_confusion, draw_errors, draw_precision, draw_thresholds
 from reporting.figures import SMOOTHED_SHARE, Colours, draw_curves, draw_label_curves, draw_transfer, label_colours
 from reporting.groups import Setting, label_curves, leading, settings
@@ -94,8 +95,9 @@ def _diagnosis(found: Sequence[Setting], colours: Colours, folder: Path) -> list
     blocks: list[Block] = []
     classes = [block for setting in found for block in class_table(setting)]
     if classes:
-        blocks += [Heading("Classes"), *classes]
-    if draw_confusion(found, "bbox", folder / "confusion.png"):
+        said = [Paragraph(f"{setting.name}: {note}.") for setting in found for note in notes(setting.runs)]
+        blocks += [Heading("Classes"), *said, *classes]
+    if draw_confusion(found, folder / "confusion.png"):
         blocks += [Heading("Confusions"), Image("confusion.png", "Confusion matrices", _CONFUSION_CAPTION)]
     if draw_precision(found, colours, folder / "precision.png"):
         blocks.append(Heading("Precision and recall"))
@@ -153,9 +155,9 @@ _LABELS_CAPTION = (
     " number of images was trained with several schedules, the longest is shown."
 )
 _CONFUSION_CAPTION = (
-    "Boxes at an IoU of 0.5 and the score threshold with the best F1. A row is the class of an object, a column what it"
-    " was detected as; numbers and shades are percentages of the row. The last column is missed objects, the last row"
-    " detections without an object. One run for each initialisation."
+    "Boxes, or masks where boxes were not evaluated, at an IoU of 0.5 and the score threshold with the best F1. A row"
+    " is the class of an object, a column what it was detected as; numbers and shades are percentages of the row. The"
+    " last column is missed objects, the last row detections without an object. One run for each initialisation."
 )
 _PRECISION_CAPTION = (
     "Precision at each recall, averaged over the classes, at two IoU thresholds and on average over ten; the area under"

@@ -85,18 +85,15 @@ def draw_errors(settings: Sequence[Setting], colours: Colours, path: Path) -> bo
     return True
 
 
-def draw_confusion(settings: Sequence[Setting], task_name: str, path: Path) -> bool:
+def draw_confusion(settings: Sequence[Setting], path: Path) -> bool:
     """Confusion matrices: a row for each setting, a panel for each initialisation. False if there is none.
 
-    Each is of the group's first run that has one.
+    Each is of the group's first run that has one, of boxes, or of masks where boxes were not evaluated.
     """
     rows: list[tuple[Setting, list[tuple[Group, list[str], np.ndarray]]]] = []
     for setting, tasks in analysed(settings, "confusion"):
-        for task in tasks:
-            if task.name != task_name:
-                continue
-            found = [(group, matrix) for group in setting.groups for matrix in [_first_matrix(group, task)] if matrix]
-            rows += [(setting, [(group, *matrix) for group, matrix in found])] if found else []
+        found = [(group, matrix) for group in setting.groups for matrix in [_first_matrix(group, tasks[0])] if matrix]
+        rows += [(setting, [(group, *matrix) for group, matrix in found])] if found else []
     if not rows:
         return False
     most = max(len(names) for _, matrices in rows for _, names, _ in matrices)

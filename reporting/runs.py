@@ -14,6 +14,7 @@ from foundation.run_states import RUN_FILES, RunState, find_runs, read_state
 
 PREDICTIONS = "predictions"
 ANALYSIS = "analysis.json"
+CLASS_AP = "AP-"  # before the name of a class, in results.json
 MAX_ITERATION = 2**53  # larger integers are not exact as floats, and no run is as long
 logger = logging.getLogger(__name__)
 
@@ -30,8 +31,8 @@ class Run:
         config: dotted keys to values.
         lines: metrics.json, from the first line to the last.
         detector: of an evaluation, the folder of the run that trained the detector: this one, or another.
-        analysis: analysis.json of the predictions, which `detection/evaluation/coco.py` describes; empty if there is
-            none.
+        analysis: analysis.json of the predictions, which `detection/evaluation/analysis.py` describes; empty if there
+            is none.
         predictions: the folder in the run's that holds them.
     """
 
@@ -160,7 +161,8 @@ def _read_run(state: RunState) -> Run:
         raise UserError(f"{folder / 'results.json'} names another kind than {kind.name}: {results.get('kind')!r}")
     trained = _trained_as(results) if kind.name == DETECTION else {}
     detector = Path(results["weights"]).parent if trained else folder
-    results |= trained
+    analysis = _read_analysis(folder) if kind.name == DETECTION else {}
+    results = _with_classes(results | trained, analysis)
     if not isinstance(results.get("init"), str):
         raise UserError(f"{folder / 'results.json'}: init must name the initialisation, not {results.get('init')!r}")
     return Run(
@@ -173,7 +175,7 @@ def _read_run(state: RunState) -> Run:
         config,
         _read_metrics(folder),
         detector.resolve(),
-        _read_analysis(folder),
+        analysis,
     )
 
 
@@ -189,6 +191,7 @@ def _further_evaluations(run: Run) -> list[Run]:
         results |= {key: entry.get(key) for key in ("dataset", "results")}
         folder = Path(str(entry.get("predictions"))).name
         analysis = _read_analysis(run.path, folder)
+        results = _with_classes(results, analysis)
         further.append(replace(run, results=results, lines=(), analysis=analysis, predictions=folder))
     return further
 
@@ -231,6 +234,25 @@ def _read_analysis(folder: Path, predictions: str = PREDICTIONS) -> dict[str, An
         warn_once(f"{error}; the report does without it: run the evaluation again with --eval-only")
         return {}
     return {task: entry for task, entry in analysis.items() if isinstance(entry, dict)}
+
+
+def _with_classes(results: dict[str, Any], analysis: Mapping[str, Any]) -> dict[str, Any]:
+    """The results with AP of each class from the analysis where they lack it, as those on LVIS and VOC do.
+
+    Classes that were not evaluated are left out.
+    """
+    tasks = results.get("results")
+    if not isinstance(tasks, dict):
+        return results
+    filled = dict(tasks)
+    for task, entry in analysis.items():
+        metrics, classes = tasks.get(task), entry.get("classes")
+        if not isinstance(metrics, dict) or not isinstance(classes, list) or len(classes) < 2:
+            continue
+        if not any(key.startswith(CLASS_AP) for key in metrics):
+            found = [each for each in classes if isinstance(each, dict) and as_number(each.get("AP")) is not None]
+            filled[task] = metrics | {f"{CLASS_AP}{each.get('name')}": each["AP"] for each in found}
+    return {**results, "results": filled}
 
 
 def _read_metrics(folder: Path) -> tuple[Mapping[str, Any], ...]:

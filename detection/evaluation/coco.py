@@ -1,39 +1,11 @@
-"""COCO's average precision by faster-coco-eval, and what a report draws: `analysis.json`.
+"""COCO's average precision by faster-coco-eval, and its analysis for the report.
 
 All twelve numbers equal pycocotools' to within 1e-12, which the tests check.
-
-`analysis.json` lies in the evaluator's folder and describes the last evaluation, one entry for each task:
-
-    {"bbox": {
-        "summary": {"AP": 41.2, "AP50": .., "AP75": .., "APs": .., "APm": .., "APl": ..,
-                    "AR1": .., "AR10": .., "AR100": .., "ARs": .., "ARm": .., "ARl": ..},
-        "classes": [{"name": "person", "objects": 11004, "AP": 55.1, "AP50": 83.0}, ..],
-        "precision_recall": {"recall": [0.0, 0.01, .., 1.0], "0.5": [..], "0.75": [..], "mean": [..]},
-        "errors": {"classification": 2.1, "localisation": 6.3, "both": .., "duplicate": .., "background": ..,
-                   "missed": ..},
-        "counts": {"detections": .., "correct": .., "ignored": .., "objects": .., "classification": .., ..},
-        "thresholds": {"best": {"score": 0.61, "precision": .., "recall": .., "f1": ..},
-                       "classes": [{"name": "person", "score": 0.58, "precision": .., "recall": .., "f1": ..}, ..],
-                       "curve": {"score": [0.0, 0.01, .., 1.0], "precision": [..], "recall": [..], "f1": [..]}},
-        "confusion": {"score": 0.61, "names": ["person", .., "background"], "counts": [[..], ..]}
-     },
-     "segm": {..}}
-
-- All AP and AR are in percent; null means not evaluated, because there is no object of that class or size. Keypoints
-  have ten numbers: none for small objects, AR50 and AR75, and no limits of 1 and 10 detections.
-- `classes` are in the order of the ids of their categories; `objects` does not count crowds.
-- `precision_recall` are fractions, averaged over the classes that have objects: precision at 101 recalls, at an
-  IoU of 0.5, of 0.75, and on average over the ten thresholds. The mean of the last one is AP.
-- `errors` is by how many points AP50 would rise if every error of that kind, and no other, were corrected; `counts`
-  how many there are. `errors.py` defines the kinds. Both are null for keypoints, where the IoU with the background has
-  no meaning, and `errors` is null where there is no object at all.
-- `thresholds` and `confusion` are explained in `operating_points.py`; null for keypoints, and `confusion` also for more
-  than 100 classes and where no detection is correct.
 """
 
 import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +16,8 @@ from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import Instances
 
 from detection.data.annotations import read_annotations
-from detection.evaluation import errors, operating_points, scores
+from detection.evaluation import analysis, scores
+from detection.evaluation.analysis import describe_class, describe_task
 from foundation.files import write_atomic
 
 logger = logging.getLogger(__name__)
@@ -117,19 +90,23 @@ class FastCOCOEvaluator(COCOEvaluator):
             UserError: the number of keypoints is not that of the sigmas.
         """
         results = self._with_category_ids(each for image in predictions for each in image["instances"])
-        self._write("coco_instances_results.json", results)
+        if self._folder:
+            path = Path(self._folder, "coco_instances_results.json")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(path, json.dumps(results).encode())
         read = self._annotations
         if not read.annotated:
             logger.warning("%s has no annotations: the results are written, and not evaluated", read.path)
             return
         dataset = {"images": read.images, "annotations": read.annotations, "categories": read.categories}
         names = [each["name"] for each in read.categories]
-        analysis = {}
+        analyses = {}
         for task in sorted(self._tasks or self._tasks_from_predictions(results)):
             evaluation = scores.score(dataset, results, task, self._max_dets_per_image, img_ids, self._kpt_oks_sigmas)
             self._results[task] = self._derive_coco_results(evaluation, task, class_names=names)
-            analysis[task] = analyse(evaluation)
-        self._write("analysis.json", analysis)
+            analyses[task] = analyse(evaluation)
+        if self._folder:
+            analysis.write(Path(self._folder), analyses)
 
     def _with_category_ids(self, results: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Copies that name the dataset's categories instead of the model's classes, 0 to K - 1.
@@ -139,71 +116,36 @@ class FastCOCOEvaluator(COCOEvaluator):
         named = ({**each, "category_id": self._category_ids[each["category_id"]]} for each in results)
         return [each for each in named if each["category_id"] is not None]
 
-    def _write(self, name: str, content: Any) -> None:
-        if self._folder:
-            path = Path(self._folder) / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(path, json.dumps(content).encode())
 
-
-def analyse(evaluation: Any) -> dict[str, Any]:
+def analyse(evaluation: Any, note: str | None = None) -> dict[str, Any]:
     """What `analysis.json` holds of one task.
 
     Args:
         evaluation: as `scores.score` returns it.
+        note: a sentence for the report.
     """
-    task = evaluation.params.iouType
-    names = scores.KEYPOINT_SUMMARY if task == "keypoints" else scores.SUMMARY
-    entry: dict[str, Any] = {
-        "summary": dict(zip(names, map(_percent, evaluation.stats), strict=True)),
-        "classes": describe_classes(evaluation),
-        "precision_recall": errors.precision_recall_curves(_precision(evaluation), evaluation.params.iouThrs),
-        "errors": None,
-        "counts": None,
-        "thresholds": None,
-        "confusion": None,
-    }
-    if task != "keypoints":
-        joined = errors.join(classify_images(evaluation))
-        gains = errors.gains(joined, len(entry["classes"])) if len(joined.object_classes) else {}
-        class_names = [each["name"] for each in entry["classes"]]
-        thresholds = operating_points.thresholds(joined, class_names)
-        entry.update(errors=gains or None, counts=errors.counts(joined), thresholds=thresholds)
-        if thresholds["best"]:
-            images, score = evaluation.compared.values(), thresholds["best"]["score"]
-            entry["confusion"] = operating_points.confusion(images, class_names, score)
-    return entry
+    has_regions = evaluation.params.iouType != "keypoints"
+    names = scores.SUMMARY if has_regions else scores.KEYPOINT_SUMMARY
+    # Of objects of any size, with the most detections.
+    precision: np.ndarray = evaluation.eval["precision"][:, :, :, 0, -1]
+    return describe_task(
+        summary=dict(zip(names, evaluation.stats, strict=True)),
+        classes=_describe_classes(evaluation, precision),
+        precision=precision,
+        iou_thresholds=evaluation.params.iouThrs,
+        images=evaluation.compared.values() if has_regions else (),
+        note=note,
+    )
 
 
-def describe_classes(evaluation: Any) -> list[dict[str, Any]]:
-    """Name, number of objects, AP and AP50 of each class, by ascending category id."""
+def _describe_classes(evaluation: Any, precision: np.ndarray) -> list[dict[str, Any]]:
+    """The classes by ascending category id."""
     chosen = set(evaluation.params.imgIds)
     objects = dict.fromkeys(evaluation.params.catIds, 0)
     for entry in evaluation.cocoGt.dataset["annotations"]:
         if entry["image_id"] in chosen and not entry["ignore"]:
             objects[entry["category_id"]] += 1
-    precision = _precision(evaluation)
     return [
-        {
-            "name": evaluation.cocoGt.cats[category]["name"],
-            "objects": number,
-            "AP": _percent(precision[:, :, place].mean()),
-            "AP50": _percent(precision[0, :, place].mean()),
-        }
+        describe_class(evaluation.cocoGt.cats[category]["name"], number, precision[:, :, place])
         for place, (category, number) in enumerate(objects.items())
     ]
-
-
-def classify_images(evaluation: Any) -> Iterator[errors.Outcomes]:
-    """The outcomes of detections and objects, image by image."""
-    return (errors.classify(*image) for image in evaluation.compared.values())
-
-
-def _precision(evaluation: Any) -> np.ndarray:
-    """Of objects of any size, with the most detections: (thresholds, recalls, classes); -1 for no object."""
-    precision: np.ndarray = evaluation.eval["precision"][:, :, :, 0, -1]
-    return precision
-
-
-def _percent(value: float) -> float | None:
-    return float(100 * value) if value >= 0 else None

@@ -113,7 +113,12 @@ def precision_recall_curves(precision: np.ndarray, thresholds: np.ndarray) -> di
 
 
 def classify(
-    ious: np.ndarray, scores: np.ndarray, classes: np.ndarray, object_classes: np.ndarray, crowd: np.ndarray
+    ious: np.ndarray,
+    scores: np.ndarray,
+    classes: np.ndarray,
+    object_classes: np.ndarray,
+    crowd: np.ndarray,
+    exhaustive: np.ndarray | bool = True,
 ) -> Outcomes:
     """The outcomes of one image's detections, and which of its objects are matched.
 
@@ -123,9 +128,11 @@ def classify(
         classes: of the detections, (D,).
         object_classes: (G,).
         crowd: whether it is one, (G,) bool.
+        exhaustive: whether all objects of a detection's class are annotated in the image, (D,) bool or one for all;
+            where they are not, a detection without a match is ignored, because it may be right.
     """
     same = classes[:, None] == object_classes
-    ignored = (same & (ious >= MATCH_IOU))[:, crowd].any(axis=1)
+    ignored = (same & (ious >= MATCH_IOU))[:, crowd].any(axis=1) | np.logical_not(exhaustive)
     same, ious, object_classes = same[:, ~crowd], ious[:, ~crowd], object_classes[~crowd]
     own, other = np.where(same, ious, 0.0), np.where(same, 0.0, ious)
     best_own, best_other = own.max(axis=1, initial=0.0), other.max(axis=1, initial=0.0)

@@ -28,6 +28,7 @@ class Compared(NamedTuple):
     classes: np.ndarray  # (D,)
     object_classes: np.ndarray  # (G,)
     crowd: np.ndarray  # (G,) bool
+    exhaustive: np.ndarray | bool = True  # (D,) bool, or one for all
 
 
 class Thresholds(NamedTuple):
@@ -78,7 +79,7 @@ def confusion(images: Iterable[Compared], names: Sequence[str], score: float) ->
     """The entry `confusion` of analysis.json, with the detections of at least this score.
 
     Each object is matched to a detection of its class, as for AP50, or else to a detection of another class that is
-    matched to none of its own. Detections in crowds are left out.
+    matched to none of its own. Detections that are ignored are left out.
 
     Returns:
         `score`, `names` with `background` as the last, and `counts` (K + 1, K + 1): rows are the classes of objects,
@@ -93,17 +94,18 @@ def confusion(images: Iterable[Compared], names: Sequence[str], score: float) ->
         kept = image.scores >= score
         ious, classes = image.ious[kept], image.classes[kept]
         same = classes[:, None] == image.object_classes
-        in_crowd = (same & (ious >= MATCH_IOU))[:, image.crowd].any(axis=1)
+        ignored = (same & (ious >= MATCH_IOU))[:, image.crowd].any(axis=1)
+        ignored |= ~np.broadcast_to(image.exhaustive, len(kept))[kept]
         ious, same, objects = ious[:, ~image.crowd], same[:, ~image.crowd], image.object_classes[~image.crowd]
         matches = match(np.where(same, ious, 0.0))
         free = np.ones(len(objects), bool)
         free[matches[matches >= 0]] = False
-        open_ = (matches < 0) & ~in_crowd
+        open_ = (matches < 0) & ~ignored
         matches[open_] = match(np.where(free, ious, 0.0)[open_])
         np.add.at(counts, (objects[matches[matches >= 0]], classes[matches >= 0]), 1)
         missed = np.setdiff1d(np.arange(len(objects)), matches)
         np.add.at(counts, (objects[missed], size), 1)
-        np.add.at(counts, (size, classes[(matches < 0) & ~in_crowd]), 1)
+        np.add.at(counts, (size, classes[(matches < 0) & ~ignored]), 1)
     return {"score": score, "names": [*names, BACKGROUND], "counts": counts.tolist()}
 
 

@@ -8,7 +8,7 @@ from PIL import Image
 
 from reporting import figures
 from reporting.analysis import TASKS, confusion
-from reporting.diagnosis import error_cost
+from reporting.diagnosis import draw_confusion, error_cost
 from reporting.groups import settings
 from reporting.runs import read_runs
 
@@ -65,6 +65,12 @@ def test_what_lies_behind_the_ap(analysed, make_report):
     assert error_cost(setting.groups[0], TASKS[0], "other") is None
     names, counts = confusion(setting.runs[0], TASKS[0])
     assert (names[-1], counts.tolist()) == ("background", [[5, 1, 1], [0, 0, 0], [2, 3, 0]])
+
+
+def test_confusions_of_masks_where_boxes_were_not_evaluated(analysed, tmp_path):
+    found = settings(read_runs([analysed("random", 1, {"segm": analysis()["bbox"]})]).runs)
+    assert draw_confusion(found, tmp_path / "confusion.png")
+    assert (tmp_path / "confusion.png").exists()
 
 
 def test_precision_over_recall_is_drawn_where_it_was_measured(analysed, detection, make_report, monkeypatch):

@@ -191,6 +191,21 @@ def test_ap_of_each_class(detection, change, make_report):
 
 
 @pytest.mark.usefixtures("no_pictures")
+def test_ap_of_each_class_from_the_analysis(detection, make_report):
+    """LVIS and VOC have it there only, with a sentence on what it is."""
+    folder = detection("random", 1, 10.0)
+    classes = [{"name": name, "objects": 3, "AP": ap} for name, ap in (("cat", 12.5), ("dog", 20.0), ("never", None))]
+    content = {task: {"classes": classes, "note": "by COCO's definitions"} for task in ("bbox", "segm")}
+    (folder / "predictions" / "analysis.json").write_text(json.dumps(content))
+    page = make_report(folder)
+    table = page.markdown[page.markdown.index("## Classes") :]
+    assert table.count(": by COCO's definitions.") == 1
+    assert page.rows("dog", "## Classes")[0] == ["dog", "3", "20.0", "20.0"]
+    assert table.index("| dog") < table.index("| cat")
+    assert "| never" not in table
+
+
+@pytest.mark.usefixtures("no_pictures")
 def test_ap_by_the_size_of_objects(detection, change, make_report):
     folders = [detection(init, 1, 10.0) for init in ("random", "corinfomax")]
     for folder, small in zip(folders, (1.0, 3.5), strict=True):

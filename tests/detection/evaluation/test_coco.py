@@ -17,7 +17,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from detection.evaluation import errors, scores
-from detection.evaluation.coco import FastCOCOEvaluator, analyse, classify_images
+from detection.evaluation.coco import FastCOCOEvaluator, analyse
 from foundation.errors import UserError
 from tests.detection.coco_scenes import CATEGORIES, HEIGHT, WIDTH, add_detection, scenes
 
@@ -107,7 +107,7 @@ def test_more_detections_than_count(limits, task):
     equal(evaluation, expected)
     if limits[-1] == 100:
         equal(evaluation, reference(dataset, results, task))
-    joined = errors.join(classify_images(evaluation))
+    joined = errors.join(errors.classify(*image) for image in evaluation.compared.values())
     assert len(joined.outcomes) < len(results)
     assert errors.corrected_ap50(joined, 4, ()) == pytest.approx(expected.stats[1], abs=1e-12)
 
@@ -193,7 +193,7 @@ def test_the_analysis_agrees_with_the_scores(task, seed):
         assert 100 * np.mean(curves[curve]) == pytest.approx(entry["summary"][name])
     assert 100 * np.mean(curves["0.75"]) == pytest.approx(entry["summary"]["AP75"])
     assert {len(curve) for curve in curves.values()} == {101}
-    joined = errors.join(classify_images(evaluation))
+    joined = errors.join(errors.classify(*image) for image in evaluation.compared.values())
     assert errors.corrected_ap50(joined, 4, ()) == pytest.approx(evaluation.stats[1], abs=1e-12)
     assert errors.corrected_ap50(joined, 4, errors.ERRORS) == 1
     assert entry["counts"]["ignored"] > 0

@@ -118,6 +118,13 @@ def test_crowds_count_neither_way():
     assert errors.corrected_ap50(outcomes, 2, ()) == 1
 
 
+def test_where_not_all_objects_are_annotated_no_detection_is_false():
+    ious, scores = np.array([[0.8], [0.7], [0.3], [0.0]]), np.array([0.9, 0.8, 0.7, 0.6])
+    cats, alone = np.full(4, CAT), np.zeros(1, bool)
+    outcomes = classify(ious, scores, cats, np.array([CAT]), alone, exhaustive=np.array([False, False, True, False]))
+    assert names(outcomes) == ["correct", "ignored", "localisation", "ignored"]
+
+
 def test_matching_takes_the_highest_scoring_first_and_the_nearest_left():
     assert errors.match(np.array([[0.6, 0.7], [0.55, 0.9], [0.5, 0.1]])).tolist() == [1, 0, -1]
     assert errors.match(np.array([[0.6, 0.6]])).tolist() == [1]  # of equals the last, as in pycocotools

@@ -1,6 +1,7 @@
 """Each format's own evaluation, on predictions whose score is known."""
 
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -13,7 +14,7 @@ pytest.importorskip("detectron2")
 
 from detection import config as configs
 from detection.data import datasets
-from detection.evaluation import evaluators
+from detection.evaluation import errors, evaluators
 from detection.evaluation.coco import FastCOCOEvaluator
 from foundation.errors import UserError
 from tests.detection import formats
@@ -21,6 +22,8 @@ from tests.detection import formats
 # isort: split
 from detectron2.data import DatasetCatalog
 from detectron2.structures import Boxes, BoxMode, Instances, polygons_to_bitmask
+
+ERRORS = [error.name.lower() for error in errors.ERRORS]
 
 
 def evaluator_of(recipe, name, folder):
@@ -65,6 +68,10 @@ def labels_as_scores(path, classes):
     return {"sem_seg": torch.nn.functional.one_hot(torch.from_numpy(labels), classes).permute(2, 0, 1).float()}
 
 
+def read_analysis(folder):
+    return json.loads((folder / "predictions" / "analysis.json").read_text())
+
+
 def test_voc_averages_over_its_twenty_classes(scenes, dataset_root, tmp_path):
     formats.write_voc(scenes, dataset_root)
     records = DatasetCatalog.get("voc_2007_test")
@@ -106,6 +113,14 @@ def test_lvis_counts_all_objects_and_only_them(scenes, dataset_root, tmp_path):
     assert whole.keys() == {"bbox", "segm"}
     for metrics in whole.values():
         assert (metrics["AP"], metrics["AP50"], metrics["AP75"]) == pytest.approx((100, 100, 100))
+        assert math.isnan(metrics["APl"])  # there are no large objects, for which Detectron2 gives -100
+    analysis = read_analysis(tmp_path)
+    assert analysis.keys() == whole.keys()
+    assert analysis["segm"]["summary"]["AP"] == pytest.approx(100)
+    assert analysis["segm"]["summary"]["APl"] is None
+    present = [each for each in analysis["bbox"]["classes"] if each["objects"]]
+    assert sum(each["objects"] for each in present) == sum(len(record["annotations"]) for record in records)
+    assert [each["AP"] for each in present] == pytest.approx([100] * len(present))
     results = json.loads((tmp_path / "predictions" / "lvis_instances_results.json").read_text())
     assert {one["category_id"] for one in results} <= set(range(1, 9))  # as in the file: from 1 on
     for record in records:
@@ -113,6 +128,14 @@ def test_lvis_counts_all_objects_and_only_them(scenes, dataset_root, tmp_path):
     evaluator.reset()
     evaluator.process(records, [objects(record) for record in records])
     assert evaluator.evaluate()["segm"]["AP"] < 100
+    assert read_analysis(tmp_path)["segm"]["counts"]["detections"] < len(results)
+    evaluator.reset()
+    evaluator.process(records, [objects(record, keep=0) for record in records])
+    assert evaluator.evaluate()["bbox"]["AP"] == 0
+    analysis = read_analysis(tmp_path)["bbox"]
+    assert analysis["errors"] == {**dict.fromkeys(ERRORS, 0), "missed": 100}
+    assert {each["AP"] for each in analysis["classes"]} == {0, None}
+    assert analysis["thresholds"]["best"] is None
 
 
 def test_semantic_segmentation_is_intersection_over_union(scenes, dataset_root, tmp_path):
@@ -164,11 +187,76 @@ def test_cityscapes_instances_by_its_own_scripts(scenes, dataset_root, tmp_path,
     evaluator = evaluator_of("cityscapes_R50_FPN", "cityscapes_fine_instance_seg_val", tmp_path)
     records = DatasetCatalog.get("cityscapes_fine_instance_seg_val")
     evaluator.process(records, [labelled_instances(record) for record in records])
-    assert evaluator.evaluate()["segm"] == pytest.approx({"AP": 100, "AP50": 100})
+    metrics = evaluator.evaluate()["segm"]
+    assert (metrics["AP"], metrics["AP50"], metrics["AP-person"]) == pytest.approx((100, 100, 100))
+    assert math.isnan(metrics["AP-car"])
+    analysis = read_analysis(tmp_path)["segm"]
+    assert analysis["summary"] == {"AP": pytest.approx(100), "AP50": pytest.approx(100)}
+    assert analysis["errors"] == dict.fromkeys(ERRORS, 0)
+    assert analysis["counts"]["objects"] == analysis["counts"]["correct"] > 0
     assert not Path("matches.json").exists()
     evaluator.reset()
     evaluator.process(records, [objects(record, keep=0) for record in records])
     assert evaluator.evaluate()["segm"]["AP"] == 0
+
+
+def test_the_analysis_of_cityscapes_counts_what_its_scripts_count(scenes, dataset_root, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for package in ("cityscapesscripts", "shapely"):
+        pytest.importorskip(package)
+    formats.write_cityscapes(scenes, dataset_root)
+    chance = numpy.random.default_rng(0)
+    for path in sorted(dataset_root.glob("cityscapes/gtFine/val/*/*_instanceIds.png")):
+        values = numpy.array(Image.open(path))
+        values[:6] = 3  # outside of the region of interest: does not count
+        values[6:12] = 26  # a group of cars
+        values[12:16, :20] = 26_990  # a car that is too small to count
+        Image.fromarray(values).save(path)
+    evaluator = evaluator_of("cityscapes_R50_FPN", "cityscapes_fine_instance_seg_val", tmp_path)
+    records = DatasetCatalog.get("cityscapes_fine_instance_seg_val")
+    outputs = [jittered(labelled_instances(record)["instances"], chance) for record in records]
+    evaluator.process(records, [{"instances": each} for each in outputs])
+    metrics = evaluator.evaluate()["segm"]
+    evaluation = evaluator._as_coco(evaluator._detections, 100)
+    joined = errors.join(errors.classify(*image) for image in evaluation.compared.values())
+    assert errors.counts(joined)["ignored"] > 3
+    expected = {
+        each["name"]: cityscapes_ap50(joined, place)
+        for place, each in enumerate(read_analysis(tmp_path)["segm"]["classes"])
+    }
+    analysed = {each["name"]: each["AP50"] for each in read_analysis(tmp_path)["segm"]["classes"]}
+    assert analysed == {name: None if value is None else pytest.approx(100 * value) for name, value in expected.items()}
+    there = [value for value in expected.values() if value is not None]
+    assert metrics["AP50"] == pytest.approx(100 * numpy.mean(there))
+    assert 0 < min(there) < max(there)
+
+
+def jittered(found, chance):
+    """Several shifted copies of each object, with random scores, and detections where nothing counts."""
+    shifts = [(0, 0), (0, 1), (2, 3), (9, 9)]
+    masks = [torch.roll(mask, shift, (0, 1)) for mask in found.pred_masks for shift in shifts]
+    classes = [number for number in found.pred_classes.tolist() for _ in shifts]
+    for rows, number in ((slice(0, 6), 0), (slice(6, 12), 2), (slice(12, 16), 2), (slice(6, 12), 0)):
+        masks.append(torch.zeros_like(masks[0]))
+        masks[-1][rows, :20] = True
+        classes.append(number)
+    result = Instances(found.image_size)
+    result.pred_masks, result.pred_classes = torch.stack(masks), torch.tensor(classes)
+    result.scores = torch.from_numpy(chance.permutation(len(masks)) / len(masks)).float()
+    return result
+
+
+def cityscapes_ap50(joined, number):
+    """AP as Cityscapes has it: the precision at each score times half of the change of recall around it."""
+    own = (joined.classes == number) & (joined.outcomes != errors.Outcome.IGNORED)
+    objects = (joined.object_classes == number).sum()
+    if not objects:
+        return None
+    order = numpy.argsort(joined.scores[own])[::-1]
+    correct = numpy.cumsum((joined.outcomes[own] == errors.Outcome.CORRECT)[order])
+    precision = numpy.concatenate([[1], correct / numpy.arange(1, len(correct) + 1)])
+    recall = numpy.concatenate([[0, 0], correct / objects, correct[-1:] / objects])
+    return (precision * (recall[2:] - recall[:-2]) / 2).sum()
 
 
 def test_cityscapes_pixels_by_its_own_scripts(scenes, dataset_root, tmp_path):
