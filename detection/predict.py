@@ -24,6 +24,7 @@ from tqdm import tqdm
 from detection.coco_results import Results
 from detection.video_files import VideoReader, VideoWriter, is_video
 from foundation.errors import ArgumentParser, UserError, run
+from foundation.files import report_disk_errors
 from foundation.images import EXTENSIONS, UnreadableImage, read_rgb
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def find_images(paths: Sequence[str]) -> list[Path]:
     """The files named, and those in the folders named, each folder in the order of its names; videos too.
 
     Raises:
-        UserError: a path does not exist, or a folder has no images.
+        UserError: a path does not exist, or a folder has no images. Folders in it are not searched, and a line says so.
     """
     found: list[Path] = []
     for path in map(Path, paths):
@@ -70,13 +71,14 @@ def find_images(paths: Sequence[str]) -> list[Path]:
             continue
         if not path.is_dir():
             raise UserError(f"{path}: there is no such file or folder")
-        inside = sorted(
-            entry
-            for entry in path.iterdir()
-            if (entry.suffix.lower() in EXTENSIONS or is_video(entry)) and not entry.name.startswith(".")
-        )
+        entries = sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
+        inside = [entry for entry in entries if entry.suffix.lower() in EXTENSIONS or is_video(entry)]
+        deeper = sum(entry.is_dir() for entry in entries)
+        advice = f"; it has {deeper} subfolder(s), which are not searched: name them too" if deeper else ""
         if not inside:
-            raise UserError(f"{path}: there are no images or videos in this folder ({', '.join(EXTENSIONS)})")
+            raise UserError(f"{path}: there are no images or videos in this folder ({', '.join(EXTENSIONS)}){advice}")
+        if advice:
+            print(f"note: {path}: {len(inside)} images and videos{advice}")
         found += inside
     return found
 
@@ -87,6 +89,14 @@ def targets(files: Sequence[Path], folder: Path) -> list[Path]:
     endings = [".mp4" if is_video(file) else ".png" for file in files]
     names = [f"{i:04}_{file.stem}" if numbered else file.stem for i, file in enumerate(files)]
     return [folder / f"{name}{ending}" for name, ending in zip(names, endings, strict=True)]
+
+
+def check_targets(targets: Sequence[Path], sources: Sequence[Path]) -> None:
+    """See that no file that is written is one of those that are read. Raises UserError."""
+    read = {file.resolve() for file in sources}
+    for target in targets:
+        if target.resolve() in read:
+            raise UserError(f"{target} would be overwritten: choose another --output or --json")
 
 
 def _read(files: Sequence[Path], failed: Callable[[int, str], None]) -> "Iterator[tuple[int, Image.Image]]":
@@ -156,7 +166,8 @@ class Prediction:
 
         for index, _, picture, text in self._detected(_read(files, failed), bool(drawn), failed):
             if picture:
-                picture.save(drawn[index])
+                with report_disk_errors(drawn[index].parent):
+                    picture.save(drawn[index])
             self._progress.write(f"{drawn[index] if drawn else files[index]}: {text}")
             self._progress.update()
 
@@ -248,6 +259,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError("--annotations lists images: name the videos in a command without it")
     results = Results(images, arguments.annotations)
     drawn = targets(files, arguments.output) if arguments.output else []
+    written, known = ([path] if path else [] for path in (arguments.json, arguments.annotations))
+    check_targets([*drawn, *written], [*files, *known])
     for folder in (arguments.output, arguments.json and arguments.json.parent):
         try:
             if folder:

@@ -299,6 +299,33 @@ def test_pictures_keep_their_size_unless_asked(recipe, pictures, tmp_path):
     assert Image.open(tmp_path / "large" / "1.png").size == (160, 200)
 
 
+def test_what_is_read_is_never_overwritten(pictures, tmp_path, error_of):
+    (pictures / "more").mkdir()
+    command = [predict.cli, "--config", "x", "--weights", "y"]
+    message = error_of(*command, pictures, "--output", pictures / "more" / "..")
+    assert "0.png would be overwritten: choose another --output" in message
+    listed = tmp_path / "a.json"
+    listed.write_text(json.dumps({"images": [{"id": i, "file_name": f"{i}.png"} for i in range(7)], "categories": []}))
+    assert "a.json would be overwritten" in error_of(*command, pictures, "--json", listed, "--annotations", listed)
+
+
+def test_subfolders_are_not_searched_and_named(pictures, tmp_path, capsys):
+    assert len(predict.find_images([str(pictures)])) == 7
+    assert capsys.readouterr().out == ""
+    (pictures / "more").mkdir()
+    predict.find_images([str(pictures)])
+    assert "7 images and videos; it has 1 subfolder(s), which are not searched" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"no images or videos in this folder .*; it has 1 subfolder\(s\)"):
+        predict.find_images([str(tmp_path)])
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_one_line(recipe, pictures, tmp_path, error_of, files_up_to):
+    with files_up_to(100):
+        message = error_of(predict.cli, *recipe, pictures / "1.png", "--output", tmp_path / "drawn")
+    assert "File too large" in message
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
