@@ -136,7 +136,7 @@ def share_of_step(case: Case, rounds: int, device: torch.device) -> list[str]:
     objective = build_losses(dim, device)[0]
     sides = [
         lambda: torch.autograd.grad(objective(*z), z),
-        partial(encoder_pass, build_parts(config, device)["network"].encoder, views, autocast),
+        partial(encoder_pass, build_parts(config, device)["network"], views, autocast),
     ]
     loss, encoder = np.median(alternate(sides, rounds, device), axis=0)
     share = loss / (loss + encoder * count / pairs)

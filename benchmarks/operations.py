@@ -1,10 +1,10 @@
 """The operations that a training step dispatches, counted part by part: `python benchmarks/step.py --count`.
 
 A GPU starts one kernel at least for each operation that is not a view, and the host takes some microseconds to
-dispatch either. Network, objective, check and optimizer are counted on a few images on the CPU, because their number
-does not depend on the batch. The augmentation is counted on a simulated GPU at the batch that is asked for, with the
-bytes that its operations read and write: from the shapes, and for Triton's kernels from what `augment_kernels.py` says
-that they do.
+dispatch either. Network, objective, check and optimizer are counted on a few images on the CPU, with the views passing
+the network as they do on a GPU, because the number of operations does not depend on the batch. The augmentation is
+counted on a simulated GPU at the batch that is asked for, with the bytes that its operations read and write: from the
+shapes, and for Triton's kernels from what `augment_kernels.py` says that they do.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -27,9 +27,11 @@ from pretrain.training.build import build_parts
 from pretrain.training.dry_run import synthetic_batch
 from pretrain.training.guard import Statistics, check_step
 from pretrain.training.step import Trainer
+from pretrain.training.two_views import TwoViewNetwork
 
 IMAGES = 2  # pairs that the CPU computes with
 AUGMENTATION = "augmentation of both views"
+STEP = "the whole step"
 BuildTrainer = Callable[[CfgNode, dict[str, Any], torch.device, str], Trainer]
 
 
@@ -37,7 +39,8 @@ class Operations(TorchDispatchMode):
     """Counts what is dispatched while it is entered.
 
     Attributes:
-        dispatched: all operations.
+        dispatched: all operations but `detach`, which autograd dispatches for the tensors that it saves only where a
+            mode like this one watches. `Detaches` counts those of a step that nothing watches.
         computing: those that are neither views nor allocations.
         moved: bytes of the tensors that the latter read and write.
     """
@@ -48,13 +51,26 @@ class Operations(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if func.namespace == "prim":  # a simulated tensor that is asked for its device
+        # `prim`: a simulated tensor that is asked for its device
+        if func.namespace == "prim" or func is torch.ops.aten.detach.default:
             return result
         self.dispatched += 1
         if not func.is_view and not func.__name__.startswith("empty"):
             self.computing += 1
             self.moved += sum(map(_bytes, tree_leaves((args, kwargs, result))))
         return result
+
+
+class Detaches(torch.autograd.profiler.profile):
+    """Counts the `detach` operations that are dispatched while it is entered: a parameter's gradient is one, say."""
+
+    def __init__(self) -> None:
+        super().__init__(use_kineto=False)
+
+    @property
+    def dispatched(self) -> int:
+        """How many."""
+        return sum(event.name == "aten::detach" for event in self.function_events)
 
 
 def _bytes(value: object) -> int:
@@ -111,13 +127,15 @@ def _moved_by_kernels(values: int, params: np.ndarray) -> int:
 def count_step(config: CfgNode, size: int, build_trainer: BuildTrainer) -> list[list[str]]:
     """Rows of part, operations, of these computing, and GB moved where it is counted."""
     parts = build_parts(config, torch.device("cpu"))
+    parts["network"] = TwoViewNetwork(parts["network"], together=False)  # as on a GPU
     trainer = build_trainer(config, parts, torch.device("cpu"), "bfloat16")
     batch = synthetic_batch(config, IMAGES)
     views = [trainer._augment(batch, view) for view in range(2)]
     trainer.step(0, batch)  # the first one sets things up
-    rows = count_parts(trainer, views)
-    with mock.patch.object(trainer, "_augment", lambda batch, view: views[view]), Operations() as all_but_augmentation:
-        trainer.step(1, batch)
+    rows = count_parts(trainer, batch, views, Operations)
+    for name, detaches in count_parts(trainer, batch, views, Detaches).items():
+        rows[name].dispatched += detaches.dispatched
+    all_but_augmentation = rows.pop(STEP)
     large = synthetic_batch(config, size)
     augmentation, without = (count_augmentation(large, kernels) for kernels in (True, False))
     rest, step = Operations(), Operations()
@@ -125,7 +143,7 @@ def count_step(config: CfgNode, size: int, build_trainer: BuildTrainer) -> list[
         total = getattr(all_but_augmentation, name)
         setattr(rest, name, total - sum(getattr(part, name) for part in rows.values()))
         setattr(step, name, total + getattr(augmentation, name))
-    rows |= {"the rest": rest, AUGMENTATION: augmentation, "the whole step": step}
+    rows |= {"the rest": rest, AUGMENTATION: augmentation, STEP: step}
     rows |= {f"{AUGMENTATION}, without Triton": without}
     return [
         [name, f"{counted.dispatched:,}", f"{counted.computing:,}", f"{counted.moved / 1e9:.2f}"]
@@ -135,26 +153,28 @@ def count_step(config: CfgNode, size: int, build_trainer: BuildTrainer) -> list[
     ]
 
 
-def count_parts(trainer: Trainer, views: Sequence[Tensor]) -> dict[str, Operations]:
-    """What `Trainer.step` does with augmented views, each part by itself."""
-    rows: dict[str, Operations] = {}
-    with Operations() as rows["encoder and projector, forward"], trainer._autocast():
+def count_parts(trainer: Trainer, batch: Batch, views: Sequence[Tensor], count: type) -> dict[str, Any]:
+    """What `Trainer.step` does with augmented views, each part by itself, and at last all of it."""
+    rows: dict[str, Any] = {}
+    with count() as rows["encoder and projector, forward"], trainer._autocast():
         z = trainer.network(*views)
     slopes = [torch.ones_like(part) for part in z]
     trainer.optimizer.zero_grad(set_to_none=True)
-    with Operations() as rows["encoder and projector, backward"]:
+    with count() as rows["encoder and projector, backward"]:
         torch.autograd.backward(z, slopes)
     leaves = [part.detach().requires_grad_() for part in z]
-    with Operations() as rows["objective, forward and backward"]:
+    with count() as rows["objective, forward and backward"]:
         total = trainer.criterion(*leaves).total
         total.backward()
     statistics = [Statistics([trainer.network]), Statistics([trainer.criterion])]
     gradients = [parameter.grad for parameter in trainer.network.parameters()]
-    with Operations() as rows["check for non-finite values"]:
+    with count() as rows["check for non-finite values"]:
         before = [each.copy() for each in statistics]
         flags = check_step(total.detach(), gradients, stop=False)
         for each, earlier in zip(statistics, before, strict=True):
             each.restore(earlier, bad=flags[0])
-    with Operations() as rows["optimizer"]:
+    with count() as rows["optimizer"]:
         trainer._update(bad=flags[0])
+    with mock.patch.object(trainer, "_augment", lambda batch, view: views[view]), count() as rows[STEP]:
+        trainer.step(1, batch)
     return rows

@@ -30,9 +30,10 @@ from foundation.config import load_config
 from pretrain.batches.copying import copy_ahead
 from pretrain.config import get_defaults, resolve_precision
 from pretrain.corinfomax import CorInfoMaxLoss
-from pretrain.training.build import build_parts
+from pretrain.training.build import build_network, build_parts
 from pretrain.training.dry_run import synthetic_batch
 from pretrain.training.step import Trainer
+from pretrain.training.two_views import TwoViewNetwork
 
 
 class Case(NamedTuple):
@@ -98,18 +99,18 @@ def build_sides(config: CfgNode, size: int, device: torch.device) -> list[Side]:
         batch = batch.pin_memory()
     parts = build_parts(config, device)
     trainer = build_trainer(config, parts, device, resolve_precision(config.TRAIN.PRECISION, device))
-    plain = build_parts(config, device)
-    network = plain["network"].to(memory_format=torch.contiguous_format)
+    criterion = build_parts(config, device)["criterion"]
+    network = build_network(config).to(device)
     optimizer = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9, weight_decay=1e-4)
     floats = [torch.randn(batch.images[0].shape, pin_memory=device.type == "cuda") for _ in range(2)]
     views = [view.to(device, memory_format=torch.channels_last) for view in floats]
-    encoder = build_parts(config, device)["network"].encoder
+    alone = build_parts(config, device)["network"]
     autocast = partial(torch.autocast, device.type, torch.bfloat16, enabled=trainer.precision == "bfloat16")
     batches = copy_ahead((batch for _ in count()), device)  # as in training
     return [
         lambda: trainer.step(0, next(batches)),
-        partial(conventional_step, network, plain["criterion"], optimizer, floats, device),
-        partial(encoder_pass, encoder, views, autocast),
+        partial(conventional_step, network, criterion, optimizer, floats, device),
+        partial(encoder_pass, alone, views, autocast),
     ]
 
 
@@ -140,12 +141,12 @@ def conventional_step(
     optimizer.step()
 
 
-def encoder_pass(encoder: nn.Module, views: Sequence[Tensor], autocast: Callable[[], torch.autocast]) -> None:
-    """Forward and backward of both views."""
-    encoder.zero_grad()
-    for view in views:
+def encoder_pass(network: TwoViewNetwork, views: Sequence[Tensor], autocast: Callable[[], torch.autocast]) -> None:
+    """Forward and backward of both views through the encoder, in as many passes as in training."""
+    network.encoder.zero_grad()
+    for images in [torch.cat(list(views))] if network.together else views:
         with autocast():
-            features = encoder(view)
+            features = network.encoder(images)
         features.float().sum().backward()
 
 

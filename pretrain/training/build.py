@@ -27,6 +27,7 @@ from pretrain.training.lars import BARLOW_TWINS_PLAIN_LR, LARS
 from pretrain.training.recorder import CheckpointPolicy, Recorder
 from pretrain.training.schedule import StepRange, warmup_cosine
 from pretrain.training.step import Trainer
+from pretrain.training.two_views import TwoViewNetwork
 
 
 def build_network(config: CfgNode) -> SiameseNetwork:
@@ -43,7 +44,8 @@ def build_network(config: CfgNode) -> SiameseNetwork:
 
 def build_parts(config: CfgNode, device: torch.device) -> dict[str, Any]:
     """The parts whose state a checkpoint holds: `network`, `criterion` and `optimizer`."""
-    network = build_network(config).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = TwoViewNetwork(build_network(config), together=device.type == "cpu")
+    network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     criterion = build_criterion(
         config.OBJECTIVE.NAME,
         dim=config.PROJECTOR.DIMS[-1],

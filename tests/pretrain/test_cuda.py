@@ -344,7 +344,7 @@ def test_parts_have_two_images_at_least(monkeypatch: pytest.MonkeyPatch) -> None
     seen: list[int] = []
     trainer.network.encoder.register_forward_hook(lambda module, views, features: seen.append(len(features)))
     trainer.step(0, synthetic_batch(config, 9))
-    assert seen == [3] * 12  # two views, without gradient and with
+    assert seen == [6] * 6  # both views of three pairs, without gradient and with
 
 
 @pytest.mark.parametrize(("change", "key"), [({"MICRO_BATCH": 1}, "MICRO_BATCH"), ({"BATCH_SIZE": 1}, "BATCH_SIZE")])

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -83,6 +84,30 @@ def test_processes_compute_what_one_computes(shares: Sequence[int], tmp_path: Pa
         else:
             for part in parts:
                 torch.testing.assert_close(part, tensor, rtol=1e-12, atol=1e-12)
+
+
+def test_two_views_share_the_collectives(tmp_path: Path) -> None:
+    """Two processes with both views in one pass equal one process with two passes; one all-reduce forth, one back."""
+    halves = images(8).split(4)
+    halves = halves[0], halves[1] * 2 + 1
+    model = nn.Sequential(*network()[0][:3]).double()
+    weights = torch.linspace(-1, 2, 4, dtype=torch.float64)[:, None, None]
+    sum((model(half).sin() * weights).sum() for half in halves).backward()
+    expected = [model[0].weight.grad, model[1].weight.grad, model[1].bias.grad, *model.buffers()]
+
+    def work(rank: int) -> tuple[list[Any], int]:
+        own = convert(nn.Sequential(*network()[0][:3]).double(), views=2)
+        with mock.patch.object(dist, "all_reduce", wraps=dist.all_reduce) as reduced:
+            (own(torch.cat([half.chunk(2)[rank] for half in halves])).sin() * weights).sum().backward()
+        found = [own[0].weight.grad, own[1].weight.grad, own[1].bias.grad, *own.buffers()]
+        return [tensor.tolist() for tensor in found], reduced.call_count
+
+    (first, calls), (second, _) = in_processes(2, work, tmp_path)
+    assert calls == 2
+    for place, tensor in enumerate(expected):
+        parts = [torch.tensor(each[place], dtype=tensor.dtype) for each in (first, second)]
+        for found in [parts[0] + parts[1]] if place < 3 else parts:
+            torch.testing.assert_close(found, tensor, rtol=1e-10, atol=1e-10)
 
 
 def test_half_precision_and_large_means(tmp_path: Path) -> None:
