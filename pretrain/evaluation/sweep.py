@@ -5,13 +5,14 @@ import json
 import logging
 import os
 import re
+import signal
 import statistics
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from fvcore.common.config import CfgNode
 
@@ -21,6 +22,7 @@ from foundation.files import write_atomic
 from foundation.json_files import read_json
 from pretrain.config import get_defaults as get_pretrain_defaults
 from pretrain.config import validate as validate_pretrain
+from pretrain.distributed.signals import INTERRUPTED, STOPPED
 from pretrain.evaluation.config import get_linear_defaults, validate_linear
 from pretrain.evaluation.figures import NAMES
 from pretrain.runs.folder import read_results, write_results
@@ -177,17 +179,28 @@ def call(module: str, arguments: Sequence[str]) -> str:
     """Run a command in a process of its own, so that none inherits the state of the one before. Returns its error."""
     # -P: a folder `pretrain` or `configs` in the working directory must not take the place of ours.
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    done = subprocess.run(
-        [sys.executable, "-P", "-m", module, *arguments],
-        stderr=subprocess.PIPE,
-        text=True,
-        check=False,
-        env={**os.environ, "PYTHONPATH": path},
-    )
-    if done.returncode in (130, -2):
+    command = [sys.executable, "-P", "-m", module, *arguments]
+    handler = signal.signal(signal.SIGTERM, _leave)
+    try:
+        with subprocess.Popen(
+            command, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path}
+        ) as process:
+            try:
+                _, errors = process.communicate()
+            except BaseException:  # SIGTERM came to this process only; a run saves a checkpoint before it ends
+                process.terminate()
+                process.wait()
+                raise
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    if process.returncode in (INTERRUPTED, -signal.SIGINT):
         raise KeyboardInterrupt
-    lines = done.stderr.strip().splitlines()
-    return "" if done.returncode == 0 else (lines[-1] if lines else f"exit status {done.returncode}")
+    lines = errors.strip().splitlines()
+    return "" if process.returncode == 0 else (lines[-1] if lines else f"exit status {process.returncode}")
+
+
+def _leave(*_: object) -> NoReturn:
+    raise SystemExit(STOPPED)
 
 
 def table(results: Sequence[Mapping[str, Any]]) -> str:

@@ -1,6 +1,10 @@
 """`python pretrain/sweep.py`: what it plans, keeps and skips; the commands that it calls are stubs but once."""
 
 import json
+import os
+import signal
+import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -122,6 +126,30 @@ def test_a_folder_in_the_working_directory_does_not_shadow_ours(
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("PYTHONPATH", raising=False)
     assert "name either --data or --voc07" in sweep.call("pretrain.transfer", ["--weights", "random"])
+
+
+def test_sigterm_is_passed_on_and_the_run_may_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ready, saved = tmp_path / "ready", tmp_path / "saved"
+    (tmp_path / "a_run.py").write_text(
+        "import pathlib, signal, sys, time\n"
+        f"def save(*_): time.sleep(0.1); pathlib.Path({str(saved)!r}).touch(); sys.exit()\n"
+        f"signal.signal(signal.SIGTERM, save); pathlib.Path({str(ready)!r}).touch(); time.sleep(60)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+
+    def stop_when_ready() -> None:
+        while not ready.exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    thread = threading.Thread(target=stop_when_ready, daemon=True)
+    thread.start()
+    with pytest.raises(SystemExit) as stopped:
+        sweep.call("a_run", [])
+    assert stopped.value.code == 75
+    assert saved.exists()
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_figures_are_drawn_of_the_first_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
