@@ -26,10 +26,11 @@ SHORTEST_PERIOD = 100  # iterations between two evaluations
 LARGEST_SIDE = {"cuda": 800, "cpu": 320}  # of the shorter side; a CPU takes seconds for a larger image
 SCALES = (0.8, 0.9, 1.0, 1.1, 1.2)  # of the shorter side in training
 ASPECT = 5 / 3  # longest side; COCO's 1333 to 800
+JITTERED = 1.28  # side of a training image with large-scale jitter, of the shorter side in evaluation: 1024 to 800
 STEP = 8  # pixels; sizes are multiples of it
 KEYS = (
     *("MODEL.MASK_ON", "INPUT.MASK_FORMAT", "MODEL.ANCHOR_GENERATOR.SIZES"),
-    *("INPUT.MIN_SIZE_TRAIN", "INPUT.MAX_SIZE_TRAIN", "INPUT.MIN_SIZE_TEST", "INPUT.MAX_SIZE_TEST"),
+    *("INPUT.MIN_SIZE_TRAIN", "INPUT.MAX_SIZE_TRAIN", "INPUT.MIN_SIZE_TEST", "INPUT.MAX_SIZE_TEST", "INPUT.LSJ.SIZE"),
     *("SOLVER.IMS_PER_BATCH", "SOLVER.BASE_LR", "SOLVER.MAX_ITER", "SOLVER.STEPS", "SOLVER.WARMUP_ITERS"),
     *("SOLVER.CHECKPOINT_PERIOD", "TEST.EVAL_PERIOD", "TEST.PRECISE_BN.NUM_ITER"),
 )  # that the plan sets
@@ -124,6 +125,9 @@ def _values(config: CfgNode, images: Images, device: str) -> Iterator[tuple[str,
     longest = STEP * math.ceil(side * ASPECT / STEP)
     yield "INPUT.MAX_SIZE_TEST", longest, "5/3 of the shorter side, as for COCO"
     yield "INPUT.MAX_SIZE_TRAIN", STEP * math.ceil(max(sizes) * ASPECT / STEP), "the same"
+    if config.INPUT.LSJ.ENABLED:
+        jittered = max(32, STEP * round(JITTERED * side / STEP))
+        yield "INPUT.LSJ.SIZE", jittered, f"{JITTERED} times the shorter side, as in the published recipe"
     anchors = config.MODEL.ANCHOR_GENERATOR.SIZES
     if images.objects and len(anchors) > 1 and all(len(level) == 1 for level in anchors):
         small, large = (float(value) * side for value in numpy.quantile(images.objects, (0.1, 0.9)))

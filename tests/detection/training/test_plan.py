@@ -84,6 +84,13 @@ def test_a_step_of_the_learning_rate_at_the_end_is_refused(tmp_path):
         prepare.check(config, resume=False)
 
 
+@pytest.mark.parametrize(("side", "size"), [(800.0, 1024), (128.0, 160)])
+def test_jittered_images_are_as_large_as_those_of_the_evaluation(side, size):
+    images = plan.Images(100, side, [0.1], masks=True)
+    config, _ = values("coco_R50_FPN_1x_moco", images, pairs=["INPUT.LSJ.ENABLED", "True"])
+    assert (config.INPUT.MIN_SIZE_TEST, config.INPUT.LSJ.SIZE) == (side, size)
+
+
 def test_keys_that_are_given_stay_and_others_follow_them():
     given = {"SOLVER.MAX_ITER": "90", "SOLVER.IMS_PER_BATCH": "4", "INPUT.MIN_SIZE_TEST": "96"}
     pairs = [text for pair in given.items() for text in pair]
@@ -115,7 +122,7 @@ def test_the_images_are_found_beside_the_annotations(coco_root, tmp_path):
 def test_the_keys_of_the_plan_are_listed():
     config = configs.load("shapes_R18_FPN")
     lines = plan.apply(config, plan.Images(100, 64.0, [0.1], False), "cpu", ())
-    assert {line.split()[0] for line in lines} == {*plan.KEYS} - {"INPUT.MASK_FORMAT"}
+    assert {line.split()[0] for line in lines} == {*plan.KEYS} - {"INPUT.MASK_FORMAT", "INPUT.LSJ.SIZE"}
 
 
 def test_a_split_is_seeded_and_loses_nothing(coco_root, tmp_path):
