@@ -88,7 +88,7 @@ def test_a_step_of_the_learning_rate_at_the_end_is_refused(tmp_path):
 def test_jittered_images_are_as_large_as_those_of_the_evaluation(side, size):
     images = plan.Images(100, side, [0.1], masks=True)
     config, _ = values("coco_R50_FPN_1x_moco", images, pairs=["INPUT.LSJ.ENABLED", "True"])
-    assert (config.INPUT.MIN_SIZE_TEST, config.INPUT.LSJ.SIZE) == (side, size)
+    assert (side, size) == (config.INPUT.MIN_SIZE_TEST, config.INPUT.LSJ.SIZE)
 
 
 def test_keys_that_are_given_stay_and_others_follow_them():
