@@ -5,6 +5,7 @@ that would have no effect here are a `UserError` before anything starts.
 """
 
 import importlib.util
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -276,8 +277,8 @@ def _check_solver(config: CfgNode) -> None:
     # Main has a third schedule, with this key.
     names = ("WarmupMultiStepLR", "WarmupCosineLR", *["WarmupStepWithFixedGammaLR"] * ("NUM_DECAYS" in solver))
     one_of(config, "SOLVER.LR_SCHEDULER_NAME", names)
-    if not solver.BASE_LR > 0:
-        raise UserError(f"SOLVER.BASE_LR must be above 0, not {solver.BASE_LR}")
+    if not 0 < solver.BASE_LR < math.inf:
+        raise UserError(f"SOLVER.BASE_LR must be finite and above 0, not {solver.BASE_LR}")
     if not 0 < solver.LAYER_DECAY <= 1:
         raise UserError(f"SOLVER.LAYER_DECAY must be above 0 and at most 1, not {solver.LAYER_DECAY}")
     if not 0 <= solver.EMA < 1:

@@ -1,6 +1,7 @@
 """Fine-tune a detector on converted weights: `python detection/train_net.py --config coco_R50_C4`."""
 
 import argparse
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -25,8 +26,10 @@ class Numbers(argparse.Action):
                 numbers.append(self.kind(text))
             except ValueError:
                 break
-        if not numbers or min(numbers) < 0:
-            parser.error(f"{self.option_strings[0]} needs numbers that are not negative, not {values[0]!r}")
+        wrong = [text for text, number in zip(values, numbers, strict=False) if not 0 <= number < math.inf]
+        if wrong or not numbers:
+            text = (wrong or values)[0]
+            parser.error(f"{self.option_strings[0]} needs finite numbers that are not negative, not {text!r}")
         setattr(namespace, self.dest, numbers)
         namespace.rest = [*getattr(namespace, "rest", ()), *values[len(numbers) :]]
 

@@ -42,6 +42,18 @@ ROOT = Path(train_net.__file__).parent
             "--seeds needs numbers that are not negative, not 'SEED'",
         ),
         (["--config", "coco_R50_C4", "--sweep-lr", "0.1", "--eval-only"], "they do not go with --eval-only"),
+        (
+            ["--config", "coco_R50_C4", "--sweep-lr", "0.1", "-0.2"],
+            "--sweep-lr needs finite numbers that are not negative, not '-0.2'",
+        ),
+        (
+            ["--config", "coco_R50_C4", "--sweep-lr", "nan"],
+            "--sweep-lr needs finite numbers that are not negative, not 'nan'",
+        ),
+        (
+            ["--config", "coco_R50_C4", "--sweep-lr", "fast"],
+            "--sweep-lr needs finite numbers that are not negative, not 'fast'",
+        ),
         (["--config", "coco_R50_C4", "--num-gpus", "0", "--sweep-lr", "0"], "--sweep-lr needs learning rates above 0"),
         (["--config", "coco_R50_C4", "--train-json", "a.json"], "a.json cannot be read: No such file"),
         (["--config", "coco_R50_C4", "--test-json", "a.json", "--test-images", "b"], "needs --train-json FILE"),
