@@ -39,7 +39,7 @@ ROOT = Path(train_net.__file__).parent
         (["--config", "coco_R50_C4", "--seeds", "1", "2", "SEED", "3"], "SEED and --seeds both set the seed"),
         (
             ["--config", "coco_R50_C4", "--seeds", "SEED", "3"],
-            "--seeds needs numbers that are not negative, not 'SEED'",
+            "--seeds needs finite numbers that are not negative, not 'SEED'",
         ),
         (["--config", "coco_R50_C4", "--sweep-lr", "0.1", "--eval-only"], "they do not go with --eval-only"),
         (
