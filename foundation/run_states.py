@@ -1,7 +1,13 @@
-"""How far the runs below a folder are: complete, being worked on, or left by an interruption."""
+"""How far the runs below a folder are: complete, being worked on, or left by an interruption.
+
+Checkpoints are not read, which would take a second for each gigabyte: only whether their ends are there, which a file
+that was cut off lacks, and of pretraining's and evaluations' whether their digests are. A flipped bit is found by the
+command that resumes the run.
+"""
 
 import os
 import re
+import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -10,6 +16,7 @@ from typing import Any
 
 from foundation import locks
 from foundation.errors import UserError
+from foundation.files import digest_file
 from foundation.json_files import read_json, read_json_lines
 from foundation.run_kinds import DETECTION, SERIES_FILES, RunKind, flatten, identify, read_config
 
@@ -23,13 +30,14 @@ class RunState:
     """How far a run is.
 
     Attributes:
-        step: of the last checkpoint, in training steps; None before the first, and of runs that keep none.
+        step: of the last whole checkpoint, in training steps; None before the first, and of runs that keep none.
         done: of `total`, in `unit`s; None if that is not known.
         total: of the whole run.
         unit: `epochs`, `iterations` or `runs`; empty if nothing is counted.
         saved: the time of the last checkpoint or, of a run that keeps none, of its results.
         complete: whether nothing is left to do.
         running: whether a process on this machine is working on it.
+        damaged: number of newer checkpoints than the one of `step` that are not whole.
     """
 
     folder: Path
@@ -41,6 +49,7 @@ class RunState:
     saved: datetime | None
     complete: bool
     running: bool
+    damaged: int = 0
 
     @property
     def progress(self) -> str:
@@ -58,7 +67,10 @@ class RunState:
             return "running"
         if self.complete:
             return "complete"
-        return "unfinished: nothing saved" if self.step is None else "unfinished: continues with --resume"
+        if self.step is None:
+            return f"unfinished: {'every checkpoint is damaged' if self.damaged else 'nothing saved'}"
+        lost = f" from an earlier checkpoint: {self.damaged} newer damaged" if self.damaged else ""
+        return f"unfinished: continues with --resume{lost}"
 
 
 def find_runs(root: Path) -> list[RunState]:
@@ -80,7 +92,7 @@ def read_state(folder: Path) -> RunState | None:
     if kind.is_collection:
         return _state_of_collection(folder, kind)
     config = flatten(read_config(folder))
-    step, saved = _last_checkpoint(folder)
+    step, saved, damaged = _last_checkpoint(folder)
     finished = folder / kind.last_file
     complete = finished.is_file()
     done: float | None
@@ -96,7 +108,7 @@ def read_state(folder: Path) -> RunState | None:
         done = None if step is None else _epoch(folder / "metrics.json", step)
     if saved is None and finished.is_file():
         saved = datetime.fromtimestamp(finished.stat().st_mtime)
-    return RunState(folder, kind, step, done, total, unit, saved, complete, locks.is_held(folder))
+    return RunState(folder, kind, step, done, total, unit, saved, complete, locks.is_held(folder), damaged)
 
 
 def _candidates(root: Path) -> Iterator[Path]:
@@ -118,17 +130,26 @@ def _state_of_collection(folder: Path, kind: RunKind) -> RunState:
     return RunState(folder, kind, None, succeeded, None, "runs", saved, complete, any(state.running for state in below))
 
 
-def _last_checkpoint(folder: Path) -> tuple[int | None, datetime | None]:
-    """How many steps the last checkpoint of a run holds, and when it was saved."""
-    newest: tuple[int, Path] | None = None
+def _last_checkpoint(folder: Path) -> tuple[int | None, datetime | None, int]:
+    """The steps that the last whole checkpoint holds, when it was saved, and how many newer ones are damaged."""
+    found = []
     for path in (*folder.glob("checkpoints/step_*.pt"), *folder.glob("model_*.pth")):
-        found = CHECKPOINT.fullmatch(path.relative_to(folder).as_posix())
-        if found:
-            step = int(found[1]) if found[1] else int(found[2]) + 1
-            newest = max(newest, (step, path)) if newest else (step, path)
-    if newest is None:
-        return None, None
-    return newest[0], datetime.fromtimestamp(newest[1].stat().st_mtime)
+        name = CHECKPOINT.fullmatch(path.relative_to(folder).as_posix())
+        if name:
+            found.append((int(name[1]) if name[1] else int(name[2]) + 1, path))
+    for damaged, (step, path) in enumerate(sorted(found, reverse=True)):
+        if _is_whole(path):
+            return step, datetime.fromtimestamp(path.stat().st_mtime), damaged
+    return None, None, len(found)
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """Whether the end of a checkpoint is there and, where a run is not resumed without it, its digest."""
+    try:
+        has_digest = checkpoint.suffix == ".pth" or digest_file(checkpoint).is_file()
+        return has_digest and zipfile.is_zipfile(checkpoint)
+    except OSError:
+        return False
 
 
 def _epoch(metrics: Path, step: int) -> float | None:

@@ -6,6 +6,8 @@ from tabulate import tabulate
 
 from foundation.run_states import find_runs
 
+UNVERIFIED = "step: of the last checkpoint that is whole; its content is verified by --resume"
+
 
 def table(root: Path) -> str:
     """The runs below a folder as lines of text. Raises UserError where there is no such folder."""
@@ -20,4 +22,5 @@ def table(root: Path) -> str:
         ]
         for run in find_runs(root)
     ]
-    return tabulate(rows, ["run", "kind", "progress", "step", "saved", "state"], "simple", disable_numparse=True)
+    lines = tabulate(rows, ["run", "kind", "progress", "step", "saved", "state"], "simple", disable_numparse=True)
+    return f"{lines}\n{UNVERIFIED}" if any(row[3] != "-" for row in rows) else lines

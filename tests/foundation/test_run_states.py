@@ -4,11 +4,13 @@ import json
 import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
 
 from foundation.errors import UserError
+from foundation.files import digest_file, sha256_of
 from foundation.run_kinds import KINDS, flatten, identify, read_config
 from foundation.run_states import find_runs, read_state
 
@@ -32,6 +34,14 @@ def write(folder: Path, config: str = "", **files: object) -> Path:
     return folder
 
 
+def checkpoint(path: Path) -> Path:
+    """A file in the format of checkpoints, with a digest beside it."""
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("data.pkl", b"0" * 1000)
+    digest_file(path).write_text(sha256_of(path))
+    return path
+
+
 @pytest.fixture
 def every_kind(tmp_path: Path) -> Path:
     root = tmp_path / "output"
@@ -44,7 +54,7 @@ def every_kind(tmp_path: Path) -> Path:
     write(root / "e_detection", detector, results_json={"kind": "detection", "iterations": 90})
     write(root / "f_killed", detector, metrics_json='{"iteration": 3}\n')
     for name in ("model_0000029.pth", "model_0000059.pth", "model_final.pth", "model_best.pth"):
-        (root / "f_killed" / name).touch()
+        checkpoint(root / "f_killed" / name)
     rows = [{"label": "a", "seed": 0, "linear_top1": 9.0}, {"label": "b", "seed": 0, "error": "killed"}]
     write(root / "g_sweep", results_json={"kind": "sweep", "runs": rows})
     write(root / "g_sweep" / "a" / "seed0" / "linear", results_json={"kind": "linear"})
@@ -94,6 +104,28 @@ def test_a_detector_whose_training_was_extended_is_unfinished(tmp_path: Path) ->
     assert state.complete
 
 
+def test_a_damaged_checkpoint_is_none_to_continue_from(tmp_path: Path) -> None:
+    detector = write(tmp_path / "detector", "SOLVER: {MAX_ITER: 90}")
+    first, last = (checkpoint(detector / f"model_00000{number}9.pth") for number in (2, 5))
+    last.write_bytes(last.read_bytes()[:-50])  # cut off
+
+    def state(folder: Path) -> tuple[int | None, str]:
+        found = read_state(folder)
+        assert found is not None
+        return found.step, found.outlook
+
+    assert state(detector) == (30, "unfinished: continues with --resume from an earlier checkpoint: 1 newer damaged")
+    first.write_bytes(b"")
+    assert state(detector) == (None, "unfinished: every checkpoint is damaged")
+    encoder = write(tmp_path / "encoder", "OBJECTIVE: {}\nTRAIN: {EPOCHS: 3}\n")
+    (encoder / "checkpoints").mkdir()
+    for step in (4, 8):
+        checkpoint(encoder / "checkpoints" / f"step_{step:09d}.pt")
+    assert state(encoder) == (8, "unfinished: continues with --resume")
+    digest_file(encoder / "checkpoints" / "step_000000008.pt").unlink()  # without which it is not loaded
+    assert state(encoder)[0] == 4
+
+
 def test_a_run_that_another_process_is_at(tmp_path: Path) -> None:
     write(tmp_path / "run", "OBJECTIVE: {}\nTRAIN: {EPOCHS: 3}\n")
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
@@ -117,7 +149,7 @@ def test_damaged_records_cost_what_they_say_and_nothing_else(tmp_path: Path, cap
     folder = write(tmp_path / "run", "OBJECTIVE: {}\nTRAIN: {EPOCHS: many}\n", metrics_json=lines, results_json="{")
     (folder / "checkpoints").mkdir()
     for name in ("step_000000004.pt", "step_best.pt", "last.pt"):
-        (folder / "checkpoints" / name).touch()
+        checkpoint(folder / "checkpoints" / name)
     (state,) = find_runs(tmp_path)
     assert (state.kind.name, state.step, state.progress) == ("pretrain", 4, "1.5 epochs")
     assert len(caplog.records) == 1

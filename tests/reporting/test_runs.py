@@ -2,6 +2,7 @@
 
 import json
 import re
+import zipfile
 
 import pytest
 
@@ -47,7 +48,8 @@ def test_a_sweep_or_series_stands_for_its_runs(tmp_path, detection, write):
 def test_unfinished_runs_are_listed_as_unfinished(tmp_path, detection, write, make_report):
     detector = {"SOLVER": {"MAX_ITER": 90}, "SEED": 3}
     folder = write(tmp_path / "runs" / "killed", config=detector, lines=[{"iteration": 1, "total_loss": 1.0}])
-    (folder / "model_0000029.pth").touch()
+    with zipfile.ZipFile(folder / "model_0000029.pth", "w") as checkpoint:
+        checkpoint.writestr("data.pkl", b"")
     detection("random", 1, 10.0, name="runs/whole")
     page = make_report(tmp_path / "runs")
     assert page.rows(str(folder))[0] == [

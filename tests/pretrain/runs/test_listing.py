@@ -33,7 +33,8 @@ def test_runs_are_listed_with_what_is_left(
     assert part.saved is not None
     capsys.readouterr()
     train.main(["--list-runs"])
-    first, second = capsys.readouterr().out.splitlines()[2:]
+    first, second, note = capsys.readouterr().out.splitlines()[2:]
+    assert "verified by --resume" in note
     assert first.split()[:6] == ["output/a/whole", "pretrain", "2", "of", "2", "epochs"]
     assert second.split()[:7] == ["output/part", "pretrain", "1.3", "of", "2", "epochs", "4"]
 
