@@ -63,10 +63,12 @@ def custom_name(annotations: Path, images: Path) -> str:
     """The name under which a user's annotations in COCO's format and the folder of their images are registered.
 
     Raises:
-        UserError: the name of the file of annotations does not end in `.json`.
+        UserError: the name of the file of annotations does not end in `.json`, or a folder's has `CUSTOM` in it.
     """
     if annotations.suffix != ".json":
         raise UserError(f"{annotations}: annotations must be a file in COCO's format whose name ends in .json")
+    if CUSTOM in str(annotations.resolve()):
+        raise UserError(f"{annotations}: no folder above it may have {CUSTOM!r} in its name; rename the folder")
     return f"{annotations.resolve()}@{images.resolve()}"
 
 

@@ -106,7 +106,7 @@ def _values(config: CfgNode, images: Images, device: str) -> Iterator[tuple[str,
     epochs = f"{iterations * solver.IMS_PER_BATCH / images.count:.0f} epochs of {images.count:,} images"
     yield "SOLVER.MAX_ITER", iterations, f"{epochs}; random weights need 2 to 3 times as many"
     total = solver.MAX_ITER
-    steps = tuple(sorted({max(1, total * 2 // 3), max(1, total * 8 // 9)}))
+    steps = tuple(sorted({max(1, total * part // 9) for part in (6, 8)} - {total}))  # none of a single iteration
     yield "SOLVER.STEPS", steps, "two thirds and eight ninths of the iterations"
     yield "SOLVER.WARMUP_ITERS", min(solver.WARMUP_ITERS, max(1, total // 10)), "at most a tenth of the iterations"
     period = min(total, max(SHORTEST_PERIOD, math.ceil(total / EVALUATIONS)))

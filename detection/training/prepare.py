@@ -50,6 +50,8 @@ def configure(arguments: argparse.Namespace) -> CfgNode:
     begun = _begun_config(config, arguments)
     planned = "TRAIN" in own and _is_recipe(arguments.config)
     if begun is None and config.MODEL.WEIGHTS and not arguments.eval_only:
+        if names_weights(arguments) and not Path(config.MODEL.WEIGHTS).exists():
+            raise UserError(f"{config.MODEL.WEIGHTS}: there is no such file of weights")
         for line in weights.adopt(config, weights.describe(Path(config.MODEL.WEIGHTS)), given):
             print(f"note: {line}")
         configs.complete(config)
@@ -186,7 +188,9 @@ def _own_datasets(arguments: argparse.Namespace) -> dict[str, str]:
     files = (folder / "train.json", folder / "val.json")
     if not (arguments.resume and all(file.is_file() for file in files)):
         files = custom.split(Path(train), arguments.val_fraction, folder)
-    print(f"note: {arguments.val_fraction:.0%} of the images, by chance, are set aside to evaluate on (--val-fraction)")
+    print(
+        f"note: {arguments.val_fraction:.0%} of the images, chosen at random, are set aside to evaluate on (--val-fraction)"
+    )
     return {
         part: datasets.custom_name(file, folders[train].resolve())
         for part, file in zip(("TRAIN", "TEST"), files, strict=True)

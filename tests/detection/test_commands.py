@@ -192,8 +192,9 @@ def test_seeds_and_rates_in_one_command(coco_root, tiny_overrides, tmp_path, cap
 
 def test_weights_that_are_none(tiny_overrides, tmp_path, error_of):
     arguments = ["--config", "shapes_R18_FPN", "--num-gpus", 0, "--output", tmp_path / "run"]
-    line = error_of(train_net.cli, *arguments, "--weights", tmp_path / "none.pkl", *tiny_overrides)
-    assert "none.pkl: there is no such file of weights" in line
+    for more in ((), ("--dry-run",)):
+        line = error_of(train_net.cli, *arguments, "--weights", tmp_path / "none.pkl", *more, *tiny_overrides)
+        assert "none.pkl: there is no such file of weights" in line
     assert not (tmp_path / "run").exists()
 
 

@@ -178,6 +178,11 @@ def test_data_of_ones_own_is_named_by_its_paths(coco_root, annotations, dataset_
         datasets.known_classes(name)
 
 
+def test_a_folder_that_looks_like_a_name_of_a_dataset_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"no folder above it may have '\.json@' in its name"):
+        datasets.custom_name(tmp_path / "a.json@b" / "a.json", tmp_path)
+
+
 def test_any_folder_can_hold_data_of_ones_own(tmp_path, dataset_root):
     name = datasets.custom_name(tmp_path / "me@work" / "a.json", tmp_path / "me@work")
     datasets.register([name])

@@ -91,6 +91,12 @@ def test_jittered_images_are_as_large_as_those_of_the_evaluation(side, size):
     assert (side, size) == (config.INPUT.MIN_SIZE_TEST, config.INPUT.LSJ.SIZE)
 
 
+def test_a_run_of_one_iteration_has_no_step_of_the_learning_rate():
+    pairs = ["SOLVER.MAX_ITER", "1"]
+    config, _ = values("shapes_R18_FPN", plan.Images(100, 64.0, [], True), ("SOLVER.MAX_ITER",), "cpu", pairs)
+    assert config.SOLVER.STEPS == ()
+
+
 def test_keys_that_are_given_stay_and_others_follow_them():
     given = {"SOLVER.MAX_ITER": "90", "SOLVER.IMS_PER_BATCH": "4", "INPUT.MIN_SIZE_TEST": "96"}
     pairs = [text for pair in given.items() for text in pair]
