@@ -32,7 +32,7 @@ def build_parser() -> ArgumentParser:
     parser.add_argument("--to", choices=sorted(SUFFIXES), default="d2", help="what to write (default: d2)")
     parser.add_argument("--branch", help="which encoder of the file, as --list names it")
     parser.add_argument(
-        "--drop", action="append", default=[], metavar="NAME", help="leave out tensors by the beginning of names"
+        "--drop", action="append", default=[], metavar="NAME", help="leave out tensors whose names begin with NAME"
     )
     parser.add_argument("--verify", action="store_true", help="compare the features of both networks on images")
     parser.add_argument("--list", action="store_true", help="show what is in the file, and convert nothing")

@@ -3,12 +3,12 @@
     python detection/export.py --config RUN/config.yaml --weights RUN/model_final.pth --output detector.ts
     python detection/export.py --config RUN/config.yaml --weights RUN/model_final.pth --output detector.onnx
 
-The detector is traced on an image. What was written is loaded again and compared with the original on that image and
-on one of another size; if the outputs differ nothing is kept. Beside the file, detector.json says what goes in and
-what comes out.
+The detector is traced on an image. The written file is loaded again and compared with the original on that image and
+on one of another size; if the outputs differ, the file is removed. Beside the file, detector.json describes inputs and
+outputs.
 
-In: one image (3, H, W), uint8, in the order of colours and of the size that the note names. Out: a tuple of
-tensors, boxes in pixels of that image. Masks are (N, 1, M, M) probabilities inside their boxes, to be pasted by
+Input: one image (3, H, W), uint8, with the colour order and the size that detector.json names. Output: a tuple of
+tensors, with boxes in pixels of that image. Masks are (N, 1, M, M) probabilities inside their boxes, to be pasted by
 `torchvision.models.detection.roi_heads.paste_masks_in_image`.
 
     import torch, torchvision                     # torchvision registers the operators

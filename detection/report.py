@@ -1,9 +1,9 @@
 """Compare runs: `python detection/report.py RUN_DIR... --output DIR`.
 
 RUN_DIR is a run of any command (pretraining, linear evaluation, fine-tuning with labels, transfer, detection), or a
-folder, which stands for all runs below it. Runs that differ in their seed only are averaged. Nothing else is read but
-the images and annotations of the evaluation sets. DIR gets report.md, report.html with the pictures inside, and the
-pictures as PNG.
+folder, which stands for all runs below it. Runs that differ in their seed only are averaged. Besides run folders,
+only the images and annotations of the evaluation sets are read. DIR gets report.md, report.html with the pictures
+inside, and the pictures as PNG.
 """
 
 import argparse

@@ -52,7 +52,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 def build_parser() -> ArgumentParser:
     """The command line."""
     parser = ArgumentParser(
-        prog="pretrain/embed.py", description="Features, nearest neighbours and near-duplicates of a folder of images."
+        prog="pretrain/embed.py",
+        description="Compute features, nearest neighbours and near-duplicates of a folder of images.",
     )
     parser.add_argument("images", metavar="PHOTOS", help="a folder of images, nested or flat, or a tar")
     parser.add_argument("--weights", required=True, help="a run folder, a checkpoint, or `random`")

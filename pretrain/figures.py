@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def build_parser() -> ArgumentParser:
     """The command line."""
-    parser = ArgumentParser(prog="pretrain/figures.py", description="Figures of pretraining runs, as PNG and SVG.")
+    parser = ArgumentParser(prog="pretrain/figures.py", description="Draw figures of pretraining runs, as PNG and SVG.")
     parser.add_argument("runs", nargs="+", metavar="RUN_DIR", help="directories of pretraining runs")
     parser.add_argument("--output", default="", help="folder for the figures; RUN_DIR/figures by default")
     parser.add_argument(

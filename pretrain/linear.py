@@ -32,7 +32,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def build_parser() -> ArgumentParser:
     """The command line."""
-    parser = ArgumentParser(prog="pretrain/linear.py", description="Linear and kNN accuracy of a frozen encoder.")
+    parser = ArgumentParser(
+        prog="pretrain/linear.py", description="Measure linear and kNN accuracy of a frozen encoder."
+    )
     parser.add_argument("--weights", required=True, help="checkpoint, run folder, safetensors, or `random`")
     parser.add_argument("--config", default="shapes_R18", help="a recipe in configs/linear, or a yaml file")
     add_run_options(parser, "output/linear_<config>")

@@ -61,16 +61,18 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def build_parser() -> ArgumentParser:
     """The command line."""
-    parser = ArgumentParser(prog="pretrain/transfer.py", description="A frozen encoder on another set of images.")
+    parser = ArgumentParser(
+        prog="pretrain/transfer.py", description="Evaluate a frozen encoder on another set of images."
+    )
     parser.add_argument("--weights", required=True, help="checkpoint, run folder, safetensors, or `random`")
     parser.add_argument("--data", default="", help="a folder with train/ and val/, a folder for each class in both")
     parser.add_argument("--voc07", default="", help="the folder VOC2007, as its archives unpack")
     parser.add_argument("--output", default="output/transfer", help="folder for results.json and log.txt")
-    parser.add_argument("--image-size", type=int, default=224, help="pixels")
-    parser.add_argument("--encoder", default="", help="architecture, such as resnet50, of weights that do not say it")
-    parser.add_argument("--stem", default="imagenet", help="imagenet or cifar, of weights that do not say it")
+    parser.add_argument("--image-size", type=int, default=224, help="side of the images in pixels")
+    parser.add_argument("--encoder", default="", help="architecture (resnet50), where the weights do not name it")
+    parser.add_argument("--stem", default="imagenet", help="imagenet or cifar, where the weights do not name it")
     parser.add_argument("--workers", type=int, default=2, help="loader processes")
-    parser.add_argument("--seed", type=int, default=0, help="of the images held out, and of a random encoder")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the held-out images and of a random encoder")
     return parser
 
 

@@ -188,9 +188,7 @@ def _own_datasets(arguments: argparse.Namespace) -> dict[str, str]:
     files = (folder / "train.json", folder / "val.json")
     if not (arguments.resume and all(file.is_file() for file in files)):
         files = custom.split(Path(train), arguments.val_fraction, folder)
-    print(
-        f"note: {arguments.val_fraction:.0%} of the images, chosen at random, are set aside to evaluate on (--val-fraction)"
-    )
+    print(f"note: {arguments.val_fraction:.0%} of the images, drawn at random, are for evaluation (--val-fraction)")
     return {
         part: datasets.custom_name(file, folders[train].resolve())
         for part, file in zip(("TRAIN", "TEST"), files, strict=True)
