@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-MAX_PIXELS = 9  # of an output map: above, PyTorch's convolution is as fast or faster (docs/benchmarks.md)
+MAX_PIXELS = 9  # of an output map: above, PyTorch's convolution is faster (docs/benchmarks.md)
 
 
 class SmallMapConv2d(nn.Conv2d):
