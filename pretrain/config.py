@@ -67,7 +67,7 @@ def _add_images(c: CfgNode) -> None:
     c.DATA.CACHE_GB = 100.0  # size limit of that folder; at least two windows of tars
     c.DATA.WORKERS = 2  # loader processes for each training process; 0 reads in the training process itself
     c.DATA.IMAGE_SIZE = 64  # pixels
-    c.DATA.DECODE = "exact"  # or scaled: JPEGs at 1/2, 1/4 or 1/8 of their size where crops stay as large as the views
+    c.DATA.DECODE = "exact"  # or scaled: JPEGs at 1/2, 1/4 or 1/8 where views, also the probe's, keep their size
     c.DATA.MEAN = [0.485, 0.456, 0.406]  # RGB, of values in [0, 1]
     c.DATA.STD = [0.229, 0.224, 0.225]  # likewise, standard deviations
     c.DATA.MAX_UNREADABLE = 0.01  # fraction of damaged images above which a run stops

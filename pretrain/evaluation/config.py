@@ -8,7 +8,7 @@ from fvcore.common.config import CfgNode
 from foundation.config import each_in_range, in_range, one_of
 from foundation.errors import UserError
 from pretrain.batches.views import INTERPOLATIONS
-from pretrain.config import PRECISIONS
+from pretrain.config import DECODES, PRECISIONS
 from pretrain.encoder import ENCODERS, STEMS
 from pretrain.images.sources import DATASETS
 
@@ -60,6 +60,7 @@ def _common() -> CfgNode:
     c.DATA.CACHE_GB = 100.0  # their size limit; shuffled images need room for all of them
     c.DATA.WORKERS = 2  # loader processes for each process; 0 reads in the process itself
     c.DATA.IMAGE_SIZE = 64  # pixels
+    c.DATA.DECODE = "exact"  # or scaled: JPEGs at 1/2, 1/4 or 1/8 of their size where views keep their size
     c.DATA.INTERPOLATION = "bicubic"  # of every resize (thesis B.1.3); or bilinear
     c.DATA.MEAN = []  # RGB, of values in [0, 1]; empty: those of the encoder's training, else ImageNet's
     c.DATA.STD = []  # likewise, standard deviations
@@ -121,6 +122,7 @@ def _validate_common(config: CfgNode) -> None:
     one_of(config, "DATA.NAME", DATASETS)
     one_of(config, "ENCODER.NAME", ("", *ENCODERS))
     one_of(config, "ENCODER.STEM", ("", *STEMS))
+    one_of(config, "DATA.DECODE", DECODES)
     one_of(config, "DATA.INTERPOLATION", INTERPOLATIONS)
     one_of(config, "TRAIN.OPTIMIZER", OPTIMIZERS)
     one_of(config, "TRAIN.SCHEDULE", SCHEDULES)
