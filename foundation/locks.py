@@ -1,7 +1,10 @@
-"""One process for each run folder."""
+"""One process for each run folder, and no workers left in it when that process is killed."""
 
 import errno
 import fcntl
+import os
+import threading
+import time
 from pathlib import Path
 from typing import IO
 
@@ -45,3 +48,20 @@ def is_held(folder: Path) -> bool:
     except OSError as error:
         return error.errno in TAKEN and error.filename is None  # else the file could not be opened
     return False
+
+
+def end_with_parent(parent: int) -> None:
+    """Have a worker exit when its parent is killed; called in the worker, as the initializer of its pool.
+
+    An executor's workers would wait for work forever, and go on writing while the same command runs again.
+
+    Args:
+        parent: number of the process that starts the worker.
+    """
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.2)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -31,10 +31,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     from pretrain.images.packing import Form, pack
     from pretrain.runs.metrics import start_logging
 
-    target = Path(args.target)
+    source, target = Path(args.source), Path(args.target)
+    if not source.is_dir():
+        raise UserError(f"{source} is not a folder; give the folder that holds the images")
     hold(target)
     start_logging(target)
-    pack(Path(args.source), target, Form(args.side, args.quality, args.images), args.workers)
+    pack(source, target, Form(args.side, args.quality, args.images), args.workers)
 
 
 def build_parser() -> ArgumentParser:

@@ -8,8 +8,6 @@ import json
 import multiprocessing
 import os
 import sys
-import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -21,6 +19,7 @@ from numpy.random import Generator, Philox, SeedSequence
 from PIL import Image
 from tqdm import tqdm
 
+from foundation.locks import end_with_parent
 from shapes.outlines import CLASSES, area
 from shapes.polygons import bounding_box, trace
 from shapes.recipe import Recipe
@@ -97,20 +96,9 @@ def _mapping(processes: int) -> Iterator[Any]:
     # Forked where that exists: the workers use only numpy and Pillow, and start with nothing to import.
     method = "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
     with ProcessPoolExecutor(
-        processes, multiprocessing.get_context(method), initializer=_end_with, initargs=(os.getpid(),)
+        processes, multiprocessing.get_context(method), initializer=end_with_parent, initargs=(os.getpid(),)
     ) as pool:
         yield pool.map
-
-
-def _end_with(parent: int) -> None:
-    """Let this worker end when its parent was killed: an executor's workers would wait for ever."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _render_task(folder: Path, recipe: Recipe, seed: int, task: Task) -> list[SceneEntry]:

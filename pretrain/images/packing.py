@@ -22,6 +22,7 @@ from foundation.errors import UserError
 from foundation.files import report_disk_errors, write_atomic
 from foundation.images import UnreadableImage, decode_rgb, read_file
 from foundation.json_files import read_json
+from foundation.locks import end_with_parent
 from pretrain.images.files import FileSource
 from pretrain.images.sources import build_source
 from pretrain.images.tars import UNLABELED, index_tar
@@ -217,7 +218,7 @@ def _run(
         yield from ((tar, work(tar, start)) for tar, start in blocks)
         return
     try:
-        with ProcessPoolExecutor(workers) as pool:
+        with ProcessPoolExecutor(workers, initializer=end_with_parent, initargs=(os.getpid(),)) as pool:
             try:
                 yield from zip(tars, pool.map(work, tars, starts), strict=True)
             finally:

@@ -130,6 +130,8 @@ def test_what_is_refused(
         other.stdout.readline()
         assert "another process is running in" in error_of(pack.main, [str(photos), busy])
         other.communicate(b"\n")
+    assert "gone is not a folder" in error_of(pack.main, [str(tmp_path / "gone"), str(tmp_path / "new")])
+    assert not (tmp_path / "new").exists()
     (packed / "packing.json").unlink()
     assert "tars that this command has not written" in error_of(pack.main, [str(photos), str(packed)])
     assert "no image" in error_of(pack.main, [str(tmp_path / "packed" / "val"), str(tmp_path / "new")])
