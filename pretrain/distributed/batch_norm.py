@@ -13,6 +13,7 @@ their difference, the variance, has the precision of float32 even where the mean
 """
 
 from collections.abc import Sequence
+from functools import reduce
 from typing import Any
 
 import torch
@@ -101,7 +102,9 @@ class _NormalizeViews(torch.autograd.Function):
             )
             out.copy_(found[0])
             own.append(found[1:])
-        of_weight, of_bias = (sum(each) if each[0] is not None else None for each in zip(*own, strict=True))
+        of_weight, of_bias = (
+            reduce(torch.add, each) if each[0] is not None else None for each in zip(*own, strict=True)
+        )
         return inward, of_weight, of_bias, None, None, None, None, None
 
 
