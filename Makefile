@@ -11,9 +11,10 @@ QUICK ?= output/quick
 .PHONY: demo quick test test-slow gpu lint format clean
 .DEFAULT_GOAL := test
 
-$(STAMP): requirements.txt setup.py
+$(STAMP): requirements.txt requirements-datasets.txt setup.py
 	$(PYTHON) -m venv --clear .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-datasets.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	$(BIN)/python -m detection.install
 	touch $@

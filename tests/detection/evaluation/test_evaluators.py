@@ -1,5 +1,6 @@
 """Each format's own evaluation, on predictions whose score is known."""
 
+import importlib.util
 import json
 import math
 import sys
@@ -104,7 +105,8 @@ def test_voc_2007_has_eleven_points(scenes, dataset_root, tmp_path):
 
 
 def test_lvis_counts_all_objects_and_only_them(scenes, dataset_root, tmp_path):
-    pytest.importorskip("lvis")
+    if importlib.util.find_spec("lvis") is None:  # to import it needs OpenCV, which the evaluator does without
+        pytest.skip("lvis is not installed")
     formats.write_lvis(scenes, dataset_root)
     evaluator = evaluator_of("lvis_v1_R50_FPN", "lvis_v1_val", tmp_path)
     records = DatasetCatalog.get("lvis_v1_val")
