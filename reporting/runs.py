@@ -51,7 +51,7 @@ class Run:
     def measured(self, *keys: str) -> float | None:
         """A number of results.json, by the keys that lead to it; None where it was not measured.
 
-        A value that is no number counts as not measured, and one warning tells so.
+        A value that is not a number counts as not measured, with one warning.
         """
         value: Any = self.results
         for key in keys:
@@ -224,7 +224,7 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 
 def _read_analysis(folder: Path, predictions: str = PREDICTIONS) -> dict[str, Any]:
-    """The analysis of a detector's evaluation; a damaged one counts as none, and one warning tells so."""
+    """The analysis of a detector's evaluation; a damaged one counts as missing, with a warning."""
     path = folder / predictions / ANALYSIS
     if not path.is_file():
         return {}

@@ -100,7 +100,7 @@ def load_newest(run: Path) -> dict[str, Any] | None:
     for path in paths:
         try:
             if not files.digest_file(path).is_file():
-                raise UserError(f"{path} has lost its sha256")
+                raise UserError(f"the sha256 of {path} is missing")
             return load(path)
         except UserError as error:
             logger.warning("%s; trying the previous one", error)

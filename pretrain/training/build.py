@@ -187,4 +187,4 @@ def _check_parts(images: int, micro_batch: int) -> None:
     parts = -(-images // micro_batch) if micro_batch else 1
     if images // parts < 2 and group.world_size() == 1:  # with several processes BatchNorm has the images of all
         key = "TRAIN.BATCH_SIZE" if images < 2 else "TRAIN.MICRO_BATCH"
-        raise UserError(f"{key}: single images would pass the network, but BatchNorm needs two at least; raise it")
+        raise UserError(f"{key}: BatchNorm needs at least two images in each pass; raise it")

@@ -171,7 +171,7 @@ def choose(
         the configuration, and a line for each decision.
     """
     if facts.count < MIN_IMAGES:
-        raise UserError(f"{facts.count} images are too few to pretrain on; {MIN_IMAGES} is the least, 1,000 sensible")
+        raise UserError(f"{facts.count} images are too few: give at least {MIN_IMAGES}, better 1,000 or more")
     plan = _Plan(config.clone(), given)
     start = weights is not None
     bound = hours if hours is not None else CPU_HOURS if place.kind == "cpu" else None
