@@ -9,7 +9,6 @@ evaluation; and a loss that diverges is one line instead of a traceback.
 import contextlib
 import logging
 import math
-import shlex
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 import numpy
 import torch
 import yaml
-from detectron2.data import DatasetCatalog, build_detection_test_loader
+from detectron2.data import build_detection_test_loader
 from detectron2.engine import DefaultTrainer, TrainerBase, create_ddp_model, hooks
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 from detectron2.modeling import GeneralizedRCNNWithTTA
@@ -34,7 +33,7 @@ from detection.data import datasets, loading, training_data
 from detection.data.seeding import Stream, generator
 from detection.evaluation import evaluators as evaluation
 from detection.evaluation import pictures
-from detection.training import checkpoints, optimizer, run_folder, scaling, show_data, summary, weights
+from detection.training import checkpoints, optimizer, outcome, run_folder, scaling, show_data, weights
 from detection.training import model as modeling
 from detection.training.accumulation import AccumulatingTrainer
 from detection.training.hooks import (
@@ -44,15 +43,14 @@ from detection.training.hooks import (
     Records,
     RepeatablePreciseBN,
     WeightAverage,
-    check_expected,
 )
+from detection.training.outcome import PREDICTIONS
 from foundation import devices
 from foundation.errors import UserError
 from foundation.files import report_disk_errors
 from foundation.images import UnreadableImage
 from foundation.wandb_mirror import open_wandb
 
-PREDICTIONS = "predictions"  # folder in the run's
 TIMES = ("time", "data_time", "eta_seconds")  # scalars that differ from run to run
 logger = logging.getLogger(__name__)
 
@@ -328,7 +326,7 @@ def train(config: CfgNode, name: str, resume: bool) -> None:
         results = {**trainer.results, **_test_augmented(config, trainer.model), **trainer.evaluate_average()}
         if comm.is_main_process():
             best = trainer.evaluation.best
-            _finish(
+            outcome.record(
                 config,
                 name,
                 results,
@@ -362,10 +360,10 @@ def evaluate(config: CfgNode, name: str, own: bool) -> None:
         if not comm.is_main_process():
             return
         if own:
-            run_folder.replace_results(config, _evaluated(config, results))
-            _conclude(config, results)
+            run_folder.replace_results(config, outcome.describe(config, results))
+            outcome.conclude(config, results)
         else:
-            _finish(config, name, results, iterations=0, train_images=0)
+            outcome.record(config, name, results, iterations=0, train_images=0)
 
 
 def _test_augmented(config: CfgNode, model: torch.nn.Module) -> dict[str, Any]:
@@ -403,73 +401,6 @@ def _prepare(config: CfgNode, name: str, datasets_used: Sequence[str], keep_conf
     torch.backends.cudnn.benchmark = config.CUDNN_BENCHMARK
     if config.get("FLOAT32_PRECISION"):  # a key of Detectron2's main branch
         torch.set_float32_matmul_precision(config.FLOAT32_PRECISION)
-
-
-def _finish(
-    config: CfgNode,
-    name: str,
-    results: dict[str, Any],
-    *,
-    iterations: int,
-    train_images: int,
-    stopped_early: bool = False,
-    best: dict[str, Any] | None = None,
-) -> None:
-    """Write `results.json`: what a report needs, besides the files that Detectron2 writes."""
-    path = config.MODEL.WEIGHTS
-    sidecar = weights.describe(Path(path)) if path else {}
-    target = Path(config.OUTPUT_DIR) / "results.json"
-    record = {
-        "kind": "detection",
-        "config": name,
-        "weights": path,
-        "init": sidecar.get("trained_by", Path(path).stem) if path else "random",
-        "seed": config.SEED,
-        "iterations": iterations,
-        "train_images": train_images,
-        "config_sha256": run_folder.digest(config),
-        **_evaluated(config, results),
-    }
-    record |= {"stopped_early": True} if stopped_early else {}
-    record |= {"best": {**best, "weights": checkpoints.BEST}} if best else {}
-    run_folder.write_json(target, record)
-    logger.info("Results are in %s", target)
-    _conclude(config, results)
-
-
-def _evaluated(config: CfgNode, results: Mapping[str, Any]) -> dict[str, Any]:
-    """What was evaluated on and the results, as `results.json` has them: `dataset` and `results` of the first dataset,
-    and `evaluations` of the others, with the folders of their predictions.
-    """
-    entries = [
-        {
-            "dataset": {"name": name, **datasets.sources(name)},
-            "predictions": f"{PREDICTIONS}_{label}",
-            "results": _of_dataset(results, label),
-        }
-        for name, label in zip(config.DATASETS.TEST, ("", *datasets.labels(config.DATASETS.TEST)[1:]), strict=True)
-    ]
-    first = {key: entries[0][key] for key in ("dataset", "results")}
-    return first | ({"evaluations": entries[1:]} if entries[1:] else {})
-
-
-def _of_dataset(results: Mapping[str, Any], label: str) -> dict[str, Any]:
-    """The results by task of one dataset; the label of the first is empty."""
-    return {task.rpartition("/")[2]: metrics for task, metrics in results.items() if task.rpartition("/")[0] == label}
-
-
-def _conclude(config: CfgNode, results: dict[str, Any]) -> None:
-    """Print the main results of each dataset in a line, and the command that tells more; compare the results with those
-    expected, if the config has any.
-    """
-    print()
-    labels = datasets.labels(config.DATASETS.TEST)
-    for name, label in zip(config.DATASETS.TEST, ("", *labels[1:]), strict=True):
-        line = summary.describe(_of_dataset(results, label), len(DatasetCatalog.get(name)))
-        print(line if len(labels) == 1 else f"{label or labels[0]}: {line}")
-    folder = shlex.quote(config.OUTPUT_DIR)
-    print(f"tables, curves and pictures: python detection/report.py {folder} --output {folder}/report", flush=True)
-    check_expected(results, config.TEST.EXPECTED_RESULTS)
 
 
 def _unwrapped(model: torch.nn.Module) -> torch.nn.Module:
