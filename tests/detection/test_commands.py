@@ -201,7 +201,7 @@ def test_weights_that_are_none(tiny_overrides, tmp_path, error_of):
 def test_an_output_that_is_a_file(tiny_overrides, tmp_path, error_of):
     (tmp_path / "file").touch()
     arguments = ["--config", "shapes_R18_FPN", "--num-gpus", 0, "--output", tmp_path / "file"]
-    assert "cannot write the run folder" in error_of(train_net.cli, *arguments, *tiny_overrides)
+    assert "cannot write the folder" in error_of(train_net.cli, *arguments, *tiny_overrides)
 
 
 @pytest.mark.parametrize(
