@@ -59,7 +59,8 @@ def build_projector(in_dim: int, dims: Sequence[int], norm: bool = True, last_bi
 class SiameseNetwork(nn.Module):
     """Encoder and projector, shared by both views (thesis A.1).
 
-    Each view is a forward pass of its own, as in the article's pseudocode: BatchNorm sees one view at a time.
+    Each view is a forward pass of its own, as in the article's pseudocode: BatchNorm sees one view at a time. Training
+    computes the same with fewer passes (`pretrain/training/two_views.py`).
 
     Args:
         encoder, projector: images -> features -> embeddings.
