@@ -21,11 +21,9 @@ $(STAMP): requirements.txt requirements-datasets.txt setup.py
 
 # The whole protocol on the embedded dataset. Interrupted, it goes on where it was; `make demo SEED=1` adds another
 # seed to the same report. What follows pretraining is four runs that do not depend on one another: two at a time, each
-# with half of the cores. Their lines begin with their names. Views of 32 pixels instead of the recipe's 40 halve the
-# time of pretraining, because its last stage then works on single pixels.
+# with half of the cores. Their lines begin with their names.
 demo: $(STAMP)
-	$(BIN)/python pretrain/train.py --config shapes_R18 --output $(RUN)/pretrain --resume SEED $(SEED) PROBE.EVERY 5 \
-		DATA.IMAGE_SIZE 32
+	$(BIN)/python pretrain/train.py --config demo_R18 --output $(RUN)/pretrain --resume SEED $(SEED) PROBE.EVERY 5
 	$(BIN)/python convert/to_d2.py $(RUN)/pretrain/checkpoints/last.pt $(RUN)/encoder.pkl --verify --overwrite
 	$(MAKE) --no-print-directory --jobs 2 \
 		$(addprefix demo-, detection-random detection-corinfomax linear-random linear-corinfomax)
