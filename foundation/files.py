@@ -137,7 +137,7 @@ def report_disk_errors(folder: Path) -> Iterator[None]:
             raise
         raise UserError(
             f"cannot write {error.filename or folder}: {error.strerror} ({free_space(folder)}); make room, or choose "
-            "another --output. What was saved before is intact"
+            "another folder. What was saved before is intact"
         ) from error
 
 

@@ -111,8 +111,8 @@ class ViewDataset:
         interpolation: of every resize, one of `INTERPOLATIONS`.
         region: (low, high) fraction of the image's area. All random views of an image are cropped from one region of
             this area, drawn for each epoch: in scenes of several objects, views of one place show the same object.
-        scaled: whether to decode JPEGs at 1/2, 1/4 or 1/8 of their size where the crops for random views are still
-            `size` pixels or more. The random numbers stay the same, the pixels differ a little.
+        scaled: whether to decode JPEGs at 1/2, 1/4 or 1/8 of their size where no crop, nor the resized image that the
+            central crop is cut of, has to be enlarged. The random numbers stay the same, the pixels differ a little.
     """
 
     def __init__(
@@ -225,7 +225,12 @@ class ViewDataset:
     def _fill(self, opened: "_Opened", images: Sequence[Tensor], unreadable: list[str]) -> bool:
         """Decode an image and fill in its views, (1, 3, S, S) each. False where it is damaged."""
         boxes = opened.boxes
-        reduction = reduction_for(boxes, self.size) if self.scaled and boxes else 1
+        if not self.scaled:
+            reduction = 1
+        elif boxes:
+            reduction = reduction_for(boxes, self.size)
+        else:  # the central crop is cut of the whole image, resized
+            reduction = reduction_for([(0, 0, opened.image.height, opened.image.width)], resized_side(self.size))
         try:
             pixels = self._decode(opened.image, reduction)
         except UnreadableImage as error:

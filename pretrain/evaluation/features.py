@@ -10,12 +10,11 @@ from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 
 from foundation.devices import send
-from foundation.images import OpenImage
 from pretrain.batches.augment import augment
 from pretrain.batches.draws import Augmentation
 from pretrain.batches.loader import build_loader, read_batches, report_unreadable
 from pretrain.batches.sampler import SequentialBatches, ShuffledBatches
-from pretrain.batches.views import ViewDataset, reduction_for, resized_side
+from pretrain.batches.views import ViewDataset
 from pretrain.distributed import group
 from pretrain.images.sources import Source
 from pretrain.runs.metrics import Progress
@@ -43,19 +42,6 @@ class Pipeline:
     max_unreadable: float = 0.01
     interpolation: str = "bicubic"
     scaled: bool = False
-
-
-class ScaledCentralCrops(ViewDataset):
-    """The central crop of each image. A JPEG is decoded at 1/2, 1/4 or 1/8 of its size where its shorter side is still
-    as long as the crop resizes it to, or longer.
-    """
-
-    def __init__(self, source: Source, size: int, interpolation: str = "bicubic") -> None:
-        super().__init__(source, size, [], interpolation=interpolation)
-
-    def _decode(self, image: OpenImage, reduction: int) -> Tensor:
-        whole = (0, 0, image.height, image.width)
-        return super()._decode(image, reduction_for([whole], resized_side(self.size)))
 
 
 def build_pipeline(config: CfgNode, device: torch.device) -> Pipeline:
@@ -123,12 +109,7 @@ def extract(
     """
     chosen = np.arange(len(source)) if indices is None else indices
     augmentations = [augmentation] if augmentation else []
-    if pipeline.scaled and not augmentation:
-        dataset: ViewDataset = ScaledCentralCrops(source, pipeline.size, pipeline.interpolation)
-    else:
-        dataset = ViewDataset(
-            source, pipeline.size, augmentations, seed, pipeline.interpolation, scaled=pipeline.scaled
-        )
+    dataset = ViewDataset(source, pipeline.size, augmentations, seed, pipeline.interpolation, scaled=pipeline.scaled)
     batches = SequentialBatches(chosen, batch_size, epoch)
     progress = Progress(len(batches), unit="batch", shown=bool(title))
     was_training = encoder.training
