@@ -18,7 +18,8 @@ def load(name: str, monkeypatch: pytest.MonkeyPatch) -> dict:
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow) if name == "defaults" else name for name in TABLES]
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow) if name in ("defaults", "convolution") else name for name in TABLES],
 )
 def test_quick_run_prints_tables(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

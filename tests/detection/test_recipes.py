@@ -39,12 +39,12 @@ SMALL = [
 # One recipe of each kind, and the rest.
 FAST = {
     "voc_R50_C4_24k": "voc",
-    "coco_R50_RetinaNet_1x": "coco",
-    "coco_keypoints_R50_FPN": "coco",
     "lvis_v1_R50_FPN": "lvis",
     "voc_semseg_R50_FCN": "voc_semseg",
 }
 SLOW = {
+    "coco_R50_RetinaNet_1x": "coco",
+    "coco_keypoints_R50_FPN": "coco",
     "coco_R50_C4": "coco",
     "coco_R50_C4_1x": "coco",
     "coco_R50_FPN_1x_moco": "coco",

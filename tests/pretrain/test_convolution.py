@@ -33,7 +33,7 @@ def test_output_and_gradients_are_those_of_the_convolution(size, kernel, stride,
         torch.testing.assert_close(tensor, expected[name], atol=1e-13, rtol=1e-13, msg=name)
 
 
-@pytest.mark.parametrize(("name", "size"), [("resnet18", 48), ("resnet50", 33)])
+@pytest.mark.parametrize(("name", "size"), [("resnet18", 48), pytest.param("resnet50", 33, marks=pytest.mark.slow)])
 def test_the_encoder_is_torchvisions(name, size):
     encoder = build_encoder(name, "imagenet").double()
     reference = getattr(torchvision.models, name)().double()
@@ -65,6 +65,7 @@ def test_autocast_computes_in_bfloat16():
     assert layer.weight.grad.dtype == torch.float32
 
 
+@pytest.mark.slow
 def test_the_operators_describe_their_outputs_to_the_compiler():
     images, weight = torch.randn(2, 4, 3, 3, requires_grad=True), torch.randn(5, 4, 3, 3, requires_grad=True)
     torch.library.opcheck(convolution._convolve, (images, weight, 2, 1))
