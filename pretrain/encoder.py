@@ -79,5 +79,9 @@ class SiameseNetwork(nn.Module):
 
     def embed(self, images: Tensor) -> Tensor:
         """Images (N, 3, H, W) -> embeddings (N, P), float32."""
-        embeddings = self.projector(self.encoder(images)).float()
+        return self.project(self.encoder(images))
+
+    def project(self, features: Tensor) -> Tensor:
+        """Features (N, F) -> embeddings (N, P), float32."""
+        embeddings: Tensor = self.projector(features).float()
         return F.normalize(embeddings, dim=1) if self.unit_length else embeddings

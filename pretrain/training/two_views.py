@@ -2,7 +2,6 @@
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from pretrain.distributed.batch_norm import ViewBatchNorm, convert
@@ -40,11 +39,7 @@ class TwoViewNetwork(SiameseNetwork):
             return super().forward(view1, view2)
         norms = [module for module in self.modules() if isinstance(module, _BatchNorm)]
         torch._foreach_add_([norm.num_batches_tracked for norm in norms if norm.num_batches_tracked is not None], 2)
-        views = view1, view2
-        together = self.together
-        features = self.encoder(torch.cat(views)) if together else torch.cat([self.encoder(view) for view in views])
-        embeddings = self.projector(features).float()
-        if self.unit_length:
-            embeddings = F.normalize(embeddings, dim=1)
-        z1, z2 = embeddings.chunk(2)
+        passes = [torch.cat([view1, view2])] if self.together else [view1, view2]
+        features = torch.cat([self.encoder(images) for images in passes])
+        z1, z2 = self.project(features).chunk(2)
         return z1, z2

@@ -35,8 +35,8 @@ def test_an_earlier_run_resumes_to_what_it_would_have_been(earlier: Path, photos
     assert resumed["position"] == whole["position"] == {"epoch": 2, "step": 6, "skipped": 0}
     for part in ("model", "objective"):
         for name, tensor in whole[part].items():
-            # Versions differ in rounding, by about 1e-5. Without the momentum of the earlier run it would be 5.
-            torch.testing.assert_close(resumed[part][name], tensor, rtol=1e-3, atol=1e-4)
+            # Versions round differently: 1.5e-4 in four steps. Without the momentum of the earlier run it would be 0.2.
+            torch.testing.assert_close(resumed[part][name], tensor, rtol=5e-4, atol=5e-5)
     lines = [json.loads(line) for line in (earlier / "metrics.json").read_text().splitlines()]
     assert [line["iteration"] for line in lines] == list(range(6))
 
