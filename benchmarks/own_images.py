@@ -18,6 +18,7 @@ runs are left as they are, and interrupted ones are resumed.
 import argparse
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -75,6 +76,7 @@ class Cell(NamedTuple):
 def main(argv: Sequence[str] | None = None) -> None:
     """Run what is missing, and print the table."""
     args = build_parser().parse_args(argv)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     if "sets" in args.only:
         make_sets(args)
     for seed in args.seeds:
@@ -186,7 +188,12 @@ def run(args: argparse.Namespace, *words: object) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     if args.threads:
         environment["OMP_NUM_THREADS"] = str(args.threads)
-    status = subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
+    with subprocess.Popen(command, cwd=ROOT, env=environment) as process:
+        try:
+            status = process.wait()
+        except BaseException:  # a signal came to this process only; a run saves a checkpoint before it ends
+            process.terminate()
+            raise
     if status:
         raise SystemExit(status)
 

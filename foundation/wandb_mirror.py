@@ -10,6 +10,14 @@ from PIL import Image
 from foundation.errors import UserError
 
 
+def require_wandb() -> None:
+    """Raises UserError where the library is not installed: before a run leaves a trace."""
+    try:
+        import wandb  # noqa: F401
+    except ImportError as error:
+        raise UserError("LOG.WANDB needs the library wandb: pip install wandb, or leave LOG.WANDB empty") from error
+
+
 def open_wandb(project: str, run: Path, config: Mapping[str, Any]) -> Callable[[int, Mapping[str, Any]], None]:
     """Send the records of a run to Weights & Biases too. Returns a function of (step, values).
 
@@ -25,10 +33,9 @@ def open_wandb(project: str, run: Path, config: Mapping[str, Any]) -> Callable[[
     Raises:
         UserError: the library is not installed, or Weights & Biases refuses.
     """
-    try:
-        import wandb
-    except ImportError as error:
-        raise UserError("LOG.WANDB needs the library wandb: pip install wandb, or leave LOG.WANDB empty") from error
+    require_wandb()
+    import wandb
+
     try:
         session = wandb.init(
             project=project,

@@ -161,8 +161,8 @@ def train_in_group(args: argparse.Namespace, request: "StopRequest") -> bool:
             with group.report_lost_peers(), devices.report_out_of_memory(advise(settings)):
                 config, remarks = group.from_main(resolved)
                 build_probe = partial(OnlineProbe, config, device)
-                planned = args.planned or args.resume  # the plan, or the first start, has said it
-                check_count = partial(steps_warning, config) if not planned else lambda images: ()
+                # The first start has said it to a run that is resumed.
+                check_count = (lambda images: ()) if args.resume else partial(steps_warning, config, args.planned)
                 return pretrain(config, output, args.resume, device, request, build_probe, remarks, check_count)
         finally:
             group.stop()

@@ -18,6 +18,7 @@ from detection.training import checkpoints, model, plan, run_folder, scaling, we
 from foundation import devices
 from foundation.config import config_folder, find_config, keys, override_pairs, value_of
 from foundation.errors import UserError
+from foundation.wandb_mirror import require_wandb
 
 DEFAULT_RECIPES = {"cuda": "coco_R50_FPN_1x_moco", "cpu": "shapes_R18_FPN"}  # for data of one's own
 SPLIT = "data"  # folder in the run's, with the two parts of a dataset
@@ -88,6 +89,8 @@ def check(config: CfgNode, resume: bool) -> None:
         raise UserError(
             f"SOLVER.STEPS has {config.SOLVER.MAX_ITER}, where the training ends (SOLVER.MAX_ITER): leave that step out"
         )
+    if config.LOG.WANDB:
+        require_wandb()
     begun = checkpoints.exists(folder)
     if begun:
         if not resume:

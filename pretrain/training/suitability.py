@@ -7,6 +7,7 @@ import torch
 from fvcore.common.config import CfgNode
 
 from foundation.errors import UserError
+from foundation.wandb_mirror import require_wandb
 from pretrain.distributed import group
 from pretrain.images.labelled import split_labelled_folder
 from pretrain.runs.weights import RANDOM, EncoderWeights, read_weights
@@ -22,7 +23,7 @@ OWN = ("folder", "webdataset")  # sets whose size no recipe knows
 
 
 def check_inputs(config: CfgNode) -> None:
-    """Read what a new run needs besides its images: the weights to begin from, the labelled images.
+    """Read what a new run needs besides its images: the weights to begin from, the labelled images, wandb.
 
     Raises:
         UserError: they are not there, or do not fit.
@@ -31,6 +32,8 @@ def check_inputs(config: CfgNode) -> None:
         check_architecture(read_weights(config.ENCODER.WEIGHTS), config)
     if config.PROBE.ROOT:
         split_labelled_folder(config.PROBE.ROOT)
+    if config.LOG.WANDB:
+        require_wandb()
 
 
 def check_architecture(
@@ -54,18 +57,29 @@ def check_recipe(config: CfgNode, device: torch.device, processes: int) -> list[
     return _print(memory_warning(config, device, processes))
 
 
-def steps_warning(config: CfgNode, images: int) -> list[str]:
-    """A warning where a recipe takes too few steps on so many images to learn much; it is printed at once, too."""
+def steps_warning(config: CfgNode, planned: bool, images: int) -> list[str]:
+    """A warning where a run takes too few steps on so many images to learn much; it is printed at once, too.
+
+    Args:
+        config: of the run.
+        planned: whether its values are the plan's, not a recipe's.
+        images: in the dataset.
+    """
     per_epoch = images // config.TRAIN.BATCH_SIZE
     steps = StepRange.of(config, images, first=0).last
     few, enough = needed_steps(config)
     if config.DATA.NAME not in OWN or config.TRAIN.MAX_STEPS or steps >= few or not per_epoch:
         return []
+    epochs = -(-enough // per_epoch)
+    advice = f"give --epochs {epochs}, or more --hours"
+    if not planned:
+        advice = (
+            f"set TRAIN.EPOCHS {epochs}, lower TRAIN.BATCH_SIZE with P, or leave --config out and name the folder: "
+            "`pretrain/train.py FOLDER --dry-run` plans for it"
+        )
     warning = (
         f"warning: {steps} steps are too few to learn much ({images} images, TRAIN.BATCH_SIZE "
-        f"{config.TRAIN.BATCH_SIZE}: {per_epoch} an epoch); set TRAIN.EPOCHS {-(-enough // per_epoch)}, lower "
-        "TRAIN.BATCH_SIZE with P, or leave --config out and name the folder: `pretrain/train.py FOLDER --dry-run` "
-        "plans for it"
+        f"{config.TRAIN.BATCH_SIZE}: {per_epoch} an epoch); {advice}"
     )
     return _print([warning])
 

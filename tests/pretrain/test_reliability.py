@@ -259,6 +259,7 @@ def test_record_is_mirrored_where_asked_for(photos: Path, tmp_path: Path, monkey
     monkeypatch.setitem(sys.modules, "wandb", None)  # as if it were not installed
     with pytest.raises(UserError, match=r"LOG.WANDB needs the library wandb"):
         train.main([*arguments(photos, tmp_path / "b"), "LOG.WANDB", "mine"])
+    assert not (tmp_path / "b").exists()
 
 
 def test_second_run_in_a_directory_is_refused(photos: Path, tmp_path: Path, error_of: Callable) -> None:

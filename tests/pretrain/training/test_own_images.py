@@ -19,6 +19,7 @@ from pretrain.runs.weights import EncoderWeights
 from pretrain.training import dry_run, own_images
 from pretrain.training.dry_run import Memory
 from pretrain.training.own_images import Measures, Place, choose, target_steps
+from pretrain.training.suitability import steps_warning
 
 CPU = Place("cpu", cores=2, memory=16_000_000_000)
 GPU = Place("cuda", cores=16, memory=24_000_000_000)
@@ -287,3 +288,13 @@ def test_a_recipe_that_cannot_work_says_so(
     assert "8 pairs at once need" in message
     assert "set TRAIN.MICRO_BATCH 2" in message
     assert "add TRAIN.WARMUP_EPOCHS 0" in error_of(train.main, [*argv, "--epochs", "1"])
+
+
+def test_a_plan_with_too_few_steps_names_the_options_that_give_more(capsys: pytest.CaptureFixture) -> None:
+    config = get_defaults()
+    config.DATA.NAME, config.TRAIN.BATCH_SIZE, config.TRAIN.EPOCHS, config.TRAIN.WARMUP_EPOCHS = "folder", 8, 1, 0
+    (line,) = steps_warning(config, True, 24)
+    assert line.endswith("(24 images, TRAIN.BATCH_SIZE 8: 3 an epoch); give --epochs 1667, or more --hours")
+    assert line in capsys.readouterr().err
+    config.TRAIN.EPOCHS = 1667
+    assert steps_warning(config, True, 24) == []
