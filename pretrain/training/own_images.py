@@ -6,7 +6,6 @@ this project or from a publication, docs/own_images.md says which.
 """
 
 import math
-import shutil
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
@@ -139,8 +138,6 @@ def describe_facts(config: CfgNode, source: Source, facts: Survey, place: Place)
             lines.append(f"  images of train/ only; {', '.join(left)} left out, as test images must be")
     if facts.short_side >= LARGE and config.DATA.NAME == "folder":
         lines.append("  large images: pretrain/pack.py resizes them once; loading takes a fraction of the time then")
-    if place.kind == "cpu" and not config.TRAIN.COMPILE and shutil.which("c++"):
-        lines.append("  TRAIN.COMPILE=True about halves the time of a step here, after a minute of compiling")
     if len(source) < 1000:
         lines.append("  fewer than 1,000 images: no gain from pretraining on them has been shown")
     return lines
