@@ -75,6 +75,7 @@ setup(
             *DETECTION,
             "pytest",
             "pytest-timeout",
+            "pytest-xdist",
             "ruff",
             "mypy",
             "import-linter",

@@ -1,7 +1,6 @@
 """BatchNorm over processes equals that of one process with the whole batch."""
 
 import copy
-import multiprocessing
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -17,28 +16,20 @@ from foundation.errors import UserError
 from pretrain.distributed import group
 from pretrain.distributed.batch_norm import GlobalBatchNorm, convert
 
-fork = multiprocessing.get_context("fork")
-
 
 def in_processes(count: int, work: Callable[[int], Any], tmp_path: Path) -> list[Any]:
-    """The results of `work(rank)`, in forked processes of one process group."""
-    results = fork.SimpleQueue()
+    """The results of `work(rank)`, in forked processes of one process group. An error in one of them is raised here."""
 
     def run(rank: int) -> None:
         store = dist.FileStore(str(tmp_path / "store"), count)
         dist.init_process_group("gloo", store=store, rank=rank, world_size=count, timeout=timedelta(seconds=60))
         try:
-            results.put((rank, work(rank)))
+            torch.save(work(rank), tmp_path / f"{rank}.pt")
         finally:
             dist.destroy_process_group()
 
-    processes = [fork.Process(target=run, args=(rank,)) for rank in range(count)]
-    for process in processes:
-        process.start()
-    found = dict(results.get() for _ in processes)
-    for process in processes:
-        process.join()
-    return [found[rank] for rank in range(count)]
+    torch.multiprocessing.start_processes(run, nprocs=count, start_method="fork")
+    return [torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in range(count)]
 
 
 def network() -> nn.Module:
