@@ -100,7 +100,7 @@ def _convolve(images: Tensor, weight: Tensor, stride: int, padding: int) -> Tens
         taps_i, inputs_i = rows.of_output(i)
         for j in range(columns.outputs):
             taps_j, inputs_j = columns.of_output(j)
-            window = x[:, inputs_i, inputs_j].reshape(len(x), -1)
+            window = x[:, inputs_i, inputs_j].flatten(1)
             y[:, i, j] = window @ w[:, taps_i, taps_j].reshape(len(w), -1).t()
     return y.permute(0, 3, 1, 2)
 

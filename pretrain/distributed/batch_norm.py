@@ -37,7 +37,7 @@ class ViewBatchNorm(_BatchNorm):
     counts = True
 
     def _check_input_dim(self, input: Tensor) -> None:
-        if input.dim() < 2 or len(input) % self.views:
+        if input.dim() < 2 or (self.training and len(input) % self.views):
             raise ValueError(f"expected (N, C, ...) with {self.views} views in N, got {tuple(input.shape)}")
 
     def forward(self, input: Tensor) -> Tensor:

@@ -54,6 +54,11 @@ def test_maps_of_ten_pixels_are_left_to_pytorch(monkeypatch):
         layer(torch.zeros(1, 4, 3, 3))
 
 
+def test_no_images_have_no_maps():
+    layer = SmallMapConv2d(nn.Conv2d(4, 5, 3, 1, 1, bias=False))
+    assert layer(torch.zeros(0, 4, 2, 2)).shape == (0, 5, 2, 2)
+
+
 def test_autocast_computes_in_bfloat16():
     layer = SmallMapConv2d(nn.Conv2d(64, 8, 3, 1, 1, bias=False))
     images = torch.randn(2, 64, 2, 2)

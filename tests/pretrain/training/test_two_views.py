@@ -50,8 +50,8 @@ def test_equal_to_two_passes_in_float64(
     assert found["encoder.0.1.num_batches_tracked"] == 4
     for name, tensor in expected.items():
         torch.testing.assert_close(found[name], tensor, rtol=1e-11, atol=1e-11, msg=name)
-    found_of.eval()
-    for z, reference in zip(found_of(*pairs), expected_of.eval()(*pairs), strict=True):
+    odd = [view[:3] for view in pairs]  # in evaluation a batch may have any number of images
+    for z, reference in zip(found_of.eval()(*odd), expected_of.eval()(*odd), strict=True):
         torch.testing.assert_close(z, reference, rtol=1e-11, atol=1e-11)
 
 
