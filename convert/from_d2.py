@@ -35,8 +35,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an output that exists")
     arguments = parser.parse_args(argv)
-    check_output(arguments.input, arguments.output, arguments.to, arguments.overwrite)
-    source = read_checkpoint(checkpoint_in(arguments.input), arguments.allow_unknown)
+    checkpoint = checkpoint_in(arguments.input)
+    check_output(checkpoint, arguments.output, arguments.to, arguments.overwrite)
+    source = read_checkpoint(checkpoint, arguments.allow_unknown)
     selection = select(source)
     if selection.candidate.scheme is not DETECTRON2:
         raise UserError(f"{source.path} is not one of Detectron2's files; convert/to_d2.py --to takes all others")

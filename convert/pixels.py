@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from convert.architecture import Architecture
 from convert.families import NO_NORMALISATION
 from convert.reader import Source, read_values
 from convert.selection import Selection
@@ -55,7 +56,10 @@ def _from_unit(mean: Any, std: Any, origin: str) -> Pixels:
 IMAGENET = _from_unit(IMAGENET_MEAN, IMAGENET_STD, "ImageNet's statistics, as the family uses them")
 UNIT = _from_unit((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), NO_NORMALISATION)
 CAFFE2 = Pixels((103.53, 116.28, 123.675), (1.0, 1.0, 1.0), "BGR", True, "the statistics of Caffe2's models")
-DETECTRON2 = replace(CAFFE2, origin="Detectron2's defaults, as the file does not say")
+# The ResNeXts of Detectron2's model zoo are not MSRA's: they have strides in the 3x3 convolutions and, in the case of
+# X-101-32x8d, standard deviations (configs/*/*_X_101_32x8d_*.yaml, Misc/*_X_152_32x8d_*.yaml).
+CAFFE2_RESNEXT = replace(CAFFE2, stride_in_1x1=False, origin="the statistics of Caffe2's ResNeXts")
+CAFFE2_X101 = replace(CAFFE2_RESNEXT, std=(57.375, 57.12, 58.395))
 
 
 def find_pixels(source: Source, selection: Selection) -> Pixels:
@@ -64,9 +68,9 @@ def find_pixels(source: Source, selection: Selection) -> Pixels:
     if kind == "own":
         return _own(source)
     if kind == "detectron2":
-        return _beside(source) or _detectron2(source)
+        return _beside(source) or _detectron2(source, selection.architecture)
     if kind == "caffe2":
-        return CAFFE2
+        return _caffe2(selection.architecture)
     if kind == "unit":
         return UNIT
     names = ("conv1.weight", "bn1.running_mean")
@@ -150,11 +154,18 @@ def _checked(fields: Sequence[Any], path: Path) -> Pixels | None:
     return Pixels(mean, std, order, stride_in_1x1, f"{path.name} beside it")
 
 
-def _detectron2(source: Source) -> Pixels:
+def _detectron2(source: Source, architecture: Architecture) -> Pixels:
     """The statistics of a file without sidecar and config: converters of self-supervised weights ask Detectron2 to
     match names by their endings, its own files do not.
     """
     content = source.content
     if isinstance(content, Mapping) and content.get("matching_heuristics"):
         return replace(IMAGENET, origin="ImageNet's statistics, as converters to Detectron2 assume")
-    return DETECTRON2
+    return replace(_caffe2(architecture), origin="those of Detectron2's model zoo, as the file does not say")
+
+
+def _caffe2(architecture: Architecture) -> Pixels:
+    """The statistics of Caffe2's networks, from which the detectors of Detectron2's model zoo began."""
+    if architecture.groups == 1:
+        return CAFFE2
+    return CAFFE2_X101 if architecture.name == "resnext101_32x8d" else CAFFE2_RESNEXT

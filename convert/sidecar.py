@@ -48,7 +48,7 @@ def describe(source: Source, selection: Selection, pixels: Pixels) -> dict[str, 
     """The sidecar's fields but `weights_sha256`; see the module's docstring."""
     architecture = selection.architecture
     resnets = architecture.detectron2
-    caffe2 = pixels.format == "BGR" and pixels.stride_in_1x1
+    caffe2 = pixels.format == "BGR" and (pixels.stride_in_1x1 or architecture.groups > 1)
     return {
         "source": source.path.name,
         "sha256": source.sha256,

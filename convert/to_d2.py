@@ -59,10 +59,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     if arguments.output is None:
         raise UserError("name the file to write, or use --list")
-    check_output(arguments.input, arguments.output, arguments.to, arguments.overwrite)
+    checkpoint = checkpoint_in(arguments.input)
+    check_output(checkpoint, arguments.output, arguments.to, arguments.overwrite)
     if arguments.verify and arguments.to != "d2":
         raise UserError("--verify compares with Detectron2's network and needs --to d2")
-    source = read_checkpoint(checkpoint_in(arguments.input), arguments.allow_unknown)
+    source = read_checkpoint(checkpoint, arguments.allow_unknown)
     selection = select(source, arguments.branch, arguments.drop, cifar_stem=arguments.to == "safetensors")
     pixels = find_pixels(source, selection)
     sidecar = describe(source, selection, pixels)
@@ -109,6 +110,12 @@ def list_contents(source: Source) -> str:
 def check_output(source: Path, output: Path, target: str, overwrite: bool) -> None:
     """Refuse an output that cannot or must not be written, before any work.
 
+    Args:
+        source: the file that is converted.
+        output: the file to write; its sidecar is written beside it.
+        target: a key of `SUFFIXES`.
+        overwrite: whether existing files may be replaced.
+
     Raises:
         UserError: wrong suffix, a file that exists, a folder, or the input itself.
     """
@@ -116,9 +123,9 @@ def check_output(source: Path, output: Path, target: str, overwrite: bool) -> No
         raise UserError(f"{output}: --to {target} writes files that end in {' or '.join(SUFFIXES[target])}")
     if output.is_dir():
         raise UserError(f"{output} is a folder; name a file in it")
-    if output.exists() and source.exists() and output.samefile(source):
-        raise UserError(f"{output} is the input itself; name another file")
     for path in (output, sidecar_path(output)):
+        if path.exists() and source.exists() and path.samefile(source):
+            raise UserError(f"{path} is the input itself; name another file")
         if path.exists() and not overwrite:
             raise UserError(f"{path} exists; use --overwrite to replace it")
 

@@ -65,8 +65,9 @@ def write_together(
         UserError: a folder does not exist or cannot be written, or the disk is full.
     """
     drafts = {path: _draft(path, str(os.getpid())) for path in writers}
-    with ExitStack() as stack:
-        try:
+    try:
+        # Within `try`: closing a file writes what its buffer still holds, and on a full disk fails once more.
+        with ExitStack() as stack:
             for path, write in writers.items():
                 if not path.parent.is_dir():
                     raise UserError(f"the folder {path.parent} does not exist; create it first")
@@ -83,9 +84,9 @@ def write_together(
             for path in reversed(drafts):
                 os.replace(drafts[path], path)
                 sync_folder(path.parent)
-        except OSError as error:
-            name = error.filename or next(iter(writers))
-            raise UserError(f"{name} cannot be written: {error.strerror or error}") from error
+    except OSError as error:
+        name = error.filename or next(iter(writers))
+        raise UserError(f"{name} cannot be written: {error.strerror or error}") from error
 
 
 def _draft(path: Path, process: str) -> Path:

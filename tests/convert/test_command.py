@@ -23,7 +23,7 @@ from convert.writer import write_together
 from foundation.errors import UserError
 from foundation.files import sha256_of
 from tests.convert.checkpoints import LINEAR, moco, own, own_finetuned, under
-from tests.convert.conftest import assert_holds, encoder_of, load_pickle, tiny_resnet, values_of
+from tests.convert.conftest import assert_holds, detectron2_name, encoder_of, load_pickle, tiny_resnet, values_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -111,6 +111,17 @@ def test_nothing_is_left_when_writing_fails(query, convert, tmp_path, monkeypatc
         convert(own(query, query), "--overwrite")
     assert output.read_bytes() == old
     assert not list(tmp_path.glob(".*"))
+
+
+def test_a_full_disk_is_one_line_although_closing_the_file_fails_too(tmp_path):
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limit[1]))
+    try:
+        with pytest.raises(UserError, match="a cannot be written: File too large"):
+            write_together({tmp_path / "a": lambda file: (file.write(bytes(1 << 20)), file.write(b"in the buffer"))})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_failing_check_leaves_every_path(tmp_path):
@@ -215,6 +226,18 @@ def test_the_folder_of_a_run_is_taken(query, tmp_path):
     torch.save(own(query, query), tmp_path / "run/checkpoints/last.pt")
     to_d2.main([str(tmp_path / "run"), str(tmp_path / "out.pkl")])
     assert_holds(tmp_path / "out.pkl", values_of(query))
+
+
+@pytest.mark.parametrize("command", [to_d2, from_d2], ids=["to_d2", "from_d2"])
+def test_the_checkpoint_in_a_run_folder_is_not_replaced(command, query, tmp_path):
+    """The detector's heads would be lost."""
+    model = {f"backbone.{detectron2_name(name)}": torch.from_numpy(value) for name, value in values_of(query).items()}
+    path = tmp_path / "model_final.pth"
+    torch.save({"model": model}, path)
+    before = path.read_bytes()
+    with pytest.raises(UserError, match=r"model_final\.pth is the input itself"):
+        command.main([str(tmp_path), str(path), "--to", "torchvision", "--overwrite"])
+    assert path.read_bytes() == before
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,13 @@ import numpy as np
 import pytest
 import torch
 
+from convert.architecture import Architecture
+from convert.containers import Container
+from convert.families import FAMILIES
+from convert.pixels import find_pixels
+from convert.reader import Source
+from convert.selection import Candidate, Selection
+from convert.sidecar import describe
 from foundation.errors import UserError
 from tests.convert.checkpoints import LINEAR, mlp, under
 from tests.convert.conftest import assert_holds, detectron2_name, sidecar_of, tiny_resnet, values_of
@@ -68,6 +75,30 @@ def test_caffe2_gets_its_own_statistics_and_strides(query, convert):
     sidecar = sidecar_of(output)
     assert (sidecar["format"], sidecar["stride_in_1x1"]) == ("BGR", True)
     assert (sidecar["pixel_mean"], sidecar["pixel_std"]) == ([103.53, 116.28, 123.675], [1.0, 1.0, 1.0])
+
+
+@pytest.mark.parametrize("family", ["caffe2", "detectron2"])
+@pytest.mark.parametrize(
+    ("architecture", "std", "stride_in_1x1", "norm"),
+    [
+        (Architecture(101, (3, 4, 23, 3), 64, 64, 256, 1), (1.0, 1.0, 1.0), True, "FrozenBN"),
+        (Architecture(101, (3, 4, 23, 3), 64, 256, 256, 32), (57.375, 57.12, 58.395), False, "FrozenBN"),
+        (Architecture(152, (3, 8, 36, 3), 64, 256, 256, 32), (1.0, 1.0, 1.0), False, "FrozenBN"),
+    ],
+    ids=["R-101", "X-101-32x8d", "X-152-32x8d-IN5k"],
+)
+def test_resnexts_of_the_model_zoo_have_other_statistics_and_strides(
+    family, architecture, std, stride_in_1x1, norm, tmp_path
+):
+    """As `configs/*/*_X_101_32x8d_*.yaml` of Detectron2 has them."""
+    (tmp_path / "X.pkl").write_bytes(b"any")
+    source = Source(tmp_path / "X.pkl", {})
+    row = next(each for each in FAMILIES if each.pixels == family)
+    candidate = Candidate(Container((), {}), "", row.scheme, row, {})
+    selection = Selection(candidate, architecture, {})
+    pixels = find_pixels(source, selection)
+    assert (pixels.format, pixels.std, pixels.stride_in_1x1) == ("BGR", std, stride_in_1x1)
+    assert describe(source, selection, pixels)["norm"] == norm
 
 
 def test_simclr_v1_is_told_by_what_its_first_layer_has_seen(convert):
