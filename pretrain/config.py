@@ -110,6 +110,12 @@ def _add_training(c: CfgNode) -> None:
 
 def validate(config: CfgNode) -> None:
     """Refuse values that cannot work. Raises UserError naming the key."""
+    check_values(config)
+    _check_agreement(config)
+
+
+def check_values(config: CfgNode) -> None:
+    """Refuse values that cannot work whatever the others are. Raises UserError naming the key."""
     one_of(config, "DATA.NAME", DATASETS)
     one_of(config, "DATA.DECODE", DECODES)
     one_of(config, "ENCODER.NAME", ENCODERS)
@@ -154,7 +160,6 @@ def validate(config: CfgNode) -> None:
     each_in_range(config, "DATA.MEAN", 3, 0, 1)
     each_in_range(config, "DATA.STD", 3, 1e-6, 1)
     each_in_range(config, "PROJECTOR.DIMS", len(config.PROJECTOR.DIMS) or 1, 1)
-    _check_agreement(config)
 
 
 def _check_agreement(config: CfgNode) -> None:

@@ -13,6 +13,7 @@ SIGINT or SIGUSR1 a run saves and exits with status 75 (docs/reliability.md).
 """
 
 import argparse
+import math
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -49,7 +50,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         value = getattr(args, option)
         if value is not None:
             args.overrides += [key, str(value)]
-    if args.hours is not None and (not args.paths or args.config or args.hours <= 0):
+    if args.hours is not None and (not args.paths or args.config or not 0 < args.hours < math.inf):
         raise UserError("--hours is the time that a plan may use: give it with PATH, without --config, and above 0")
     return args
 
@@ -187,7 +188,7 @@ def load_settings(args: argparse.Namespace) -> "CfgNode":
         UserError: a wrong key or value, or a PATH that holds no images.
     """
     from foundation.config import apply_overrides, load_config
-    from pretrain.config import get_defaults, validate
+    from pretrain.config import check_values, get_defaults, validate
     from pretrain.images.paths import locate
 
     own = output_folder(args) / "config.yaml"
@@ -197,8 +198,8 @@ def load_settings(args: argparse.Namespace) -> "CfgNode":
         config.DATA.NAME, config.DATA.ROOT = locate(args.paths)
     apply_overrides(config, args.overrides)
     args.planned = not recipe
-    if not args.planned:
-        validate(config)
+    # A plan changes the other values before they have to agree with those that are given.
+    (check_values if args.planned else validate)(config)
     return config
 
 

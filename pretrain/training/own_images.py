@@ -101,7 +101,7 @@ def time_pair(config: CfgNode, device: torch.device) -> float:
     Raises:
         UserError: it does not hold two.
     """
-    size = min(dry_run.TIMED_PAIRS[device.type], config.TRAIN.MICRO_BATCH or config.TRAIN.BATCH_SIZE)
+    size = max(2, min(dry_run.TIMED_PAIRS[device.type], config.TRAIN.MICRO_BATCH or config.TRAIN.BATCH_SIZE))
     while size >= 2:
         try:
             return 1 / dry_run.pairs_per_second(config, size, device)

@@ -268,6 +268,33 @@ def test_wrong_paths_are_named(slow_machine: None, photos: Path, tmp_path: Path,
         assert message in error_of(train.main, argv)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (["--hours", "nan"], "--hours is the time"),
+        (["--hours", "inf"], "--hours is the time"),
+        (["--batch-size", "0"], "TRAIN.BATCH_SIZE must be at least 2"),
+        (["PROJECTOR.DIMS=[]"], "PROJECTOR.DIMS must be a list"),
+        (["DATA.IMAGE_SIZE=0"], "DATA.IMAGE_SIZE must be between"),
+        (["SEED=-1"], "SEED must be between"),
+        (["AUGMENT.BLUR=[1.0]"], "AUGMENT.BLUR must be a list of 2 numbers"),
+        (["TRAIN.MICRO_BATCH=-1"], "TRAIN.MICRO_BATCH must be at least 0"),
+    ],
+)
+def test_given_values_are_checked_before_a_plan_uses_them(
+    wrong: list[str], message: str, photos: Path, error_of: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(own_images, "survey", lambda source: pytest.fail("the images were measured first"))
+    assert message in error_of(train.main, [str(photos), "--dry-run", *wrong])
+
+
+def test_a_micro_batch_of_one_image_is_refused_for_what_it_is() -> None:
+    config = get_defaults()
+    config.TRAIN.MICRO_BATCH = 1
+    with pytest.raises(UserError, match=r"TRAIN.MICRO_BATCH: BatchNorm needs at least two images"):
+        own_images.time_pair(config, torch.device("cpu"))
+
+
 def test_a_recipe_that_cannot_work_says_so(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture, error_of: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
