@@ -15,7 +15,7 @@ import stat
 import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ MAX_LABEL = 32  # bytes of a `LABEL` member that holds a number
 MAX_CLASS = 1_000_000  # a larger number is not a class; ImageNet-21k has 21,841
 MAX_IMAGE = 256 * 1024**2  # bytes of an encoded image
 MAX_HEADER = 1024**2  # bytes of a long name or an extended header
+OPEN_TARS = 128  # at a time in each process: a system may allow 256 or 1,024 open files, and a dataset has more tars
 logger = logging.getLogger("pretrain")
 
 
@@ -162,7 +163,8 @@ class TarSource:
         return known
 
     def _read_bytes(self, shard: int, offset: int, size: int) -> bytes:
-        return os.pread(_open(self._tars[shard], os.getpid()), size, offset)
+        tar = _open(self._tars[shard], os.getpid())
+        return os.pread(tar.descriptor, size, offset)
 
 
 def local_tars(tars: Sequence[Path], root: str, labelled: bool) -> TarSource:
@@ -285,7 +287,18 @@ def _warn_of_ignored(indexes: Sequence[TarIndex], root: str, total: int) -> None
     )
 
 
-@cache
-def _open(path: str, process: int) -> int:
-    """A file descriptor that stays open. `process`: each worker opens its own."""
-    return os.open(path, os.O_RDONLY)
+class _OpenTar:
+    """A tar that is open until nothing refers to it."""
+
+    def __init__(self, path: str) -> None:
+        self.descriptor = os.open(path, os.O_RDONLY)
+
+    def __del__(self) -> None:
+        if hasattr(self, "descriptor"):  # it could be opened
+            os.close(self.descriptor)
+
+
+@lru_cache(OPEN_TARS)
+def _open(path: str, process: int) -> _OpenTar:
+    """A tar that stays open while it is among the last ones used. `process`: each worker opens its own."""
+    return _OpenTar(path)

@@ -18,6 +18,7 @@ from pretrain.batches.sampler import SequentialBatches
 from pretrain.batches.views import ViewDataset
 from pretrain.images.labelled import build_labelled_source
 from pretrain.images.sources import UNLABELED, build_source
+from pretrain.images.tars import OPEN_TARS
 
 
 def add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
@@ -63,6 +64,18 @@ def test_without_labels_and_with_a_bad_image(photos: Path, tmp_path: Path) -> No
     assert list(source.labels) == [UNLABELED] * 4
     with pytest.raises(UnreadableImage, match=r"shard-1.tar:part/0003.jpg"):
         source.open(3).decode()
+
+
+def test_a_process_keeps_a_bounded_number_of_tars_open(photos: Path, tmp_path: Path) -> None:
+    content = next((photos / "train").rglob("*.jpg")).read_bytes()
+    for number in range(OPEN_TARS + 10):
+        with tarfile.open(tmp_path / f"{number:03d}.tar", "w") as tar:
+            add(tar, "1.jpg", content)
+    source = build_source("webdataset", str(tmp_path), "pretrain")
+    before = len(os.listdir("/proc/self/fd"))
+    for index in [*range(len(source)), 0]:
+        assert source._read_bytes(index, 512, 9) == content[:9]
+    assert len(os.listdir("/proc/self/fd")) <= before + OPEN_TARS
 
 
 def test_wrong_tars_are_named(photos: Path, tmp_path: Path) -> None:
