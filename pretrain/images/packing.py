@@ -29,6 +29,7 @@ from pretrain.images.tars import UNLABELED, index_tar
 from pretrain.runs.metrics import Progress
 
 STATE = "packing.json"  # what is packed, and the tars that are finished
+MAX_SIDE = 65500  # pixels of a JPEG, as the encoder counts
 logger = logging.getLogger("pretrain")
 
 
@@ -65,20 +66,20 @@ def pack(source: Path, target: Path, form: Form, workers: int) -> None:
     """
     has_splits = (source / "train").is_dir()
     splits = [split for split in ("train", "val") if (source / split).is_dir()] if has_splits else ["images"]
-    sources = {name: build_source("folder", str(source), name if has_splits else "pretrain") for name in splits}
+    sources = {name: _open_source(source, name if has_splits else "pretrain") for name in splits}
     if len({tuple(files.classes) for files in sources.values()}) > 1:
         raise UserError(f"{source}: train/ and val/ differ in their class folders; their numbers would not agree")
-    state = _open_state(target, source, form, {name: len(files) for name, files in sources.items()})
+    names = {name: _list_names(files, source) for name, files in sources.items()}
+    state = _open_state(target, source, form, {name: len(files) for name, files in sources.items()}, names)
     with report_disk_errors(target):
         for name, files in sources.items():
-            if not isinstance(files, FileSource):
-                raise UserError(f"{source} is not a folder of image files")
             folder = target / name if has_splits else target
             folder.mkdir(exist_ok=True)
             _pack_split(name, files, target, folder, form, workers, state)
-            _write_lists(name, files, source, target, folder, form, state)
+            _write_lists(name, files, target, folder, form, state)
+            write_atomic(folder / "names.tsv", names[name])
     damaged = [line for tar in state["tars"].values() for line in tar["damaged"]]
-    write_atomic(target / "damaged.txt", "".join(f"{line}\n" for line in damaged).encode())
+    write_atomic(target / "damaged.txt", os.fsencode("".join(f"{line}\n" for line in damaged)))
     if damaged:
         logger.warning("%d damaged images are left out; they are listed in %s", len(damaged), target / "damaged.txt")
     count, size = (sum(tar[key] for tar in state["tars"].values()) for key in ("nsamples", "filesize"))
@@ -99,12 +100,16 @@ def encode(data: bytes, name: str, form: Form) -> bytes:
     """The content of an image file as it is packed: a JPEG that is small enough as it is, others resized and encoded.
 
     Raises:
-        UnreadableImage: it is damaged or not an image.
+        UnreadableImage: it is damaged, not an image, or too long for a JPEG.
     """
     pixels = decode_rgb(data, name)
     small = resize_to(pixels, form.side)
     if small is pixels and data[:2] == b"\xff\xd8":
         return data
+    if max(small.shape) > MAX_SIDE:
+        raise UnreadableImage(
+            f"{name}: a JPEG holds {MAX_SIDE} pixels a side, not {max(small.shape)}; cut it in pieces"
+        )
     return simplejpeg.encode_jpeg(np.ascontiguousarray(small), form.quality, "RGB", "420")
 
 
@@ -160,23 +165,48 @@ def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
     archive.addfile(entry, io.BytesIO(content))
 
 
-def _open_state(target: Path, source: Path, form: Form, counts: dict[str, int]) -> dict[str, Any]:
+def _open_source(folder: Path, split: str) -> FileSource:
+    """The images of a folder, see `build_source`."""
+    files = build_source("folder", str(folder), split)
+    assert isinstance(files, FileSource)  # of several folders it would be another source
+    return files
+
+
+def _list_names(files: FileSource, source: Path) -> bytes:
+    """The number of each image with the file that it was, one a line."""
+    return b"".join(
+        b"%09d\t%s\n" % (i, os.fsencode(os.path.relpath(path, source))) for i, path in enumerate(files.paths)
+    )
+
+
+def _open_state(
+    target: Path, source: Path, form: Form, counts: dict[str, int], names: dict[str, bytes]
+) -> dict[str, Any]:
     """The state of an interrupted packing, or a new one.
+
+    Args:
+        target, source, form: as in `pack`.
+        counts: images of each split.
+        names: their names, as `_list_names` gives them.
 
     Raises:
         UserError: `target` holds another packing, or tars of other origin.
     """
-    asked = {"source": str(source.resolve()), "form": asdict(form), "images": counts}
+    digests = {name: hashlib.sha256(lines).hexdigest() for name, lines in names.items()}
+    asked = {"source": str(source.resolve()), "form": asdict(form), "images": counts, "names": digests}
     file = target / STATE
     if file.is_file():
         try:
-            state = read_json(file)
+            state = {"names": digests, **read_json(file)}  # earlier versions kept no digest of the names
             found = {key: state[key] for key in asked}
             if not isinstance(state["tars"], dict):
                 raise TypeError
         except (UserError, KeyError, TypeError) as error:
             raise UserError(f"{file} cannot be read; choose another folder") from error
-        if found != asked:
+        changed = [key for key in asked if found[key] != asked[key]]
+        if changed == ["names"]:
+            raise UserError(f"files in {source} have other names than when {target} was begun; choose another folder")
+        if changed:
             raise UserError(f"{target} holds another packing ({found}, now {asked}); choose another folder")
         return state
     if any(target.glob("*.tar")) or any(target.glob("*/*.tar")):
@@ -230,10 +260,8 @@ def _run(
         ) from error
 
 
-def _write_lists(
-    name: str, files: FileSource, source: Path, target: Path, folder: Path, form: Form, state: dict[str, Any]
-) -> None:
-    """The index of the tars, the names of the classes, and the file that each image was."""
+def _write_lists(name: str, files: FileSource, target: Path, folder: Path, form: Form, state: dict[str, Any]) -> None:
+    """The index of the tars, and the names of the classes."""
     prefix = f"{folder.name}/" if folder != target else ""
     shards = []
     for tar, _ in _tar_names(name, len(files), form):
@@ -242,6 +270,4 @@ def _write_lists(
     index = {"__kind__": "wids-shard-index-v1", "wids_version": 1, "name": target.name, "shardlist": shards}
     write_atomic(target / f"{name}.json", json.dumps(index, indent=1).encode())
     if len(files.classes):
-        write_atomic(target / "classes.txt", "".join(f"{one}\n" for one in files.classes).encode())
-    names = "".join(f"{i:09d}\t{os.path.relpath(files.paths[i], source)}\n" for i in range(len(files)))
-    write_atomic(folder / "names.tsv", names.encode("utf-8", "surrogateescape"))
+        write_atomic(target / "classes.txt", os.fsencode("".join(f"{one}\n" for one in files.classes)))

@@ -110,6 +110,38 @@ def test_damaged_images_are_left_out_and_listed(tmp_path: Path) -> None:
     assert damaged == f"{source}/1.png: not an image\n{source}/pipe.png: not a file\n"
 
 
+def test_names_that_are_not_unicode_and_an_image_too_long_for_a_jpeg(tmp_path: Path) -> None:
+    source, target = tmp_path / "source", tmp_path / "packed"
+    classes = [source / os.fsdecode(b"cl\xff"), source / "a"]
+    for folder in classes:
+        folder.mkdir(parents=True)
+        Image.new("RGB", (40, 50)).save(folder / "1.png")
+    damaged = classes[0] / os.fsdecode(b"\xfe.png")
+    damaged.write_bytes(b"")
+    Image.new("L", (65501, 1)).save(classes[1] / "strip.png")
+    run(source, target)
+    assert (target / "classes.txt").read_bytes() == b"a\ncl\xff\n"
+    assert (target / "damaged.txt").read_bytes().splitlines() == [
+        os.fsencode(f"{classes[1]}/strip.png: a JPEG holds 65500 pixels a side, not 65501; cut it in pieces"),
+        os.fsencode(f"{damaged}: empty file"),
+    ]
+    assert (target / "names.tsv").read_bytes().splitlines()[2] == b"000000002\tcl\xff/1.png"
+
+
+def test_a_packing_does_not_go_on_with_other_files(photos: Path, tmp_path: Path, error_of: Callable) -> None:
+    source, target = tmp_path / "source", tmp_path / "packed"
+    shutil.copytree(photos / "train", source)
+    run(source, target)
+    state = json.loads((target / "packing.json").read_text())
+    (source / "circle" / "00.jpg").rename(source / "square" / "99.jpg")  # as many as before, but other classes
+    assert "have other names than when" in error_of(
+        pack.main, [str(source), str(target), "--side", "32", "--images", "10"]
+    )
+    del state["names"]  # as earlier versions wrote it
+    (target / "packing.json").write_text(json.dumps(state))
+    run(source, target)
+
+
 def test_several_processes_write_the_same(packed: Path, photos: Path, tmp_path: Path) -> None:
     run(photos, tmp_path / "two", "--workers", "2")
     for tar in packed.rglob("*.tar"):
