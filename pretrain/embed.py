@@ -5,7 +5,7 @@
 
 Writes to --output (default: output/embed_<folder>):
 
-    features.npy     (N, F) float32, one row per image
+    features.npy     (N, F) float32, one row per image; damaged images are left out
     names.txt        the image of each row
     neighbours.png   some images with their nearest neighbours by the features
     duplicates.csv   pairs of images that look the same: within PHOTOS, or between PHOTOS and TEST
@@ -27,6 +27,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     if not 0 < args.threshold <= 1:
         raise UserError(f"--threshold is a correlation above 0 and at most 1, not {args.threshold:g}")
+    for option, most in (("size", 4096), ("workers", 1024)):
+        if not 0 <= getattr(args, option) <= most:
+            raise UserError(f"--{option} must be from 0 to {most}, not {getattr(args, option)}")
 
     from pretrain.evaluation.embedding import embed_folders
     from pretrain.runs.metrics import start_logging

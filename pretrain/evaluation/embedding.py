@@ -93,12 +93,24 @@ def embed_folders(
 
 
 def embed(network: "WithThumbnail", source: Source, pipeline: Pipeline, title: str) -> Embedded:
-    """Features and thumbnails of all images of a source, from their central crops."""
+    """Features and thumbnails of the images of a source that can be read, from their central crops."""
     precision = resolve_precision("auto", pipeline.device)
-    rows, _ = extract(network, source, pipeline, precision=precision, title=title)
+    rows, read = extract(network, _Numbered(source, np.arange(len(source))), pipeline, precision=precision, title=title)
+    (intact,) = np.nonzero(read.numpy() == np.arange(len(source)))
+    if len(intact) < len(source):  # in the place of the others the next image was read, which is no duplicate
+        logger.warning("%d damaged images are left out", len(source) - len(intact))
+        rows, source = rows[intact], Subset(source, intact)
     split = 3 * THUMBNAIL**2
     thumbnails = rows[:, -split:]
     return Embedded(source, rows[:, :-split].contiguous(), thumbnails - thumbnails.mean(dim=1, keepdim=True))
+
+
+class _Numbered(Subset):
+    """A subset whose labels are the numbers of the images, so that `extract` tells which image was read."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "labels", self.indices)
 
 
 def near_duplicates(own: Embedded, other: Embedded | None, threshold: float) -> list[Pair]:

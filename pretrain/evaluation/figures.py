@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from foundation import devices
 from foundation.errors import UserError
+from foundation.images import UnreadableImage
 from foundation.json_files import as_number
 from foundation.names import short_names
 from pretrain.batches.augment import augment
@@ -187,8 +188,11 @@ def _frame(label: int, other: int) -> str | None:
 
 
 def thumbnail(images: Subset, index: int) -> np.ndarray:
-    """The image for a sheet, squeezed into a square of `THUMBNAIL` pixels."""
-    pixels = torch.from_numpy(images.open(index).decode().copy()).permute(2, 0, 1)
+    """The image for a sheet, squeezed into a square of `THUMBNAIL` pixels. A damaged one is white."""
+    try:
+        pixels = torch.from_numpy(images.open(index).decode().copy()).permute(2, 0, 1)
+    except UnreadableImage:
+        return np.full((THUMBNAIL, THUMBNAIL, 3), 255, np.uint8)
     return resize(pixels, THUMBNAIL, THUMBNAIL).permute(1, 2, 0).numpy()
 
 

@@ -80,6 +80,17 @@ def test_a_name_that_is_not_unicode_and_a_full_disk(
         assert "out: File too large" in error_of(embed.main, [str(tmp_path / "one"), *common])
 
 
+def test_a_damaged_image_is_left_out_and_has_no_duplicate(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    own, _ = folders
+    (own / "4.png").write_bytes(b"")
+    output = tmp_path / "out"
+    embed.main([str(own), "--weights", "random", "--size", "32", "--workers", "0", "--output", str(output)])
+    assert rows(output) == []
+    names = (output / "names.txt").read_text().splitlines()
+    assert [Path(name).stem for name in names] == list("012356789")
+    assert len(np.load(output / "features.npy")) == 9
+
+
 def test_pairs_within_a_folder_are_named_once() -> None:
     thumbnails = torch.randn(6, 3 * THUMBNAIL**2, generator=torch.Generator().manual_seed(0))
     thumbnails[4] = 2 * thumbnails[1]
@@ -94,4 +105,5 @@ def test_bad_input(folders: tuple[Path, Path], tmp_path: Path, error_of: Callabl
     common = ["--output", str(tmp_path / "out")]
     assert "do not exist" in error_of(embed.main, [str(own), "--weights", "gone.pt", *common])
     assert "there is no folder or tar" in error_of(embed.main, ["gone", "--weights", "random", *common])
-    assert "--threshold" in error_of(embed.main, [str(own), "--weights", "random", "--threshold", "2"])
+    for option, value in (("--threshold", "2"), ("--workers", "-1"), ("--size", "-5"), ("--size", "5000")):
+        assert option in error_of(embed.main, [str(own), "--weights", "random", option, value])
