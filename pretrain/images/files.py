@@ -4,6 +4,7 @@ ImageNet has 1.28 million files. As Python objects their paths take hundreds of 
 copies page by page, because reading an object changes its reference count. Here all names are in one buffer.
 """
 
+import logging
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,8 @@ from typing import overload
 import numpy as np
 
 from foundation.images import EXTENSIONS, UNREAD_EXTENSIONS, OpenImage, open_file
+
+logger = logging.getLogger("pretrain")
 
 
 class PathList(Sequence[Path]):
@@ -129,8 +132,8 @@ def _walk(root: str, tops: Sequence[str], unread: Counter[str]) -> Iterator[tupl
             identity = status.st_dev, status.st_ino
             if all(identity != above for _, _, above in visiting):
                 visiting.append((folder, iter(_list(path, unread) if entries is None else entries), identity))
-        except OSError:
-            pass  # a folder without permission, or removed in the meantime, as os.walk does
+        except OSError as error:  # a folder without permission, or removed in the meantime
+            logger.warning("%s: %s; its images are left out", path, error.strerror or error)
 
     enter("", [(top, True) for top in tops] or None)
     files: list[str] = []
@@ -158,7 +161,7 @@ def _list(path: str, unread: Counter[str]) -> Sequence[tuple[str, bool]]:
             name = entry.name
             if name[0] == ".":
                 continue
-            if entry.is_dir():
+            if _is_folder(entry):
                 found.append((name, True))
             elif name.lower().endswith(EXTENSIONS):
                 found.append((name, False))
@@ -166,3 +169,11 @@ def _list(path: str, unread: Counter[str]) -> Sequence[tuple[str, bool]]:
                 unread[extension] += 1
     found.sort()
     return found
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a folder or a link to one. A link to itself, or to where there is no permission, is not."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False

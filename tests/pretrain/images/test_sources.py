@@ -1,6 +1,8 @@
 """Sources of images: layouts on disk, labels, and the messages when they are not as expected."""
 
+import errno
 import gzip
+import logging
 import os
 import re
 import shutil
@@ -54,9 +56,24 @@ def test_hidden_files_and_links_to_a_parent_are_left_out(tmp_path: Path, photos:
     (tmp_path / "train" / "circle" / "up").symlink_to(tmp_path / "train")
     (tmp_path / "train" / "square" / "self").symlink_to(tmp_path / "train" / "square")
     (tmp_path / "train" / "square" / "broken").symlink_to(tmp_path / "nothing")
+    (tmp_path / "train" / "square" / "loop").symlink_to("loop")
     source = build_source("folder", str(tmp_path), "train")
     assert [Path(source.name(i)).relative_to(tmp_path) for i in range(len(source))] == expected
     assert source.classes == ["circle", "square"]
+
+
+def test_a_folder_that_cannot_be_read_is_named(photos: Path, caplog: pytest.LogCaptureFixture, monkeypatch) -> None:
+    scan, closed = os.scandir, photos / "train" / "circle"
+
+    def scandir(path: str):
+        if path == str(closed):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    monkeypatch.setattr(logging.getLogger("pretrain"), "propagate", True)
+    assert len(build_source("folder", str(photos), "pretrain")) == 12
+    assert f"{closed}: Permission denied; its images are left out" in caplog.text
 
 
 def test_pictures_of_kinds_that_are_not_read_are_named(tmp_path: Path, photos: Path, caplog: pytest.LogCaptureFixture):
