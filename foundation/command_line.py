@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import inspect
+import os
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -60,13 +61,13 @@ def split_paths(tokens: Sequence[str]) -> tuple[list[str], list[str]]:
     """Positional arguments that may be paths and config overrides in any order, as (paths, overrides).
 
     A token in capitals (`TRAIN.LR`, `SEED`) is a config key, and the token after it is its value unless the first has
-    the form `KEY=VALUE`; everything else is a path. A path in capitals needs a slash: `./PHOTOS`.
+    the form `KEY=VALUE`; everything else is a path, and so is a folder `PHOTOS` that exists.
     """
     paths: list[str] = []
     overrides: list[str] = []
     rest = iter(tokens)
     for token in rest:
-        if not CONFIG_KEY.fullmatch(token):
+        if not CONFIG_KEY.fullmatch(token) or ("." not in token and os.path.isdir(token)):
             paths.append(token)
             continue
         overrides.append(token)

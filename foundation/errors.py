@@ -1,6 +1,7 @@
 """Errors as part of the interface: one line that begins with `error:`, and exit status 2."""
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -39,8 +40,11 @@ def run(main: Callable[[Sequence[str] | None], None]) -> NoReturn:
     """Call `main` with the arguments of the command line and exit the process with its status.
 
     0: success. 2: a `UserError`, printed as one line. 130: interrupted from the keyboard. Any other exception is a
-    defect of this project and keeps its traceback.
+    defect of this project and keeps its traceback. Characters that standard output cannot show, such as those of file
+    names that are not UTF-8, are escaped there, as Python does on standard error.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a caller may have put another one in its place
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         main(None)
         sys.stdout.flush()

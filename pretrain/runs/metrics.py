@@ -49,7 +49,13 @@ class _Console(logging.StreamHandler):
 
 
 class _LogFile(logging.FileHandler):
-    """log.txt. A line that cannot be written is reported once; the run continues."""
+    """log.txt. A line that cannot be written is reported once; the run continues.
+
+    Names of files that are not UTF-8 are escaped, as on standard error.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, encoding="utf-8", errors="backslashreplace")
 
     def handleError(self, record: logging.LogRecord) -> None:
         error = sys.exc_info()[1]

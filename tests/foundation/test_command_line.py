@@ -1,5 +1,6 @@
 """Paths and config keys mixed on one command line."""
 
+import io
 import subprocess
 import sys
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from foundation.command_line import split_paths
+from foundation.errors import run
 
 
 @pytest.mark.parametrize(
@@ -22,6 +24,20 @@ from foundation.command_line import split_paths
 )
 def test_paths_are_told_from_keys(tokens: list[str], paths: list[str], overrides: list[str]) -> None:
     assert split_paths(tokens) == (paths, overrides)
+
+
+def test_a_folder_in_capitals_that_exists_is_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "PHOTOS").mkdir()
+    assert split_paths(["PHOTOS", "TRAIN.LR", "0.1"]) == (["PHOTOS"], ["TRAIN.LR", "0.1"])
+
+
+def test_standard_output_takes_names_that_are_not_unicode(monkeypatch: pytest.MonkeyPatch) -> None:
+    content = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(content, encoding="utf-8"))
+    with pytest.raises(SystemExit) as leaving:
+        run(lambda argv: print("\udcff.jpg"))
+    assert (leaving.value.code, content.getvalue()) == (0, b"\\udcff.jpg\n")
 
 
 def test_help_of_every_command_of_pretrain_imports_nothing_heavy() -> None:

@@ -79,6 +79,15 @@ def test_a_log_that_cannot_be_written_is_reported_once(tmp_path: Path, files_up_
     assert "Traceback" not in found.err
 
 
+def test_a_name_that_is_not_unicode_is_escaped_and_the_log_goes_on(tmp_path: Path, capsys) -> None:
+    start_logging(tmp_path)
+    logging.getLogger("pretrain").info("\udcff.jpg: empty file")
+    logging.getLogger("pretrain").info("the next line")
+    first, second = (tmp_path / "log.txt").read_text().splitlines()
+    assert first.endswith("\\udcff.jpg: empty file")
+    assert second.endswith("the next line")
+
+
 def test_a_terminal_of_80_columns_shows_the_essentials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     controlling, terminal = pty.openpty()
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
