@@ -159,7 +159,7 @@ def missing_files(names: Sequence[str] | Counter[str], folder: Path) -> list[str
         parent, base = os.path.split(name)
         if parent not in listings:
             place = folder / parent
-            listings[parent] = set(os.listdir(place)) if place.is_dir() else set()
+            listings[parent] = set(os.listdir(place)) if os.path.isdir(place) else set()
         if base not in listings[parent]:
             missing.append(name)
     return missing

@@ -155,7 +155,7 @@ def _category_records(path: Path, modified: int, size: int) -> Sequence[Mapping[
     if not isinstance(records, list):
         raise UserError(f"{path} is not in COCO's format: there is no list 'categories'")
     read = _Reader(path, lvis=False).read({"images": [], "annotations": [], "categories": records})
-    _refuse_problems(read)
+    refuse_problems(read)
     return tuple(read.categories)
 
 
@@ -195,7 +195,7 @@ def to_records(read: Annotations, image_root: str) -> list[Record]:
     Raises:
         UserError: a record cannot be used.
     """
-    _refuse_problems(read)
+    refuse_problems(read)
     classes = {each["id"]: index for index, each in enumerate(read.categories)}
     objects: dict[Any, list[Record]] = {each["id"]: [] for each in read.images}
     for each in read.annotations:
@@ -255,7 +255,12 @@ def _to_object(annotation: Record, classes: Mapping[Any, int]) -> Record:
     return {**result, "category_id": classes[annotation["category_id"]], "bbox_mode": BoxMode.XYWH_ABS}
 
 
-def _refuse_problems(read: Annotations) -> None:
+def refuse_problems(read: Annotations) -> None:
+    """See that every record can be used, but for masks and keypoints, which not every model learns.
+
+    Raises:
+        UserError: one cannot be used.
+    """
     for problem in read.problems:
         if problem.fault not in PARTIAL:
             raise UserError(f"{read.path}: {problem.text}; --check-data lists everything that is wrong")

@@ -2,16 +2,19 @@
 
 import json
 import math
+import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy
 
-from detection.data.annotations import MAX_BYTES
+from detection.data.annotations import MAX_BYTES, read_annotations, refuse_problems
 from foundation.coco_ids import read_id
 from foundation.errors import UserError
 from foundation.files import write_atomic
 from foundation.json_files import read_json
+
+MOST_SHOWN = 100  # characters of a name
 
 
 def find_images(annotations: Path) -> Path:
@@ -32,64 +35,91 @@ def find_images(annotations: Path) -> Path:
     names = ("", "images", annotations.stem, annotations.stem.rpartition("_")[2])
     folders = [parent / each for parent in parents for each in names]
     for folder in folders:
-        if (folder / name).is_file():
+        if os.path.isfile(folder / name):  # False for a name that is too long, such as a URL
             return folder
     base = name.replace("\\", "/").rpartition("/")[2]  # tools on Windows write backslashes
     for folder in folders if base != name else ():
-        if (folder / base).is_file():
+        if os.path.isfile(folder / base):
             raise UserError(
                 f"{annotations} names its first image {name!r}, which is not there, but {folder / base} is: write "
                 f"file_name relative to a folder of images ({base!r})"
             )
+    shown = name if len(name) <= MOST_SHOWN else f"{name[:MOST_SHOWN]}..."
     raise UserError(
-        f"the images of {annotations} are not beside it ({name} is not there): name their folder with --train-images"
+        f"the images of {annotations} are not beside it ({shown} is not there): name their folder with --train-images"
         " (or --test-images)"
     )
 
 
-def split(annotations: Path, fraction: float, folder: Path, seed: int = 0) -> tuple[Path, Path]:
-    """Divide a dataset by its images, and write the two parts as `train.json` and `val.json`.
+class Parts(NamedTuple):
+    """A dataset divided by its images, in COCO's format."""
+
+    train: dict[str, Any]
+    val: dict[str, Any]
+
+
+def divide(annotations: Path, fraction: float, seed: int = 0) -> Parts:
+    """Divide a dataset by its images.
 
     Args:
         annotations: file in COCO's format.
         fraction: of the images, to evaluate on; in (0, 1).
-        folder: for the files; it is made if need be.
         seed: of the choice. The same file, fraction and seed give the same parts.
 
     Raises:
-        UserError: the file cannot be read or is not in the format, has fewer than two images, or the folder cannot be
-            written.
+        UserError: the file cannot be read or is not in the format, has a record that cannot be used, or fewer than two
+            images.
     """
+    # Of the whole file: images with one id could come into different parts, and messages number its records.
+    refuse_problems(read_annotations(annotations))
     content = read_json(annotations, MAX_BYTES)
-    images = content.get("images") if isinstance(content, dict) else None
-    if not isinstance(images, list) or not isinstance(content.get("annotations"), list) or len(images) < 2:
+    images = content["images"]
+    if "annotations" not in content or len(images) < 2:
         raise UserError(f"{annotations} cannot be split: it must list two images or more, and annotations")
     count = min(len(images) - 1, max(1, math.floor(len(images) * fraction + 0.5)))
-    chosen = set(numpy.random.default_rng(seed).permutation(len(images))[:count].tolist())
-    held_out = {_image_id(images[index], "id", annotations) for index in chosen}
-    parts = []
-    for name, wanted in (("train", False), ("val", True)):
-        part = {
+    chosen = numpy.random.default_rng(seed).permutation(len(images))[:count].tolist()
+    held_out = {read_id(images[index]["id"]) for index in chosen}
+    return Parts(*(
+        {
             **content,
-            "images": [image for index, image in enumerate(images) if (index in chosen) is wanted],
+            "images": [each for each in images if (read_id(each["id"]) in held_out) is wanted],
             "annotations": [
-                each
-                for each in content["annotations"]
-                if (_image_id(each, "image_id", annotations) in held_out) is wanted
+                each for each in content["annotations"] if (read_id(each["image_id"]) in held_out) is wanted
             ],
         }
-        path = folder / f"{name}.json"
+        for wanted in (False, True)
+    ))  # fmt: skip
+
+
+def part_files(folder: Path) -> tuple[Path, Path]:
+    """Where the parts of a dataset are written."""
+    return folder / "train.json", folder / "val.json"
+
+
+def write_parts(parts: Parts, folder: Path) -> None:
+    """Write both parts into a folder, which is made if need be.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    for path, part in zip(part_files(folder), parts, strict=True):
         try:
             folder.mkdir(parents=True, exist_ok=True)
             write_atomic(path, json.dumps(part).encode())
         except OSError as error:
             raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
-        parts.append(path)
-    return parts[0], parts[1]
 
 
-def _image_id(record: Any, key: str, path: Path) -> int | str:
-    try:
-        return read_id(record[key])
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} cannot be split: a record has no usable {key!r} ({error})") from error
+def are_written(parts: Parts, folder: Path) -> bool:
+    """Whether the files in a folder hold these parts.
+
+    Raises:
+        UserError: a file cannot be read.
+    """
+    for path, part in zip(part_files(folder), parts, strict=True):
+        content = read_json(path, MAX_BYTES)
+        if not isinstance(content, dict):
+            return False
+        if any(content.get(key) != part[key] for key in ("images", "annotations", "categories")):
+            return False
+    return True

@@ -18,6 +18,7 @@ from detection.training import checkpoints, model, plan, run_folder, scaling, we
 from foundation import devices
 from foundation.config import config_folder, find_config, keys, override_pairs, value_of
 from foundation.errors import UserError
+from foundation.locks import is_held
 from foundation.wandb_mirror import require_wandb
 
 DEFAULT_RECIPES = {"cuda": "coco_R50_FPN_1x_moco", "cpu": "shapes_R18_FPN"}  # for data of one's own
@@ -32,15 +33,18 @@ def configure(arguments: argparse.Namespace) -> CfgNode:
         UserError: a wrong key or value, choices that exclude each other, or more GPUs than there are.
     """
     _check_choices(arguments)
-    own = _own_datasets(arguments)
     if arguments.config is None:
         arguments.config = DEFAULT_RECIPES["cuda" if _gpus(arguments, "cuda") else "cpu"]
-    names = [text for part, name in own.items() for text in (f"DATASETS.{part}", repr((name,)))]
-    config = configs.load(arguments.config, [*names, *arguments.overrides])
+    config = configs.load(arguments.config, arguments.overrides)
     if arguments.output:
         config.OUTPUT_DIR = arguments.output
     elif config.OUTPUT_DIR == configs.default_config().OUTPUT_DIR:
         config.OUTPUT_DIR = default_output(arguments.config)
+    own = _own_datasets(arguments, Path(config.OUTPUT_DIR))
+    overridden = dict(override_pairs(arguments.overrides))
+    for part, name in own.items():
+        if f"DATASETS.{part}" not in overridden:
+            config.DATASETS[part] = (name,)
     if arguments.weights is not None:
         config.MODEL.WEIGHTS = arguments.weights
     arguments.num_gpus = _gpus(arguments, config.MODEL.DEVICE)
@@ -159,10 +163,14 @@ def default_output(recipe: str) -> str:
     return str(Path(configs.default_config().OUTPUT_DIR) / Path(recipe).stem)
 
 
-def _own_datasets(arguments: argparse.Namespace) -> dict[str, str]:
+def _own_datasets(arguments: argparse.Namespace, output: Path) -> dict[str, str]:
     """Names of the user's own datasets, by the part that they take, TRAIN and TEST; empty where there are none.
 
     Without a file to evaluate on, a part of the training images is set aside for it.
+
+    Args:
+        arguments: of the command.
+        output: folder of the run.
     """
     train, test = arguments.train_json, arguments.test_json
     if not train and not test:
@@ -184,18 +192,40 @@ def _own_datasets(arguments: argparse.Namespace) -> dict[str, str]:
     if arguments.check_data:  # of the whole file, which a run divides afterwards
         name = datasets.custom_name(Path(train), folders[train])
         return {"TRAIN": name, "TEST": name}
-    folder = Path(arguments.output or default_output(arguments.config or "own")) / SPLIT
-    if arguments.dry_run or arguments.show_data is not None:  # these leave no trace
-        folder = Path(tempfile.mkdtemp(prefix="split-"))
-        atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    files = (folder / "train.json", folder / "val.json")
-    if not (arguments.resume and all(file.is_file() for file in files)):
-        files = custom.split(Path(train), arguments.val_fraction, folder)
+    folder = _divide(Path(train), arguments, output)
     print(f"note: {arguments.val_fraction:.0%} of the images, drawn at random, are for evaluation (--val-fraction)")
     return {
         part: datasets.custom_name(file, folders[train].resolve())
-        for part, file in zip(("TRAIN", "TEST"), files, strict=True)
+        for part, file in zip(("TRAIN", "TEST"), custom.part_files(folder), strict=True)
     }
+
+
+def _divide(train: Path, arguments: argparse.Namespace, output: Path) -> Path:
+    """The folder with the two parts of a dataset. Those of a run that has begun are never replaced.
+
+    Raises:
+        UserError: the run in the folder has other parts, or they cannot be made.
+    """
+    parts = custom.divide(train, arguments.val_fraction)
+    if arguments.dry_run or arguments.show_data is not None:  # these leave no trace
+        folder = Path(tempfile.mkdtemp(prefix="split-"))
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        custom.write_parts(parts, folder)
+        return folder
+    folder, begun = output / SPLIT, _begun_run(output, series=True)
+    if begun:
+        name = configs.load(str(begun / run_folder.CONFIG)).DATASETS.TRAIN[0]
+        used = Path(f"{name.partition(datasets.CUSTOM)[0]}.json")
+        if used == custom.part_files(used.parent)[0] and used.parent.name == SPLIT:
+            folder = used.parent
+    if not (begun or is_held(output)) or not all(file.is_file() for file in custom.part_files(folder)):
+        custom.write_parts(parts, folder)
+    elif not custom.are_written(parts, folder):
+        raise UserError(
+            f"{output} holds a run on other images than {train} with --val-fraction {arguments.val_fraction:g} gives:"
+            " choose another --output, or give what it was begun with"
+        )
+    return folder
 
 
 def _given_keys(config: CfgNode, arguments: argparse.Namespace) -> Collection[str]:
@@ -214,12 +244,15 @@ def _begun_config(config: CfgNode, arguments: argparse.Namespace) -> CfgNode | N
     """The config of the run in the folder, where it is continued or evaluated; of a series, that of one of its runs."""
     if not (arguments.resume or arguments.eval_only or arguments.seeds or arguments.sweep_lr):
         return None
-    folder = Path(config.OUTPUT_DIR)
-    members = [*folder.glob("lr*/"), *folder.glob("seed*/"), *folder.glob("lr*/seed*/")]
-    for each in [folder, *sorted(members)] if arguments.seeds or arguments.sweep_lr else [folder]:
-        if checkpoints.exists(each) and (each / "config.yaml").is_file():
-            return configs.load(str(each / "config.yaml"))
-    return None
+    begun = _begun_run(Path(config.OUTPUT_DIR), series=bool(arguments.seeds or arguments.sweep_lr))
+    return configs.load(str(begun / run_folder.CONFIG)) if begun else None
+
+
+def _begun_run(folder: Path, series: bool) -> Path | None:
+    """The folder of the run that was begun in a folder; of a series, that of one of its runs."""
+    members = [*folder.glob("lr*/"), *folder.glob("seed*/"), *folder.glob("lr*/seed*/")] if series else []
+    found = (each for each in [folder, *sorted(members)] if checkpoints.exists(each))
+    return next((each for each in found if (each / run_folder.CONFIG).is_file()), None)
 
 
 def _apply_plan(config: CfgNode, given: Collection[str]) -> None:

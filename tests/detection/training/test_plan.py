@@ -1,6 +1,7 @@
 """The plan for a user's own data: by hand, and from the command line."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -120,6 +121,9 @@ def test_the_images_are_found_beside_the_annotations(coco_root, tmp_path):
     (tmp_path / "images" / "1.png").touch()
     with pytest.raises(UserError, match=r"images/1\.png is: write file_name relative .*\('1\.png'\)"):
         custom.find_images(elsewhere)
+    elsewhere.write_text(json.dumps({"images": [{"file_name": "https://a.org/" + "x" * 300}]}))
+    with pytest.raises(UserError, match=r"\(https://a\.org/x*\.\.\. is not there\)"):
+        custom.find_images(elsewhere)
     elsewhere.write_text("{}")
     with pytest.raises(UserError, match="it lists no images"):
         custom.find_images(elsewhere)
@@ -131,20 +135,57 @@ def test_the_keys_of_the_plan_are_listed():
     assert {line.split()[0] for line in lines} == {*plan.KEYS} - {"INPUT.MASK_FORMAT", "INPUT.LSJ.SIZE"}
 
 
-def test_a_split_is_seeded_and_loses_nothing(coco_root, tmp_path):
+def test_a_split_is_seeded_and_loses_nothing(coco_root):
     file = coco_root / "coco" / "annotations" / "instances_train2017.json"
     whole = json.loads(file.read_text())
-    parts = [json.loads(path.read_text()) for path in custom.split(file, 0.25, tmp_path / "one")]
-    again = [json.loads(path.read_text()) for path in custom.split(file, 0.25, tmp_path / "two")]
-    assert parts == again
+    parts = custom.divide(file, 0.25)
+    assert parts == custom.divide(file, 0.25)
     assert [len(part["images"]) for part in parts] == [3, 1]
     for key in ("images", "annotations"):
         assert sorted(each["id"] for part in parts for each in part[key]) == [each["id"] for each in whole[key]]
     for part in parts:
         assert {each["image_id"] for each in part["annotations"]} == {each["id"] for each in part["images"]}
         assert part["categories"] == whole["categories"]
-    other = custom.split(file, 0.25, tmp_path / "three", seed=1)
-    assert json.loads(other[1].read_text())["images"] != parts[1]["images"]
+    assert custom.divide(file, 0.25, seed=1).val["images"] != parts.val["images"]
+
+
+def test_images_with_one_id_are_refused_whichever_part_they_would_come_into(coco_root):
+    file = coco_root / "coco" / "annotations" / "instances_train2017.json"
+    content = json.loads(file.read_text())
+    content["images"][3]["id"] = 1
+    content["annotations"] = [each for each in content["annotations"] if each["image_id"] != 4]
+    file.write_text(json.dumps(content))
+    for fraction in (0.25, 0.5, 0.75):
+        with pytest.raises(UserError, match=r"instances_train2017.json: images\[3\]\.id is 1, which another image has"):
+            custom.divide(file, fraction)
+
+
+def test_the_parts_of_a_run_that_has_begun_are_never_replaced(coco_root, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file = coco_root / "coco" / "annotations" / "instances_train2017.json"
+    words = ["--config", "shapes_R18_FPN", "--train-json", str(file), "--num-gpus", "0", "--val-fraction", "0.5"]
+    config = prepare.configure(train_net.parse(words))
+    folder = tmp_path / config.OUTPUT_DIR
+    assert prepare.default_output("shapes_R18_FPN") == config.OUTPUT_DIR  # where the parts are too
+    files = [Path(name.partition("@")[0]) for name in (*config.DATASETS.TRAIN, *config.DATASETS.TEST)]
+    assert files == [folder / "data" / "train.json", folder / "data" / "val.json"]
+    (folder / "model_0000001.pth").touch()
+    run_folder.write_config(folder, config, "shapes_R18_FPN")
+    before = [each.read_text() for each in files]
+    for options in ([], ["--resume"]):  # the same again
+        assert prepare.configure(train_net.parse([*words, *options])).DATASETS == config.DATASETS
+        for other in (["--val-fraction", "0.25"], ["OUTPUT_DIR", config.OUTPUT_DIR, "--val-fraction", "0.25"]):
+            with pytest.raises(UserError, match="shapes_R18_FPN holds a run on other images than .* 0.25 gives"):
+                prepare.configure(train_net.parse([*words, *other, *options]))
+    other = prepare.configure(train_net.parse([*words, "--val-fraction", "0.25", "OUTPUT_DIR", "other"]))
+    assert other.DATASETS.TRAIN[0].startswith(f"{tmp_path}/other/data/train.json@")
+    assert [each.read_text() for each in files] == before
+    # Earlier versions wrote the parts of a run without --output elsewhere.
+    (folder.parent / "own").mkdir()
+    (folder / "data").rename(folder.parent / "own" / "data")
+    config.DATASETS.TRAIN = (config.DATASETS.TRAIN[0].replace("/shapes_R18_FPN/data", "/own/data", 1),)
+    run_folder.write_config(folder, config, "shapes_R18_FPN")
+    assert prepare.configure(train_net.parse([*words, "--resume"])).DATASETS.TRAIN == config.DATASETS.TRAIN
 
 
 def test_annotations_alone_are_enough(coco_root, tmp_path, capsys):
