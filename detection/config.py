@@ -67,6 +67,10 @@ MINIMA = {
     "SOLVER.WARMUP_ITERS": 0,
     "SOLVER.REFERENCE_WORLD_SIZE": 0,
     "SOLVER.KEEP_CHECKPOINTS": 0,
+    "SOLVER.GAMMA": 0,
+    "SOLVER.MOMENTUM": 0,
+    "SOLVER.WARMUP_FACTOR": 0,
+    "SOLVER.WEIGHT_DECAY": 0,
     "SOLVER.FRACTION_EXPONENT": 0,
     "TEST.EVAL_PERIOD": 0,
     "TEST.PATIENCE": 0,
@@ -176,6 +180,13 @@ def load(name: str, overrides: Sequence[str] = ()) -> CfgNode:
         raise UserError(f"MODEL.PIXEL_STD must be above 0, not {config.MODEL.PIXEL_STD}")
     if not 0 < config.DATASETS.FRACTION <= 1:
         raise UserError(f"DATASETS.FRACTION must be above 0 and at most 1, not {config.DATASETS.FRACTION}")
+    for entry in config.TEST.EXPECTED_RESULTS:
+        kinds = (str, str, int | float, int | float)
+        if not isinstance(entry, list | tuple) or [*map(isinstance, entry, kinds)] != [True] * 4 or len(entry) > 4:
+            raise UserError(
+                "TEST.EXPECTED_RESULTS must list task, metric, value and tolerance, as [['bbox', 'AP', 38.5, 0.2]],"
+                f" not {entry!r}"
+            )
     for part in ("TRAIN", "TEST"):
         if not config.DATASETS[part]:
             raise UserError(f"DATASETS.{part} names no dataset")
@@ -279,6 +290,8 @@ def _check_solver(config: CfgNode) -> None:
     one_of(config, "SOLVER.LR_SCHEDULER_NAME", names)
     if not 0 < solver.BASE_LR < math.inf:
         raise UserError(f"SOLVER.BASE_LR must be finite and above 0, not {solver.BASE_LR}")
+    if solver.OPTIMIZER == "SGD" and solver.NESTEROV and not solver.MOMENTUM:
+        raise UserError("SOLVER.NESTEROV True needs a SOLVER.MOMENTUM above 0")
     if not 0 < solver.LAYER_DECAY <= 1:
         raise UserError(f"SOLVER.LAYER_DECAY must be above 0 and at most 1, not {solver.LAYER_DECAY}")
     if not 0 <= solver.EMA < 1:

@@ -73,12 +73,18 @@ def check_coco(
     if requirements.keypoints:
         points = metadata.get("keypoint_names") or keypoint_names(read.categories)
         if not points:
-            findings.add(defects.HAS_NO_KEYPOINTS, [f"no names of keypoints in the categories of {read.path}"])
+            findings.add(
+                defects.HAS_NO_KEYPOINTS,
+                [f"no names of keypoints, or different ones, in the categories of {read.path}"],
+            )
         elif len(points) != requirements.keypoints:
             key = "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS"
             findings.add(defects.KEYPOINT_COUNT, [f"{len(points)}, but {key} is {requirements.keypoints}"])
+        elif not findings.training and len(points) != requirements.tolerances:
+            key = "TEST.KEYPOINT_OKS_SIGMAS"
+            findings.add(defects.TOLERANCES, [f"{len(points)}, but {key} is for {requirements.tolerances}"])
         else:
-            _check_keypoints(read, content, requirements.keypoints, findings)
+            _check_keypoints(read, content, requirements, findings)
     findings.add(defects.CONVERTED, [f"{what} ({count:,})" for what, count in read.converted.items()])
     return content
 
@@ -196,15 +202,21 @@ def _flat(masks: Sequence[tuple[int, Sequence[Sequence[float]]]]) -> Iterable[in
     return (index for (index, polygons), total in zip(masks, totals, strict=True) if polygons and total < LEAST_AREA)
 
 
-def _check_keypoints(read: Annotations, content: Content, count: int, findings: Findings) -> None:
+def _check_keypoints(read: Annotations, content: Content, requirements: Requirements, findings: Findings) -> None:
     """Of the objects that are not crowds."""
     wrong = [
         index
         for index, each in enumerate(read.annotations)
-        if not each["iscrowd"] and len(each.get("keypoints", ())) != 3 * count
+        if not each["iscrowd"] and len(each.get("keypoints", ())) != 3 * requirements.keypoints
     ]
     if not any(each.fault is Fault.KEYPOINTS for each in read.problems):  # listed already
         findings.add(defects.WRONG_KEYPOINTS, wrong, content.label)
-    seen = {int(content.owners[i]) for i, each in enumerate(read.annotations) if each.get("num_keypoints")}
-    without = sorted(set(content.owners.tolist()) - seen)
-    findings.add(defects.FEW_KEYPOINTS, without, lambda index: content.images[index].file_name)
+    least = requirements.least_keypoints if findings.training else 1
+    visible = numpy.bincount(
+        content.owners, [each.get("num_keypoints", 0) for each in read.annotations], len(content.images)
+    )
+    few = sorted({owner for owner in content.owners.tolist() if visible[owner] < least})
+    findings.add(defects.FEW_KEYPOINTS, few, lambda index: content.images[index].file_name)
+    if findings.training and not (visible[content.owners[~content.crowds]] >= least).any():
+        key = "MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE"
+        findings.add(defects.NO_KEYPOINTS, [f"{key} is {least}"])

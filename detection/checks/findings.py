@@ -97,6 +97,10 @@ KEYPOINT_COUNT = _fatal(
     "number of keypoints that is not the model's",
     "set MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS, and as many numbers in TEST.KEYPOINT_OKS_SIGMAS",
 )
+TOLERANCES = _fatal("number of keypoints that is not the evaluation's", "give the key a number for each keypoint")
+NO_KEYPOINTS = _fatal(
+    "datasets without an image that has enough visible keypoints", "annotate keypoints with a visibility of 1 or 2"
+)
 WRONG_KEYPOINTS = _fatal("objects without x, y and visibility of each keypoint", CORRECT)
 NOTHING_LEFT = _fatal(
     "datasets without an image that has objects", "annotate at least one object with iscrowd 0, which is not a crowd"
@@ -155,7 +159,7 @@ EMPTY_IMAGES = _note(
     "images without objects", "left out (DATALOADER.FILTER_EMPTY_ANNOTATIONS)", "each detection is false"
 )
 BACKGROUND_IMAGES = _note("images without objects", "used as background", "each detection is false")
-FEW_KEYPOINTS = _note("images without a visible keypoint", "left out", "no keypoint to find")
+FEW_KEYPOINTS = _note("images with too few visible keypoints", "left out", "no keypoint to find")
 
 
 @dataclass(frozen=True)

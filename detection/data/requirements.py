@@ -7,6 +7,8 @@ from fvcore.common.config import CfgNode
 from foundation.config import value_of
 from foundation.errors import UserError
 
+COCO_KEYPOINTS = 17  # of a person, for which COCO's evaluation has tolerances
+
 # Where each architecture keeps its number of classes.
 CLASS_KEYS = {
     "GeneralizedRCNN": "MODEL.ROI_HEADS.NUM_CLASSES",
@@ -25,6 +27,8 @@ class Requirements:
         masks: each object needs a mask.
         polygons: the masks must be polygons, not run-length codes (`INPUT.MASK_FORMAT`).
         keypoints: the number of points that each object needs; 0 for none.
+        least_keypoints: visible ones that an image needs to be trained on (`MIN_KEYPOINTS_PER_IMAGE`).
+        tolerances: the number of keypoints that the evaluation has one for (`TEST.KEYPOINT_OKS_SIGMAS`).
         semantic: a class for each pixel, and no objects.
         drops_empty: images without objects are left out of training (`DATALOADER.FILTER_EMPTY_ANNOTATIONS`).
         max_size_train: pixels that the longer side of an image is reduced to in training (`INPUT.MAX_SIZE_TRAIN`).
@@ -36,6 +40,8 @@ class Requirements:
     masks: bool = False
     polygons: bool = False
     keypoints: int = 0
+    least_keypoints: int = 1
+    tolerances: int = COCO_KEYPOINTS
     semantic: bool = False
     drops_empty: bool = True
     max_size_train: int = field(default=1333, compare=False)
@@ -79,6 +85,8 @@ def requirements_of(config: CfgNode) -> Requirements:
         masks=masks,
         polygons=masks and config.INPUT.MASK_FORMAT == "polygon",
         keypoints=config.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS if regions and config.MODEL.KEYPOINT_ON else 0,
+        least_keypoints=config.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE,
+        tolerances=len(config.TEST.KEYPOINT_OKS_SIGMAS) or COCO_KEYPOINTS,
         semantic=architecture == "SemanticSegmentor",
         drops_empty=config.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
         max_size_train=config.INPUT.MAX_SIZE_TRAIN,

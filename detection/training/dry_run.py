@@ -14,7 +14,8 @@ from detectron2.utils.events import EventStorage
 from fvcore.common.config import CfgNode
 from fvcore.nn.precise_bn import get_bn_modules
 
-from detection.data import datasets, loading, training_data
+from detection.checks import preflight
+from detection.data import loading, training_data
 from detection.training import scaling, trainer
 from foundation import devices, machine
 
@@ -29,10 +30,10 @@ def describe(config: CfgNode, processes: int) -> Iterator[str]:
     """The lines to print for a config that was scaled to the number of processes.
 
     Raises:
-        UserError: the datasets cannot be read, or the model cannot be built or does not fit the device.
+        UserError: the datasets would stop a run, or the model cannot be built or does not fit the device.
     """
     solver, device = config.SOLVER, config.MODEL.DEVICE
-    datasets.register((*config.DATASETS.TRAIN, *config.DATASETS.TEST))
+    preflight.check(config, config.DATASETS.TRAIN, config.DATASETS.TEST)
     images = training_data.read(config)
     held_out = sum(len(DatasetCatalog.get(name)) for name in config.DATASETS.TEST)
     yield scaling.describe(config, processes, len(images.records))

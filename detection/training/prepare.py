@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from detectron2.data import DatasetCatalog
+from detectron2.data.build import filter_images_with_only_crowd_annotations
 from fvcore.common.config import CfgNode
 
 from detection import config as configs
@@ -23,7 +24,7 @@ from foundation.wandb_mirror import require_wandb
 
 DEFAULT_RECIPES = {"cuda": "coco_R50_FPN_1x_moco", "cpu": "shapes_R18_FPN"}  # for data of one's own
 SPLIT = "data"  # folder in the run's, with the two parts of a dataset
-COCO_KEYPOINTS, MEAN_SIGMA = 17, 0.067  # of a person; the mean of their tolerances in COCO's evaluation
+MEAN_SIGMA = 0.067  # the mean of the tolerances of COCO's keypoints
 
 
 def configure(arguments: argparse.Namespace) -> CfgNode:
@@ -264,6 +265,8 @@ def _apply_plan(config: CfgNode, given: Collection[str]) -> None:
     records = DatasetCatalog.get(name)
     if not records:
         raise UserError(f"{name.partition(datasets.CUSTOM)[0]}.json has no images to train on")
+    if config.DATALOADER.FILTER_EMPTY_ANNOTATIONS:  # without any that is left, the check before the run stops it
+        records = filter_images_with_only_crowd_annotations(records) or records
     images = plan.survey(records, fraction)
     print("plan for your own data (KEY VALUE on the command line takes precedence):")
     for line in plan.apply(config, images, config.MODEL.DEVICE, given):
@@ -285,7 +288,7 @@ def _fit_to_data(config: CfgNode, trains: bool) -> None:
     points = datasets.count_keypoints(name) if config.MODEL.KEYPOINT_ON else 0
     if points:
         config.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS = points
-        if points != (len(config.TEST.KEYPOINT_OKS_SIGMAS) or COCO_KEYPOINTS):
+        if points != (len(config.TEST.KEYPOINT_OKS_SIGMAS) or requirements.COCO_KEYPOINTS):
             config.TEST.KEYPOINT_OKS_SIGMAS = [MEAN_SIGMA] * points
             print(f"note: TEST.KEYPOINT_OKS_SIGMAS is {MEAN_SIGMA}, the mean of COCO's, for each of {points} keypoints")
 

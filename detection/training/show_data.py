@@ -5,7 +5,8 @@ from pathlib import Path
 from fvcore.common.config import CfgNode
 from PIL import Image
 
-from detection.data import datasets, loading, training_data
+from detection.checks import preflight
+from detection.data import loading, training_data
 from detection.evaluation import pictures
 from foundation.errors import UserError
 
@@ -17,11 +18,11 @@ def write(config: CfgNode, count: int) -> Path:
     """Draw the first `count` images of a run as a sheet in its folder.
 
     Raises:
-        UserError: the count is out of range, an image cannot be read, or the folder cannot be written.
+        UserError: the count is out of range, the training set would stop a run, or the folder cannot be written.
     """
     if not 1 <= count <= MOST:
         raise UserError(f"--show-data must be 1 to {MOST} images, not {count}")
-    datasets.register(config.DATASETS.TRAIN)
+    preflight.check(config, config.DATASETS.TRAIN, ())
     sheet = draw(config, training_data.read(config), count)
     path = Path(config.OUTPUT_DIR) / FILE
     try:

@@ -87,7 +87,8 @@ def trained_on(name, use=TRAINING):
         **{"use_keypoint": bool(use.keypoints), "instance_mask_format": "polygon" if use.polygons else "bitmask"},
     )
     try:
-        records = get_detection_dataset_dicts([name], min_keypoints=min(use.keypoints, 1), check_consistency=False)
+        least = use.least_keypoints * bool(use.keypoints)
+        records = get_detection_dataset_dicts([name], min_keypoints=least, check_consistency=False)
         return {record["image_id"]: mapper(record)["instances"] for record in records}
     except Exception as error:
         return type(error)
@@ -275,6 +276,10 @@ def test_keypoints(content, register, tmp_path):
     name = register(content, **points)
     assert found(name, use) == {defects.FEW_KEYPOINTS: (1, ("3.jpg",))}
     assert counts(name, use) == {1: 2, 2: 2}
+    demanding = dataclasses.replace(use, least_keypoints=3)  # each object has one, an image two objects
+    assert [*found(name, demanding)] == [defects.FEW_KEYPOINTS, defects.NO_KEYPOINTS]
+    assert counts(name, demanding) is AssertionError  # Detectron2's "No valid data found"
+    assert [*found(name, use, training=False)] == [defects.TOLERANCES]
     edit(keypoints=[6, 6, 2, 0])(content, tmp_path)
     name = register(content, "other", **points)
     text = "annotations[2].keypoints must be x, y and visibility of each point"

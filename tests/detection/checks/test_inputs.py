@@ -384,6 +384,10 @@ def test_keypoints_of_ones_own(own, capsys):
     for category in content["categories"]:
         category.update(keypoints=["left_end", "right_end"], skeleton=[[1, 2]])
     pairs = ["MODEL.KEYPOINT_ON", "True", "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS", "2"]
+    config = own(content, content, *pairs)
+    with pytest.raises(UserError, match=r"2, but TEST\.KEYPOINT_OKS_SIGMAS is for 17; give the key a number for each"):
+        preflight.check(config, (), config.DATASETS.TEST)
+    pairs += ["TEST.KEYPOINT_OKS_SIGMAS", "[0.067, 0.067]"]
     config = own(content, content, *pairs, "INPUT.RANDOM_FLIP", "none")
     assert verdicts(config, capsys)[:2] == (None, 0)
     metadata = MetadataCatalog.get(config.DATASETS.TRAIN[0])

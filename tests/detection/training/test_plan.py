@@ -175,7 +175,7 @@ def test_the_parts_of_a_run_that_has_begun_are_never_replaced(coco_root, tmp_pat
     for options in ([], ["--resume"]):  # the same again
         assert prepare.configure(train_net.parse([*words, *options])).DATASETS == config.DATASETS
         for other in (["--val-fraction", "0.25"], ["OUTPUT_DIR", config.OUTPUT_DIR, "--val-fraction", "0.25"]):
-            with pytest.raises(UserError, match="shapes_R18_FPN holds a run on other images than .* 0.25 gives"):
+            with pytest.raises(UserError, match=r"shapes_R18_FPN holds a run on other images than .* 0\.25 gives"):
                 prepare.configure(train_net.parse([*words, *other, *options]))
     other = prepare.configure(train_net.parse([*words, "--val-fraction", "0.25", "OUTPUT_DIR", "other"]))
     assert other.DATASETS.TRAIN[0].startswith(f"{tmp_path}/other/data/train.json@")
@@ -231,6 +231,29 @@ def test_a_dry_run_says_what_a_run_comes_to_and_leaves_no_trace(coco_root, tmp_p
     assert "memory of this process" in said
     assert " s an iteration; training " in said
     assert not (tmp_path / "run").exists()
+
+
+def test_images_without_objects_do_not_count_where_training_leaves_them_out(coco_root, tmp_path, capsys):
+    file = coco_root / "coco" / "annotations" / "instances_train2017.json"
+    content = json.loads(file.read_text())
+    content["annotations"] = [each for each in content["annotations"] if each["image_id"] < 3]
+    file.write_text(json.dumps(content))
+    words = ["--train-json", str(file), "--test-json", str(file), "--num-gpus", "0", "--output", str(tmp_path / "run")]
+    assert prepare.configure(train_net.parse(words)).SOLVER.IMS_PER_BATCH == 2
+    assert "epochs of 2 images" in capsys.readouterr().out
+    kept = prepare.configure(train_net.parse([*words, "DATALOADER.FILTER_EMPTY_ANNOTATIONS", "False"]))
+    assert kept.SOLVER.IMS_PER_BATCH == 4
+
+
+@pytest.mark.parametrize("option", [["--dry-run"], ["--show-data", "2"]])
+def test_looking_ahead_refuses_what_a_run_refuses(option, coco_root, tmp_path):
+    file = coco_root / "coco" / "annotations" / "instances_train2017.json"
+    content = json.loads(file.read_text())
+    del content["annotations"][3]["segmentation"]
+    file.write_text(json.dumps(content))
+    words = ["--train-json", str(file), "--test-json", str(file), "--num-gpus", "0", "--output", str(tmp_path / "run")]
+    with pytest.raises(UserError, match=r"objects without a mask: annotation 4 in 001\.jpg; set MODEL\.MASK_ON False"):
+        train_net.main([*words, *option])
 
 
 @pytest.mark.parametrize(
