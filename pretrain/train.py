@@ -14,6 +14,7 @@ SIGINT or SIGUSR1 a run saves and exits with status 75 (docs/reliability.md).
 
 import argparse
 import math
+import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -159,12 +160,13 @@ def train_in_group(args: argparse.Namespace, request: "StopRequest") -> bool:
     with report_disk_errors(output):
         device = group.start(use_cuda, timedelta(seconds=settings.TRAIN.PEER_TIMEOUT))
         try:
-            with group.report_lost_peers(), devices.report_out_of_memory(advise(settings)):
+            with group.report_lost_peers():
                 config, remarks = group.from_main(resolved)
                 build_probe = partial(OnlineProbe, config, device)
                 # The first start has said it to a run that is resumed.
                 check_count = (lambda images: ()) if args.resume else partial(steps_warning, config, args.planned)
-                return pretrain(config, output, args.resume, device, request, build_probe, remarks, check_count)
+                with devices.report_out_of_memory(advise(config)):
+                    return pretrain(config, output, args.resume, device, request, build_probe, remarks, check_count)
         finally:
             group.stop()
 
@@ -176,6 +178,7 @@ def output_folder(args: argparse.Namespace) -> Path:
     name = Path(args.config or DEMO).stem
     if args.paths and not args.config:
         name = Path(args.paths[0]).resolve().name.removesuffix(".tar") or "images"
+        name = os.fsencode(name).decode("utf-8", "replace")  # TensorBoard takes no other
     return Path("output") / name
 
 

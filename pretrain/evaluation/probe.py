@@ -8,6 +8,7 @@ from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from foundation.errors import UserError
 from pretrain.config import build_streaming, resolve_precision
 from pretrain.evaluation.features import build_pipeline, extract
 from pretrain.evaluation.knn import TEMPERATURE, accuracy, nearest, vote
@@ -31,7 +32,11 @@ class OnlineProbe:
         if config.PROBE.ROOT:
             self._train, self._val = split_labelled_folder(config.PROBE.ROOT)
         else:
-            self._train, self._val = build_labelled_splits(config.DATA.NAME, config.DATA.ROOT, build_streaming(config))
+            try:
+                splits = build_labelled_splits(config.DATA.NAME, config.DATA.ROOT, build_streaming(config))
+            except UserError as error:
+                raise UserError(f"PROBE.EVERY needs labelled images: {error}, or set PROBE.ROOT") from error
+            self._train, self._val = splits
         count = min(len(self._train), config.PROBE.MAX_TRAIN)
         self._chosen = np.sort(np.random.Generator(np.random.Philox(0)).permutation(len(self._train))[:count])
         self._kind, self._k, self._device = config.PROBE.KIND, config.PROBE.K, device

@@ -17,6 +17,7 @@ from fvcore.common.config import CfgNode
 
 from foundation import machine
 from foundation.errors import UserError
+from pretrain.batches.sampler import check_batch
 from pretrain.config import build_streaming
 from pretrain.images.labelled import build_labelled_splits
 from pretrain.images.sources import Source, build_source
@@ -246,6 +247,7 @@ def _choose_batch(plan: _Plan, facts: Survey, place: Place) -> None:
     why = f"a quarter of the {facts.count:,} images" if batch < most else "smaller batches give more steps in the time"
     plan.set("TRAIN.BATCH_SIZE", batch, why)
     batch = plan.config.TRAIN.BATCH_SIZE
+    check_batch(facts.count, batch, place.processes)
     dim = max(2, batch // PER_DIMENSION)
     hidden = min(8192, max(512, 32 * dim))
     plan.set("PROJECTOR.DIMS", [hidden, hidden, dim], f"P = batch / {PER_DIMENSION}: a covariance needs many images")

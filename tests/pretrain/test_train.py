@@ -128,7 +128,9 @@ def test_bad_input_is_named(photos: Path, tmp_path: Path, error_of: Callable) ->
     ]:
         assert message in error_of(train.main, [*arguments(photos, run), *more])
     flat = photos / "train" / "circle"
-    assert "train does not exist" in error_of(train.main, [*arguments(flat, run), "PROBE.EVERY", "1"])
+    message = error_of(train.main, [*arguments(flat, run), "PROBE.EVERY", "1"])
+    assert "train does not exist" in message
+    assert message.endswith("or set PROBE.ROOT")
     assert not list(tmp_path.rglob("*.pt"))
 
 

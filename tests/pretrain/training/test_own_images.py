@@ -1,6 +1,7 @@
 """The plan for own images: its rules, with the machine's measurements replaced, and a real run by it."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from pretrain.config import get_defaults, validate
 from pretrain.images.survey import Survey
 from pretrain.runs import checkpoint
 from pretrain.runs.weights import EncoderWeights
-from pretrain.training import dry_run, own_images
+from pretrain.training import dry_run, own_images, run
 from pretrain.training.dry_run import Memory
 from pretrain.training.own_images import Measures, Place, choose, target_steps
 from pretrain.training.suitability import steps_warning
@@ -286,6 +287,30 @@ def test_given_values_are_checked_before_a_plan_uses_them(
 ) -> None:
     monkeypatch.setattr(own_images, "survey", lambda source: pytest.fail("the images were measured first"))
     assert message in error_of(train.main, [str(photos), "--dry-run", *wrong])
+
+
+@pytest.mark.parametrize(("count", "batch", "message"), [(100, 2, "the 4 processes"), (20, 64, "has 20 images")])
+def test_a_batch_that_cannot_be_formed_is_refused_before_anything_is_timed(
+    count: int, batch: int, message: str
+) -> None:
+    place = Place("cpu", cores=1, memory=None, processes=4)
+    with pytest.raises(UserError, match=message):
+        plan(count, place, given={"TRAIN.BATCH_SIZE": batch}, measures=None)
+
+
+def test_memory_that_runs_out_is_reported_with_the_planned_batch(
+    slow_machine: None, photos: Path, error_of: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run_out(*_: Any) -> bool:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(run, "pretrain", run_out)
+    assert "set TRAIN.MICRO_BATCH below 16" in error_of(train.main, [str(photos), "--epochs", "2", "DATA.WORKERS=0"])
+
+
+def test_a_run_of_a_folder_whose_name_is_not_unicode_has_a_name_that_is() -> None:
+    args = train.parse(["somewhere/" + os.fsdecode(b"photos\xff")])
+    assert train.output_folder(args) == Path("output/photos\ufffd")
 
 
 def test_a_micro_batch_of_one_image_is_refused_for_what_it_is() -> None:
