@@ -145,8 +145,8 @@ def open_file(path: Path) -> OpenImage:
 def open_image(data: bytes, name: str) -> OpenImage:
     """Open the content of an image file; see `open_file`."""
     try:
-        if data[:2] == b"\xff\xd8":
-            height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
+        if data[:2] == b"\xff\xd8" and (header := _jpeg_header(data)):
+            height, width, colorspace = header
             _check_size(width, height)
             orientation = _fast_orientation(data, colorspace)
             if orientation is not None:
@@ -218,6 +218,14 @@ def _reason(error: Exception, data: bytes) -> str:
 def _check_size(width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
         raise ValueError(f"{width} x {height} pixels are more than the {MAX_PIXELS} allowed")
+
+
+def _jpeg_header(data: bytes) -> tuple[int, int, str] | None:
+    """(height, width, colour space). None where simplejpeg cannot tell: Pillow knows more kinds of subsampling."""
+    try:
+        return simplejpeg.decode_jpeg_header(data)[:3]
+    except ValueError:
+        return None
 
 
 def _fast_orientation(data: bytes, colorspace: str) -> int | None:

@@ -42,6 +42,12 @@ def test_other_colour_modes_become_rgb(mode: str, tmp_path: Path) -> None:
     assert pixels[:, :8].mean() < 60 < 190 < pixels[:, -8:].mean()
 
 
+def test_a_jpeg_whose_subsampling_only_pillow_knows(tmp_path: Path) -> None:
+    path = saved(tmp_path / "x.jpg", Image.fromarray(COLOUR).convert("CMYK"), subsampling="4:2:0")
+    with Image.open(path) as image:
+        assert np.array_equal(read_rgb(path), np.asarray(image.convert("RGB")))
+
+
 @pytest.mark.parametrize("name", ["deep.png", "deep.tiff", "deep.pgm"])
 @pytest.mark.parametrize("brightest", [65535, 2570])
 def test_16_bits_are_scaled_by_their_type_and_not_by_their_values(name: str, brightest: int, tmp_path: Path) -> None:
