@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from foundation import devices
-from foundation.errors import UserError
 
 if TYPE_CHECKING:
     import torch
@@ -110,13 +109,13 @@ def _predict(
 
     inputs = [{"image": pixels, "height": image.height, "width": image.width} for _, image, pixels in group]
     try:
-        with torch.inference_mode(), devices.report_out_of_memory("lower --batch-size"):
-            outputs = model(inputs)
-    except UserError:
-        raise
+        with torch.inference_mode(), devices.report_out_of_memory("CUDA_VISIBLE_DEVICES= uses the CPU"):
+            outputs, reason = model(inputs), ""
     except Exception as error:  # whatever the layers of a model raise for sizes that they cannot handle
+        outputs, reason = None, _cannot_be_processed(group[0][1], error)
+    if outputs is None:  # only now is the memory free that the error's frames have kept
         if len(group) == 1:
-            failed(group[0][0], _cannot_be_processed(group[0][1], error))
+            failed(group[0][0], reason)
             return
         for single in group:
             yield from _predict(model, [single], failed)

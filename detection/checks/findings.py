@@ -75,7 +75,11 @@ UNKNOWN_FILES = _fatal("files that Detectron2's reader would stop at", "remove t
 LABEL_SIZES = _fatal("labels of another size than their image", CORRECT)
 WRONG_LABELS = _fatal("files of labels with a value that is not a class", CORRECT)
 UNREADABLE_FILES = _fatal("image files that cannot be read", "replace the files, or remove the images from the list")
-WRONG_SIZES = _fatal("images of another size than annotated", "correct width and height in the annotations")
+WRONG_SIZES = _fatal(
+    "images of another size than annotated",
+    "correct width and height in the annotations; where the two are exchanged, boxes and masks too may be of the image"
+    " before it is turned as the camera noted (EXIF), which every reader here does",
+)
 STRIPS = _fatal(
     "images so long that resizing leaves nothing of the shorter side", "cut them, or remove them from the annotations"
 )

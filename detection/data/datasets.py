@@ -144,7 +144,7 @@ def sources(name: str) -> dict[str, str]:
 
 def labels(names: Sequence[str]) -> list[str]:
     """Short unlike names of several evaluation sets, for metrics and folders."""
-    plain = [re.sub(r"[^\w-]+", "-", Path(name.partition("@")[0]).stem) for name in names]
+    plain = [re.sub(r"[^\w-]+", "-", Path(name.partition(CUSTOM)[0]).name) for name in names]
     if len(set(plain)) == len(plain) and not {*plain} & {"EMA", "TTA"}:
         return plain
     return [f"{number}-{name}" for number, name in enumerate(plain, 1)]

@@ -52,10 +52,10 @@ def classes_of(config: CfgNode, categories: Sequence[Mapping[str, Any]] | None =
     Args:
         config: of the model.
         categories: of a COCO file, in the order of their ids, which gives the ids: by the names of the classes, or in
-            their order where the names are others.
+            their order where all names are others.
 
     Raises:
-        UserError: there are more or fewer categories than the model has classes.
+        UserError: there are more or fewer categories than the model has classes, or some have other names.
     """
     name, count = config.DATASETS.TRAIN[0], requirements_of(config).classes
     names = datasets.class_names((name, config.DATASETS.TEST[0]), count)
@@ -65,6 +65,9 @@ def classes_of(config: CfgNode, categories: Sequence[Mapping[str, Any]] | None =
         by_name = {each["name"]: each["id"] for each in categories}
         if set(names) == set(by_name):
             ids = [by_name[each] for each in names]
+        elif shared := set(names) & set(by_name):  # the order of the others would be a guess
+            other = ", ".join(repr(each) for each in sorted(set(by_name) - shared)[:3])
+            raise UserError(f"--annotations has categories that are not the model's classes: {other}; name them alike")
         else:
             names, ids = [each["name"] for each in categories], [each["id"] for each in categories]
     else:

@@ -42,7 +42,10 @@ def describe(config: CfgNode, processes: int) -> Iterator[str]:
     yield _rates(config, optimizer)
     weights = sum(parameter.numel() for parameter in model.parameters())
     evaluations = 1 + ((solver.MAX_ITER - 1) // config.TEST.EVAL_PERIOD if config.TEST.EVAL_PERIOD else 0)
-    yield f"{weights / 1e6:.1f} million parameters; checkpoints of {weights * 8 / 1e6:.0f} MB (weights and momentum)"
+    # Of float32: the weights, the optimizer's momentum or moments, and the average.
+    copies = 1 + (bool(solver.MOMENTUM) if solver.OPTIMIZER == "SGD" else 2) + bool(solver.EMA)
+    size = weights * 4 * copies / 1e6
+    yield f"{weights / 1e6:.1f} million parameters; checkpoints of {size:.0f} MB, with the optimizer's state"
     yield f"{evaluations} evaluation{'s' * (evaluations > 1)} on {held_out:,} image{'s' * (held_out != 1)}"
 
     per_pass = solver.IMS_PER_BATCH // (processes * solver.ACCUMULATION)

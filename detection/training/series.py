@@ -88,7 +88,8 @@ def run(folder: Path, members: Sequence[Member], train: Callable[[CfgNode], None
                 continue
         found[member] = read_metrics(member.folder)
         run_folder.write_json(folder / name, {"kind": "series", "runs": _rows(found), "means": summarise(found)})
-    print(f"\n{table(summarise(found))}\n\nAll metrics are in {folder / name}")
+    if found:
+        print(f"\n{table(summarise(found))}\n\nAll metrics are in {folder / name}")
     if failed:
         named = "; ".join(f"{member.folder}: {error}" for member, error in failed.items())
         raise UserError(f"{len(failed)} of {len(members)} runs failed: {named}")

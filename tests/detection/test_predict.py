@@ -222,6 +222,8 @@ def test_categories_of_annotations_are_the_classes_of_that_name(coco_root):
     renamed = [{"id": 3, "name": "one"}, {"id": 10, "name": "two"}]
     found = overlays.classes_of(config, renamed)
     assert (found.names, found.ids) == (["one", "two"], [3, 10])
+    with pytest.raises(UserError, match="categories that are not the model's classes: 'square'; name them alike"):
+        overlays.classes_of(config, [{"id": 1, "name": "triangle"}, {"id": 2, "name": "square"}])
 
 
 def test_ids_by_the_end_of_the_path(tmp_path):
@@ -254,18 +256,25 @@ def test_an_image_that_cannot_be_processed_fails_alone(recipe, pictures, tmp_pat
     assert "an image of 9000 x 1 pixels cannot be processed" in capsys.readouterr().out
 
 
-def test_a_model_that_fails_on_one_image_of_a_batch():
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ValueError("too bright"), "too bright"),
+        (torch.OutOfMemoryError("8 GB"), "the GPU is out of memory: CUDA_VISIBLE_DEVICES= uses the CPU (8 GB)"),
+    ],
+)
+def test_a_model_that_fails_on_one_image_of_a_batch(error, said):
     class Model:
         def __call__(self, inputs):
             if any(each["image"].max() == 255 for each in inputs):
-                raise ValueError("too bright")
+                raise error
             return [{"sem_seg": torch.zeros(1, each["height"], each["width"])} for each in inputs]
 
     config, failed = configs.load("shapes_R18_FPN", SMALL), {}
     images = [(i, Image.new("RGB", (64, 64), (255 * (i == 1), 0, 0))) for i in range(4)]
     found = [number for number, *_ in inference.in_batches(Model(), config, images, 4, failed.__setitem__)]
     assert found == [0, 2, 3]
-    assert failed == {1: "an image of 64 x 64 pixels cannot be processed: too bright"}
+    assert failed == {1: f"an image of 64 x 64 pixels cannot be processed: {said}"}
 
 
 def test_where_nothing_is_found_the_threshold_is_named(recipe, pictures, tmp_path, capsys):

@@ -39,6 +39,7 @@ def check(name, recipe, *pairs, training=True):
 
 def test_evaluation_sets_have_short_unlike_labels():
     assert datasets.labels(["/a/val.json@/b", "coco_2017_val"]) == ["val", "coco_2017_val"]
+    assert datasets.labels(["/me@home/lab.v1.json@/b", "coco_2017_val"]) == ["lab-v1", "coco_2017_val"]
     assert datasets.labels(["/a/val.json@/b", "/c/val.json@/d"]) == ["1-val", "2-val"]
     assert datasets.labels(["x y.json@/b", "TTA.json@/b"]) == ["1-x-y", "2-TTA"]  # predictions_TTA is another folder
 

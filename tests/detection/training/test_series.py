@@ -96,6 +96,13 @@ def test_finished_runs_are_kept_and_a_failed_one_is_repeated(config, tmp_path, c
     assert json.loads((tmp_path / "seeds.json").read_text())["means"][0]["count"] == 3
 
 
+def test_where_every_run_fails_no_metrics_are_promised(config, tmp_path, capsys):
+    with pytest.raises(UserError, match="2 of 2 runs failed"):
+        series.run(tmp_path, series.plan(config, [], [1, 2]), Training(failing=["seed1", "seed2"]))
+    assert "All metrics" not in capsys.readouterr().out
+    assert not (tmp_path / "seeds.json").exists()
+
+
 def test_finished_runs_of_other_settings_are_not_taken(config, tmp_path):
     series.run(tmp_path, series.plan(config, [], [1]), Training())
     config.SOLVER.MAX_ITER = 9  # longer: it is continued
