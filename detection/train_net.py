@@ -99,10 +99,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Configure, check, then train once or several times, or evaluate, in as many processes as there are GPUs."""
     arguments = parse(argv)
 
-    from detection.training import launch, prepare, run_folder, series, trainer
+    from detection.training import launch, prepare, series, trainer
+    from foundation.config import recipe_name
 
     config = prepare.configure(arguments)
-    name = run_folder.recipe_name(arguments.config)
+    name = recipe_name(arguments.config)
     if arguments.check_data:
         from detection.checks import audit
 

@@ -16,6 +16,8 @@ from foundation.errors import UserError
 from foundation.yaml_files import read_yaml
 
 MAX_FILES = 20  # of a `_BASE_` chain
+RUN_CONFIG = "config.yaml"  # of a run folder: every key
+RECIPE = "# recipe: "  # its first line, before the name
 
 
 def config_folder(command: str) -> Path:
@@ -38,6 +40,17 @@ def find_config(name: str, command: str) -> Path:
     known = sorted(path.stem for path in folder.glob("*.yaml"))
     near = difflib.get_close_matches(Path(name).stem, known, n=3) or known
     raise UserError(f"there is no config {name!r}, neither as a file nor in {folder}; nearest: {', '.join(near)}")
+
+
+def recipe_name(config: str) -> str:
+    """The name of a recipe, or of the recipe of the run whose `config.yaml` is given."""
+    path = Path(config)
+    if path.name == RUN_CONFIG and path.is_file():
+        with path.open(errors="replace") as file:
+            first = file.readline(200)
+        if first.startswith(RECIPE):
+            return first.removeprefix(RECIPE).strip()
+    return path.stem
 
 
 def load_config(defaults: CfgNode, name: str, command: str, overrides: Sequence[str] = ()) -> CfgNode:

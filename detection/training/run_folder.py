@@ -15,14 +15,12 @@ from detectron2.utils.events import EventWriter, get_event_storage
 from fvcore.common.config import CfgNode
 
 from detection import config as configs
-from foundation.config import keys, value_of
+from foundation.config import RECIPE, RUN_CONFIG, keys, value_of
 from foundation.errors import UserError
 from foundation.files import write_atomic
 from foundation.json_files import read_json, read_json_lines
 
 LOGGERS = ("detectron2", "fvcore", "detection")
-CONFIG = "config.yaml"
-RECIPE = "# recipe: "  # the first line of a run's config, before the name
 RECORDS = "metrics.json"
 TASKS = ("bbox", "segm", "keypoints", "sem_seg")  # results are records named TASK/METRIC
 # Keys of the machine and of what is kept on disk: the results of a finished run do not depend on them.
@@ -150,22 +148,11 @@ def write_config(folder: Path, config: CfgNode, recipe: str) -> None:
     Raises:
         UserError: the disk is full or cannot be written.
     """
-    path = folder / CONFIG
+    path = folder / RUN_CONFIG
     try:
         write_atomic(path, f"{RECIPE}{recipe}\n{config.dump()}".encode())
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
-
-
-def recipe_name(config: str) -> str:
-    """The name of a recipe, or of the recipe of the run whose `config.yaml` is given."""
-    path = Path(config)
-    if path.name == CONFIG and path.is_file():
-        with path.open(errors="replace") as file:
-            first = file.readline(200)
-        if first.startswith(RECIPE):
-            return first.removeprefix(RECIPE).strip()
-    return path.stem
 
 
 def check_same(folder: Path, config: CfgNode) -> None:

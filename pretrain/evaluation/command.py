@@ -14,6 +14,7 @@ from fvcore.common.config import CfgNode
 from torch import nn
 
 from foundation import devices, published
+from foundation.config import recipe_name
 from foundation.errors import UserError
 from foundation.files import report_disk_errors
 from foundation.run_kinds import KINDS
@@ -24,7 +25,7 @@ from pretrain.runs.folder import open_run, write_results
 from pretrain.runs.weights import EncoderWeights, build_from, fingerprint, read_weights, resolve
 
 logger = logging.getLogger("pretrain")
-Evaluate = Callable[[CfgNode, EncoderWeights, Path, bool, torch.device], Mapping[str, Any]]
+Evaluate = Callable[[CfgNode, EncoderWeights, Path, str, bool, torch.device], Mapping[str, Any]]
 
 
 def run_evaluation(kind: str, evaluate: Evaluate, config: CfgNode, args: argparse.Namespace) -> None:
@@ -32,13 +33,13 @@ def run_evaluation(kind: str, evaluate: Evaluate, config: CfgNode, args: argpars
 
     Args:
         kind: what it is called, in results.json and in the default run folder.
-        evaluate: (config, weights, run folder, resume, device) -> results; called on every process.
+        evaluate: (config, weights, run folder, recipe, resume, device) -> results; called on every process.
         config: of the evaluation; its empty values are taken from the weights.
         args: `config`, `weights`, `output` and `resume`.
     """
     weights = read_weights(args.weights)
     config = resolve(config, weights)
-    name = Path(args.config).stem
+    name = recipe_name(args.config)
     output = Path(args.output or f"output/{kind}_{name}")
     device = group.start(devices.is_usable())
     try:
@@ -48,9 +49,10 @@ def run_evaluation(kind: str, evaluate: Evaluate, config: CfgNode, args: argpars
             group.report_lost_peers(),
             devices.report_out_of_memory("lower TRAIN.BATCH_SIZE, or share it among more processes"),
         ):
-            results = evaluate(config, weights, output, args.resume, device)
+            results = evaluate(config, weights, output, name, args.resume, device)
             if group.is_main():
                 write_results(output, {"kind": kind, "config": name, **results})
+                report_published(results, name, kind)
     finally:
         group.stop()
 
@@ -72,10 +74,13 @@ class Beginning(NamedTuple):
     checkpoint: dict[str, Any] | None  # to resume from
 
 
-def begin(config: CfgNode, weights: EncoderWeights, output: Path, *, resume: bool, images: int) -> Beginning:
+def begin(
+    config: CfgNode, weights: EncoderWeights, output: Path, *, recipe: str, resume: bool, images: int
+) -> Beginning:
     """Build the encoder and open the run folder.
 
     Args:
+        recipe: the name of the config.
         images: to train on.
 
     Raises:
@@ -86,7 +91,7 @@ def begin(config: CfgNode, weights: EncoderWeights, output: Path, *, resume: boo
     torch.manual_seed(config.SEED)
     encoder = build_from(weights, config.ENCODER.NAME, config.ENCODER.STEM, config.ENCODER.ZERO_INIT_RESIDUAL)
     sha256 = fingerprint(encoder)
-    checkpoint = open_run(output, config, resume)
+    checkpoint = open_run(output, config, resume, recipe)
     if checkpoint and checkpoint["encoder_sha256"] != sha256:
         raise UserError(f"{output} began with another encoder; choose another --output")
     return Beginning(encoder, sha256, checkpoint)

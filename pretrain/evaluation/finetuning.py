@@ -29,12 +29,12 @@ logger = logging.getLogger("pretrain")
 
 
 def finetune(
-    config: CfgNode, weights: EncoderWeights, output: Path, resume: bool, device: torch.device
+    config: CfgNode, weights: EncoderWeights, output: Path, recipe: str, resume: bool, device: torch.device
 ) -> dict[str, Any]:
     """Train as the configuration says, in a run folder. Returns the results."""
     train, val = build_labelled_splits(config.DATA.NAME, config.DATA.ROOT, build_streaming(config))
     train = Subset(train, choose(config, train))
-    encoder, before, start = begin(config, weights, output, resume=resume, images=len(train))
+    encoder, before, start = begin(config, weights, output, recipe=recipe, resume=resume, images=len(train))
 
     torch.manual_seed(config.SEED)
     head = supervised.build_head(feature_dim(config.ENCODER.NAME), len(train.classes), "normal")

@@ -31,11 +31,11 @@ class EncoderChanged(RuntimeError):
 
 
 def evaluate(
-    config: CfgNode, weights: EncoderWeights, output: Path, resume: bool, device: torch.device
+    config: CfgNode, weights: EncoderWeights, output: Path, recipe: str, resume: bool, device: torch.device
 ) -> dict[str, Any]:
     """Evaluate an encoder as the configuration says, in a run folder. Returns the results."""
     train, val = build_labelled_splits(config.DATA.NAME, config.DATA.ROOT, build_streaming(config))
-    encoder, before, start = begin(config, weights, output, resume=resume, images=len(train))
+    encoder, before, start = begin(config, weights, output, recipe=recipe, resume=resume, images=len(train))
     encoder = encoder.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)  # type: ignore[call-overload]
     precision = resolve_precision(config.TRAIN.PRECISION, device)
     extractor = FeatureExtractor(encoder, build_pipeline(config, device), precision)

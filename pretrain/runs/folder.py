@@ -10,7 +10,7 @@ import yaml
 from fvcore.common.config import CfgNode
 
 from foundation import locks
-from foundation.config import keys, value_of
+from foundation.config import RECIPE, RUN_CONFIG, keys, value_of
 from foundation.errors import UserError
 from foundation.files import write_atomic
 from foundation.json_files import read_json
@@ -57,8 +57,14 @@ BEFORE = {
 logger = logging.getLogger("pretrain")
 
 
-def open_run(output: Path, config: CfgNode, resume: bool) -> dict[str, Any] | None:
+def open_run(output: Path, config: CfgNode, resume: bool, recipe: str = "") -> dict[str, Any] | None:
     """Create or re-open a run folder: lock it, start its log, write config.yaml.
+
+    Args:
+        output: the folder.
+        config: of the run.
+        resume: whether to continue from its last checkpoint.
+        recipe: the name for the first line of config.yaml, where `foundation.config.recipe_name` finds it; empty: none.
 
     Returns:
         The checkpoint to continue from, or None to start.
@@ -85,7 +91,8 @@ def open_run(output: Path, config: CfgNode, resume: bool) -> dict[str, Any] | No
     elif resume:
         logger.info("nothing to resume in %s: starting a new run", output)
     if group.is_main():
-        write_atomic(output / "config.yaml", yaml.safe_dump(plain(config), sort_keys=False).encode())
+        first = f"{RECIPE}{recipe}\n" if recipe else ""
+        write_atomic(output / RUN_CONFIG, (first + yaml.safe_dump(plain(config), sort_keys=False)).encode())
     return state
 
 
@@ -99,7 +106,7 @@ def with_earlier_values(defaults: CfgNode, config: str) -> CfgNode:
         config: name or path of the configuration file.
     """
     path = Path(config)
-    if path.name == "config.yaml" and (path.parent / "metrics.json").is_file():
+    if path.name == RUN_CONFIG and (path.parent / "metrics.json").is_file():
         known = set(keys(defaults))
         for key, value in BEFORE.items():
             if key in known:

@@ -230,6 +230,19 @@ def test_a_damaged_image_is_replaced(photos: Path, weights: Path, tmp_path: Path
     assert "05.jpg: damaged" in (tmp_path / "log.txt").read_text()
 
 
+def test_the_recipe_is_known_when_a_run_goes_on_with_its_own_config(
+    photos: Path, weights: Path, tmp_path: Path
+) -> None:
+    """And what is published for the recipe is logged."""
+    recipe, run = tmp_path / "cifar100_R18.yaml", tmp_path / "run"
+    recipe.write_text("SEED: 0\n")
+    linear.main(arguments(photos, weights, run, "TRAIN.MAX_STEPS", "1", "--config", str(recipe)))
+    resume = ["--weights", str(weights), "--output", str(run), "--resume", "--config", str(run / "config.yaml")]
+    linear.main([*resume, "TRAIN.MAX_STEPS", "2"])
+    assert results(run)["config"] == "cifar100_R18"
+    assert (run / "log.txt").read_text().count("71.61, not within the margin of 0.45 (CorInfoMax, thesis") == 2
+
+
 def test_an_evaluation_of_version_0_1_0_resumes_with_its_own_config(
     photos: Path, weights: Path, tmp_path: Path
 ) -> None:

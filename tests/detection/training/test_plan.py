@@ -11,7 +11,8 @@ from detection import config as configs
 from detection import train_net
 from detection.data import custom
 from detection.data.annotations import read_annotations, to_records
-from detection.training import plan, prepare, run_folder
+from detection.training import plan, prepare
+from foundation.config import recipe_name
 from foundation.errors import UserError
 
 
@@ -207,7 +208,7 @@ def test_annotations_alone_are_enough(coco_root, tmp_path, capsys):
     assert "is finished" in capsys.readouterr().out
     train_net.main(["--output", str(tmp_path / "run"), "--resume", "--num-gpus", "0"])
     assert "is finished" in capsys.readouterr().out
-    assert run_folder.recipe_name(str(tmp_path / "run" / "config.yaml")) == "shapes_R18_FPN"
+    assert recipe_name(str(tmp_path / "run" / "config.yaml")) == "shapes_R18_FPN"
     # The plan is made once: a run that an earlier version began with other values is continued with those.
     path = tmp_path / "run" / "config.yaml"
     path.write_text(path.read_text().replace("MAX_SIZE_TRAIN: 136", "MAX_SIZE_TRAIN: 256"))
