@@ -27,6 +27,22 @@ def write_atomic(path: Path, content: bytes) -> None:
         raise
 
 
+@contextlib.contextmanager
+def complete_file(path: Path) -> Iterator[Path]:
+    """For libraries that write to a path: a temporary one with the same suffix, renamed to `path` at the end.
+
+    An error leaves `path` as it was, and removes the temporary file.
+    """
+    draft = path.with_name(f".{path.stem}.tmp{path.suffix}")
+    try:
+        yield draft
+        draft.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            draft.unlink(missing_ok=True)
+        raise
+
+
 def write_synced(path: Path, content: bytes | memoryview) -> None:
     """Write a file, and return when it is on the disk."""
     with path.open("wb") as file:

@@ -20,15 +20,28 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     if bool(args.data) == bool(args.voc07):
         raise UserError("name either --data or --voc07")
-    if args.image_size < 1:
-        raise UserError(f"--image-size must be at least 1, not {args.image_size}")
+    for option, value, least in (
+        ("--image-size", args.image_size, 1),
+        ("--workers", args.workers, 0),
+        ("--seed", args.seed, 0),
+    ):
+        if value < least:
+            raise UserError(f"{option} must be at least {least}, not {value}")
 
     import torch
 
     from foundation import devices
+    from foundation.files import report_disk_errors
     from pretrain.distributed import group
     from pretrain.encoder import ENCODERS, STEMS
-    from pretrain.evaluation.transfer import build_features, evaluate_folder, evaluate_voc07, logger
+    from pretrain.evaluation.transfer import (
+        build_features,
+        check_classes,
+        evaluate_folder,
+        evaluate_voc07,
+        logger,
+        refuse_other_results,
+    )
     from pretrain.images.labelled import build_labelled_splits
     from pretrain.images.voc07 import read_voc07
     from pretrain.runs.folder import write_results
@@ -45,9 +58,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     # Everything that can be wrong with the images is found before the encoder is built.
     voc07 = read_voc07(Path(args.voc07)) if args.voc07 else None
     splits = voc07 or build_labelled_splits("folder", args.data)
+    if not voc07:
+        check_classes(splits[0])
+    about = {
+        "kind": "transfer",
+        "weights": weights.source,
+        "init": weights.init,
+        "encoder": name,
+        "stem": stem,
+        "data": args.data or args.voc07,
+        "image_size": args.image_size,
+        "seed": args.seed,
+    }
+    output = Path(args.output)
+    refuse_other_results(output, about)
     torch.manual_seed(args.seed)
     features = build_features(weights, name, stem, args.image_size, args.workers, group.start(devices.is_usable()))
-    output = Path(args.output)
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -55,8 +81,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     start_logging(output)
     logger.info("%s (%s), %d and %d images", weights.source, name, *(len(split) for split in splits))
     results = evaluate_voc07(*voc07, features) if voc07 else evaluate_folder(*splits, features, args.seed)
-    about = {"weights": weights.source, "init": weights.init, "encoder": name, "data": args.data or args.voc07}
-    write_results(output, {"kind": "transfer", **about, "seed": args.seed, **results})
+    with report_disk_errors(output):
+        write_results(output, {**about, **results})
 
 
 def build_parser() -> ArgumentParser:

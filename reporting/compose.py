@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from foundation.errors import UserError
+from foundation.files import write_atomic
 from foundation.run_kinds import DETECTION, PRETRAIN
 from reporting import scenes
 from reporting.analysis import notes
@@ -41,8 +42,8 @@ def write_report(found: Found, title: str, folder: Path, tell: Callable[[str], N
     try:
         folder.mkdir(parents=True, exist_ok=True)
         blocks = [*_body(settings(found.runs), folder, tell), *run_table(found.runs, found.skipped)]
-        (folder / "report.md").write_text(to_markdown(title, blocks), encoding="utf-8")
-        (folder / "report.html").write_text(to_html(title, blocks, folder), encoding="utf-8")
+        for name, page in (("report.md", to_markdown(title, blocks)), ("report.html", to_html(title, blocks, folder))):
+            write_atomic(folder / name, page.encode("utf-8", "replace"))  # a folder's name may be no text
     except OSError as error:
         raise UserError(f"cannot write the report to {folder}: {error}") from error
 
@@ -175,7 +176,7 @@ _ERRORS_CAPTION = (
 )
 _CURVES_CAPTION = (
     "Pretraining: the loss and its terms (the weighted attraction is the total minus the big-bang term), the"
-    " learning rate, and the accuracy of a nearest-neighbour classifier during training. Detection: thick"
+    " learning rate, and the accuracy of the online probe; the terms are of CorInfoMax's loss only. Detection: thick"
     " lines are means over runs, thin lines single runs; the loss is a centred moving average over"
     f" {100 * SMOOTHED_SHARE:g} % of the run."
 )

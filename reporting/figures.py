@@ -12,6 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import NullFormatter, NullLocator
 
+from foundation.files import complete_file
 from foundation.run_kinds import DETECTION, PRETRAIN, Metric
 from reporting.analysis import FloatArray
 from reporting.groups import BASELINE, LabelCurve, Setting
@@ -94,7 +95,8 @@ def panels(
         if colours:
             handles = [Patch(color=colour, label=_cut(label)) for label, colour in colours.items()]
             figure.legend(handles=handles, loc="outside lower left", ncols=min(len(handles), MAX_IN_LINE))
-        figure.savefig(path, dpi=DPI)
+        with complete_file(path) as draft:
+            figure.savefig(draft, dpi=DPI)
 
 
 def draw_transfer(settings: Sequence[Setting], colours: Colours, path: Path) -> bool:
@@ -203,7 +205,9 @@ def _draw_pretraining(row: Sequence[Axes], setting: Setting, colours: Colours) -
     for group in setting.groups:
         colour = colours[group.label]
         for run in group.runs:
-            total, big_bang = run.series("total"), run.series("big_bang")
+            # Other objectives have no such terms: they only measure CorInfoMax's.
+            is_sum = run.config.get("OBJECTIVE.NAME", "corinfomax") == "corinfomax"
+            total, big_bang = run.series("total"), run.series("big_bang") if is_sum else {}
             attraction = {i: value - big_bang[i] for i, value in total.items() if i in big_bang}
             for values, style in zip((total, big_bang, attraction), TERMS.values(), strict=True):
                 _line(loss, values, colour, style)

@@ -9,6 +9,7 @@ from PIL import Image
 from foundation.canvas import INK, Overlay, Point, class_colours, compose_sheet, draw_cell
 from foundation.coco_ids import id_order
 from foundation.errors import UserError
+from foundation.files import complete_file
 from reporting.analysis import TASKS, best_threshold
 from reporting.groups import Group, Setting
 from reporting.instances import (
@@ -255,7 +256,8 @@ def _draw_sheet(
             row.append(draw_cell(photograph, overlays, _note(matches)))
         rows.append(row)
     titles = [("ground truth", INK), *((each.group.label, colours[each.group.label]) for each in detectors)]
-    compose_sheet(titles, rows, [f"image {image}" for image in images]).save(path, optimize=True)
+    with complete_file(path) as draft:
+        compose_sheet(titles, rows, [f"image {image}" for image in images]).save(draft, optimize=True)
 
 
 def _label(ground_truth: GroundTruth, detection: Instance, matches: Matches, false_only: bool) -> str:

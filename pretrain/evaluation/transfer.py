@@ -2,7 +2,8 @@
 
 import logging
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,12 @@ from sklearn.model_selection import StratifiedKFold, train_test_split
 from sklearn.preprocessing import StandardScaler, normalize
 from sklearn.svm import LinearSVC
 
+from foundation.errors import UserError
 from pretrain.config import resolve_precision
 from pretrain.evaluation.features import Pipeline, extract
 from pretrain.images.sources import Source
 from pretrain.images.voc07 import IGNORED, MultiLabelSource
+from pretrain.runs.folder import read_results
 from pretrain.runs.weights import IMAGENET_MEAN, IMAGENET_STD, EncoderWeights, build_from
 
 STRENGTHS = tuple(float(c) for c in np.logspace(-6, 4, 11))  # inverse regularisation C of the logistic regression
@@ -50,6 +53,38 @@ def build_features(
         return rows.numpy(), labels.numpy()
 
     return features
+
+
+def check_classes(train: Source) -> None:
+    """Refuse a class with a single training image, which cannot be both trained on and held out. Raises UserError."""
+    counts = np.bincount(np.asarray(train.labels), minlength=len(train.classes))
+    single = [name for name, count in zip(train.classes, counts, strict=True) if count == 1]
+    if single:
+        raise UserError(
+            f"{len(single)} of {len(train.classes)} classes have one training image only, such as {single[0]!r}: each "
+            "needs two or more, because some are held out to choose C"
+        )
+
+
+def refuse_other_results(output: Path, about: Mapping[str, Any]) -> None:
+    """Refuse a folder with results of another evaluation: they would be replaced. Damaged ones do not count.
+
+    Args:
+        output: the folder.
+        about: what identifies the evaluation in results.json. Results of earlier versions lack some of it.
+
+    Raises:
+        UserError: a value differs.
+    """
+    try:
+        found = read_results(output) or {}
+    except UserError:
+        return
+    differing = [f"{key} {found[key]!r}" for key in about if key in found and found[key] != about[key]]
+    if differing:
+        raise UserError(
+            f"{output} holds the results of another evaluation ({', '.join(differing)}); choose another --output"
+        )
 
 
 def evaluate_folder(train: Source, val: Source, features: Features, seed: int) -> dict[str, Any]:

@@ -93,6 +93,19 @@ def test_a_full_disk_is_one_line(tmp_path, files_up_to):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_a_library_writes_is_complete_or_as_it_was(tmp_path, files_up_to):
+    path = tmp_path / "a.png"
+    for content in (b"old", b"new"):
+        with files.complete_file(path) as draft:
+            draft.write_bytes(content)
+            assert draft.suffix == ".png"  # by which libraries choose the format
+        assert path.read_bytes() == content
+    with files_up_to(10), pytest.raises(OSError, match="File too large"), files.complete_file(path) as draft:
+        draft.write_bytes(bytes(100))
+    assert path.read_bytes() == b"new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_errors_about_other_files_keep_their_kind(tmp_path):
     with pytest.raises(FileNotFoundError), files.report_disk_errors(tmp_path / "run"):
         (tmp_path / "other").read_bytes()

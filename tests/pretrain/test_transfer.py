@@ -96,9 +96,26 @@ def test_both_commands(photos: Path, voc: Path, tmp_path: Path, monkeypatch: pyt
     transfer.main([*TINY, "--voc07", str(voc), "--output", str(tmp_path / "b")])
     a, b = (json.loads((tmp_path / run / "results.json").read_text()) for run in "ab")
     assert (a["kind"], a["init"], a["encoder"]) == ("transfer", "random", "resnet18")
+    assert (a["image_size"], a["stem"]) == (32, "imagenet")
     assert 0 <= a["top1"] <= 100
     assert b["ap"].keys() == {"circle", "square"}
     assert b["map"] == pytest.approx(sum(b["ap"].values()) / 2)
+
+
+def test_results_of_another_evaluation_are_not_replaced(
+    photos: Path, tmp_path: Path, error_of: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = tmp_path / "results.json"
+    results.write_text('{"kind": "transfer", "weights": "random", "top1": 1.0}')  # of a version without image_size
+    monkeypatch.setattr(protocols, "evaluate_folder", lambda *_, **__: {"top1": 2.0})
+    command = ["--encoder", "resnet18", "--image-size", "32", "--workers", "0", "--data", str(photos)]
+    transfer.main([*command, "--output", str(tmp_path), "--weights", "random"])
+    before = results.read_bytes()
+    assert b'"top1": 2.0' in before
+    for other in (["--seed", "1"], ["--image-size", "40"]):
+        message = error_of(transfer.main, [*command, *other, "--output", str(tmp_path), "--weights", "random"])
+        assert "holds the results of another evaluation" in message
+    assert results.read_bytes() == before
 
 
 def test_bad_input_is_one_line(photos: Path, tmp_path: Path, error_of: Callable[..., str]) -> None:
@@ -106,4 +123,11 @@ def test_bad_input_is_one_line(photos: Path, tmp_path: Path, error_of: Callable[
     assert "either --data or --voc07" in error_of(transfer.main, [*TINY, "--data", "a", "--voc07", "b"])
     assert "does not exist" in error_of(transfer.main, [*TINY, "--data", str(tmp_path / "no")])
     assert "aeroplane_trainval.txt does not exist" in error_of(transfer.main, [*TINY, "--voc07", str(tmp_path)])
+    assert "--workers must be at least 0" in error_of(transfer.main, [*TINY, "--data", str(photos), "--workers", "-1"])
+    assert "--seed must be at least 0" in error_of(transfer.main, [*TINY, "--data", str(photos), "--seed", "-1"])
+    shutil.copytree(photos / "val", tmp_path / "few" / "val")
+    for folder in (photos / "train").iterdir():
+        (tmp_path / "few" / "train" / folder.name).mkdir(parents=True)
+        shutil.copy(next(folder.rglob("*.jpg")), tmp_path / "few" / "train" / folder.name)
+    assert "one training image only" in error_of(transfer.main, [*TINY, "--data", str(tmp_path / "few")])
     assert "name it with --encoder" in error_of(transfer.main, ["--weights", "random", "--data", str(photos)])

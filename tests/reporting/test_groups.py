@@ -35,6 +35,44 @@ def test_bookkeeping_and_keys_of_another_version_do_not_tell_runs_apart(linear):
     assert [len(group.runs) for group in setting.groups] == [1, 2]
 
 
+@pytest.mark.parametrize(
+    ("results", "other"),
+    [
+        ({"kind": "transfer", "encoder": "resnet18", "data": "flowers", "image_size": 40}, {"image_size": 224}),
+        ({"kind": "transfer", "encoder": "resnet18", "data": "flowers", "stem": "cifar"}, {"stem": "imagenet"}),
+        ({"kind": "finetune", "config": "tiny", "fraction": 1.0, "images": 3, "dataset": "a"}, {"dataset": "b"}),
+    ],
+    ids=["image size", "stem", "dataset"],
+)
+def test_runs_under_other_conditions_are_not_averaged(results, other, write, tmp_path):
+    common = {"init": "random", "top1": 50.0} | results
+    folders = [write(tmp_path / str(seed), common | {"seed": seed}) for seed in (1, 2)]
+    folders.append(write(tmp_path / "3", common | {"seed": 3} | other))
+    assert [[len(group.runs) for group in each.groups] for each in settings(read_runs(folders).runs)] == [[2], [1]]
+
+
+def test_fine_tuning_on_folders_is_told_apart_by_the_folder(write, tmp_path):
+    results = {"kind": "finetune", "config": "tiny", "fraction": 1.0, "images": 3, "dataset": "folder"}
+    folders = []
+    for seed, root in ((1, "/data/flowers"), (2, "/data/birds")):
+        config = {"FINETUNE": {"HEAD_LR": 1.0}, "DATA": {"ROOT": root}}
+        folders.append(write(tmp_path / str(seed), results | {"init": "random", "top1": 1.0, "seed": seed}, config))
+    found = settings(read_runs(folders).runs)
+    assert [each.name for each in found] == [
+        f"tiny on {name}, 100 % of the labels (3 images)" for name in ("flowers", "birds")
+    ]
+
+
+def test_only_corinfomaxs_loss_has_terms(write, tmp_path):
+    lines = [{"iteration": i, "total": 8.0 - i, "big_bang": 6.0, "learning_rate": 0.1} for i in (0, 1)]
+    for name in ("corinfomax", "vicreg"):
+        write(tmp_path / name, None, {"OBJECTIVE": {"NAME": name}, "ENCODER": {"NAME": "resnet18"}}, lines)
+    found = settings(read_runs([tmp_path / "corinfomax", tmp_path / "vicreg"]).runs)
+    loss, *others = Figure().subplots(1, 3)
+    figures._draw_pretraining([loss, *others], found[0], label_colours(["corinfomax", "vicreg"]))
+    assert len(loss.lines) == 3 + 1
+
+
 def test_ap_over_the_number_of_labels(detection, change, make_report):
     folders = []
     for images, factor in ((8, 1.0), (80, 2.0), (800, 3.0)):
