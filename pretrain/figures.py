@@ -11,8 +11,8 @@
     neighbours    validation images and their nearest neighbours; framed in green where the class agrees
     views         pairs of augmented views, as the encoder sees them
 
-The last three are of the first run and need its dataset. LDMI is in nats; `--ldmi-scale article` draws 4 LDMI / P, the
-scale of the thesis's figure.
+All but `training` and `eigenvalues` are of the first run; the last three need its dataset. LDMI is in nats;
+`--ldmi-scale article` draws 4 LDMI / P, the scale of the thesis's figure.
 """
 
 from collections.abc import Sequence
@@ -27,10 +27,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
 
     from foundation.config import load_config
+    from foundation.files import report_disk_errors
     from pretrain.config import get_defaults
     from pretrain.evaluation.figures import NAMES, draw
     from pretrain.runs.metrics import start_logging
 
+    if args.images < 2:
+        raise UserError(f"--images must be at least 2, not {args.images}")
     only = args.only.split(",") if args.only else list(NAMES)
     unknown = [name for name in only if name not in NAMES]
     if unknown:
@@ -48,7 +51,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     except OSError as error:
         raise UserError(f"cannot write {output}: {error}") from error
     start_logging(output)
-    draw(runs, config, only, args.images, output, args.ldmi_scale)
+    with report_disk_errors(output):
+        draw(runs, config, only, args.images, output, args.ldmi_scale)
 
 
 def build_parser() -> ArgumentParser:

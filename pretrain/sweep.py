@@ -22,6 +22,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
 
     from foundation.config import load_config
+    from foundation.files import report_disk_errors
     from pretrain.evaluation.sweep import get_defaults, plan, sweep
     from pretrain.runs.metrics import start_logging
 
@@ -34,7 +35,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     except OSError as error:
         raise UserError(f"cannot write {output}: {error}") from error
     start_logging(output)
-    sweep(config, name, output)
+    with report_disk_errors(output):
+        sweep(config, name, output)
 
 
 def build_parser() -> ArgumentParser:

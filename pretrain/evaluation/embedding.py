@@ -11,12 +11,13 @@ from pathlib import Path
 import numpy as np
 import torch
 import yaml
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from foundation import devices
 from foundation.errors import UserError
-from foundation.files import report_disk_errors, write_atomic
+from foundation.files import complete_file, report_disk_errors, write_atomic
 from pretrain.config import resolve_precision
 from pretrain.encoder import ENCODERS
 from pretrain.evaluation.features import Pipeline, extract
@@ -196,7 +197,7 @@ def _write_features(embedded: Embedded, output: Path) -> None:
     write_atomic(output / "names.txt", os.fsencode(names))
     if len(source) > 1:
         whole = Subset(source, np.arange(len(source)))
-        neighbours(embedded.features, whole).savefig(output / "neighbours.png", dpi=150, bbox_inches="tight")
+        _save(neighbours(embedded.features, whole), output / "neighbours.png")
 
 
 def _write_pairs(pairs: Sequence[Pair], own: Source, other: Source, output: Path) -> None:
@@ -214,4 +215,9 @@ def _write_pairs(pairs: Sequence[Pair], own: Source, other: Source, output: Path
         shown = pairs[:PAIRS_SHOWN]
         subsets = [Subset(own, np.array([p.first for p in shown])), Subset(other, np.array([p.second for p in shown]))]
         rows = [[thumbnail(subset, i) for subset in subsets] for i in range(len(shown))]
-        image_sheet(rows, ["image", "near-duplicate"]).savefig(sheet, dpi=150, bbox_inches="tight")
+        _save(image_sheet(rows, ["image", "near-duplicate"]), sheet)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    with complete_file(path) as draft:
+        figure.savefig(draft, dpi=150, bbox_inches="tight")

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from foundation import devices
 from foundation.errors import UserError
+from foundation.files import complete_file
 from foundation.images import UnreadableImage
 from foundation.json_files import as_number
 from foundation.names import short_names
@@ -81,7 +82,8 @@ def draw(
             logger.warning("no %s: the run has logged nothing for it", name)
             continue
         for suffix in ("png", "svg"):
-            figure.savefig(output / f"{name}.{suffix}", dpi=150, bbox_inches="tight")
+            with complete_file(output / f"{name}.{suffix}") as draft:
+                figure.savefig(draft, dpi=150, bbox_inches="tight")
         logger.info("%s", output / f"{name}.png")
 
 

@@ -1,5 +1,6 @@
 """A sweep: pretraining and evaluation, repeated with other values of any config keys, and a table of the results."""
 
+import hashlib
 import itertools
 import json
 import logging
@@ -29,6 +30,7 @@ from pretrain.runs.folder import read_results, write_results
 
 METRICS = {"linear_top1": "linear top-1", "linear_top5": "linear top-5", "knn_top1": "kNN top-1"}
 UNTRAINED = "untrained"
+LONGEST_NAME = 255  # bytes: of a folder, on most file systems
 ROOT = Path(__file__).parents[2]  # of the packages, for child processes
 logger = logging.getLogger("pretrain")
 
@@ -61,7 +63,10 @@ class Run:
     @property
     def folder(self) -> Path:
         """Where it is, below the sweep's folder."""
-        return Path(re.sub(r"[^\w.=+-]+", "_", self.label)) / f"seed{self.seed}"
+        name = re.sub(r"[^\w.=+-]+", "_", self.label)
+        if len(name.encode()) > LONGEST_NAME:
+            name = f"{name[:80]}_{hashlib.sha256(self.label.encode()).hexdigest()[:16]}"
+        return Path(name) / f"seed{self.seed}"
 
 
 def sweep(config: CfgNode, name: str, output: Path) -> None:
@@ -107,6 +112,8 @@ def plan(config: CfgNode) -> list[Run]:
         raise UserError(
             "RUNS and GRID are empty: name the KEY, VALUE pairs of each run, such as RUNS: [[TRAIN.LR, 0.1], [SEED, 2]]"
         )
+    if not config.SEEDS:
+        raise UserError("SEEDS is empty: name one seed or more, such as SEEDS: [0, 1, 2]")
     root = ["DATA.ROOT", config.ROOT] if config.ROOT else []
     rows: list[tuple[str, list[str] | None]] = [(UNTRAINED, None)] if config.UNTRAINED else []
     for pairs in changes:

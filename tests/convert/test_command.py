@@ -113,14 +113,9 @@ def test_nothing_is_left_when_writing_fails(query, convert, tmp_path, monkeypatc
     assert not list(tmp_path.glob(".*"))
 
 
-def test_a_full_disk_is_one_line_although_closing_the_file_fails_too(tmp_path):
-    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limit[1]))
-    try:
-        with pytest.raises(UserError, match="a cannot be written: File too large"):
-            write_together({tmp_path / "a": lambda file: (file.write(bytes(1 << 20)), file.write(b"in the buffer"))})
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+def test_a_full_disk_is_one_line_although_closing_the_file_fails_too(tmp_path, files_up_to):
+    with files_up_to(10), pytest.raises(UserError, match="a cannot be written: File too large"):
+        write_together({tmp_path / "a": lambda file: file.write(b"more than ten bytes, all in the buffer")})
     assert not list(tmp_path.iterdir())
 
 

@@ -142,6 +142,7 @@ def test_runs_of_a_sweep_are_told_apart(pretrained: Path, tmp_path: Path, monkey
 
 def test_bad_input_is_one_line(pretrained: Path, tmp_path: Path, error_of: Callable[..., str]) -> None:
     assert "not the directory of a pretraining run" in error_of(command.main, [str(tmp_path)])
+    assert "--images must be at least 2" in error_of(command.main, [str(pretrained), "--images", "0"])
     assert "'nosuch' is not one of training" in error_of(command.main, [str(pretrained), "--only", "nosuch"])
     moved = [str(pretrained), "--only", "views", "--root", str(tmp_path / "no"), "--output", str(tmp_path)]
     assert "does not exist" in error_of(command.main, moved)

@@ -98,6 +98,7 @@ def test_every_run_is_checked_before_the_first(tmp_path: Path, error_of: Callabl
         return error_of(command.main, given)
 
     assert "RUNS and GRID are empty" in error("SEEDS: [0]")
+    assert "SEEDS is empty" in error("RUNS: [[TRAIN.LR, 0.1]]\nSEEDS: []")
     assert "did you mean 'TRAIN.LR'" in error("RUNS: [[TRAIN.LR, 0.1], [TRAIN.LRR, 0.2]]")
     assert "TRAIN.EPOCHS must be" in error("RUNS: [[TRAIN.LR, 0.1], [TRAIN.EPOCHS, 0]]")
     assert "is not a list KEY, VALUE" in error("RUNS: [[TRAIN.LR]]")
@@ -115,6 +116,12 @@ def test_a_grid_is_every_combination(tmp_path: Path) -> None:
     grid = [f"OBJECTIVE.ATTRACTION={a} PROJECTOR.DIMS=[8, {p}]" for a in (250.0, 500.0) for p in (4, 8)]
     assert [one.label for one in runs] == ["SEED=5", *grid]
     assert runs[2].pretrain[-4:] == ["OBJECTIVE.ATTRACTION", "250.0", "PROJECTOR.DIMS", "[8, 8]"]
+
+
+def test_a_long_list_of_values_is_a_folder_too() -> None:
+    names = {sweep.Run("TRAIN.LR=0.1 " * 30 + end, 0, [], []).folder.parts[0] for end in "ab"}
+    assert len(names) == 2
+    assert max(map(len, names)) < 100
 
 
 def test_a_folder_in_the_working_directory_does_not_shadow_ours(

@@ -10,6 +10,8 @@ import pytest
 from PIL import Image
 
 from foundation.errors import UserError
+from reporting.compose import write_report
+from reporting.runs import read_runs
 
 
 def test_all_kinds_of_runs_make_one_report(tmp_path, detection, linear, pretraining, write, make_report, capsys):
@@ -45,6 +47,17 @@ def test_all_kinds_of_runs_make_one_report(tmp_path, detection, linear, pretrain
     assert "resnet18 on flowers. All numbers in percent" in page.markdown
     assert page.rows("initialisation", "resnet18 on flowers")[0] == ["initialisation", "seeds", "runs", "top-1"]
     assert str(page.folder) in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_a_full_disk_leaves_the_last_report(linear, tmp_path, files_up_to):
+    found, folder = read_runs([linear("random", 1, linear_top1=20.0)]), tmp_path / "page"
+    write_report(found, "old", folder)
+    before = (folder / "report.html").read_bytes()
+    with files_up_to(2000), pytest.raises(UserError, match="cannot write the report"):
+        write_report(found, "new", folder)
+    assert (folder / "report.html").read_bytes() == before
+    assert {path.name for path in folder.iterdir()} == {"report.md", "report.html"}
 
 
 @pytest.mark.usefixtures("no_pictures")
