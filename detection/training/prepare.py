@@ -17,7 +17,7 @@ from detection.checks import preflight
 from detection.data import custom, datasets, requirements
 from detection.training import checkpoints, model, plan, run_folder, scaling, weights
 from foundation import devices
-from foundation.config import config_folder, find_config, keys, override_pairs, value_of
+from foundation.config import RUN_CONFIG, config_folder, find_config, keys, override_pairs, value_of
 from foundation.errors import UserError
 from foundation.locks import is_held
 from foundation.wandb_mirror import require_wandb
@@ -215,7 +215,7 @@ def _divide(train: Path, arguments: argparse.Namespace, output: Path) -> Path:
         return folder
     folder, begun = output / SPLIT, _begun_run(output, series=True)
     if begun:
-        name = configs.load(str(begun / run_folder.CONFIG)).DATASETS.TRAIN[0]
+        name = configs.load(str(begun / RUN_CONFIG)).DATASETS.TRAIN[0]
         used = Path(f"{name.partition(datasets.CUSTOM)[0]}.json")
         if used == custom.part_files(used.parent)[0] and used.parent.name == SPLIT:
             folder = used.parent
@@ -246,14 +246,14 @@ def _begun_config(config: CfgNode, arguments: argparse.Namespace) -> CfgNode | N
     if not (arguments.resume or arguments.eval_only or arguments.seeds or arguments.sweep_lr):
         return None
     begun = _begun_run(Path(config.OUTPUT_DIR), series=bool(arguments.seeds or arguments.sweep_lr))
-    return configs.load(str(begun / run_folder.CONFIG)) if begun else None
+    return configs.load(str(begun / RUN_CONFIG)) if begun else None
 
 
 def _begun_run(folder: Path, series: bool) -> Path | None:
     """The folder of the run that was begun in a folder; of a series, that of one of its runs."""
     members = [*folder.glob("lr*/"), *folder.glob("seed*/"), *folder.glob("lr*/seed*/")] if series else []
     found = (each for each in [folder, *sorted(members)] if checkpoints.exists(each))
-    return next((each for each in found if (each / run_folder.CONFIG).is_file()), None)
+    return next((each for each in found if (each / RUN_CONFIG).is_file()), None)
 
 
 def _apply_plan(config: CfgNode, given: Collection[str]) -> None:
