@@ -148,13 +148,13 @@ def pack_block(tar: Path, start: int, files: FileSource, form: Form) -> Packed:
 def _verify(tar: Path, labels: Sequence[int]) -> None:
     """Read a tar back: every image decodes, in its order and with its label."""
     found = index_tar(tar, str(tar))
-    content = tar.read_bytes()
-    try:
+    with tar.open("rb") as file:
         for row in range(len(found)):
-            offset, size = int(found.offsets[row]), int(found.sizes[row])
-            decode_rgb(content[offset : offset + size], f"{tar}:{found.name(row)}")
-    except UnreadableImage as error:
-        raise UserError(f"what was written does not read back: {error}; check the disk") from error
+            file.seek(int(found.offsets[row]))
+            try:
+                decode_rgb(file.read(int(found.sizes[row])), f"{tar}:{found.name(row)}")
+            except UnreadableImage as error:
+                raise UserError(f"what was written does not read back: {error}; check the disk") from error
     if found.labels.tolist() != list(labels):
         raise UserError(f"{tar} does not read back with its {len(labels)} images and labels; check the disk")
 

@@ -15,7 +15,7 @@ import stat
 import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,13 @@ class TarIndex:
 
     def name(self, row: int) -> str:
         """The name of a member."""
-        return self.names.split(b"\0")[row].decode("utf-8", "replace")
+        start = int(self._ends[row - 1]) + 1 if row else 0
+        return self.names[start : int(self._ends[row])].decode("utf-8", "replace")
+
+    @cached_property
+    def _ends(self) -> np.ndarray:
+        """Where each name ends in `names`: each image that is read is named, in case that it is damaged."""
+        return np.append(np.flatnonzero(np.frombuffer(self.names, np.uint8) == 0), len(self.names))
 
     def lists(self) -> dict[str, Any]:
         """The arguments of `of`."""

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from PIL import Image
 from pretrain import pack
 from pretrain.images import packing
 from pretrain.images.paths import locate
-from pretrain.images.sources import build_source
+from pretrain.images.sources import UNLABELED, build_source
 
 
 def run(source: Path, target: Path, *more: str) -> None:
@@ -140,6 +141,20 @@ def test_a_packing_does_not_go_on_with_other_files(photos: Path, tmp_path: Path,
     del state["names"]  # as earlier versions wrote it
     (target / "packing.json").write_text(json.dumps(state))
     run(source, target)
+
+
+def test_a_tar_is_not_held_in_memory(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (200, 300, 3), np.uint8)
+    (tmp_path / "source").mkdir()
+    for i in range(20):
+        Image.fromarray(noise).save(tmp_path / "source" / f"{i}.jpg", quality=95)
+    pack.main([str(tmp_path / "source"), str(tmp_path / "packed"), "--workers", "0"])
+    tar = tmp_path / "packed" / "images-000000.tar"
+    tracemalloc.start()
+    packing._verify(tar, [UNLABELED] * 20)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < tar.stat().st_size / 2
 
 
 def test_several_processes_write_the_same(packed: Path, photos: Path, tmp_path: Path) -> None:

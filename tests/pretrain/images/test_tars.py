@@ -5,6 +5,7 @@ import logging
 import os
 import re
 import tarfile
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from pretrain.batches.sampler import SequentialBatches
 from pretrain.batches.views import ViewDataset
 from pretrain.images.labelled import build_labelled_source
 from pretrain.images.sources import UNLABELED, build_source
-from pretrain.images.tars import OPEN_TARS
+from pretrain.images.tars import OPEN_TARS, TarIndex
 
 
 def add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
@@ -76,6 +77,17 @@ def test_a_process_keeps_a_bounded_number_of_tars_open(photos: Path, tmp_path: P
     for index in [*range(len(source)), 0]:
         assert source._read_bytes(index, 512, 9) == content[:9]
     assert len(os.listdir("/proc/self/fd")) <= before + OPEN_TARS
+
+
+def test_naming_an_image_takes_no_time_and_memory_for_the_others() -> None:
+    names = [f"n/{number:05d}.jpg" for number in range(5000)]
+    index = TarIndex.of("\0".join(names), *[[0] * len(names)] * 3)
+    assert [index.name(row) for row in (0, 1, 4999)] == [names[0], names[1], names[4999]]
+    tracemalloc.start()
+    index.name(2500)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 10_000
 
 
 def test_wrong_tars_are_named(photos: Path, tmp_path: Path) -> None:
