@@ -150,6 +150,12 @@ def labels(names: Sequence[str]) -> list[str]:
     return [f"{number}-{name}" for number, name in enumerate(plain, 1)]
 
 
+def measured_on(names: Sequence[str], metric: str) -> str:
+    """Which of the evaluation sets a metric is of: that whose label begins it, as `LABEL/bbox/AP`, or the first."""
+    label = metric.partition("/")[0]
+    return dict(zip(labels(names)[1:], names[1:], strict=True)).get(label, names[0])
+
+
 def subset(size: int, fraction: float, seed: int) -> list[int]:
     """Indices, ascending, of a fraction of `size` images, at least one.
 

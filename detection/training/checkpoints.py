@@ -83,14 +83,15 @@ class SafeCheckpointer(DetectionCheckpointer):
         if self._newest != (Path(self.save_dir) / FINAL, iteration):
             self.save(Path(FINAL).stem, iteration=iteration)
 
-    def save_best(self, iteration: int, metric: str, value: float) -> None:
-        """Save the weights alone as `model_best.pth`, with the iteration, metric and value that they stand for.
+    def save_best(self, iteration: int, metric: str, value: float, dataset: str) -> None:
+        """Save the weights alone as `model_best.pth`, with iteration, metric, value and dataset of their evaluation.
 
         Raises:
             UserError: the disk is full or cannot be written.
         """
         if self.save_to_disk:
             state = {"model": self.model.state_dict(), "iteration": iteration, "metric": metric, "value": value}
+            state["dataset"] = dataset
             write(Path(self.save_dir) / BEST, state)
 
     def resume(self, path: Path) -> None:
@@ -144,16 +145,18 @@ def read(path: Path) -> dict[str, Any]:
     return state
 
 
-def read_best(folder: Path, metric: str) -> tuple[int, float] | None:
-    """Iteration and value of `model_best.pth`, if it is there, is intact and is the best by `metric`."""
+def read_best(folder: Path, metric: str, dataset: str) -> tuple[int, float] | None:
+    """Iteration and value of `model_best.pth`, if it is there, is intact and is the best by `metric` on `dataset`."""
     path = folder / BEST
     if not path.is_file():
         return None
     if damage(path) is None:
         state = read(path)
-        if state.get("metric") == metric:
+        if state.get("metric") == metric and state.get("dataset", dataset) == dataset:  # earlier versions: no dataset
             return int(state["iteration"]), float(state["value"])
-    logger.warning("%s is damaged or the best by another metric: the next evaluation replaces it", path)
+    logger.warning(
+        "%s is damaged or the best by another metric or on another dataset: the next evaluation replaces it", path
+    )
     return None
 
 

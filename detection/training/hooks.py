@@ -119,6 +119,7 @@ class Evaluation(hooks.EvalHook):
         period: iterations between evaluations; 0: only at the end.
         evaluate: gives results by task and metric; empty in all processes but the first.
         metric: what makes weights the best, such as `bbox/AP`; higher is better.
+        dataset: on which it is measured.
         patience: training ends when this many evaluations in a row have not been better than the best; 0: never.
         writers: of the records; none in all processes but the first.
 
@@ -132,11 +133,12 @@ class Evaluation(hooks.EvalHook):
         period: int,
         evaluate: Callable[[], Mapping[str, Any]],
         metric: str,
+        dataset: str,
         patience: int,
         writers: Sequence[EventWriter],
     ) -> None:
         super().__init__(period, evaluate)
-        self.metric, self._patience, self._writers = metric, patience, writers
+        self.metric, self._dataset, self._patience, self._writers = metric, dataset, patience, writers
         self._evaluated = -1  # the iteration after which this process has evaluated last
         self.best: tuple[int, float] | None = None
 
@@ -145,7 +147,7 @@ class Evaluation(hooks.EvalHook):
         if not self._period or not self.trainer.start_iter:
             return
         folder, last = Path(self.trainer.cfg.OUTPUT_DIR), self.trainer.start_iter - 1
-        found = (checkpoints.read_best(folder, self.metric), run_folder.is_evaluated(folder, last))
+        found = (checkpoints.read_best(folder, self.metric, self._dataset), run_folder.is_evaluated(folder, last))
         self.best, on_record = comm.all_gather(found)[0]  # the first process has looked, for all
         if not is_due(self._period, self.trainer.start_iter, self.trainer.max_iter):
             return
@@ -186,7 +188,7 @@ class Evaluation(hooks.EvalHook):
     def _keep_best(self, iteration: int, value: float | None) -> None:
         if self._period and value is not None and (self.best is None or value > self.best[1]):
             self.best = (iteration, value)
-            self.trainer.checkpointer.save_best(iteration, self.metric, value)
+            self.trainer.checkpointer.save_best(iteration, self.metric, value, self._dataset)
         self.best = comm.all_gather(self.best)[0]
 
     def _stop_if_no_better(self, iteration: int) -> None:

@@ -180,9 +180,9 @@ class TransferTrainer(DefaultTrainer):
         if comm.is_main_process():
             state = {"model": model.state_dict(), "iteration": self.max_iter - 1}
             checkpoints.write(folder / checkpoints.AVERAGE, state)
-        results = self.test(self.cfg, self.model, _evaluators(self.cfg, "predictions_EMA"))
+        results = _test_average(self.cfg, self.model)
         model.load_state_dict(before)
-        return {f"{task}_EMA": metrics for task, metrics in results.items()}
+        return results
 
     def state_dict(self) -> dict[str, Any]:
         """The iteration, the schedule, the optimizer (v0.6 leaves it out), the recent losses and the planned length."""
@@ -281,7 +281,8 @@ class TransferTrainer(DefaultTrainer):
             own.append(Records(writers, config.TEST.EVAL_PERIOD))
             own.append(hooks.PeriodicCheckpointer(self.checkpointer, config.SOLVER.CHECKPOINT_PERIOD))
         metric = config.TEST.BEST_METRIC or evaluation.main_metric(config)
-        self.evaluation = Evaluation(config.TEST.EVAL_PERIOD, self._evaluate, metric, config.TEST.PATIENCE, writers)
+        period, dataset = config.TEST.EVAL_PERIOD, datasets.measured_on(config.DATASETS.TEST, metric)
+        self.evaluation = Evaluation(period, self._evaluate, metric, dataset, config.TEST.PATIENCE, writers)
         return [*own, self.evaluation]
 
     def _recent_scalars(self) -> dict[str, Any]:
@@ -357,6 +358,9 @@ def evaluate(config: CfgNode, name: str, own: bool) -> None:
             raise UserError(f"{folder} holds no checkpoint to evaluate; name one with --weights FILE")
         weights.load_detector(model, path)
         results = {**TransferTrainer.test(config, model), **_test_augmented(config, model)}
+        if own and path.name == checkpoints.FINAL and (folder / checkpoints.AVERAGE).is_file():
+            weights.load_detector(model, folder / checkpoints.AVERAGE)
+            results |= _test_average(config, model)
         if not comm.is_main_process():
             return
         if own:
@@ -374,6 +378,12 @@ def _test_augmented(config: CfgNode, model: torch.nn.Module) -> dict[str, Any]:
     evaluators = _evaluators(config, "predictions_TTA")
     results = TransferTrainer.test(config, GeneralizedRCNNWithTTA(config, _unwrapped(model)), evaluators)
     return {f"{task}_TTA": metrics for task, metrics in results.items()}
+
+
+def _test_average(config: CfgNode, model: torch.nn.Module) -> dict[str, Any]:
+    """Results of a model that holds the average of the weights, by task with the suffix `_EMA`."""
+    results = TransferTrainer.test(config, model, _evaluators(config, "predictions_EMA"))
+    return {f"{task}_EMA": metrics for task, metrics in results.items()}
 
 
 def _evaluators(config: CfgNode, folder: str) -> list[DatasetEvaluator]:

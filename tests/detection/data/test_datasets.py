@@ -37,6 +37,11 @@ def check(name, recipe, *pairs, training=True):
     preflight.check(config, (name,) if training else (), () if training else (name,))
 
 
+def test_the_dataset_that_a_metric_is_of():
+    names = ["/a/val.json@/b", "coco_2017_val"]
+    assert [datasets.measured_on(names, each) for each in ("bbox/AP", "coco_2017_val/bbox/AP")] == names
+
+
 def test_evaluation_sets_have_short_unlike_labels():
     assert datasets.labels(["/a/val.json@/b", "coco_2017_val"]) == ["val", "coco_2017_val"]
     assert datasets.labels(["/me@home/lab.v1.json@/b", "coco_2017_val"]) == ["lab-v1", "coco_2017_val"]

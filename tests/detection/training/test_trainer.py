@@ -21,7 +21,7 @@ from detection import config as configs
 from detection import predict, train_net
 from detection.data import training_data
 from detection.evaluation import pictures
-from detection.training import trainer, weights
+from detection.training import checkpoints, trainer, weights
 from detection.training.accumulation import AccumulatingTrainer
 from detection.training.hooks import HighestRate
 from foundation.errors import UserError
@@ -327,12 +327,14 @@ def test_the_best_weights_are_kept_and_training_stops_when_nothing_improves(trai
     assert results["best"] == {"iterations": 4, "metric": "bbox/AP", "value": 5.0, "weights": "model_best.pth"}
     assert (results["iterations"], results["stopped_early"], results["results"]["bbox"]["AP"]) == (8, True, 4.0)
     best = torch.load(folder / "model_best.pth", weights_only=True)
-    assert (best["iteration"], best["value"], set(best)) == (3, 5.0, {"model", "iteration", "metric", "value"})
+    assert (best["iteration"], best["value"], best["dataset"]) == (3, 5.0, "tiny_val")
     assert torch.load(folder / "model_final.pth", weights_only=True)["iteration"] == 7
     assert [line["bbox/AP"] for line in lines(folder) if "bbox/AP" in line] == [1.0, 5.0, 3.0, 4.0]
     assert capsys.readouterr().out.splitlines()[-3:-1] == ["", "box AP 4.0 (2 images)"]
     train(*pairs, options=["--resume"])
     assert "is finished" in capsys.readouterr().out
+    assert checkpoints.read_best(folder, "bbox/AP", "tiny_val") == (3, 5.0)
+    assert checkpoints.read_best(folder, "bbox/AP", "lab.json@images") is None  # its values are not comparable
 
 
 def test_the_highest_rate_is_recorded():
@@ -384,6 +386,8 @@ def test_the_average_of_the_weights_is_evaluated_beside_them(train, monkeypatch)
     train(*pairs, "SOLVER.CLIP_GRADIENTS.CLIP_VALUE", 0.01, options=["--resume"])
     again = torch.load(folder / "model_ema.pth", weights_only=True)["model"]
     assert all(torch.equal(value, again[name]) for name, value in average.items())
+    train(*pairs, "SOLVER.CLIP_GRADIENTS.CLIP_VALUE", 0.01, options=["--eval-only"])  # of both
+    assert json.loads((folder / "results.json").read_text())["results"] == results
 
 
 @pytest.mark.slow
