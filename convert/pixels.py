@@ -67,8 +67,10 @@ def find_pixels(source: Source, selection: Selection) -> Pixels:
     kind = selection.candidate.family.pixels
     if kind == "own":
         return _own(source)
+    if (said := _of_sidecar(source)) is not None:
+        return said
     if kind == "detectron2":
-        return _beside(source) or _detectron2(source, selection.architecture)
+        return _of_run(source) or _detectron2(source, selection.architecture)
     if kind == "caffe2":
         return _caffe2(selection.architecture)
     if kind == "unit":
@@ -125,18 +127,31 @@ def _three(values: Any) -> tuple[float, ...]:
     return numbers if len(numbers) == 3 and all(map(math.isfinite, numbers)) else ()
 
 
-def _beside(source: Source) -> Pixels | None:
-    """What the converter's sidecar, or the configuration of a detector's run, says beside a Detectron2 file."""
+def _of_sidecar(source: Source) -> Pixels | None:
+    """What the converter has written beside its output."""
     sidecar = read_sidecar(source.path)
     fields = [sidecar.get(field) for field in ("pixel_mean", "pixel_std", "format", "stride_in_1x1")]
-    found = _checked(fields, sidecar_path(source.path))
+    return _checked(fields, sidecar_path(source.path))
+
+
+def _of_run(source: Source) -> Pixels | None:
+    """What the configuration of a detector's run says, beside its file or one folder above."""
     for folder in (source.path.parent, source.path.parent.parent):
         path = folder / "config.yaml"
-        if found is None and path.is_file():
-            config = read_yaml(path)
-            keys = ("MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD", "INPUT.FORMAT", "MODEL.RESNETS.STRIDE_IN_1X1")
-            found = _checked([_value_at(config, key) for key in keys], path)
-    return found
+        config = read_yaml(path) if path.is_file() else None
+        keys = ("MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD", "INPUT.FORMAT", "MODEL.RESNETS.STRIDE_IN_1X1")
+        for fields in ([_value_at(config, key) for key in keys], _of_lazy_config(config)):
+            if (found := _checked(fields, path)) is not None:
+                return found
+    return None
+
+
+def _of_lazy_config(config: Any) -> list[Any]:
+    """The same fields of a `LazyConfig`. In C4 the ResNet is the backbone; basic blocks have no key for the strides."""
+    model, backbone = _value_at(config, "model"), _value_at(config, "model.backbone")
+    stages = _value_at(backbone, "bottom_up.stages") or _value_at(backbone, "stages")
+    strides = stages.get("stride_in_1x1", False) if isinstance(stages, dict) else None
+    return [*(_value_at(model, key) for key in ("pixel_mean", "pixel_std", "input_format")), strides]
 
 
 def _value_at(config: Any, key: str) -> Any:

@@ -6,7 +6,8 @@ It is `NAME.json` beside `NAME.pkl`, and `NAME.pth.json` beside `NAME.pth`. Its 
     sha256          its digest
     weights_sha256  digest of the weights beside it; readers compare it, so that the two always belong together
     family          which project's format it was recognised as
-    trained_by      what trained it, in a word: as this project's own files say it (`corinfomax`), else `family`
+    trained_by      what trained it, in a word: as this project's own files or the sidecar of the source say it
+                    (`corinfomax`), else `family`
     begun_from      weights that its training began from, as the run named them; "" for random ones, or where unknown
     branch          which encoder of it was taken
     architecture    torchvision's name, such as `resnet50`
@@ -40,6 +41,7 @@ from typing import Any
 from convert.pixels import Pixels
 from convert.reader import Source
 from convert.selection import Selection
+from convert.sidecar_files import read_sidecar
 
 _CHANNELS = {True: (64, 256, 1, 64), False: (64, 64, 1, 64)}  # of `make_default_stages`: bottlenecks, basic blocks
 
@@ -48,13 +50,15 @@ def describe(source: Source, selection: Selection, pixels: Pixels) -> dict[str, 
     """The sidecar's fields but `weights_sha256`; see the module's docstring."""
     architecture = selection.architecture
     resnets = architecture.detectron2
+    # Of files other than the project's own, `find_pixels` has compared the digest.
+    known = {} if selection.candidate.family.pixels == "own" else read_sidecar(source.path, check=False)
     caffe2 = pixels.format == "BGR" and (pixels.stride_in_1x1 or architecture.groups > 1)
     return {
         "source": source.path.name,
         "sha256": source.sha256,
         "family": selection.candidate.family.name,
-        "trained_by": _trained_by(source) or selection.candidate.family.name,
-        "begun_from": _begun_from(source),
+        "trained_by": _trained_by(source) or _text(known, "trained_by") or selection.candidate.family.name,
+        "begun_from": _begun_from(source) or _text(known, "begun_from"),
         "branch": selection.candidate.branch,
         "architecture": architecture.name,
         "depth": resnets.pop("DEPTH"),
@@ -72,6 +76,12 @@ def describe(source: Source, selection: Selection, pixels: Pixels) -> dict[str, 
         "warnings": [text for text in (selection.candidate.family.warning, _unfinished(source)) if text],
         "tool": f"corinfomax {_version()}",
     }
+
+
+def _text(known: Mapping[str, Any], field: str) -> str:
+    """A field of the sidecar beside the source, where the source is an output of the converter itself."""
+    value = known.get(field)
+    return value if isinstance(value, str) else ""
 
 
 def _unfinished(source: Source) -> str:

@@ -293,6 +293,13 @@ def _first(value: Any, *_: Any) -> Any:
     return value
 
 
+def _pickled_storage(*_: Any) -> Any:
+    """PyTorch's `_load_from_bytes`: each tensor of such a file is a checkpoint of its own, as a byte string."""
+    raise UnreadableTensor(
+        "PyTorch's tensors were written by pickle.dump; write the state dict with torch.save instead"
+    )
+
+
 def _subclass(build: Any, kind: Any, args: Any, state: Any) -> Any:
     """PyTorch's `_rebuild_from_type_v2`, of parameters and other subclasses of tensors."""
     if not isinstance(build, Function) or build.call not in (_tensor, _first):
@@ -307,6 +314,7 @@ _CALLS: dict[str, Callable[..., Any]] = {
     "torch._utils._rebuild_parameter": _first,
     "torch._utils._rebuild_parameter_with_state": _first,
     "torch._tensor._rebuild_from_type_v2": _subclass,
+    "torch.storage._load_from_bytes": _pickled_storage,
     "torch.Size": lambda values=(): sizes(values),
     "_codecs.encode": _encoded,
     "copyreg._reconstructor": _reconstructed,

@@ -108,7 +108,7 @@ def _from_other_projects(path: Path) -> EncoderWeights:
     about = encoder.sidecar
     return EncoderWeights(
         source=str(path),
-        init="torchvision" if about["family"] == "torchvision names, flat" else about["trained_by"],
+        init="torchvision" if about["trained_by"] == "torchvision names, flat" else about["trained_by"],
         tensors=encoder.tensors,
         name=about["architecture"],
         stem=about["stem"],

@@ -326,6 +326,36 @@ def test_from_a_trained_detector(convert, tmp_path):
         from_d2.main([str(tmp_path / "back0.pth"), str(tmp_path / "x.pth")])
 
 
+@pytest.mark.parametrize("name", ["model.backbone.bottom_up.stages", "model.backbone.stages"], ids=["FPN", "C4"])
+def test_a_lazy_config_says_what_its_detector_takes(name, query, tmp_path):
+    """As `default_setup` writes it for `lazyconfig_train_net.py`."""
+    model = {f"backbone.{detectron2_name(name)}": torch.from_numpy(value) for name, value in values_of(query).items()}
+    torch.save({"model": model}, tmp_path / "model_final.pth")
+    stages = {"_target_": "detectron2.modeling.ResNet.make_default_stages", "stride_in_1x1": False}
+    config = {"pixel_mean": [1.0, 2.0, 3.0], "pixel_std": [4.0, 5.0, 6.0], "input_format": "RGB"}
+    backbone = {"bottom_up": {"stages": stages}} if "bottom_up" in name else {"stages": stages}
+    (tmp_path / "config.yaml").write_text(json.dumps({"model": {**config, "backbone": backbone}}))
+    from_d2.main([str(tmp_path), str(tmp_path / "back.safetensors"), "--to", "safetensors"])
+    sidecar = read_sidecar(tmp_path / "back.safetensors")
+    assert (sidecar["pixel_mean"], sidecar["pixel_std"]) == ([1.0, 2.0, 3.0], [4.0, 5.0, 6.0])
+    assert (sidecar["format"], sidecar["stride_in_1x1"]) == ("RGB", False)
+
+
+def test_a_second_conversion_knows_what_the_first_knew(query, convert, tmp_path):
+    """A state dict of torchvision's has neither the statistics nor the objective; the sidecar beside it has both."""
+    first = convert(own(query, query), output="first.pkl")
+    assert read_sidecar(convert(None, name="first.pkl", output="second.pkl"))["trained_by"] == "corinfomax"
+    path = tmp_path / "first.pth"
+    torch.save(encoder_of(query), path)
+    known = json.loads(first.with_suffix(".json").read_text()) | {"weights_sha256": sha256_of(path)}
+    (tmp_path / "first.pth.json").write_text(json.dumps(known))
+    sidecar = read_sidecar(convert(None, name="first.pth", output="third.pkl"))
+    assert (sidecar["pixel_mean"], sidecar["trained_by"]) == ([127.5, 102.0, 76.5], "corinfomax")
+    torch.save(encoder_of(query) | {"fc.weight": torch.ones(3)}, path)
+    with pytest.raises(UserError, match="does not belong to"):
+        convert(None, name="first.pth", output="fourth.pkl")
+
+
 def test_encoder_file_of_this_project(query, convert):
     """What `--to safetensors` writes is what pretraining writes, and reads back with its own statistics."""
     output = convert(own(query, query), "--to", "safetensors", output="encoder.safetensors")

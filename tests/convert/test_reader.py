@@ -1,5 +1,7 @@
 """What the rest of the project gets from a file: the same as `torch.load` gives."""
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -62,6 +64,14 @@ def test_tensors_of_one_table(tmp_path):
     assert found["a"].tolist() == [[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]]
     with pytest.raises(UserError, match="no table of tensors"):
         load_tensors(source, ["model"])
+
+
+def test_tensors_that_pickle_wrote_are_refused_with_what_to_do(tmp_path):
+    path = tmp_path / "state.pkl"
+    path.write_bytes(pickle.dumps({"weight": torch.ones(3)}))
+    for allow_unknown in (False, True):  # unknown names as empty records would not help
+        with pytest.raises(UserError, match=r"with torch\.save instead"):
+            read_checkpoint(path, allow_unknown)
 
 
 def test_changed_values_do_not_reach_the_file(tmp_path):

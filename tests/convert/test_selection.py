@@ -45,6 +45,18 @@ def test_unknown_tensors_are_an_error_until_dropped(query, convert):
     assert sidecar_of(output)["dropped"]["mystery"] == 1
 
 
+@pytest.mark.parametrize(
+    ("label", "beside"),
+    [("model_ema", ["n_averaged", "module.fc.weight"]), ("ema_state_dict", ["steps", "module.head.fc.weight"])],
+    ids=["torchvision's references", "mmengine"],
+)
+def test_averaged_weights_with_their_count(label, beside, query, key, convert):
+    averaged = under("module.", encoder_of(key)) | dict.fromkeys(beside, torch.ones(3))
+    content = {"model": encoder_of(query), label: averaged}
+    assert_holds(convert(content), values_of(query))
+    assert_holds(convert(content, "--branch", label, "--overwrite"), values_of(key))
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "stream"])
 def test_other_number_formats_become_float32(dtype, legacy, query, convert, tmp_path):
