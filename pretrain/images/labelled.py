@@ -79,7 +79,7 @@ def split_labelled_folder(root: str) -> tuple[Source, Source]:
     """Reference and query images of any labelled folder: its train/ and val/, or else 4/5 and 1/5 of each class.
 
     Raises:
-        UserError: as `build_labelled_splits`.
+        UserError: as `build_labelled_splits`; or there are no images left for queries.
     """
     try:
         if (Path(root) / "val").is_dir():
@@ -90,7 +90,10 @@ def split_labelled_folder(root: str) -> tuple[Source, Source]:
     if len(source.classes) < 2:
         raise UserError(f"PROBE.ROOT {root} has one class only, {source.classes[0]!r}; kNN needs two or more")
     reference = class_balanced(source.labels, 0.8, seed=0)
-    return Subset(source, reference), Subset(source, np.setdiff1d(np.arange(len(source)), reference))
+    queries = np.setdiff1d(np.arange(len(source)), reference)
+    if not len(queries):
+        raise UserError(f"PROBE.ROOT {root} has {len(source)} images; kNN needs a class of three or more")
+    return Subset(source, reference), Subset(source, queries)
 
 
 def class_balanced(labels: Sequence[int] | np.ndarray, fraction: float, seed: int) -> np.ndarray:

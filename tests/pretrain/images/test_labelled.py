@@ -44,6 +44,12 @@ def test_any_labelled_folder_is_split_for_monitoring(photos: Path, tmp_path: Pat
     shutil.copytree(photos / "train" / "circle", tmp_path / "only" / "circle")
     with pytest.raises(UserError, match="has one class only, 'circle'"):
         labelled.split_labelled_folder(str(tmp_path / "only"))
+    for name in ("circle", "square"):
+        (tmp_path / "few" / name).mkdir(parents=True)
+        for i in range(2):
+            shutil.copy(photos / "train" / name / f"{i:02d}.jpg", tmp_path / "few" / name)
+    with pytest.raises(UserError, match="a class of three or more"):
+        labelled.split_labelled_folder(str(tmp_path / "few"))
 
 
 def test_a_subset_keeps_images_and_labels(photos: Path) -> None:
