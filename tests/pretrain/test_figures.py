@@ -11,6 +11,8 @@ import torch
 from pretrain import figures as command
 from pretrain import train
 from pretrain.evaluation import figures, plots
+from pretrain.images.files import FileSource
+from pretrain.images.labelled import Subset
 from tests.pretrain.tiny_encoder import use_tiny_encoder
 
 
@@ -160,3 +162,9 @@ def test_a_flat_folder_without_labels_is_drawn_without_classes(pretrained: Path,
         plots.FRAME_RIGHT,
         plots.FRAME_WRONG,
     ]
+
+
+def test_a_damaged_image_is_white_in_a_sheet(tmp_path):
+    (tmp_path / "1.jpg").write_bytes(b"")
+    images = Subset(FileSource([tmp_path / "1.jpg"], [0], ["one"]), np.array([0]))
+    assert (figures.thumbnail(images, 0) == 255).all()
