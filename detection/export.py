@@ -268,6 +268,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         UserError: wrong use, or the exported detector is not the original.
     """
     arguments = build_parser().parse_args(argv)
+    if arguments.output.is_dir() or arguments.output.suffix == ".json":  # the description beside it has that name
+        raise UserError(f"--output {arguments.output} must be a file whose name does not end in .json: detector.ts")
     from detection import inference
 
     config, model = inference.build_detector(arguments.config, arguments.weights, exact=True)

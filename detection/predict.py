@@ -124,6 +124,8 @@ def _check(arguments: argparse.Namespace) -> None:
         raise UserError(f"--scale must be above 0 and at most {MOST_SCALE:g}, not {arguments.scale}")
     if not arguments.output and not arguments.json:
         raise UserError("name --output DIR for drawn images, or --json FILE for results, or both")
+    if arguments.json and arguments.json.is_dir():
+        raise UserError(f"--json {arguments.json} is a folder: name a file in it")
     if arguments.annotations and not arguments.json:
         raise UserError("--annotations gives the ids for --json FILE, which is not named")
 

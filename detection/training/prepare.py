@@ -180,11 +180,10 @@ def _own_datasets(arguments: argparse.Namespace, output: Path) -> dict[str, str]
         return {}
     if not train and not arguments.eval_only:
         raise UserError("data of your own to train on needs --train-json FILE; --test-json alone goes with --eval-only")
-    folders = {
-        file: Path(images) if images else custom.find_images(Path(file))
-        for file, images in ((train, arguments.train_images), (test, arguments.test_images))
-        if file
-    }
+    folders: dict[str, Path] = {}
+    for file, images in ((train, arguments.train_images), (test, arguments.test_images)):
+        if file and (images or file not in folders):  # one file for both may have its folder named once
+            folders[file] = Path(images) if images else custom.find_images(Path(file))
     if test:
         parts = {"TRAIN": train, "TEST": test} if train else {"TEST": test}
         return {part: datasets.custom_name(Path(file), folders[file]) for part, file in parts.items()}

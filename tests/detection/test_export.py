@@ -162,6 +162,12 @@ def test_a_check_in_which_nothing_is_found_is_repeated_without_a_threshold(heads
         export.compare_without_threshold(model, images)
 
 
+@pytest.mark.parametrize("name", [".", "results.json"])
+def test_a_name_that_the_description_needs_is_refused(name, tmp_path):
+    with pytest.raises(UserError, match=r"must be a file whose name does not end in \.json"):
+        export.main(["--config", "shapes_R18_FPN", "--weights", "none.pth", "--output", str(tmp_path / name)])
+
+
 def test_examples_of_one_size_prove_too_little(tmp_path):
     from PIL import Image
 

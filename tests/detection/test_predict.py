@@ -341,6 +341,7 @@ def test_a_full_disk_is_one_line(recipe, pictures, tmp_path, error_of, files_up_
         ([], "name --output DIR for drawn images, or --json FILE"),
         (["--output", "d", "--batch-size", "0"], "--batch-size must be at least 1"),
         (["--output", "d", "--scale", "0"], "--scale must be above 0"),
+        (["--json", "."], "--json . is a folder: name a file in it"),
         (["--output", "d", "--annotations", "f"], "--annotations gives the ids for --json FILE"),
     ],
 )

@@ -246,6 +246,17 @@ def test_images_without_objects_do_not_count_where_training_leaves_them_out(coco
     assert kept.SOLVER.IMS_PER_BATCH == 4
 
 
+def test_one_file_for_both_has_its_folder_named_once(coco_root, tmp_path):
+    file = coco_root / "coco" / "annotations" / "instances_train2017.json"
+    alone = tmp_path / "elsewhere" / "alone" / "x.json"
+    alone.parent.mkdir(parents=True)
+    alone.write_text(file.read_text())
+    folder = coco_root / "coco" / "train2017"
+    words = ["--train-json", str(alone), "--train-images", str(folder), "--test-json", str(alone), "--num-gpus", "0"]
+    names = prepare.configure(train_net.parse(words)).DATASETS
+    assert names.TRAIN == names.TEST == (f"{alone}@{folder}",)
+
+
 @pytest.mark.parametrize("option", [["--dry-run"], ["--show-data", "2"]])
 def test_looking_ahead_refuses_what_a_run_refuses(option, coco_root, tmp_path):
     file = coco_root / "coco" / "annotations" / "instances_train2017.json"
