@@ -135,7 +135,7 @@ def test_masks_must_be_there_if_they_are_learned_and_as_they_are_read(tiny, anno
 def test_keypoints_must_be_there_if_they_are_learned(scenes, dataset_root, tiny):
     formats.write_coco(scenes, dataset_root)
     check("keypoints_coco_2017_train", "coco_keypoints_R50_FPN")
-    with pytest.raises(UserError, match=r"no names of keypoints .* set MODEL\.KEYPOINT_ON False"):
+    with pytest.raises(UserError, match=r"no names of keypoints, .* set MODEL\.KEYPOINT_ON False"):
         check("coco_2017_train", "coco_keypoints_R50_FPN", "MODEL.ROI_HEADS.NUM_CLASSES", "80")
     with pytest.raises(UserError, match=r"17, but MODEL\.ROI_KEYPOINT_HEAD\.NUM_KEYPOINTS is 5"):
         check("keypoints_coco_2017_train", "coco_keypoints_R50_FPN", "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS", "5")
