@@ -73,7 +73,7 @@ def describe(source: Source, selection: Selection, pixels: Pixels) -> dict[str, 
         "stride_in_1x1": pixels.stride_in_1x1,
         "tensors": len(selection.tensors),
         "dropped": selection.dropped,
-        "warnings": [text for text in (selection.candidate.family.warning, _unfinished(source)) if text],
+        "warnings": [text for text in (selection.candidate.family.warning, unfinished(source)) if text],
         "tool": f"corinfomax {_version()}",
     }
 
@@ -84,8 +84,8 @@ def _text(known: Mapping[str, Any], field: str) -> str:
     return value if isinstance(value, str) else ""
 
 
-def _unfinished(source: Source) -> str:
-    """A warning if the file is a checkpoint of this project from before the end of its run."""
+def unfinished(source: Source) -> str:
+    """A warning if the file is a checkpoint of this project from before the end of its run; else empty."""
     content = source.content if isinstance(source.content, dict) else {}
     position, train = content.get("position"), _at(content, "config", "TRAIN")
     if not str(content.get("format")).startswith("corinfomax-") or not isinstance(position, dict) or not train:

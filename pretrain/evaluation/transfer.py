@@ -15,6 +15,7 @@ from sklearn.model_selection import StratifiedKFold, train_test_split
 from sklearn.preprocessing import StandardScaler, normalize
 from sklearn.svm import LinearSVC
 
+from foundation.config import RUN_CONFIG
 from foundation.errors import UserError
 from pretrain.config import resolve_precision
 from pretrain.evaluation.features import Pipeline, extract
@@ -67,15 +68,18 @@ def check_classes(train: Source) -> None:
 
 
 def refuse_other_results(output: Path, about: Mapping[str, Any]) -> None:
-    """Refuse a folder with results of another evaluation: they would be replaced. Damaged ones do not count.
+    """Refuse a folder with a run, or with another evaluation's results, which would be replaced.
 
     Args:
         output: the folder.
-        about: what identifies the evaluation in results.json. Results of earlier versions lack some of it.
+        about: what identifies the evaluation in results.json. Results of earlier versions lack some of it, and damaged
+            ones do not count.
 
     Raises:
-        UserError: a value differs.
+        UserError: a value differs, or there is a run.
     """
+    if (output / RUN_CONFIG).is_file():
+        raise UserError(f"{output} holds a run; choose another --output")
     try:
         found = read_results(output) or {}
     except UserError:

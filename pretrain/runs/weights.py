@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from convert.encoders import read_encoder
 from convert.reader import Source, checkpoint_in, load_tensors, read_checkpoint
+from convert.sidecar import unfinished
 from foundation.errors import UserError
 from pretrain.encoder import build_encoder
 from pretrain.runs import checkpoint
@@ -55,6 +56,8 @@ def read_weights(source: str) -> EncoderWeights:
     if file.metadata.get("format") == "corinfomax-encoder":
         return _from_encoder_file(file)
     if isinstance(file.content, dict) and file.content.get("format") in checkpoint.FORMATS:
+        if warning := unfinished(file):
+            logger.warning("%s: %s", file.path, warning)
         return _from_checkpoint(file.path)
     return _from_other_projects(file.path)
 

@@ -1,6 +1,7 @@
 """`python pretrain/linear.py` from the outside: results, resume, cache, processes, and bad input."""
 
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -201,6 +202,25 @@ def test_torchvision_weights_tell_their_architecture(
     assert results(tmp_path / "run")["encoder_sha256"] == fingerprint(encoder)
     other = arguments(photos, tmp_path / "resnet18.pth", tmp_path / "no", "ENCODER.NAME", "resnet34")
     assert "ENCODER.NAME 'resnet18', but the config says 'resnet34'" in error_of(linear.main, other)
+
+
+@pytest.mark.parametrize(("epoch", "expected"), [(1, "its state after 1 of 2 epochs"), (2, "")])
+def test_weights_of_an_unfinished_run_come_with_a_warning(
+    epoch: int, expected: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = {
+        "ENCODER": {"NAME": "resnet18", "STEM": "imagenet"},
+        "DATA": {"MEAN": [0.5, 0.4, 0.3], "STD": [0.2, 0.2, 0.2]},
+        "OBJECTIVE": {"NAME": "corinfomax"},
+        "TRAIN": {"EPOCHS": 2, "MAX_STEPS": 0},
+    }
+    state = {"format": checkpoint.PRETRAIN, "model": {"encoder.conv1.weight": torch.ones(3)}, "config": config}
+    checkpoint.save(tmp_path, {**state, "position": {"epoch": epoch, "step": 4}})
+    monkeypatch.setattr(logging.getLogger("pretrain"), "propagate", True)
+    with caplog.at_level(logging.WARNING, "pretrain"):
+        assert read_weights(str(tmp_path)).init == "corinfomax"
+    assert expected in caplog.text
+    assert bool(caplog.text) == bool(expected)
 
 
 def test_weights_of_other_projects_are_converted(tmp_path: Path) -> None:

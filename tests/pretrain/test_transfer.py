@@ -116,6 +116,10 @@ def test_results_of_another_evaluation_are_not_replaced(
         message = error_of(transfer.main, [*command, *other, "--output", str(tmp_path), "--weights", "random"])
         assert "holds the results of another evaluation" in message
     assert results.read_bytes() == before
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").touch()
+    message = error_of(transfer.main, [*command, "--output", str(tmp_path / "run"), "--weights", "random"])
+    assert "holds a run" in message
 
 
 def test_bad_input_is_one_line(photos: Path, tmp_path: Path, error_of: Callable[..., str]) -> None:
