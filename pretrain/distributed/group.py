@@ -63,6 +63,12 @@ def announced() -> tuple[int, int]:
     return int(environment.get("RANK", "0")), int(environment.get("WORLD_SIZE", "1"))
 
 
+def announced_here(processes: int) -> int:
+    """How many of the processes that were started share this machine; all of them where nothing else is known."""
+    environment = {**os.environ, **slurm.torchrun_variables(os.environ)}
+    return min(processes, int(environment.get("LOCAL_WORLD_SIZE", processes)))
+
+
 def start(use_cuda: bool, timeout: timedelta = TIMEOUT) -> torch.device:
     """Join the processes that `torchrun` or `srun` has started with this one, if any, and choose the device.
 

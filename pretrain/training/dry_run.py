@@ -20,6 +20,7 @@ from foundation.images import UnreadableImage
 from pretrain.batches.draws import Param, draw_photometric, random_stream
 from pretrain.batches.views import Batch
 from pretrain.config import build_augmentations, build_views, resolve_precision
+from pretrain.distributed.group import announced_here
 from pretrain.images.sources import Source
 from pretrain.images.survey import sample_indices
 from pretrain.training.build import (
@@ -179,7 +180,7 @@ def measure_cost(config: CfgNode, source: Source, *, processes: int, steps: int,
             compute=compute,
             load=loading_seconds(config, source),
             workers=config.DATA.WORKERS,
-            cores=machine.usable_cores() / processes,
+            cores=machine.usable_cores() / announced_here(processes),
             on_cpu=device.type == "cpu",
         )
         speed = 1 / seconds

@@ -19,6 +19,7 @@ from foundation import machine
 from foundation.errors import UserError
 from pretrain.batches.sampler import check_batch
 from pretrain.config import build_streaming
+from pretrain.distributed.group import announced_here
 from pretrain.images.labelled import build_labelled_splits
 from pretrain.images.sources import Source, build_source
 from pretrain.images.survey import Survey, survey
@@ -83,7 +84,7 @@ def plan_run(
     if weights:
         check_architecture(weights, config, given)  # before anything is measured
     facts = survey(source)
-    cores = max(1, machine.usable_cores() // processes)
+    cores = max(1, machine.usable_cores() // announced_here(processes))
     place = Place(device.type, cores, dry_run.device_memory(device), processes)
     measures = Measures(
         seconds_per_pair=partial(time_pair, device=device),

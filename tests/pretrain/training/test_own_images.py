@@ -313,6 +313,17 @@ def test_a_run_of_a_folder_whose_name_is_not_unicode_has_a_name_that_is() -> Non
     assert train.output_folder(args) == Path("output/photos\ufffd")
 
 
+@pytest.mark.parametrize(("here", "cores"), [("4", 4), ("2", 8), ("1", 16)])
+def test_the_cores_are_divided_among_the_processes_of_this_machine(
+    here: str, cores: int, slow_machine: None, photos: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    monkeypatch.setattr(dry_run.machine, "usable_cores", lambda: 16)
+    for name, value in {"RANK": "0", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": here}.items():
+        monkeypatch.setenv(name, value)
+    train.main([str(photos), "--dry-run"])
+    assert f"on {cores} CPU core(s)" in capsys.readouterr().out
+
+
 def test_a_micro_batch_of_one_image_is_refused_for_what_it_is() -> None:
     config = get_defaults()
     config.TRAIN.MICRO_BATCH = 1
