@@ -120,9 +120,20 @@ def pack_block(tar: Path, start: int, files: FileSource, form: Form) -> Packed:
         UserError: what was written does not read back.
     """
     draft = tar.with_suffix(".new")
+    try:
+        packed = _write_block(draft, start, files, form)
+    except BaseException:
+        draft.unlink(missing_ok=True)  # on a full disk it would take the room that is needed
+        raise
+    draft.replace(tar)
+    return packed
+
+
+def _write_block(tar: Path, start: int, files: FileSource, form: Form) -> Packed:
+    """Write a tar of the images from `start` on, and read it back. Raises UserError as `pack_block`."""
     damaged = []
     labels = []
-    with tarfile.open(draft, "w", format=tarfile.USTAR_FORMAT) as archive:
+    with tarfile.open(tar, "w", format=tarfile.USTAR_FORMAT) as archive:
         for index in range(start, min(start + form.images, len(files))):
             try:
                 content = encode(read_file(files.paths[index]), files.name(index), form)
@@ -134,15 +145,13 @@ def pack_block(tar: Path, start: int, files: FileSource, form: Form) -> Packed:
             labels.append(label)
             if label != UNLABELED:
                 _add(archive, f"{index:09d}.cls", str(label).encode())
-    _verify(draft, labels)
+    _verify(tar, labels)
     digest = hashlib.md5(usedforsecurity=False)
-    with draft.open("rb") as file:
+    with tar.open("rb") as file:
         while part := file.read(1 << 20):
             digest.update(part)
         os.fsync(file.fileno())
-    packed = Packed(len(labels), draft.stat().st_size, digest.hexdigest(), damaged)
-    draft.replace(tar)
-    return packed
+    return Packed(len(labels), tar.stat().st_size, digest.hexdigest(), damaged)
 
 
 def _verify(tar: Path, labels: Sequence[int]) -> None:

@@ -143,6 +143,16 @@ def test_a_packing_does_not_go_on_with_other_files(photos: Path, tmp_path: Path,
     run(source, target)
 
 
+def test_a_full_disk_is_one_line_and_leaves_no_draft(
+    photos: Path, tmp_path: Path, error_of: Callable, files_up_to: Callable
+) -> None:
+    target = tmp_path / "packed"
+    with files_up_to(2000):
+        message = error_of(pack.main, [str(photos / "train"), str(target), "--workers", "0"])
+    assert "File too large" in message
+    assert not list(target.glob("images*"))
+
+
 def test_a_tar_is_not_held_in_memory(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (200, 300, 3), np.uint8)
     (tmp_path / "source").mkdir()
