@@ -17,7 +17,7 @@ def locate(paths: Sequence[str]) -> tuple[str, str]:
     the run can be resumed from another folder.
 
     Raises:
-        UserError: a path does not exist or is a single image, or images and tars are mixed.
+        UserError: a path does not exist, is a single image or is given twice, or images and tars are mixed.
     """
     kinds = {path: _kind(path) for path in paths}
     if len(set(kinds.values())) > 1:
@@ -27,6 +27,8 @@ def locate(paths: Sequence[str]) -> tuple[str, str]:
     roots = [path if is_listing(path) and path.startswith(REMOTE) else str(Path(path).resolve()) for path in paths]
     if len(roots) == 1:
         return name, roots[0]
+    if len(set(roots)) < len(roots):
+        raise UserError(f"{next(root for root in roots if roots.count(root) > 1)} is given twice; give it once")
     if name == "webdataset":
         roots = [tar for root in roots for tar in (list(map(str, _tars(Path(root)))) or [root])]
         if not all(root.endswith(".tar") for root in roots):

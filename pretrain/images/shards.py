@@ -189,6 +189,8 @@ def _whole_number(value: Any, name: str, most: int) -> int | None:
 
 def _each(shard: Shard) -> Sequence[Shard]:
     """The tars of a name with braces. What an index says of one tar cannot be said of several."""
+    if shard.is_local and Path(shard.url).is_file():  # a file whose own name has braces
+        return [shard]
     urls = expand_braces(shard.url)
     return [shard] if urls == [shard.url] else [Shard(url) for url in urls]
 

@@ -125,7 +125,7 @@ def build_source(
         raise UserError(f"DATA.ROOT is empty; set it to the folder of {name} (DATA.ROOT /path/to/images)")
     if name == "folder" and len(roots := split_roots(root)) > 1:
         return JoinedSource([build_source(name, one, split, classes, streaming, together) for one in roots])
-    if name == "webdataset" and is_listing(root):
+    if name == "webdataset" and is_listing(root) and not Path(root).is_dir():
         return _listed_tars(root, split, streaming or Streaming())
     if name == "tiny_imagenet" and split == "val" and not classes:
         return _tiny_imagenet_val(Path(root))

@@ -18,6 +18,7 @@ from pretrain.batches.loader import build_loader, read_batches
 from pretrain.batches.sampler import SequentialBatches
 from pretrain.batches.views import ViewDataset
 from pretrain.images.labelled import build_labelled_source
+from pretrain.images.paths import locate
 from pretrain.images.sources import UNLABELED, build_source
 from pretrain.images.tars import OPEN_TARS, TarIndex
 
@@ -77,6 +78,14 @@ def test_a_process_keeps_a_bounded_number_of_tars_open(photos: Path, tmp_path: P
     for index in [*range(len(source)), 0]:
         assert source._read_bytes(index, 512, 9) == content[:9]
     assert len(os.listdir("/proc/self/fd")) <= before + OPEN_TARS
+
+
+@pytest.mark.parametrize("name", ["x.tar", "x.json", "x{1..2}"])
+def test_a_folder_and_a_tar_are_not_taken_for_a_pattern_or_an_index(name: str, photos: Path, tmp_path: Path) -> None:
+    files = sorted((photos / "train").rglob("*.jpg"))
+    root = write_shards(tmp_path / name, files)
+    assert len(build_source(*locate([str(root)]), "pretrain")) == 24
+    assert len(build_source(*locate([str(root / "shard-0.tar")]), "pretrain")) == 12
 
 
 def test_naming_an_image_takes_no_time_and_memory_for_the_others() -> None:

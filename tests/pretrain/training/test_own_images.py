@@ -263,6 +263,7 @@ def test_wrong_paths_are_named(slow_machine: None, photos: Path, tmp_path: Path,
         (["nowhere"], "there is no folder or tar nowhere"),
         ([str(picture)], "is a single image; give the folder"),
         ([str(tars), str(photos)], "give only one of the two kinds"),
+        ([str(photos), f"{photos}/."], "is given twice"),
         (["--hours", "2"], "--hours is the time that a plan may use"),
         ([str(tmp_path / "tars")], "a.tar"),
     ]:
