@@ -58,13 +58,13 @@ def compare(value: float, recipe: object, command: str, metric: str, label: str 
         value: in percent.
         recipe, command: as for `of_recipe`.
         metric: as in `Published.values`.
-        label: the published row to compare with; upper and lower case are equal.
+        label: the published row to compare with, or the name of an objective (`barlow_twins`); case does not count.
 
     Returns:
         None where nothing is published of this label, recipe and metric.
     """
     for row in of_recipe(recipe, command):
-        if row.label.lower() == label.lower() and metric in row.values:
+        if row.label.lower() == label.replace("_", " ").lower() and metric in row.values:
             relation = _relation(value, row.values[metric], row.margins.get(metric))
             return f"{value:.2f}: {relation} ({row.label}, {row.source})"
     return None

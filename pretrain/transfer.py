@@ -32,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from foundation import devices
     from foundation.files import report_disk_errors
+    from pretrain.batches.loader import report_dead_workers
     from pretrain.distributed import group
     from pretrain.encoder import ENCODERS, STEMS
     from pretrain.evaluation.transfer import (
@@ -80,8 +81,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"cannot write {output}: {error}") from error
     start_logging(output)
     logger.info("%s (%s), %d and %d images", weights.source, name, *(len(split) for split in splits))
-    results = evaluate_voc07(*voc07, features) if voc07 else evaluate_folder(*splits, features, args.seed)
-    with report_disk_errors(output):
+    with (
+        report_disk_errors(output),
+        report_dead_workers(),
+        devices.report_out_of_memory("choose a smaller --image-size"),
+    ):
+        results = evaluate_voc07(*voc07, features) if voc07 else evaluate_folder(*splits, features, args.seed)
         write_results(output, {**about, **results})
 
 

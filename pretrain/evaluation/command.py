@@ -60,8 +60,7 @@ def run_evaluation(kind: str, evaluate: Evaluate, config: CfgNode, args: argpars
 def report_published(results: Mapping[str, Any], recipe: str, kind: str) -> None:
     """Log the published result of the recipe beside the measured one, if there is one of the weights' objective."""
     metric = KINDS[kind].headline[0].key
-    label = str(results["init"]).replace("_", " ")
-    compared = published.compare(results[metric], recipe, kind, metric, label)
+    compared = published.compare(results[metric], recipe, kind, metric, str(results["init"]))
     if compared:
         logger.info("published: %s", compared)
 

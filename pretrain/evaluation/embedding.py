@@ -156,7 +156,7 @@ class WithThumbnail(nn.Module):
 def _build_network(weights: str, encoder: str) -> WithThumbnail:
     found = read_weights(weights)
     name = found.name or encoder or ("resnet18" if weights == RANDOM else "")
-    if name not in ENCODERS:
+    if not found.name and name not in ENCODERS:
         raise UserError(f"{weights} does not say which encoder it holds; add --encoder, one of {', '.join(ENCODERS)}")
     torch.manual_seed(0)
     device = torch.device("cuda" if devices.is_usable() else "cpu")

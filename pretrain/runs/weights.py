@@ -11,6 +11,7 @@ import torch
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 
+from convert.architecture import TORCHVISION_NAMES
 from convert.encoders import read_encoder
 from convert.reader import Source, checkpoint_in, load_tensors, read_checkpoint
 from convert.sidecar import unfinished
@@ -146,7 +147,16 @@ def resolve(config: CfgNode, weights: EncoderWeights) -> CfgNode:
 
 
 def build_from(weights: EncoderWeights, name: str, stem: str, zero_init_residual: bool = False) -> nn.Module:
-    """The encoder with its weights, or as `build_encoder` initialises it. Raises UserError where they do not fit."""
+    """The encoder with its weights, or as `build_encoder` initialises it.
+
+    Raises:
+        UserError: torchvision has no such network, or the weights do not fit.
+    """
+    if name not in TORCHVISION_NAMES:
+        raise UserError(
+            f"{weights.source} holds a {name}, which is none of torchvision's networks: it can be converted for "
+            "Detectron2 by convert/to_d2.py, but not evaluated or trained here"
+        )
     encoder = build_encoder(name, stem, zero_init_residual)
     if weights.tensors:
         checkpoint.fill(encoder, weights.tensors, Path(weights.source))

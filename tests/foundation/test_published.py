@@ -58,6 +58,7 @@ def test_without_a_margin_the_difference_is_given() -> None:
     assert compare(44.0, "imagenet1k_1percent", "finetune", "top1", "vicreg") == (
         "44.00: 0.75 below 44.75 (VICReg, thesis Table 5.2, after 100 epochs of pretraining)"
     )
+    assert "70.90 (Barlow Twins" in str(compare(71.0, "cifar100_R18", "linear", "linear_top1", "barlow_twins"))
     assert compare(44.89, "imagenet1k_1percent", "finetune", "top1").startswith("44.89: equal to 44.89")
     assert compare(50.0, "shapes_R18", "linear", "linear_top1") is None
     assert compare(50.0, "cifar10_R18", "linear", "knn_top1") is None

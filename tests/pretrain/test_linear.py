@@ -22,6 +22,7 @@ from pretrain.evaluation.linear import EncoderChanged
 from pretrain.images.sources import FileSource
 from pretrain.runs import checkpoint
 from pretrain.runs.weights import build_from, fingerprint, read_weights, write_encoder
+from tests.convert.conftest import tiny_resnet
 
 TINY = [
     *("DATA.NAME", "folder", "DATA.IMAGE_SIZE", "32", "DATA.WORKERS", "0", "TRAIN.PRECISION", "float32"),
@@ -234,6 +235,16 @@ def test_weights_of_other_projects_are_converted(tmp_path: Path) -> None:
     assert (found.mean, found.std) == ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
     built = build_from(found, found.name, found.stem)
     assert all(torch.equal(tensor, built.state_dict()[name]) for name, tensor in encoder.state_dict().items())
+
+
+def test_a_network_that_torchvision_does_not_have_is_refused(
+    photos: Path, tmp_path: Path, error_of: Callable[..., str]
+) -> None:
+    """The wide ResNets of SwAV, VICReg and BYOL: the converter has them for Detectron2."""
+    torch.save(tiny_resnet(0, width=16).state_dict(), tmp_path / "wide.pth")
+    message = error_of(linear.main, arguments(photos, tmp_path / "wide.pth", tmp_path / "run", "ENCODER.NAME", ""))
+    assert "none of torchvision's networks" in message
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_damaged_image_is_replaced(photos: Path, weights: Path, tmp_path: Path, monkeypatch: Any) -> None:
