@@ -152,9 +152,8 @@ def _examine(
 ) -> Content:
     """The records as arrays, when their masks have been checked."""
     content = _content(read, folder, names)
-    short = [i for i, each in enumerate(read.annotations) if each.get("segmentation") == []]
     # The reader leaves such an object out, whether the model has masks or not.
-    findings.add(defects.SHORT_POLYGONS, short, content.label)
+    findings.add(defects.SHORT_POLYGONS, content.dropped, content.label)
     if requirements.masks:
         _check_masks(read, content, requirements, findings)
     return content
@@ -174,6 +173,7 @@ def _content(read: Annotations, folder: Path, names: Sequence[str]) -> Content:
         crowds=numpy.array([each["iscrowd"] for each in read.annotations], dtype=bool),
         labels=[f"annotation {each['id']}" for each in read.annotations],
         names=names,
+        dropped=[index for index, each in enumerate(read.annotations) if each.get("segmentation") == []],
     )
 
 

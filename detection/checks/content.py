@@ -57,7 +57,8 @@ def check_class_names(
 
 def check_objects(content: Content, requirements: Requirements, findings: Findings) -> None:
     """Boxes, crowds, classes without objects and images without."""
-    _check_boxes(content, findings)
+    usable = _check_boxes(content, findings) & ~content.crowds
+    usable[list(content.dropped)] = False
     many = content.crowds.sum() >= MANY * max(len(content.crowds), 1)
     findings.add(defects.MANY_CROWDS if many else defects.CROWDS, numpy.flatnonzero(content.crowds), content.label)
     counts = numpy.bincount(content.classes[~content.crowds & (content.classes >= 0)], minlength=len(content.names))
@@ -66,11 +67,12 @@ def check_objects(content: Content, requirements: Requirements, findings: Findin
     with_objects[content.owners[~content.crowds]] = True
     empty = defects.EMPTY_IMAGES if requirements.drops_empty else defects.BACKGROUND_IMAGES
     findings.add(empty, numpy.flatnonzero(~with_objects), lambda index: content.images[index].file_name)
-    if findings.training and not with_objects.any():
+    if findings.training and not usable.any():
         findings.add(defects.NOTHING_LEFT, ["all images"])
 
 
-def _check_boxes(content: Content, findings: Findings) -> None:
+def _check_boxes(content: Content, findings: Findings) -> NDArray[numpy.bool_]:
+    """Whether each box has a part in its image."""
     sizes = numpy.array([(each.width, each.height) for each in content.images], dtype=numpy.float64).reshape(-1, 2)
     limits = sizes[content.owners]
     least, most = content.boxes[:, :2], content.boxes[:, 2:]
@@ -85,6 +87,7 @@ def _check_boxes(content: Content, findings: Findings) -> None:
         (defects.PROTRUDING_BOXES, protruding),
     ):
         findings.add(defect, numpy.flatnonzero(chosen), content.label)
+    return numpy.asarray(~empty & ~outside)
 
 
 def _check_units(

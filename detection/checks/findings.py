@@ -107,7 +107,8 @@ NO_KEYPOINTS = _fatal(
 )
 WRONG_KEYPOINTS = _fatal("objects without x, y and visibility of each keypoint", CORRECT)
 NOTHING_LEFT = _fatal(
-    "datasets without an image that has objects", "annotate at least one object with iscrowd 0, which is not a crowd"
+    "datasets without an image that has objects",
+    "annotate at least one object with iscrowd 0, which is not a crowd, and with a box and polygons that can be used",
 )
 NOT_ANNOTATED = Defect(
     "datasets without annotations",
@@ -257,6 +258,7 @@ class Content:
         crowds: (A,) whether it is a crowd.
         labels: what to call each object.
         names: of the classes, in the order of the model.
+        dropped: indices of objects that the reader leaves out.
     """
 
     folder: Path
@@ -267,6 +269,7 @@ class Content:
     crowds: NDArray[numpy.bool_]
     labels: Sequence[str]
     names: Sequence[str]
+    dropped: Sequence[int] = ()
 
     def label(self, index: int) -> str:
         """An object in words: what it is called, and the image that it is in."""

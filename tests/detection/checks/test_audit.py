@@ -171,6 +171,24 @@ def test_a_defect_is_found_alone_and_does_what_is_said(case, content, register, 
     assert (defect.training.level == "error") == ends
 
 
+@pytest.mark.parametrize(
+    ("fields", "outcome"),
+    [
+        ({"bbox": [41, 5, 10, 8]}, {1: 0, 2: 0, 3: 0}),
+        ({"bbox": [5, 5, -4, -8]}, {1: 0, 2: 0, 3: 0}),
+        ({"segmentation": [[1, 2, 3, 4]]}, AssertionError),
+        ({"iscrowd": 1}, AssertionError),
+    ],
+)
+def test_a_dataset_of_which_nothing_is_left_to_learn_is_refused(fields, outcome, content, register):
+    for each in content["annotations"]:
+        each.update(fields)
+    name = register(content)
+    assert found(name)[defects.NOTHING_LEFT] == (1, ("all images",))
+    assert counts(name) == outcome  # which a run would train on, or end with
+    assert defects.NOTHING_LEFT not in found(name, training=False)
+
+
 def test_many_crowds_are_a_warning(content, register):
     for each in content["annotations"][::3]:
         each.update(iscrowd=1, segmentation=code())
