@@ -54,7 +54,9 @@ UNREADABLE = _fatal("annotations that cannot be read", "correct or replace the f
 MALFORMED = _fatal("records with a missing or unusable value", CORRECT)
 DUPLICATE_IMAGES = _fatal("images with the id of another", "give each image its own id")
 DUPLICATE_ANNOTATIONS = _fatal("annotations with the id of another", "give each annotation its own id")
-DUPLICATE_CATEGORIES = _fatal("categories with the id or the name of another", "keep one of each")
+DUPLICATE_CATEGORIES = _fatal(
+    "categories with the id or the name of another", "keep the one of each that annotations name"
+)
 UNKNOWN_IMAGES = _fatal("annotations of an image that is not listed", CORRECT)
 UNKNOWN_CATEGORIES = _fatal("objects of a class that is not listed", CORRECT)
 NO_IMAGES = _fatal("datasets without an image", "list at least one image")

@@ -336,7 +336,8 @@ class _Reader:
                 category["skeleton"] = _skeleton(record.get("skeleton"), len(points))
             self._categories[identity] = category
             return category
-        self._note(Fault.DUPLICATE_CATEGORY, f"{where}.{key} is {_shown(value)}, which another category has")
+        text = f"{where}.{key} is {_shown(value)}, which another category has: keep the one that annotations name"
+        self._note(Fault.DUPLICATE_CATEGORY, text)
         return None
 
     def _annotation(self, seen: set[int | str], where: str, record: Record) -> Record | None:

@@ -143,7 +143,10 @@ CASES = {
     "two images with one id": (one("id", 1, "images"), "images[2].id is 1, which another image has"),
     "two annotations with one id": (one("id", 3), "annotations[2].id is 3, which another annotation has"),
     "two categories with one id": (one("id", 1, "categories"), "categories[1].id is 1, which another category has"),
-    "two categories with one name": (one("name", "a", "categories"), "categories[1].name is 'a', which another"),
+    "two categories with one name": (
+        one("name", "a", "categories"),
+        "categories[1].name is 'a', which another category has: keep",
+    ),
     "an annotation of an image that is not listed": (one("image_id", 77), "annotations[2].image_id is 77"),
     "an annotation of a category that is not listed": (one("category_id", 77), "annotations[2].category_id is 77"),
     # Names
