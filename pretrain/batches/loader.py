@@ -25,6 +25,10 @@ from pretrain.distributed.signals import leave_to_parent
 from pretrain.images.sources import Source
 
 WORKER_TIMEOUT = 300  # seconds without a batch after which a hanging worker is reported
+NO_SHARED_MEMORY = (
+    "a loader worker finds no room in shared memory (/dev/shm), where it puts the batches; give the machine more, a "
+    "container with --shm-size, or lower DATA.WORKERS (0 needs none)"
+)
 logger = logging.getLogger("pretrain")
 
 
@@ -164,10 +168,14 @@ def _read(loader: DataLoader, ahead: ReadAhead | None) -> Generator[Any, None, N
             traceback.clear_frames(error.__traceback__)  # its frames hold the loader, which must end before its workers
             failure = f"{last}; check the dataset" if isinstance(error, UnreadableImage) else last
         except (RuntimeError, OSError, EOFError) as error:
-            # torch may miss the death of a worker and report a timeout later. Any other error may come from the
-            # connection to a worker that is dying.
-            gone = find_dead(workers, patience=0 if str(error).startswith("DataLoader") else 5)
-            failure = worker_failure(loader, f"DataLoader worker {gone}" if gone else str(error))
+            if lacks_shared_memory(str(error)):
+                traceback.clear_frames(error.__traceback__)  # as above
+                failure = NO_SHARED_MEMORY
+            else:
+                # torch may miss the death of a worker and report a timeout later. Any other error may come from the
+                # connection to a worker that is dying.
+                gone = find_dead(workers, patience=0 if str(error).startswith("DataLoader") else 5)
+                failure = worker_failure(loader, f"DataLoader worker {gone}" if gone else str(error))
             if not failure:
                 workers = []
                 raise
@@ -204,9 +212,16 @@ def report_dead_workers() -> Iterator[None]:
         message = str(error)
         if not message.startswith("DataLoader"):
             raise
+        if lacks_shared_memory(message):
+            raise UserError(NO_SHARED_MEMORY) from error
         dead = _processes(message)
         watched = next((dataset for dataset in _watched if set(dead) & dataset.processes()), None)
         raise UserError(_died(watched, dead)) from error
+
+
+def lacks_shared_memory(message: str) -> bool:
+    """Whether a message of torch says that a worker has no room for a batch: a refusal, or a bus error."""
+    return "shared memory(shm)" in message or "out of shared memory" in message
 
 
 def worker_failure(loader: DataLoader, message: str) -> str:

@@ -219,6 +219,11 @@ class Treacherous(ArraySource):
         return f"picture {index}"
 
 
+def refused(reason: str) -> None:
+    """As torch refuses memory for a batch where /dev/shm is full."""
+    raise RuntimeError(f"unable to allocate shared memory(shm) for file {reason}")
+
+
 @pytest.mark.parametrize(
     ("deed", "said"),
     [
@@ -229,8 +234,9 @@ class Treacherous(ArraySource):
         ),
         (lambda: os.kill(os.getpid(), signal.SIGKILL), r"loader worker \d \(process \d+\), at picture 5 .* has died"),
         (lambda: os._exit(3), r"loader worker \d \(process \d+\), at picture 5 .* has died"),
+        (lambda: refused("</torch_7_1>: No space left on device (28)"), r"no room in shared memory"),
     ],
-    ids=["hangs", "is killed", "exits"],
+    ids=["hangs", "is killed", "exits", "has no shared memory"],
 )
 def test_worker_that_hangs_or_dies_is_named(deed: Callable, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Treacherous, "deed", staticmethod(deed), raising=False)
@@ -245,6 +251,14 @@ def test_worker_that_hangs_or_dies_is_named(deed: Callable, said: str, monkeypat
     while (left := living_children() - before) and time.monotonic() < deadline:
         time.sleep(0.1)  # a terminated process takes a while to go on a busy machine
     assert not left  # no worker is left behind
+
+
+def test_a_bus_error_is_a_lack_of_shared_memory() -> None:
+    said = (
+        "DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that dataloader's workers are out of"
+    )
+    with pytest.raises(UserError, match="no room in shared memory"), report_dead_workers():
+        raise RuntimeError(f"{said} shared memory. Please try to raise your shared memory limit.")
 
 
 def test_a_worker_that_dies_while_the_network_computes_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
