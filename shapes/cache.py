@@ -44,6 +44,7 @@ def ensure_rendered(
         UserError: the folder holds something else (another version, seed or recipe, an incomplete rendering, or
             files of the user's), or it cannot be written. Nothing is deleted.
     """
+    advice = "set CORINFOMAX_CACHE to a folder" if root is None else "name a folder"
     root = default_root(seed) if root is None else Path(root)
     card = _card(seed, recipe)
     if _is_complete(root, card):
@@ -55,8 +56,7 @@ def ensure_rendered(
                 _render_into_place(root, card, recipe, seed, processes or _available_cores(), progress)
     except OSError as error:
         raise UserError(
-            f"the shapes dataset cannot be written to {root}: {error.strerror or error}; "
-            "set CORINFOMAX_CACHE to a folder with 100 MB to spare"
+            f"the shapes dataset cannot be written to {root}: {error.strerror or error}; {advice} with 100 MB to spare"
         ) from error
     return root
 
