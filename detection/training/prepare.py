@@ -213,19 +213,23 @@ def _divide(train: Path, arguments: argparse.Namespace, output: Path) -> Path:
         custom.write_parts(parts, folder)
         return folder
     folder, begun = output / SPLIT, _begun_run(output, series=True)
-    if begun:
+    if begun:  # by an earlier version perhaps, which wrote the parts elsewhere
         name = configs.load(str(begun / RUN_CONFIG)).DATASETS.TRAIN[0]
         used = Path(f"{name.partition(datasets.CUSTOM)[0]}.json")
-        if used == custom.part_files(used.parent)[0] and used.parent.name == SPLIT:
+        if used.parent.name == SPLIT and used.name == custom.part_files(folder)[0].name and _has_parts(used.parent):
             folder = used.parent
-    if not (begun or is_held(output)) or not all(file.is_file() for file in custom.part_files(folder)):
-        custom.write_parts(parts, folder)
+    if not ((begun or is_held(output)) and _has_parts(folder)):
+        custom.write_parts(parts, output / SPLIT)
     elif not custom.are_written(parts, folder):
         raise UserError(
             f"{output} holds a run on other images than {train} with --val-fraction {arguments.val_fraction:g} gives:"
             " choose another --output, or give what it was begun with"
         )
     return folder
+
+
+def _has_parts(folder: Path) -> bool:
+    return all(file.is_file() for file in custom.part_files(folder))
 
 
 def _given_keys(config: CfgNode, arguments: argparse.Namespace) -> Collection[str]:

@@ -246,6 +246,25 @@ def test_images_without_objects_do_not_count_where_training_leaves_them_out(coco
     assert kept.SOLVER.IMS_PER_BATCH == 4
 
 
+@pytest.mark.parametrize("name", ["test.json", "val.json"])
+def test_a_file_of_the_users_is_never_taken_for_a_part(name, coco_root, tmp_path):
+    file = tmp_path / "data" / "train.json"
+    file.parent.mkdir()
+    text = (coco_root / "coco" / "annotations" / "instances_train2017.json").read_text()
+    for each in (file, file.with_name(name)):
+        each.write_text(text)
+    images, run = ["--train-images", str(coco_root / "coco" / "train2017")], tmp_path / "run"
+    words = ["--config", "shapes_R18_FPN", "--num-gpus", "0", "--output", str(run), "--train-json", str(file), *images]
+    both = ["--test-json", str(file.with_name(name)), "--test-images", images[1]]
+    config = prepare.configure(train_net.parse([*words, *both]))
+    run.mkdir()
+    (run / "model_0000001.pth").touch()
+    run_folder.write_config(run, config, "shapes_R18_FPN")
+    with pytest.raises(UserError, match=r"holds a run (on other images|with another config)"):
+        prepare.check(prepare.configure(train_net.parse([*words, "--resume"])), resume=True)
+    assert [each.read_text() for each in (file, file.with_name(name))] == [text, text]
+
+
 def test_one_file_for_both_has_its_folder_named_once(coco_root, tmp_path):
     file = coco_root / "coco" / "annotations" / "instances_train2017.json"
     alone = tmp_path / "elsewhere" / "alone" / "x.json"
