@@ -23,7 +23,8 @@ from detectron2.data.datasets.pascal_voc import CLASS_NAMES
 from fvcore.common.config import CfgNode
 
 from detection.data import optional_packages
-from detection.data.annotations import category_records, keypoint_names, load_coco, note_keypoints, read_categories
+from detection.data.annotations import category_records, keypoint_names, read_categories
+from detection.data.coco_records import load_coco, note_keypoints
 from detection.data.requirements import requirements_of
 from detection.data.voc import load_segmentation, load_voc
 from foundation.errors import UserError

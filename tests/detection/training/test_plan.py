@@ -10,7 +10,8 @@ pytest.importorskip("detectron2")
 from detection import config as configs
 from detection import train_net
 from detection.data import custom
-from detection.data.annotations import read_annotations, to_records
+from detection.data.annotations import read_annotations
+from detection.data.coco_records import to_records
 from detection.training import plan, prepare, run_folder
 from foundation.config import recipe_name
 from foundation.errors import UserError
