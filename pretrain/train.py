@@ -212,14 +212,17 @@ def resolve(
     """The configuration that the run uses, with remarks on it: the plan for own images, or what a recipe lacks.
 
     Raises:
-        UserError: the images cannot be read, or the recipe cannot work on them.
+        UserError: the images cannot be read, the recipe cannot work on them, or the run folder holds another run.
     """
     from foundation.config import override_pairs
     from pretrain.config import validate
+    from pretrain.runs.folder import refuse_begun
     from pretrain.training.own_images import plan_run
     from pretrain.training.suitability import check_inputs, check_recipe
 
     remarks: list[str] = []
+    if not args.resume and not args.dry_run:
+        refuse_begun(output_folder(args))  # before a plan measures the images and the machine
     if args.planned:
         given = {key for key, _ in override_pairs(args.overrides)}
         config, remarks = plan_run(config, given, device, processes, args.hours)

@@ -57,6 +57,14 @@ BEFORE = {
 logger = logging.getLogger("pretrain")
 
 
+def refuse_begun(output: Path) -> None:
+    """Raises UserError where a folder holds the checkpoints of a run, which a new one would mix with its own."""
+    if checkpoint.exists(output):
+        raise UserError(
+            f"{output} holds the checkpoints of a run; add --resume to continue it, or choose another --output"
+        )
+
+
 def open_run(output: Path, config: CfgNode, resume: bool, recipe: str = "") -> dict[str, Any] | None:
     """Create or re-open a run folder: lock it, start its log, write config.yaml.
 
@@ -73,10 +81,8 @@ def open_run(output: Path, config: CfgNode, resume: bool, recipe: str = "") -> d
         UserError: another process uses it; it holds checkpoints and `resume` is off; it cannot be written; or the
             configuration differs from that of the checkpoint in a key that changes the result.
     """
-    if checkpoint.exists(output) and not resume:
-        raise UserError(
-            f"{output} holds the checkpoints of a run; add --resume to continue it, or choose another --output"
-        )
+    if not resume:
+        refuse_begun(output)
     if group.is_main():
         locks.hold(output)
         try:

@@ -196,7 +196,9 @@ def slow_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(own_images, "CPU_SIDES", (32,))
 
 
-def test_a_run_by_plan_and_its_exact_continuation(slow_machine: None, photos: Path, tmp_path: Path) -> None:
+def test_a_run_by_plan_and_its_exact_continuation(
+    slow_machine: None, photos: Path, tmp_path: Path, error_of: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
     train.main([str(photos / "train"), "TRAIN.MAX_STEPS=1", "--epochs", "2", "DATA.WORKERS=0"])
     run = tmp_path / "output" / "train"
     config = yaml.safe_load((run / "config.yaml").read_text())
@@ -213,6 +215,9 @@ def test_a_run_by_plan_and_its_exact_continuation(slow_machine: None, photos: Pa
     assert state["position"]["step"] == 2
     again = {**config, "TRAIN": {**config["TRAIN"], "MAX_STEPS": 2}}
     assert yaml.safe_load((run / "config.yaml").read_text()) == again
+    # Without --resume it is refused, before the plan measures anything.
+    monkeypatch.setattr(own_images, "plan_run", lambda *_: pytest.fail("the plan was made"))
+    assert "add --resume to continue it" in error_of(train.main, [str(photos / "train")])
 
 
 def test_folders_are_joined_and_a_plan_is_printed(
