@@ -161,7 +161,8 @@ DROPPABLE = re.compile(
     r"|momentum.*|.*_k|.*_ema|ema.*|.*teacher.*|.*student.*|target.*|online.*|key_.*|query_.*|centers?|criterion|.*loss.*"
     r"|objective|jig.*|contrast.*|memory.*|bank.*|grouping.*|slot.*|value_transform.*|maps_.*|bn|mean|std|normalize"
     r"|temperature|logit_scale|.*metric.*|.*acc(uracy)?|knn.*|anchor.*|rpn|roi_heads|proposal_generator|fpn.*|top_block"
-    r"|n_averaged|steps|attacker|normali[sz]er|pixel_(mean|std)|aux.*|counter|fc1000_[wb]|pred_[wb]|jigsaw.*|transform.*|mixer|embedding_model|wrapped_model"
+    r"|n_averaged|steps|attacker|normali[sz]er|pixel_(mean|std)|aux.*|counter|fc1000_[wb]|pred_[wb]|jigsaw.*"
+    r"|transform.*|mixer|embedding_model|wrapped_model"
 )
 
 # Networks other than ResNets, by the name of one of their tensors.

@@ -8,6 +8,7 @@ tenth of the training images held out; then it is trained on all of them. VOC07:
 cross-validation in 3 folds, the mean over the classes of the average precision on the test images (VISSL's protocol).
 """
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -18,15 +19,7 @@ from foundation.errors import ArgumentParser, UserError, run
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command."""
     args = build_parser().parse_args(argv)
-    if bool(args.data) == bool(args.voc07):
-        raise UserError("name either --data or --voc07")
-    for option, value, least in (
-        ("--image-size", args.image_size, 1),
-        ("--workers", args.workers, 0),
-        ("--seed", args.seed, 0),
-    ):
-        if value < least:
-            raise UserError(f"{option} must be at least {least}, not {value}")
+    check_options(args)
 
     import torch
 
@@ -34,7 +27,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     from foundation.files import report_disk_errors
     from pretrain.batches.loader import report_dead_workers
     from pretrain.distributed import group
-    from pretrain.encoder import ENCODERS, STEMS
     from pretrain.evaluation.transfer import (
         build_features,
         check_classes,
@@ -49,9 +41,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     from pretrain.runs.metrics import start_logging
     from pretrain.runs.weights import read_weights
 
-    for option, value, known in (("--encoder", args.encoder, ("", *ENCODERS)), ("--stem", args.stem, STEMS)):
-        if value not in known:
-            raise UserError(f"{option} {value!r} is not one of {', '.join(filter(None, known))}")
     weights = read_weights(args.weights)
     name, stem = weights.name or args.encoder, weights.stem or args.stem
     if not name:
@@ -88,6 +77,25 @@ def main(argv: Sequence[str] | None = None) -> None:
     ):
         results = evaluate_voc07(*voc07, features) if voc07 else evaluate_folder(*splits, features, args.seed)
         write_results(output, {**about, **results})
+
+
+def check_options(args: argparse.Namespace) -> None:
+    """Raises UserError where a value of the command line cannot be used."""
+    if bool(args.data) == bool(args.voc07):
+        raise UserError("name either --data or --voc07")
+    for option, value, least in (
+        ("--image-size", args.image_size, 1),
+        ("--workers", args.workers, 0),
+        ("--seed", args.seed, 0),
+    ):
+        if value < least:
+            raise UserError(f"{option} must be at least {least}, not {value}")
+
+    from pretrain.encoder import ENCODERS, STEMS
+
+    for option, value, known in (("--encoder", args.encoder, ("", *ENCODERS)), ("--stem", args.stem, STEMS)):
+        if value not in known:
+            raise UserError(f"{option} {value!r} is not one of {', '.join(filter(None, known))}")
 
 
 def build_parser() -> ArgumentParser:
