@@ -72,6 +72,39 @@ def main_metric(config: CfgNode) -> str:
     )
 
 
+def metrics_of(config: CfgNode, dataset_name: str) -> list[str]:
+    """The metrics of a registered dataset's evaluation, as `bbox/AP`. `bbox/AP-` stands for those of the classes."""
+    kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
+    if kind in METRICS:
+        return list(METRICS[kind])
+    further = ("APr", "APc", "APf") if kind == "lvis" else ("AP-",)
+    by_size = {"keypoints": ("APm", "APl")}  # COCO labels no keypoints of small objects
+    return [
+        f"{task}/{name}"
+        for task in predicted_tasks(config)
+        for name in ("AP", "AP50", "AP75", *by_size.get(task, ("APs", "APm", "APl")), *further)
+    ]
+
+
+def check_metric(config: CfgNode) -> None:
+    """Check that the evaluation gives `TEST.BEST_METRIC`, but for the name of a class after `AP-`.
+
+    Raises:
+        UserError: it does not.
+    """
+    metric, names = config.TEST.BEST_METRIC, config.DATASETS.TEST
+    if not metric:
+        return
+    dataset = datasets.measured_on(names, metric)
+    own = metric if dataset == names[0] else metric.partition("/")[2]
+    known = metrics_of(config, dataset)
+    start, dash, _ = own.partition("-")
+    if start + dash not in known:
+        shown = ", ".join(f"{name}CLASS" if name.endswith("-") else name for name in known)
+        name = dataset.rpartition("/")[2]
+        raise UserError(f"TEST.BEST_METRIC {metric!r} is not measured on {name}; there is {shown}")
+
+
 def _coco(config: CfgNode, name: str, folder: str) -> DatasetEvaluator:
     tasks = predicted_tasks(config)
     keypoints = {"kpt_oks_sigmas": config.TEST.KEYPOINT_OKS_SIGMAS} if "keypoints" in tasks else {}
@@ -109,4 +142,11 @@ EVALUATORS: dict[str, Callable[[CfgNode, str, str], DatasetEvaluator]] = {
     "cityscapes_instance": _cityscapes_instances,
     "cityscapes_sem_seg": _cityscapes_semantic,
     "sem_seg": _semantic,
+}
+
+METRICS: dict[str, tuple[str, ...]] = {
+    "pascal_voc": ("bbox/AP", "bbox/AP50", "bbox/AP75"),
+    "cityscapes_instance": ("segm/AP", "segm/AP50", "segm/AP-"),
+    "cityscapes_sem_seg": ("sem_seg/IoU", "sem_seg/iIoU", "sem_seg/IoU_sup", "sem_seg/iIoU_sup"),
+    "sem_seg": ("sem_seg/mIoU", "sem_seg/fwIoU", "sem_seg/mACC", "sem_seg/pACC", "sem_seg/IoU-", "sem_seg/ACC-"),
 }

@@ -15,6 +15,7 @@ from fvcore.common.config import CfgNode
 from detection import config as configs
 from detection.checks import preflight
 from detection.data import custom, datasets, requirements
+from detection.evaluation import evaluators
 from detection.training import checkpoints, model, plan, run_folder, scaling, weights
 from foundation import devices
 from foundation.config import RUN_CONFIG, config_folder, find_config, keys, override_pairs, value_of
@@ -87,7 +88,8 @@ def check(config: CfgNode, resume: bool) -> None:
     """Check everything that can be known to fail before the first step.
 
     Raises:
-        UserError: a dataset is not all there, weights do not fit, or the folder holds another run.
+        UserError: a dataset is not all there, weights do not fit, there is no such metric, or the folder holds another
+            run.
     """
     folder = Path(config.OUTPUT_DIR)
     if config.SOLVER.MAX_ITER in config.SOLVER.STEPS:
@@ -103,6 +105,7 @@ def check(config: CfgNode, resume: bool) -> None:
         run_folder.check_same(folder, config)
     preflight.check(config, config.DATASETS.TRAIN, config.DATASETS.TEST)
     if not (begun and resume):
+        evaluators.check_metric(config)
         model.check(config, whole=False)
 
 

@@ -22,6 +22,7 @@ from tests.detection import formats
 
 # isort: split
 from detectron2.data import DatasetCatalog
+from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.structures import Boxes, BoxMode, Instances, polygons_to_bitmask
 
 ERRORS = [error.name.lower() for error in errors.ERRORS]
@@ -69,6 +70,13 @@ def labels_as_scores(path, classes):
     return {"sem_seg": torch.nn.functional.one_hot(torch.from_numpy(labels), classes).permute(2, 0, 1).float()}
 
 
+def check_names(recipe, name, results):
+    """That the metrics are those that a run may name, without the names of classes. A single class has no own."""
+    found = {"".join(metric.partition("-")[:2]) for metric in flatten_results_dict(results)}
+    known = evaluators.metrics_of(configs.load(recipe), name)
+    assert found == {metric for metric in known if metric in found or not metric.endswith("-")}
+
+
 def read_analysis(folder):
     return json.loads((folder / "predictions" / "analysis.json").read_text())
 
@@ -79,7 +87,9 @@ def test_voc_averages_over_its_twenty_classes(scenes, dataset_root, tmp_path):
     present = {one["category_id"] for record in records for one in record["annotations"]}
     evaluator = evaluator_of("voc_R50_C4_24k", "voc_2007_test", tmp_path)
     evaluator.process(records, [objects(record, masks=False) for record in records])
-    whole = evaluator.evaluate()["bbox"]
+    results = evaluator.evaluate()
+    check_names("voc_R50_C4_24k", "voc_2007_test", results)
+    whole = results["bbox"]
     assert whole == pytest.approx(dict.fromkeys(("AP", "AP50", "AP75"), 100 * len(present) / 20))
     evaluator.reset()
     evaluator.process(records, [objects(record, keep=0, masks=False) for record in records])
@@ -112,6 +122,7 @@ def test_lvis_counts_all_objects_and_only_them(scenes, dataset_root, tmp_path):
     records = DatasetCatalog.get("lvis_v1_val")
     evaluator.process(records, [objects(record) for record in records])
     whole = evaluator.evaluate()
+    check_names("lvis_v1_R50_FPN", "lvis_v1_val", whole)
     assert whole.keys() == {"bbox", "segm"}
     for metrics in whole.values():
         assert (metrics["AP"], metrics["AP50"], metrics["AP75"]) == pytest.approx((100, 100, 100))
@@ -146,7 +157,9 @@ def test_semantic_segmentation_is_intersection_over_union(scenes, dataset_root, 
     records = DatasetCatalog.get("voc_2012_sem_seg_val")
     right = [labels_as_scores(record["sem_seg_file_name"], 21) for record in records]
     evaluator.process(records, right)
-    assert evaluator.evaluate()["sem_seg"]["mIoU"] == pytest.approx(100)
+    results = evaluator.evaluate()
+    check_names("voc_semseg_R50_FCN", "voc_2012_sem_seg_val", results)
+    assert results["sem_seg"]["mIoU"] == pytest.approx(100)
     evaluator.reset()
     background = torch.zeros(21, 1, 1)
     background[0] = 1
@@ -189,7 +202,9 @@ def test_cityscapes_instances_by_its_own_scripts(scenes, dataset_root, tmp_path,
     evaluator = evaluator_of("cityscapes_R50_FPN", "cityscapes_fine_instance_seg_val", tmp_path)
     records = DatasetCatalog.get("cityscapes_fine_instance_seg_val")
     evaluator.process(records, [labelled_instances(record) for record in records])
-    metrics = evaluator.evaluate()["segm"]
+    results = evaluator.evaluate()
+    check_names("cityscapes_R50_FPN", "cityscapes_fine_instance_seg_val", results)
+    metrics = results["segm"]
     assert (metrics["AP"], metrics["AP50"], metrics["AP-person"]) == pytest.approx((100, 100, 100))
     assert math.isnan(metrics["AP-car"])
     analysis = read_analysis(tmp_path)["segm"]
@@ -268,7 +283,9 @@ def test_cityscapes_pixels_by_its_own_scripts(scenes, dataset_root, tmp_path):
     evaluator = evaluator_of("cityscapes_semseg_R50_FCN", "cityscapes_fine_sem_seg_val", tmp_path)
     records = DatasetCatalog.get("cityscapes_fine_sem_seg_val")
     evaluator.process(records, [labels_as_scores(record["sem_seg_file_name"], 19) for record in records])
-    assert evaluator.evaluate()["sem_seg"]["IoU"] == pytest.approx(100)
+    results = evaluator.evaluate()
+    check_names("cityscapes_semseg_R50_FCN", "cityscapes_fine_sem_seg_val", results)
+    assert results["sem_seg"]["IoU"] == pytest.approx(100)
 
 
 @pytest.mark.parametrize(
@@ -284,6 +301,38 @@ def test_coco_gets_the_fast_evaluator_for_what_the_model_predicts(recipe, name, 
     evaluator = evaluator_of(recipe, name, tmp_path)
     assert isinstance(evaluator, FastCOCOEvaluator)
     assert evaluator._tasks == evaluators.predicted_tasks(configs.load(recipe)) == tasks
+    records = DatasetCatalog.get(name)
+    found = [objects(record) for record in records] if "segm" in tasks else [objects(r, masks=False) for r in records]
+    if "keypoints" in tasks:
+        for record, output in zip(records, found, strict=True):
+            points = [numpy.reshape(one["keypoints"], (17, 3)) for one in record["annotations"]]
+            output["instances"].pred_keypoints = torch.tensor(numpy.reshape(points, (-1, 17, 3)), dtype=torch.float32)
+    evaluator.process(records, found)
+    check_names(recipe, name, evaluator.evaluate())
+
+
+@pytest.mark.parametrize(
+    ("recipe", "metric", "there_is"),
+    [
+        ("coco_R50_C4", "box/AP", "bbox/AP, bbox/AP50, bbox/AP75, bbox/APs, .*bbox/APl, bbox/AP-CLASS, segm/AP,"),
+        ("coco_R50_C4", "bbox/AP51", "bbox/AP, bbox/AP50"),
+        ("coco_R50_C4", "AP", "bbox/AP, bbox/AP50"),
+        ("coco_R50_RetinaNet_1x", "segm/AP", "bbox/AP, .*bbox/AP-CLASS$"),
+        ("voc_R50_C4_24k", "bbox/APs", "bbox/AP, bbox/AP50, bbox/AP75$"),
+    ],
+)
+def test_a_metric_that_nothing_measures_is_refused(recipe, metric, there_is, dataset_root):
+    config = configs.load(recipe, ["TEST.BEST_METRIC", metric])
+    datasets.register(config.DATASETS.TEST)
+    with pytest.raises(UserError, match=rf"TEST.BEST_METRIC '{metric}' is not measured on \w+; there is {there_is}"):
+        evaluators.check_metric(config)
+
+
+@pytest.mark.parametrize("metric", ["", "bbox/AP50", "segm/AP-person", "coco_2017_train/segm/APl"])
+def test_a_metric_may_be_of_a_class_or_of_another_set(metric, dataset_root):
+    config = configs.load("coco_R50_C4", ["TEST.BEST_METRIC", metric])
+    config.DATASETS.TEST = ("coco_2017_val", "coco_2017_train")
+    evaluators.check_metric(config)
 
 
 def test_what_has_no_evaluation_is_named(dataset_root, tmp_path):

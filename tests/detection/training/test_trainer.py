@@ -394,7 +394,7 @@ def test_the_average_of_the_weights_is_evaluated_beside_them(train, monkeypatch)
 def test_several_evaluation_sets(train, coco_root, capsys):
     sets = ("DATASETS.TEST", "('tiny_val', 'tiny_train')", "SOLVER.MAX_ITER", 2, "TEST.EVAL_PERIOD", 1)
     sets += ("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0, "SOLVER.EMA", 0.5)
-    folder = train(*sets, "TEST.BEST_METRIC", "tiny_train/segm/AR")
+    folder = train(*sets, "TEST.BEST_METRIC", "tiny_train/segm/AP50")
     said = [line.partition(" (")[0::2] for line in capsys.readouterr().out.splitlines()[-3:-1]]
     assert [text.partition(":")[0] for text, _ in said] == ["tiny_val", "tiny_train"]
     assert [rest.partition(")")[0] for _, rest in said] == ["2 images", "4 images"]
