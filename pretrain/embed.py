@@ -32,9 +32,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise UserError(f"--{option} must be from 0 to {most}, not {getattr(args, option)}")
 
     from pretrain.evaluation.embedding import embed_folders
+    from pretrain.images.paths import check_outside
     from pretrain.runs.metrics import start_logging
 
     output = Path(args.output or f"output/embed_{Path(args.images).resolve().name}")
+    check_outside(output, [args.images, *([args.against] if args.against else [])])
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:

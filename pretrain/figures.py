@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command."""
     args = build_parser().parse_args(argv)
 
-    from foundation.config import load_config
+    from foundation.config import RUN_CONFIG, load_config
     from foundation.files import report_disk_errors
     from pretrain.config import get_defaults
     from pretrain.evaluation.figures import NAMES, draw
@@ -40,9 +40,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"--only {unknown[0]!r} is not one of {', '.join(NAMES)}")
     runs = [Path(name) for name in args.runs]
     for folder in runs:
-        if not (folder / "config.yaml").is_file() or not (folder / "metrics.json").is_file():
+        if not (folder / RUN_CONFIG).is_file() or not (folder / "metrics.json").is_file():
             raise UserError(f"{folder} is not the directory of a pretraining run: no config.yaml or no metrics.json")
-    config = load_config(get_defaults(), str(runs[0] / "config.yaml"), "pretrain", ["DATA.WORKERS", "0"])
+    config = load_config(get_defaults(), str(runs[0] / RUN_CONFIG), "pretrain", ["DATA.WORKERS", "0"])
     if args.root:
         config.DATA.ROOT = args.root
     output = Path(args.output) if args.output else runs[0] / "figures"

@@ -190,11 +190,11 @@ def load_settings(args: argparse.Namespace) -> "CfgNode":
     Raises:
         UserError: a wrong key or value, or a PATH that holds no images.
     """
-    from foundation.config import apply_overrides, load_config
+    from foundation.config import RUN_CONFIG, apply_overrides, load_config
     from pretrain.config import check_values, get_defaults, validate
     from pretrain.images.paths import locate
 
-    own = output_folder(args) / "config.yaml"
+    own = output_folder(args) / RUN_CONFIG
     recipe = args.config or (str(own) if args.resume and own.is_file() else "" if args.paths else DEMO)
     config = load_config(get_defaults(), recipe, "pretrain") if recipe else get_defaults()
     if args.paths:
@@ -212,10 +212,12 @@ def resolve(
     """The configuration that the run uses, with remarks on it: the plan for own images, or what a recipe lacks.
 
     Raises:
-        UserError: the images cannot be read, the recipe cannot work on them, or the run folder holds another run.
+        UserError: the images cannot be read, the recipe cannot work on them, or the run folder holds another run or
+            lies among the images.
     """
     from foundation.config import override_pairs
     from pretrain.config import validate
+    from pretrain.images.paths import check_outside
     from pretrain.runs.folder import refuse_begun
     from pretrain.training.own_images import plan_run
     from pretrain.training.suitability import check_inputs, check_recipe
@@ -223,6 +225,7 @@ def resolve(
     remarks: list[str] = []
     if not args.resume and not args.dry_run:
         refuse_begun(output_folder(args))  # before a plan measures the images and the machine
+        check_outside(output_folder(args), args.paths)
     if args.planned:
         given = {key for key, _ in override_pairs(args.overrides)}
         config, remarks = plan_run(config, given, device, processes, args.hours)

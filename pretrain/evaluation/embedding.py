@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from foundation import devices
+from foundation.config import RUN_CONFIG
 from foundation.errors import UserError
 from foundation.files import complete_file, report_disk_errors, write_atomic
 from pretrain.config import resolve_precision
@@ -178,7 +179,7 @@ def _build_pipeline(weights: str, side: int, workers: int, device: torch.device)
 def _trained_side(weights: Path) -> int:
     """The image size of the run that the weights are of; 0 where there is no run."""
     for folder in (weights, weights.parent, weights.parent.parent):
-        file = folder / "config.yaml"
+        file = folder / RUN_CONFIG
         if weights.exists() and file.is_file():
             try:
                 return int(yaml.safe_load(file.read_text())["DATA"]["IMAGE_SIZE"])

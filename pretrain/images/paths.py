@@ -37,6 +37,17 @@ def locate(paths: Sequence[str]) -> tuple[str, str]:
     return name, _braces(roots)
 
 
+def check_outside(output: Path, paths: Sequence[str]) -> None:
+    """Check that results do not come among images: their pictures would be images of the next run.
+
+    Raises:
+        UserError: `output` is one of the folders, or lies in it.
+    """
+    for folder in map(Path, paths):
+        if folder.is_dir() and output.resolve().is_relative_to(folder.resolve()):
+            raise UserError(f"the results would be written to {output}, among the images of {folder}: add --output")
+
+
 def split_roots(root: str) -> list[str]:
     """The folders of a DATA.ROOT: one, or those of its braces."""
     return [root] if Path(root).exists() else expand_braces(root)

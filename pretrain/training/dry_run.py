@@ -71,10 +71,11 @@ class Cost:
         at_once: pairs of images in a forward pass.
         memory: of that process.
         device_memory: bytes that are free for training; None where the system does not say.
-        host_memory: the same, of the host.
+        host_memory: the same, of the host, for each of its processes.
         pairs_per_second: with loading; None where the timed steps did not fit the device.
         loading_bound: whether the loader, and not the training step, sets that speed.
         seconds: of the whole run.
+        sharing: processes on this machine.
     """
 
     at_once: int
@@ -84,6 +85,7 @@ class Cost:
     pairs_per_second: float | None
     loading_bound: bool
     seconds: float | None
+    sharing: int = 1
 
 
 def describe(config: CfgNode, source: Source, processes: int, device: torch.device) -> Iterator[str]:
@@ -189,11 +191,12 @@ def measure_cost(config: CfgNode, source: Source, *, processes: int, steps: int,
     return Cost(
         at_once=at_once,
         memory=count_memory(config, processes, device),
-        device_memory=device_memory(device),
-        host_memory=machine.available_memory(),
+        device_memory=device_memory(device, processes),
+        host_memory=host_memory(processes),
         pairs_per_second=speed,
         loading_bound=loading_bound,
         seconds=steps * share / speed if speed else None,
+        sharing=announced_here(processes),
     )
 
 
@@ -269,17 +272,18 @@ def memory_problem(cost: Cost, device: str) -> str:
 def _memory_verdict(cost: Cost, device: str) -> Iterator[tuple[bool, str]]:
     """(does it not fit, the reason), for the GPU and for the host."""
     training, loader = cost.memory.training, cost.memory.loader
+    host = "each process's part of this machine's" if cost.sharing > 1 else "this machine's"
     if device == "cuda":
-        yield _compare(training, cost.device_memory, "training", "of the GPU's")
-        yield _compare(loader, cost.host_memory, "the loader's workers", "of this machine's")
+        yield _compare(training, cost.device_memory, "training", "the GPU's")
+        yield _compare(loader, cost.host_memory, "the loader's workers", host)
     else:
-        yield _compare(training + loader, cost.host_memory, "training and the loader's workers", "of this machine's")
+        yield _compare(training + loader, cost.host_memory, "training and the loader's workers", host)
 
 
 def _compare(needed: float, available: int | None, who: str, whose: str) -> tuple[bool, str]:
     if available is None:
         return False, f"{who} need about {format_size(needed)}; this system does not say what it has"
-    return needed > available, f"{who} need about {format_size(needed)} {whose} {format_size(available)}"
+    return needed > available, f"{who} need about {format_size(needed)} of {whose} {format_size(available)}"
 
 
 def describe_hours(seconds: float) -> str:
@@ -303,9 +307,15 @@ def count_memory(config: CfgNode, processes: int, device: torch.device) -> Memor
     )
 
 
-def device_memory(device: torch.device) -> int | None:
-    """Bytes that are free on a GPU; of the host for a CPU."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else machine.available_memory()
+def device_memory(device: torch.device, processes: int) -> int | None:
+    """Bytes that are free on a GPU; of the host, for each of the processes that share it, for a CPU."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else host_memory(processes)
+
+
+def host_memory(processes: int) -> int | None:
+    """Bytes that are free on this machine, for each of its processes; None where the system does not say."""
+    free = machine.available_memory()
+    return None if free is None else free // announced_here(processes)
 
 
 def activation_bytes(network: nn.Module, side: int, precision: str) -> int:

@@ -85,7 +85,7 @@ def plan_run(
         check_architecture(weights, config, given)  # before anything is measured
     facts = survey(source)
     cores = max(1, machine.usable_cores() // announced_here(processes))
-    place = Place(device.type, cores, dry_run.device_memory(device), processes)
+    place = Place(device.type, cores, dry_run.device_memory(device, processes), processes)
     measures = Measures(
         seconds_per_pair=partial(time_pair, device=device),
         loading=partial(dry_run.loading_seconds, source=source),

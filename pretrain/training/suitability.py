@@ -96,7 +96,7 @@ def memory_warning(config: CfgNode, device: torch.device, processes: int) -> lis
     Raises:
         UserError: the activations alone are more than is free.
     """
-    there = device_memory(device)
+    there = device_memory(device, processes)
     if there is None:
         return []
     memory = count_memory(config, processes, device)
@@ -105,13 +105,16 @@ def memory_warning(config: CfgNode, device: torch.device, processes: int) -> lis
     fitting = max(2, int(part * 0.9 * (there - memory.parameters) / max(1.0, memory.training - memory.parameters)))
     advice = f"set TRAIN.MICRO_BATCH {2 ** (fitting.bit_length() - 1)} (the loss stays that of the whole batch)"
     where = "the GPU" if device.type == "cuda" else "this machine"
+    free = f"{where} has {format_size(there)} free"
+    if device.type == "cpu" and group.announced_here(processes) > 1:
+        free += " for each of its processes"
     if memory.activations > there:
         raise UserError(
-            f"{part} pairs at once need {format_size(memory.activations)} for activations, and {where} has "
-            f"{format_size(there)} free; {advice}, or lower DATA.IMAGE_SIZE"
+            f"{part} pairs at once need {format_size(memory.activations)} for activations, and {free}; {advice}, or "
+            "lower DATA.IMAGE_SIZE"
         )
     loader = 0 if device.type == "cuda" else memory.loader
     if memory.training + loader > there:
         needed = format_size(memory.training + loader)
-        return [f"warning: about {needed} of memory are needed, and {where} has {format_size(there)} free; {advice}"]
+        return [f"warning: about {needed} of memory are needed, and {free}; {advice}"]
     return []

@@ -101,9 +101,13 @@ def test_pairs_within_a_folder_are_named_once() -> None:
 
 
 def test_bad_input(folders: tuple[Path, Path], tmp_path: Path, error_of: Callable) -> None:
-    own, _ = folders
+    own, test = folders
     common = ["--output", str(tmp_path / "out")]
     assert "do not exist" in error_of(embed.main, [str(own), "--weights", "gone.pt", *common])
     assert "there is no folder or tar" in error_of(embed.main, ["gone", "--weights", "random", *common])
+    for outside, inside in ((own, test), (test, own)):  # where the next call would take the sheet for a photograph
+        argv = [str(outside), "--against", str(inside), "--weights", "random", "--output", str(inside / "sheets")]
+        assert f"sheets, among the images of {inside}: add --output" in error_of(embed.main, argv)
+    assert not (own / "sheets").exists()
     for option, value in (("--threshold", "2"), ("--workers", "-1"), ("--size", "-5"), ("--size", "5000")):
         assert option in error_of(embed.main, [str(own), "--weights", "random", option, value])

@@ -171,6 +171,18 @@ def test_the_verdict_is_in_words(device: str, steps: int, expected: list[str]) -
     assert "about 2.5 hours" in last
 
 
+def test_processes_of_a_machine_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dry_run.machine, "available_memory", lambda: 8_000_000_000)
+    assert dry_run.device_memory(torch.device("cpu"), processes=1) == 8_000_000_000
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")  # of eight processes, on two machines
+    assert dry_run.device_memory(torch.device("cpu"), processes=8) == dry_run.host_memory(8) == 2_000_000_000
+    memory = Memory(parameters=0, activations=2_000_000_000, loader=0)
+    cost = Cost(8, memory, None, dry_run.host_memory(8), None, loading_bound=False, seconds=None, sharing=4)
+    assert "of each process's part of this machine's 2.00 GB" in dry_run.memory_problem(cost, "cpu")
+    monkeypatch.setattr(dry_run.machine, "available_memory", lambda: None)
+    assert dry_run.host_memory(8) is None
+
+
 def test_existing_weights_need_a_tenth_of_the_steps() -> None:
     config = get_defaults()
     assert dry_run.needed_steps(config) == (1000, 5000)

@@ -271,6 +271,7 @@ def test_wrong_paths_are_named(slow_machine: None, photos: Path, tmp_path: Path,
         ([str(photos), f"{photos}/."], "is given twice"),
         (["--hours", "2"], "--hours is the time that a plan may use"),
         ([str(tmp_path / "tars")], "a.tar"),
+        ([str(photos), "--output", str(photos / "runs" / "a")], f"runs/a, among the images of {photos}: add --output"),
     ]:
         assert message in error_of(train.main, argv)
 
