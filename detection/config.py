@@ -114,6 +114,9 @@ def add_own_keys(config: CfgNode) -> None:
     # part of a larger one, and runs that differ in SEED see the same images.
     config.DATASETS.FRACTION = 1.0
     config.DATASETS.FRACTION_SEED = 0
+    # Names of the model's classes, in its order. Training on data of one's own fills them in, so that the run's config
+    # names what its detector finds where the file of annotations is not at hand. (): those of the first training set.
+    config.DATASETS.CLASSES = ()
     # Of the model, in training and evaluation: float32, bfloat16 (by autocast), or auto: bfloat16 where the device
     # has instructions for it. Detectron2's SOLVER.AMP is float16, and for CUDA only.
     config.SOLVER.PRECISION = "float32"

@@ -84,14 +84,16 @@ def known_classes(name: str) -> list[str]:
 
 
 def model_classes(config: CfgNode) -> list[str]:
-    """Names of the model's classes, in its order: those of the first training set.
+    """Names of the model's classes, in its order: those that its run has noted, or of the first training set.
 
     Empty where they cannot be known: its file is not there, or it is not what the model was trained on, since its
     number of classes is another.
     """
     try:
-        register(config.DATASETS.TRAIN[:1])
-        names = known_classes(config.DATASETS.TRAIN[0])
+        names = list(config.DATASETS.CLASSES)
+        if not names:
+            register(config.DATASETS.TRAIN[:1])
+            names = known_classes(config.DATASETS.TRAIN[0])
     except (UserError, AttributeError):
         return []
     return names if len(names) == requirements_of(config).classes else []
@@ -120,12 +122,16 @@ def count_keypoints(name: str) -> int:
     return len(keypoint_names(category_records(Path(MetadataCatalog.get(name).json_file))))
 
 
-def class_names(datasets: Iterable[str], classes: int) -> list[str]:
-    """Names of the model's classes, in the order of the first dataset that has as many; else numbers.
+def class_names(config: CfgNode) -> list[str]:
+    """Names of the model's classes: those that its run has noted, or of the first dataset that has as many; else
+    numbers.
 
     Unlike `model_classes` this renders no embedded dataset.
     """
-    for name in datasets:
+    classes = requirements_of(config).classes
+    if len(config.DATASETS.CLASSES) == classes:
+        return list(config.DATASETS.CLASSES)
+    for name in (config.DATASETS.TRAIN[0], config.DATASETS.TEST[0]):
         names = _names_if_there(name)
         if len(names) == classes:
             return names

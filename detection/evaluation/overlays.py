@@ -47,7 +47,7 @@ class Classes:
 
 
 def classes_of(config: CfgNode, categories: Sequence[Mapping[str, Any]] | None = None) -> Classes:
-    """What the model's classes are called: as in its training set, else as in its test set.
+    """What the model's classes are called: as its run has noted, or as in its training set, else as in its test set.
 
     Args:
         config: of the model.
@@ -58,7 +58,7 @@ def classes_of(config: CfgNode, categories: Sequence[Mapping[str, Any]] | None =
         UserError: there are more or fewer categories than the model has classes, or some have other names.
     """
     name, count = config.DATASETS.TRAIN[0], requirements_of(config).classes
-    names = datasets.class_names((name, config.DATASETS.TEST[0]), count)
+    names = datasets.class_names(config)
     if categories is not None:
         if len(categories) != count:
             raise UserError(f"--annotations has {len(categories)} categories, but the model has {count} classes")

@@ -282,15 +282,21 @@ def _apply_plan(config: CfgNode, given: Collection[str]) -> None:
 def _fit_to_data(config: CfgNode, trains: bool) -> None:
     """Set the number of classes, and of keypoints if the model has them, to those of the user's own data.
 
-    The training set decides, also where a run of it is evaluated on other data, which may have fewer classes. Where it
-    is not known, because a recipe is given for the evaluation or the file is gone, the test set takes its place.
+    The training set decides, also where a run of it is evaluated on other data, which may have fewer classes: a run has
+    noted their names. Where it is not known, because a recipe is given for the evaluation, or the file is gone that an
+    earlier version trained on, the test set takes its place.
     """
+    if config.DATASETS.CLASSES and not trains:
+        return
     name = config.DATASETS.TRAIN[0]
     if not trains and not (datasets.CUSTOM in name and Path(f"{name.partition(datasets.CUSTOM)[0]}.json").is_file()):
         config.DATASETS.TRAIN = config.DATASETS.TEST
         name = config.DATASETS.TEST[0]
     datasets.register([name])
-    requirements.set_classes(config, len(datasets.known_classes(name)))
+    names = datasets.known_classes(name)
+    requirements.set_classes(config, len(names))
+    if trains:
+        config.DATASETS.CLASSES = tuple(names)
     points = datasets.count_keypoints(name) if config.MODEL.KEYPOINT_ON else 0
     if points:
         config.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS = points

@@ -30,6 +30,7 @@ WITHOUT_EFFECT = (
 )
 # Keys that earlier versions did not have: with their defaults, a run's digest is still that of an earlier version.
 LATER = ("INPUT.LSJ.", "SOLVER.EMA", "SOLVER.LAYER_DECAY", "SOLVER.OPTIMIZER", "TEST.BEST_METRIC", "TEST.PATIENCE")
+CLASSES = "DATASETS.CLASSES"  # follows from the training set, and earlier versions did not note it
 # Keys that may differ when a run is continued: those, its length, and what does not affect the training.
 MAY_CHANGE = (
     *WITHOUT_EFFECT,
@@ -161,7 +162,7 @@ def check_same(folder: Path, config: CfgNode) -> None:
     Raises:
         UserError: a key differs that would make it another run.
     """
-    path = folder / "config.yaml"
+    path = folder / RUN_CONFIG
     if not path.is_file():
         return
     # By way of YAML, where tuples are lists.
@@ -169,7 +170,8 @@ def check_same(folder: Path, config: CfgNode) -> None:
     changed = [
         f"{key} ({_value(before, key)!r} then, {_value(now, key)!r} now)"
         for key in keys(now)
-        if not key.startswith(MAY_CHANGE) and _value(before, key) != _value(now, key)
+        if not (key.startswith(MAY_CHANGE) or (key == CLASSES and not _value(before, key)))
+        and _value(before, key) != _value(now, key)
     ]
     if changed:
         raise UserError(
@@ -184,7 +186,7 @@ def digest(config: CfgNode) -> str:
     values = {
         key: _value(config, key)
         for key in keys(config)
-        if not key.startswith(WITHOUT_EFFECT)
+        if not key.startswith((*WITHOUT_EFFECT, CLASSES))
         and not (key.startswith(LATER) and _value(config, key) == _value(defaults, key))
     }
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

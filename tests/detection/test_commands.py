@@ -97,7 +97,10 @@ def test_data_of_ones_own_brings_its_classes_and_stands_in_the_config(recipe, ke
     (tmp_path / "config.yaml").write_text(config.dump())
     again = configs.load(str(tmp_path / "config.yaml"))
     assert json.dumps(again) == json.dumps(config)
-    assert datasets.class_names([again.DATASETS.TEST[0]], 2) == ["rectangle", "triangle"]
+    assert datasets.class_names(again) == ["rectangle", "triangle"]
+    for path in (coco_root / "coco" / "annotations").iterdir():  # a detector that was copied to another machine
+        path.unlink()
+    assert datasets.class_names(again) == datasets.model_classes(again) == ["rectangle", "triangle"]
 
 
 def test_data_of_ones_own_with_other_classes_to_test_on(coco_root, error_of):
@@ -121,6 +124,11 @@ def test_a_test_set_may_have_fewer_classes_in_training_and_in_evaluation_of_a_ru
     again = prepare.configure(train_net.parse([*fixed, str(tmp_path / "config.yaml"), "--eval-only", *own[4:]]))
     assert again.MODEL.ROI_HEADS.NUM_CLASSES == 2
     assert datasets.category_ids(again, again.DATASETS.TEST[0]) == [None, 9]
+    (coco_root / "coco" / "annotations" / "instances_train2017.json").rename(coco_root / "elsewhere.json")
+    again = prepare.configure(train_net.parse([*fixed, str(tmp_path / "config.yaml"), "--eval-only", *own[4:]]))
+    assert again.MODEL.ROI_HEADS.NUM_CLASSES == 2
+    assert datasets.category_ids(again, again.DATASETS.TEST[0]) == [None, 9]
+    preflight.check(again, (), again.DATASETS.TEST)
     other = prepare.configure(train_net.parse([*fixed, "shapes_R18_FPN", "--eval-only", *own[4:]]))
     assert other.MODEL.ROI_HEADS.NUM_CLASSES == 1  # of a recipe nothing is known about what the weights were trained on
     content["categories"] = [{"id": 9 - index, "name": f"class {index}"} for index in range(8)]  # as many as in shapes

@@ -169,8 +169,7 @@ def test_data_of_ones_own_is_named_by_its_paths(coco_root, annotations, dataset_
     name = datasets.custom_name(annotations, images)
     assert name == f"{annotations}@{images}"
     datasets.register([name, name])  # of several processes each registers, and so does each command of one
-    assert len(datasets.known_classes(name)) == 2
-    assert datasets.class_names([name], 2) == ["rectangle", "triangle"]
+    assert datasets.known_classes(name) == ["rectangle", "triangle"]
     assert datasets.sources(name) == {"image_root": str(images), "annotations": str(annotations)}
     check(name, "coco_R50_C4", *TWO)
     assert len(DatasetCatalog.get(name)) == 4
@@ -283,13 +282,21 @@ def test_the_embedded_scenes_are_registered_from_where_they_are_rendered(tmp_pat
 def test_class_names(dataset_root):
     from shapes import CLASSES
 
-    assert datasets.class_names(["shapes_val"], len(CLASSES)) == list(CLASSES)
-    assert datasets.class_names(["coco_2017_val"], 80)[0] == "person"
-    assert datasets.class_names(["voc_2012_sem_seg_val"], 21) == list(datasets.VOC_SEGMENTATION_CLASSES)
-    assert datasets.class_names(["cityscapes_fine_sem_seg_val"], 19)[0] == "road"
-    assert datasets.class_names(["cityscapes_fine_instance_seg_val"], 8)[0] == "person"
-    assert datasets.class_names(["elsewhere"], 2) == ["class 0", "class 1"]
-    assert datasets.class_names(["elsewhere", "coco_2017_val"], 80)[0] == "person"
+    def names(recipe, *pairs):
+        return datasets.class_names(configs.load(recipe, pairs))
+
+    assert names("shapes_R18_FPN") == list(CLASSES)
+    assert names("coco_R50_C4")[0] == "person"
+    assert names("voc_semseg_R50_FCN") == list(datasets.VOC_SEGMENTATION_CLASSES)
+    assert names("cityscapes_semseg_R50_FCN")[0] == "road"
+    assert names("cityscapes_R50_FPN")[0] == "person"
+    elsewhere = ["DATASETS.TRAIN", "('elsewhere',)"]
+    assert names("coco_R50_C4", *elsewhere)[0] == "person"  # as in the test set
+    assert names("coco_R50_C4", *elsewhere, *TWO) == ["class 0", "class 1"]
+    noted = [*elsewhere, *TWO, "DATASETS.CLASSES", "('cat', 'dog')"]
+    assert names("coco_R50_C4", *noted) == ["cat", "dog"]
+    assert datasets.model_classes(configs.load("coco_R50_C4", noted)) == ["cat", "dog"]
+    assert names("coco_R50_C4", *elsewhere, "DATASETS.CLASSES", "('cat', 'dog')")[0] == "person"  # not those of 80
 
 
 @pytest.mark.parametrize(
