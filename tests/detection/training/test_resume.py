@@ -13,8 +13,9 @@ from PIL import Image
 
 pytest.importorskip("detectron2")
 
+from detection import config as configs
 from detection import train_net
-from detection.training import checkpoints, trainer
+from detection.training import checkpoints, run_folder, trainer
 from detection.training.accumulation import AccumulatingTrainer
 from foundation.errors import UserError
 from tests.detection.conftest import write_split
@@ -188,6 +189,20 @@ def test_a_run_is_not_resumed_with_another_config(root, undisturbed):
     pairs = ["SOLVER.WEIGHT_DECAY", 0.5]
     with pytest.raises(UserError, match=r"another config: SOLVER\.WEIGHT_DECAY \(0\.0001 then, 0\.5 now\)"):
         train_net.main(arguments(root, undisturbed, *pairs, options=["--resume"]))
+
+
+def test_a_run_that_has_not_noted_its_classes_goes_on_and_one_with_others_does_not(tmp_path):
+    config = configs.load("shapes_R18_FPN")
+    config.OUTPUT_DIR = str(tmp_path)
+    run_folder.write_config(tmp_path, config, "shapes_R18_FPN")  # as an earlier version does
+    before = run_folder.digest(config)
+    config.DATASETS.CLASSES = ("cat", "dog")
+    run_folder.check_same(tmp_path, config)
+    assert run_folder.digest(config) == before
+    run_folder.write_config(tmp_path, config, "shapes_R18_FPN")
+    config.DATASETS.CLASSES = ("dog", "cat")
+    with pytest.raises(UserError, match=r"DATASETS\.CLASSES \(\['cat', 'dog'\] then, \['dog', 'cat'\] now\)"):
+        run_folder.check_same(tmp_path, config)
 
 
 def start(root, folder, *pairs):
