@@ -173,6 +173,7 @@ def _build_pipeline(weights: str, side: int, workers: int, device: torch.device)
         std=torch.tensor(std, device=device),
         workers=workers,
         device=device,
+        scaled=True,  # features of one photograph decoded both ways have a cosine of 1.000
     )
 
 
