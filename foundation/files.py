@@ -51,6 +51,14 @@ def write_synced(path: Path, content: bytes | memoryview) -> None:
         os.fsync(file.fileno())
 
 
+def check_utf8(folder: Path) -> None:
+    """Check that the path of a run folder is UTF-8, as TensorBoard needs it. Raises UserError."""
+    try:
+        str(folder.absolute()).encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{folder}: TensorBoard needs a path that is UTF-8; choose another --output") from error
+
+
 def sync_folder(folder: Path) -> None:
     """Sync the names in a folder to the disk: until then, a rename may be lost when the machine fails."""
     descriptor = os.open(folder, os.O_RDONLY)

@@ -20,6 +20,7 @@ from detection.training import checkpoints, model, plan, run_folder, scaling, we
 from foundation import devices
 from foundation.config import RUN_CONFIG, config_folder, find_config, keys, override_pairs, value_of
 from foundation.errors import UserError
+from foundation.files import check_utf8
 from foundation.locks import is_held
 from foundation.wandb_mirror import require_wandb
 
@@ -96,6 +97,7 @@ def check(config: CfgNode, resume: bool) -> None:
         raise UserError(
             f"SOLVER.STEPS has {config.SOLVER.MAX_ITER}, where the training ends (SOLVER.MAX_ITER): leave that step out"
         )
+    check_utf8(folder)
     if config.LOG.WANDB:
         require_wandb()
     begun = checkpoints.exists(folder)

@@ -12,7 +12,7 @@ from fvcore.common.config import CfgNode
 from foundation import locks
 from foundation.config import RECIPE, RUN_CONFIG, keys, value_of
 from foundation.errors import UserError
-from foundation.files import write_atomic
+from foundation.files import check_utf8, write_atomic
 from foundation.json_files import read_json
 from pretrain.distributed import group
 from pretrain.runs import checkpoint
@@ -84,6 +84,7 @@ def open_run(output: Path, config: CfgNode, resume: bool, recipe: str = "") -> d
     if not resume:
         refuse_begun(output)
     if group.is_main():
+        check_utf8(output)
         locks.hold(output)
         try:
             checkpoint.finish_save(output)

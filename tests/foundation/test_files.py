@@ -62,6 +62,12 @@ def test_a_process_is_killed_at_any_moment_of_writing(replacing, tmp_path, monke
     assert kills > 5
 
 
+def test_a_folder_that_tensorboard_cannot_write_to(tmp_path):
+    files.check_utf8(tmp_path / "übung")
+    with pytest.raises(UserError, match="needs a path that is UTF-8; choose another --output"):
+        files.check_utf8(tmp_path / os.fsdecode(b"a\xff"))
+
+
 @pytest.mark.parametrize("size", [1, 100_000], ids=["found at the end", "found by torch.save"])
 def test_a_full_disk_leaves_the_old_file(size, tmp_path):
     path = tmp_path / "a.bin"
