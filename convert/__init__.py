@@ -6,7 +6,7 @@ The path of a file:
   (the machine that reads a pickle), `stand_ins` (what the names in a pickle stand for), `tensors` (what comes out).
 - `containers` finds its tables of tensors, `naming` and `families` recognise encoders by their names and surroundings,
   `architecture` says which ResNet it is, `selection` chooses one and accounts for everything beside it.
-- `pixels` finds out what it expects of images. `export` and `writer` write it, `sidecar` describes it, `settings` says
+- `pixels` finds out what it expects of images. `export` and `writer` write it, `sidecar` describes it and says
   what a configuration has to set, and `verify` compares it with Detectron2's network.
 
 `encoders` is for the other packages: the same path, with the result in memory. To add a family of checkpoints, add a
