@@ -32,6 +32,7 @@ REPEAT_KEYS = {  # may differ between repetitions of one experiment: chance, ori
         "CHECKPOINT.STEPS",
     ),
     *("SOLVER.CHECKPOINT_PERIOD", "SOLVER.KEEP_CHECKPOINTS", "TEST.EVAL_PERIOD"),
+    "DATASETS.CLASSES",  # follows from the training set; not every run has noted it
 }
 
 
@@ -258,6 +259,12 @@ def differing_keys(runs: Iterable[Run]) -> list[str]:
     return [key for key in keys if key not in WHERE_KEYS and len({repr(config.get(key)) for config in configs}) > 1]
 
 
+def shared_keys(runs: Iterable[Run]) -> set[str]:
+    """The config keys that all runs with a config have: runs of an earlier version lack the later ones."""
+    configs = [set(run.config) for run in runs if run.config]
+    return set.intersection(*configs) if configs else set()
+
+
 def short_dataset(name: str) -> str:
     """A dataset's name without the folders of a path, and without the folder of images behind an `@`."""
     annotations = name.partition("@")[0] if "/" in name else name
@@ -314,9 +321,7 @@ def _in_order(settings: Sequence[Setting]) -> list[Setting]:
 
 def _groups(runs: Sequence[Run]) -> Iterator[Group]:
     """The baseline first. Of an initialisation with several variants, each is named after its first run."""
-    # A key that some of the runs do not have, because they are of another version, does not tell runs apart.
-    configs = [set(run.config) for run in runs if run.config]
-    shared = set.intersection(*configs) if configs else set()
+    shared = shared_keys(runs)  # the others do not tell runs apart
     by_init: dict[str, dict[object, list[Run]]] = {}
     for run in sorted(runs, key=lambda run: run.init != BASELINE):
         by_init.setdefault(run.init, {}).setdefault(_variant(run, shared), []).append(run)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from foundation.errors import UserError
+from foundation.files import sha256_of
 from foundation.json_files import as_number, read_json, read_json_lines
 from foundation.run_kinds import DETECTION, KINDS, PRETRAIN, RunKind, flatten, read_config
 from foundation.run_states import RUN_FILES, RunState, find_runs, read_state
@@ -15,6 +16,9 @@ from foundation.run_states import RUN_FILES, RunState, find_runs, read_state
 PREDICTIONS = "predictions"
 ANALYSIS = "analysis.json"
 CLASS_AP = "AP-"  # before the name of a class, in results.json
+DATASET_LISTS = ("DATASETS.TRAIN", "DATASETS.TEST")  # config keys
+CUSTOM = ".json@"  # between the paths of annotations and of images in the name of a dataset of one's own
+PARTS = "data"  # folder, in a run's or a series', of the two parts of a dataset that a command has divided
 MAX_ITERATION = 2**53  # larger integers are not exact as floats, and no run is as long
 logger = logging.getLogger(__name__)
 
@@ -105,10 +109,11 @@ def read_runs(paths: Iterable[Path]) -> Found:
     """
     states = {state.folder.resolve(): state for path in paths for state in _states(path)}
     found = Found([], [])
+    shared = _SharedNames()
     for state in states.values():
         try:
             run = _read_run(state)
-            found.runs.extend([run, *_further_evaluations(run)])
+            found.runs.extend(shared.of(each) for each in [run, *_further_evaluations(run)])
         except UserError as error:
             found.skipped.append(Skipped(state.folder, state.kind.name, str(error)))
     if not found.runs:
@@ -194,6 +199,42 @@ def _further_evaluations(run: Run) -> list[Run]:
         results = _with_classes(results, analysis)
         further.append(replace(run, results=results, lines=(), analysis=analysis, predictions=folder))
     return further
+
+
+class _SharedNames:
+    """Gives datasets of one's own with one content the name that the first run has for them.
+
+    Runs that divide the same data have the parts in their own folders, under names of their own.
+    """
+
+    def __init__(self) -> None:
+        self._names: dict[tuple[str, str], str] = {}
+
+    def of(self, run: Run) -> Run:
+        """The run, with such names in its config and results."""
+        dataset, config = run.results.get("dataset"), dict(run.config)
+        for key in DATASET_LISTS:
+            if isinstance(config.get(key), list):
+                config[key] = [self._name(each, run.path) for each in config[key]]
+        results = dict(run.results)
+        if isinstance(dataset, dict) and "name" in dataset:
+            results["dataset"] = {**dataset, "name": self._name(dataset["name"], run.path)}
+        return replace(run, config=config, results=results)
+
+    def _name(self, name: object, folder: Path) -> object:
+        if not isinstance(name, str) or CUSTOM not in name:
+            return name
+        start, _, images = name.partition(CUSTOM)
+        file = Path(f"{start}.json")
+        # Of a run that was moved or copied, the parts are still in its folder, or in that of its series.
+        moved = [each / PARTS / file.name for each in (folder, *folder.resolve().parents[:2])]
+        for path in [file, *(moved if file.parent.name == PARTS else [])]:
+            if path.is_file():
+                try:
+                    return self._names.setdefault((sha256_of(path), images), name)
+                except OSError:
+                    break
+        return name
 
 
 def _trained_as(results: Mapping[str, Any]) -> dict[str, Any]:

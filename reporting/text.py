@@ -13,6 +13,7 @@ from reporting.groups import (
     Statistic,
     difference,
     differing_keys,
+    shared_keys,
 )
 from reporting.page import Block, BulletList, Heading, Paragraph, Table
 from reporting.runs import Run, Skipped
@@ -123,7 +124,9 @@ def _comparisons(setting: Setting) -> Iterator[str]:
                     f" {value_text(reference)} from {base.label} ({_count(reference)}):"
                     f" {_difference_text(group.label, base.label, reference, measured)}."
                 )
-        keys = [key for key in differing_keys([*base.runs, *group.runs]) if key not in REPEAT_KEYS]
+        runs = [*base.runs, *group.runs]
+        counted = shared_keys(runs) - REPEAT_KEYS
+        keys = [key for key in differing_keys(runs) if key in counted]
         if keys and setting.kind.name != PRETRAIN:
             yield (
                 f"{group.label} and {base.label} also differ in {', '.join(keys)}:"

@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 
 from reporting import figures
 from reporting.figures import label_colours
-from reporting.groups import Statistic, difference, label_curves, leading, settings, short_dataset
+from reporting.groups import Statistic, difference, differing_keys, label_curves, leading, settings, short_dataset
 from reporting.runs import read_runs
 from reporting.text import signed_text
 
@@ -49,6 +49,27 @@ def test_runs_under_other_conditions_are_not_averaged(results, other, write, tmp
     folders = [write(tmp_path / str(seed), common | {"seed": seed}) for seed in (1, 2)]
     folders.append(write(tmp_path / "3", common | {"seed": 3} | other))
     assert [[len(group.runs) for group in each.groups] for each in settings(read_runs(folders).runs)] == [[2], [1]]
+
+
+def test_runs_that_divided_the_same_data_are_compared(detection, change, dataset, tmp_path):
+    """Each has the parts in its own folder, as `train_net.py --train-json` writes them."""
+    folders = [detection("random", 1, 10.0), detection("corinfomax", 1, 12.0), detection("other", 1, 9.0)]
+    for folder, text in zip(folders, ("{}", "{}", "[]"), strict=True):
+        names = {}
+        for part in ("train", "val"):
+            (folder / "data").mkdir(exist_ok=True)
+            (folder / "data" / f"{part}.json").write_text(text)
+            names[part] = f"{folder}/data/{part}.json@/images"
+        change(folder, dataset={**dataset, "name": names["val"]})
+        config = {"SOLVER": {"MAX_ITER": 40}, "DATASETS": {"TRAIN": [names["train"]], "TEST": [names["val"]]}}
+        (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    same, other = settings(read_runs(folders).runs)
+    assert [group.label for group in same.groups] == ["random", "corinfomax"]
+    assert [group.label for group in other.groups] == ["other"]
+    assert differing_keys(same.runs) == []
+    folders[1].rename(tmp_path / "moved")  # its config names the old place
+    (same,) = settings(read_runs([folders[0], tmp_path / "moved"]).runs)
+    assert len(same.groups) == 2
 
 
 def test_fine_tuning_on_folders_is_told_apart_by_the_folder(write, tmp_path):

@@ -106,6 +106,14 @@ def test_only_measured_cells_are_filled(linear, make_report):
 
 
 @pytest.mark.usefixtures("no_pictures")
+def test_keys_of_a_later_version_are_no_difference_between_initialisations(detection, make_report):
+    folders = [detection("random", 1, 10.0), detection("corinfomax", 1, 14.0)]
+    config = folders[1] / "config.yaml"
+    config.write_text(config.read_text() + "TEST: {PATIENCE: 0}\nDATASETS: {CLASSES: [a, b]}\n")
+    assert "also differ" not in make_report(*folders).markdown
+
+
+@pytest.mark.usefixtures("no_pictures")
 def test_variants_of_one_initialisation_are_kept_apart_and_named(detection, make_report):
     page = make_report(
         detection("random", 1, 10.0),
