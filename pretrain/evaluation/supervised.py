@@ -22,6 +22,7 @@ from foundation.errors import UserError
 from pretrain.batches.sampler import ShuffledBatches
 from pretrain.distributed import group as distributed
 from pretrain.runs import checkpoint
+from pretrain.runs.folder import withdraw_outcome
 from pretrain.runs.metrics import Meter, Metrics, Progress, read_metrics
 from pretrain.training.lars import LARS
 from pretrain.training.schedule import StepRange, multi_step
@@ -238,6 +239,8 @@ def fit(
         measure: values for metrics.json; called by every process.
         state: what the checkpoint holds besides optimizer and position.
     """
+    if distributed.is_main() and steps.first < steps.last:
+        withdraw_outcome(output)
     metrics = Metrics(output, steps.first) if distributed.is_main() else None
     values: Mapping[str, float] = {}
 

@@ -54,6 +54,7 @@ BEFORE = {
     "TRAIN.LR_PER_256": 0.0,
     "TRAIN.OPTIMIZER": "sgd",
 }
+OUTCOME = ("encoder.safetensors", "results.json")  # what a run writes at its end
 logger = logging.getLogger("pretrain")
 
 
@@ -101,6 +102,15 @@ def open_run(output: Path, config: CfgNode, resume: bool, recipe: str = "") -> d
         first = f"{RECIPE}{recipe}\n" if recipe else ""
         write_atomic(output / RUN_CONFIG, (first + yaml.safe_dump(plain(config), sort_keys=False)).encode())
     return state
+
+
+def withdraw_outcome(run: Path) -> None:
+    """Remove what an earlier end of a run has left, because the run goes on: with a later TRAIN.MAX_STEPS, or anew.
+
+    Until the new end the run would look complete, and readers of its weights would take the earlier ones.
+    """
+    for name in OUTCOME:
+        (run / name).unlink(missing_ok=True)
 
 
 def with_earlier_values(defaults: CfgNode, config: str) -> CfgNode:

@@ -20,7 +20,7 @@ from pretrain.distributed.signals import StopRequest
 from pretrain.encoder import SiameseNetwork
 from pretrain.images.sources import build_source
 from pretrain.runs import checkpoint
-from pretrain.runs.folder import open_run
+from pretrain.runs.folder import open_run, withdraw_outcome
 from pretrain.runs.weights import read_weights, write_encoder
 from pretrain.training.build import (
     build_batches,
@@ -76,6 +76,7 @@ def pretrain(
     parts = build_parts(config, device)
     if start:
         position = restore(start, parts, output, len(source))
+        del start  # its tensors would take the memory of a checkpoint as long as the run lasts
     else:
         position = {"step": 0}
         fill_encoder(parts["network"].encoder, config.ENCODER.WEIGHTS, config)
@@ -83,6 +84,8 @@ def pretrain(
     span = StepRange.of(config, len(source), position["step"])
     trainer = build_trainer(config, parts, device, span.total, span.per_epoch)
     loader = build_batches(config, source, span, device)
+    if group.is_main() and span.first < span.last:
+        withdraw_outcome(output)
     recorder = build_recorder(config, output, parts["criterion"], span) if group.is_main() else None
     logger.info("%d images, steps %d to %d, %d an epoch", len(source), span.first, span.last, span.per_epoch)
     logger.info("%s on %d %s process(es)", trainer.precision, group.world_size(), device.type)

@@ -1,6 +1,7 @@
 """Schedules, and heads side by side: against numbers worked out by hand and against each alone."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,9 +11,11 @@ from pretrain.evaluation.supervised import (
     LinearHeads,
     SupervisedTrainer,
     check_finite,
+    fit,
     head_losses,
     learning_rate_at,
 )
+from pretrain.training.schedule import StepRange
 
 
 def test_the_articles_schedules() -> None:
@@ -73,3 +76,22 @@ def test_loss_of_equal_logits_is_the_log_of_the_classes() -> None:
     logits = torch.zeros(2, 5, 10)
     assert head_losses(logits, torch.arange(5)).tolist() == pytest.approx([math.log(10)] * 2)
     assert head_losses(logits[0], torch.arange(5)).tolist() == pytest.approx([math.log(10)])
+
+
+def test_results_of_an_earlier_end_go_when_training_goes_on(tmp_path: Path) -> None:
+    trainer = trainer_of(LinearHeads(1, 6, 3, "normal"), [0.1])
+    found = []
+
+    def measure() -> dict[str, float]:
+        found.append((tmp_path / "results.json").exists())
+        return {"top1": 50.0}
+
+    def train(steps: StepRange) -> None:
+        batches = iter([(torch.zeros(2, 6), torch.zeros(2, dtype=torch.int64))] * (steps.last - steps.first))
+        options = {"output": tmp_path, "log_period": 1, "names": ["loss"], "state": lambda: {}}
+        fit(trainer, batches, steps, measure=measure, **options)
+
+    (tmp_path / "results.json").write_text("{}")
+    train(StepRange(first=2, last=2, per_epoch=2, total=4))  # nothing is left to do
+    train(StepRange(first=2, last=4, per_epoch=2, total=4))
+    assert found == [True, False]
