@@ -201,10 +201,17 @@ class _Plan:
         return self._compute[key]
 
     def seconds(self, measures: Measures, place: Place) -> float:
-        """Seconds of a run for each pair; on a CPU loading takes a share of the cores."""
-        passes = 4 / 3 if self.config.TRAIN.MICRO_BATCH else 1
-        loading = measures.loading(self.config) / place.cores if place.kind == "cpu" else 0.0
-        return passes * self.compute(measures) + loading
+        """Seconds of a run for each pair, loaded by the workers that are given, or else by as many as there may be."""
+        share = self.config.TRAIN.BATCH_SIZE // place.processes
+        passes = 4 / 3 if 0 < self.config.TRAIN.MICRO_BATCH < share else 1
+        workers = self.config.DATA.WORKERS if "DATA.WORKERS" in self.given else most_workers(place)
+        return dry_run.seconds_per_pair(
+            compute=passes * self.compute(measures),
+            load=measures.loading(self.config),
+            workers=workers,
+            cores=place.cores,
+            on_cpu=place.kind == "cpu",
+        )[0]
 
     def set(self, key: str, value: Any, reason: str) -> None:
         """Decide a key, unless the user has."""
@@ -283,16 +290,18 @@ def _choose_side(
         plan.set("DATA.IMAGE_SIZE", min(own, full), reason)
     else:
         wanted = target_steps(facts.count, place.kind, start)
+        pairs = wanted * (plan.config.TRAIN.BATCH_SIZE // place.processes)
+        reason = f"the largest up to {CPU_SIDES[0]} that takes {wanted:,} steps in {hours:g} hours"
         sides = [side for side in CPU_SIDES if side <= own] or [own]
         if "DATA.IMAGE_SIZE" in plan.given:
             sides = [plan.config.DATA.IMAGE_SIZE]
         for side in sides:
             plan.config.DATA.IMAGE_SIZE = side
-            if wanted * plan.config.TRAIN.BATCH_SIZE * plan.seconds(measures, place) <= (hours or math.inf) * 3600:
+            if pairs * plan.seconds(measures, place) <= (hours or math.inf) * 3600:
                 break
-        plan.set(
-            "DATA.IMAGE_SIZE", side, f"the largest up to {CPU_SIDES[0]} that takes {wanted:,} steps in {hours:g} hours"
-        )
+        else:
+            reason = f"the smallest; even so {wanted:,} steps take more than {hours:g} hours"
+        plan.set("DATA.IMAGE_SIZE", side, reason)
     small = plan.config.DATA.IMAGE_SIZE <= 64
     plan.set("AUGMENT.BLUR", [0.5, 0.1] if small else [1.0, 0.1], "less on small views" if small else "the article's")
     plan.set("AUGMENT.BLUR_SIGMA", [0.1, 1.0] if small else [0.1, 2.0], "")
@@ -360,14 +369,19 @@ def _choose_steps(
     plan.set("TRAIN.LR", round(rate, 4), why)
 
 
+def most_workers(place: Place) -> int:
+    """Loader workers of a training process at most: on a CPU they take the cores that the training step needs."""
+    return min(place.cores - 1, 1) if place.kind == "cpu" else max(1, place.cores - 1)
+
+
 def _choose_workers(plan: _Plan, place: Place, measures: Measures) -> None:
     if place.kind == "cpu":
-        plan.set("DATA.WORKERS", min(place.cores - 1, 1), "the training step needs the cores more than the loader")
+        plan.set("DATA.WORKERS", most_workers(place), "the training step needs the cores more than the loader")
         return
     load, compute = measures.loading(plan.config), plan.compute(measures)
     needed = max(1, math.ceil(1.25 * load / compute))
     reason = f"{1 / load:.0f} images/s a worker, and the GPU takes {1 / compute:.0f}; {place.cores} core(s) a process"
-    plan.set("DATA.WORKERS", min(needed, max(1, place.cores - 1)), reason)
+    plan.set("DATA.WORKERS", min(needed, most_workers(place)), reason)
 
 
 def _choose_monitoring(plan: _Plan, labelled: bool) -> None:

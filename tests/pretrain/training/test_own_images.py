@@ -103,6 +103,32 @@ def test_hours_bound_the_steps() -> None:
     assert pytest.approx(3600 / (512 * 0.004), rel=0.02) == 19 * config.TRAIN.EPOCHS
 
 
+def test_hours_count_the_loading_of_a_gpu_that_waits_for_it() -> None:
+    few = Place("cuda", cores=3, memory=24_000_000_000)
+    slow = Measures(lambda _: 0.001, lambda _: 0.02, measures().memory)
+    config, _ = plan(10000, few, hours=1.0, measures=slow)  # two workers load a pair in 0.01 s
+    assert pytest.approx(3600 / (512 * 0.01), rel=0.03) == 19 * config.TRAIN.EPOCHS
+    config, _ = plan(10000, few, hours=1.0, measures=slow, given={"DATA.WORKERS": 1})
+    assert pytest.approx(3600 / (512 * 0.02), rel=0.06) == 19 * config.TRAIN.EPOCHS
+
+
+def test_processes_on_cpus_share_the_pairs_when_the_side_is_chosen() -> None:
+    pair = measures(0.05)  # alone at 40 pixels; 5,000 steps of 64 pairs at 48 pixels take 2.6 hours
+    assert plan(6000, CPU, measures=pair)[0].DATA.IMAGE_SIZE == 40
+    both = Place("cpu", cores=2, memory=16_000_000_000, processes=2)
+    config, lines = plan(6000, both, measures=pair)
+    assert config.DATA.IMAGE_SIZE == 48
+    _, lines = plan(6000, both, measures=measures(0.5))
+    assert any("the smallest; even so 5,000 steps take more than 4 hours" in line for line in lines)
+
+
+def test_a_micro_batch_that_is_no_part_of_the_batch_costs_nothing() -> None:
+    given = {"TRAIN.MICRO_BATCH": 512}
+    small = measures(0.001, megabytes=1)
+    found = [plan(10000, GPU, hours=1.0, measures=small, given=g)[0].TRAIN.EPOCHS for g in ({}, given)]
+    assert found[0] == found[1]
+
+
 def test_hours_on_a_cpu_also_allow_more_steps_than_it_takes_by_itself() -> None:
     assert plan(6000, CPU)[0].TRAIN.EPOCHS == 109
     assert pytest.approx(19000 / 46, abs=1) == plan(6000, CPU, hours=100.0)[0].TRAIN.EPOCHS
