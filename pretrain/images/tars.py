@@ -5,7 +5,8 @@ workers are the same as with a folder. Remote tars are in `stream.py`.
 
 A member's key is its path up to the first dot of the file name, and the rest is its extension, as in WebDataset. Hidden
 files are left out. An image is a member whose whole extension is one of `foundation.images.EXTENSIONS`. Other members
-that end like an image (`v1.0.jpg`, `x.input.jpg`, a second image under one key) are ignored, and a warning says so.
+that end like an image (`v1.0.jpg`, `x.input.jpg`, a second image under one key, a symbolic link) are ignored, and a
+warning says so. Hard links are read as what they link to.
 """
 
 import io
@@ -209,6 +210,8 @@ def index_tar(path: Path, name: str) -> TarIndex:
                 last = entry.offset
                 if entry.isfile():
                     found.add(tar, entry)
+                elif entry.islnk() or entry.issym():
+                    found.add_link(entry)
     except UserError as error:
         raise UserError(str(error) if str(error).startswith(name) else f"{name}: {error}") from error
     except RecursionError as error:  # tarfile reads the header behind an extended header by calling itself
@@ -230,12 +233,9 @@ class _Members:
         self._ignored_count = 0
 
     def add(self, tar: tarfile.TarFile, entry: tarfile.TarInfo) -> None:
-        folder, _, file = entry.name.rpartition("/")
-        stem, _, rest = file.partition(".")
-        hidden = any(part.startswith(".") for part in folder.split("/") if part not in ("", ".", ".."))
-        if hidden or not stem:  # `.ipynb_checkpoints/0042.jpg`, macOS's `._0042.jpg`
+        key, extension = _parts_of(entry.name)
+        if not key:
             return
-        key, extension = f"{folder}/{stem}", f".{rest}".lower()
         if extension == LABEL:
             self._labels[key] = _read_label(tar, entry)
         elif extension in EXTENSIONS and key not in self._images:
@@ -243,14 +243,39 @@ class _Members:
                 raise UserError(f"{entry.name} is stored as a sparse file; write the tar without --sparse")
             self._images[key] = entry.name, entry.offset_data, entry.size
         elif extension.endswith(EXTENSIONS):
-            self._ignored_count += 1
-            if len(self._ignored) < self.EXAMPLES:
-                self._ignored.append(entry.name)
+            self._ignore(entry.name)
+
+    def add_link(self, entry: tarfile.TarInfo) -> None:
+        """A member without content of its own: tar writes a file with several names once, then hard links to it."""
+        key, extension = _parts_of(entry.name)
+        if not key:
+            return
+        target = _parts_of(entry.linkname)[0] if entry.islnk() else ""
+        name, offset, size = self._images.get(target, ("", 0, 0))
+        if extension == LABEL and target in self._labels:
+            self._labels[key] = self._labels[target]
+        elif extension in EXTENSIONS and key not in self._images and target and name == entry.linkname:
+            self._images[key] = entry.name, offset, size
+        elif extension.endswith(EXTENSIONS):
+            self._ignore(entry.name)
+
+    def _ignore(self, name: str) -> None:
+        self._ignored_count += 1
+        if len(self._ignored) < self.EXAMPLES:
+            self._ignored.append(name)
 
     def index(self) -> TarIndex:
         names, offsets, sizes = zip(*self._images.values(), strict=True) if self._images else ((), (), ())
         labels = [self._labels.get(key, UNLABELED) for key in self._images]
         return TarIndex.of("\0".join(names), offsets, sizes, labels, self._ignored, self._ignored_count)
+
+
+def _parts_of(name: str) -> tuple[str, str]:
+    """Key and extension of a member; no key where it is hidden: `.ipynb_checkpoints/0042.jpg`, macOS's `._0042.jpg`."""
+    folder, _, file = name.rpartition("/")
+    stem, _, rest = file.partition(".")
+    hidden = any(part.startswith(".") for part in folder.split("/") if part not in ("", ".", ".."))
+    return (f"{folder}/{stem}" if stem and not hidden else "", f".{rest}".lower())
 
 
 class _BoundedFile(io.RawIOBase):
@@ -284,8 +309,8 @@ def _warn_of_ignored(indexes: Sequence[TarIndex], root: str, total: int) -> None
         return
     examples = [name for index in indexes for name in index.ignored][: _Members.EXAMPLES]
     logger.warning(
-        "%d images of %s are ignored, %d are used: a name has one image, whose extension begins at the first dot of "
-        "the file name; rename %s",
+        "%d images of %s are ignored, %d are used: a name has one image, which is not a symbolic link, and whose "
+        "extension begins at the first dot of the file name; rename %s",
         count,
         root,
         total,

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from foundation.errors import UserError
-from foundation.images import UnreadableImage
+from foundation.images import UnreadableImage, read_rgb
 from pretrain.batches.loader import build_loader, read_batches
 from pretrain.batches.sampler import SequentialBatches
 from pretrain.batches.views import ViewDataset
@@ -133,6 +133,30 @@ def test_labels_of_some_images(photos: Path, tmp_path: Path) -> None:
     write_shards(tmp_path / "train", files)
     with pytest.raises(UserError, match=r"have no labels: each needs a .cls member with the number of its class"):
         build_labelled_source("webdataset", str(tmp_path), "train")
+
+
+def test_links_in_a_tar(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog) -> None:
+    monkeypatch.setattr(logging.getLogger("pretrain"), "propagate", True)
+    folder = tmp_path / "files"
+    folder.mkdir()
+    for number in (1, 2):
+        (folder / f"{number}.jpg").write_bytes((photos / "train" / "circle" / f"0{number}.jpg").read_bytes())
+    (folder / "1.cls").write_text("1")
+    (folder / "2.cls").hardlink_to(folder / "1.cls")
+    (folder / "3.cls").write_text("0")
+    (folder / "3.jpg").hardlink_to(folder / "1.jpg")
+    (folder / "4.jpg").symlink_to("1.jpg")
+    with tarfile.open(tmp_path / "train.tar", "w") as tar:
+        for path in sorted(folder.iterdir()):
+            tar.add(path, f"./{path.name}")
+    source = build_source("webdataset", str(tmp_path / "{split}.tar"), "train")
+    assert [Path(source.name(i)).name for i in range(len(source))] == ["1.jpg", "2.jpg", "3.jpg"]
+    assert source.labels.tolist() == [1, 1, 0]
+    for number in (1, 2, 3):
+        expected = folder / f"{number}.jpg"
+        assert np.array_equal(source.open(number - 1).decode(), read_rgb(expected))
+    assert "1 images of" in caplog.text
+    assert "rename ./4.jpg" in caplog.text
 
 
 def test_images_that_are_ignored_are_counted_and_named(photos: Path, tmp_path: Path, monkeypatch, caplog) -> None:
