@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import yaml
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -19,6 +18,7 @@ from foundation import devices
 from foundation.config import RUN_CONFIG
 from foundation.errors import UserError
 from foundation.files import complete_file, report_disk_errors, write_atomic
+from foundation.run_kinds import flatten, read_config
 from pretrain.config import resolve_precision
 from pretrain.encoder import ENCODERS
 from pretrain.evaluation.features import Pipeline, extract
@@ -28,7 +28,7 @@ from pretrain.evaluation.plots import image_sheet
 from pretrain.images.labelled import Subset
 from pretrain.images.paths import locate
 from pretrain.images.sources import Source, build_source
-from pretrain.runs.weights import IMAGENET_MEAN, IMAGENET_STD, RANDOM, build_from, read_weights
+from pretrain.runs.weights import RANDOM, EncoderWeights, build_from, read_weights
 
 SIDE = 224  # of the views, where no run says otherwise
 THUMBNAIL = 16  # pixels a side
@@ -82,8 +82,9 @@ def embed_folders(
     Raises:
         UserError: weights or images cannot be read.
     """
-    network = _build_network(weights, encoder)
-    pipeline = _build_pipeline(weights, side, workers, network.device)
+    found = read_weights(weights)
+    network = _build_network(found, encoder)
+    pipeline = _build_pipeline(found, side or _trained_side(Path(weights)) or SIDE, workers, network.device)
     own = embed(network, build_source(*locate([images]), "pretrain"), pipeline, "features")
     other = embed(network, build_source(*locate([against]), "pretrain"), pipeline, "the other") if against else None
     pairs = near_duplicates(own, other, threshold)
@@ -154,38 +155,28 @@ class WithThumbnail(nn.Module):
         return torch.cat([self.encoder(images).float(), small.flatten(1)], dim=1)
 
 
-def _build_network(weights: str, encoder: str) -> WithThumbnail:
-    found = read_weights(weights)
-    name = found.name or encoder or ("resnet18" if weights == RANDOM else "")
-    if not found.name and name not in ENCODERS:
-        raise UserError(f"{weights} does not say which encoder it holds; add --encoder, one of {', '.join(ENCODERS)}")
+def _build_network(weights: EncoderWeights, encoder: str) -> WithThumbnail:
+    name = weights.name or encoder or ("resnet18" if weights.init == RANDOM else "")
+    if not weights.name and name not in ENCODERS:
+        known = ", ".join(ENCODERS)
+        raise UserError(f"{weights.source} does not say which encoder it holds; add --encoder, one of {known}")
     torch.manual_seed(0)
     device = torch.device("cuda" if devices.is_usable() else "cpu")
-    return WithThumbnail(build_from(found, name, found.stem or "imagenet"), device)
+    return WithThumbnail(build_from(weights, name, weights.stem or "imagenet"), device)
 
 
-def _build_pipeline(weights: str, side: int, workers: int, device: torch.device) -> Pipeline:
-    found = read_weights(weights)
-    mean, std = found.mean or IMAGENET_MEAN, found.std or IMAGENET_STD
-    return Pipeline(
-        size=side or _trained_side(Path(weights)) or SIDE,
-        mean=torch.tensor(mean, device=device),
-        std=torch.tensor(std, device=device),
-        workers=workers,
-        device=device,
-        scaled=True,  # features of one photograph decoded both ways have a cosine of 1.000
-    )
+def _build_pipeline(weights: EncoderWeights, side: int, workers: int, device: torch.device) -> Pipeline:
+    mean, std = (torch.tensor(values, device=device) for values in weights.statistics)
+    # Features of one photograph decoded both ways have a cosine of 1.000.
+    return Pipeline(side, mean, std, workers, device, scaled=True)
 
 
 def _trained_side(weights: Path) -> int:
     """The image size of the run that the weights are of; 0 where there is no run."""
     for folder in (weights, weights.parent, weights.parent.parent):
-        file = folder / RUN_CONFIG
-        if weights.exists() and file.is_file():
-            try:
-                return int(yaml.safe_load(file.read_text())["DATA"]["IMAGE_SIZE"])
-            except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError):
-                return 0
+        if weights.exists() and (folder / RUN_CONFIG).is_file():
+            side = flatten(read_config(folder)).get("DATA.IMAGE_SIZE")
+            return side if isinstance(side, int) else 0
     return 0
 
 

@@ -22,7 +22,7 @@ from pretrain.evaluation.features import Pipeline, extract
 from pretrain.images.sources import Source
 from pretrain.images.voc07 import IGNORED, MultiLabelSource
 from pretrain.runs.folder import read_results
-from pretrain.runs.weights import IMAGENET_MEAN, IMAGENET_STD, EncoderWeights, build_from
+from pretrain.runs.weights import EncoderWeights, build_from
 
 STRENGTHS = tuple(float(c) for c in np.logspace(-6, 4, 11))  # inverse regularisation C of the logistic regression
 HELD_OUT = 0.1  # fraction of the training images on which C is chosen
@@ -45,8 +45,7 @@ def build_features(
         device: where to compute.
     """
     encoder = build_from(weights, name, stem).to(device)
-    mean = torch.tensor(weights.mean or IMAGENET_MEAN, device=device)
-    std = torch.tensor(weights.std or IMAGENET_STD, device=device)
+    mean, std = (torch.tensor(values, device=device) for values in weights.statistics)
     pipeline = Pipeline(size, mean, std, workers, device)
 
     def features(source: Source) -> tuple[np.ndarray, np.ndarray]:

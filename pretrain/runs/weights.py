@@ -38,6 +38,11 @@ class EncoderWeights:
     mean: list[float] = field(default_factory=list)  # pixel statistics it was trained with
     std: list[float] = field(default_factory=list)
 
+    @property
+    def statistics(self) -> tuple[list[float], list[float]]:
+        """Mean and standard deviation of the pixels; ImageNet's where those of its training are not known."""
+        return self.mean or IMAGENET_MEAN, self.std or IMAGENET_STD
+
 
 def read_weights(source: str) -> EncoderWeights:
     """Read an encoder's weights.
