@@ -19,6 +19,7 @@ OPTIMIZERS = ("sgd", "lars", "lars_vicreg")
 DECODES = ("exact", "scaled")
 PROBES = ("knn", "linear")
 PRECISIONS = ("auto", "float32", "bfloat16")
+MAX_SEED = 2**32 - 1  # of scikit-learn's generators
 
 
 def get_defaults() -> CfgNode:
@@ -138,7 +139,7 @@ def check_values(config: CfgNode) -> None:
     in_range(config, "DATA.WORKERS", 0, 1024)
     in_range(config, "DATA.WINDOW", 0)
     in_range(config, "DATA.CACHE_GB", 1e-6)
-    in_range(config, "SEED", 0, 2**32 - 1)
+    in_range(config, "SEED", 0, MAX_SEED)
     for key in ("WARMUP_EPOCHS", "MICRO_BATCH", "MAX_STEPS", "MAX_SKIPPED", "MIN_LR", "WARMUP_LR", "WEIGHT_DECAY"):
         in_range(config, f"TRAIN.{key}", 0)
     for key in ("CHECKPOINT.MINUTES", "CHECKPOINT.STEPS", "PROBE.EVERY", "OBJECTIVE.ATTRACTION", "OBJECTIVE.EPS"):

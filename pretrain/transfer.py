@@ -91,7 +91,11 @@ def check_options(args: argparse.Namespace) -> None:
         if value < least:
             raise UserError(f"{option} must be at least {least}, not {value}")
 
+    from pretrain.config import MAX_SEED
     from pretrain.encoder import ENCODERS, STEMS
+
+    if args.seed > MAX_SEED:
+        raise UserError(f"--seed must be at most {MAX_SEED}, not {args.seed}")
 
     for option, value, known in (("--encoder", args.encoder, ("", *ENCODERS)), ("--stem", args.stem, STEMS)):
         if value not in known:

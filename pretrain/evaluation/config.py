@@ -8,7 +8,7 @@ from fvcore.common.config import CfgNode
 from foundation.config import each_in_range, in_range, one_of
 from foundation.errors import UserError
 from pretrain.batches.views import INTERPOLATIONS
-from pretrain.config import DECODES, PRECISIONS
+from pretrain.config import DECODES, MAX_SEED, PRECISIONS
 from pretrain.encoder import ENCODERS, STEMS
 from pretrain.images.sources import DATASETS
 
@@ -129,8 +129,9 @@ def _validate_common(config: CfgNode) -> None:
     one_of(config, "TRAIN.PRECISION", PRECISIONS)
     for key in ("DATA.IMAGE_SIZE", "TRAIN.EPOCHS", "TRAIN.BATCH_SIZE", "LOG.PERIOD"):
         in_range(config, key, 1)
-    for key in ("SEED", "DATA.WORKERS", "TRAIN.MAX_STEPS", "TRAIN.WEIGHT_DECAY"):
+    for key in ("DATA.WORKERS", "TRAIN.MAX_STEPS", "TRAIN.WEIGHT_DECAY"):
         in_range(config, key, 0)
+    in_range(config, "SEED", 0, MAX_SEED)
     for key in ("DATA.MAX_UNREADABLE", "AUGMENT.FLIP", "TRAIN.FINAL"):
         in_range(config, key, 0, 1)
     in_range(config, "DATA.CACHE_GB", 1e-6)

@@ -200,7 +200,8 @@ def thumbnail(images: Subset, index: int) -> np.ndarray:
 
 def view_pairs(config: CfgNode) -> Figure:
     """Pairs of views of a few training images, as the encoder gets them but for the normalisation."""
-    source = build_source(config.DATA.NAME, config.DATA.ROOT, "pretrain", streaming=build_streaming(config))
+    data = config.DATA
+    source = build_source(data.NAME, data.ROOT, "pretrain", data.CLASSES, build_streaming(config))
     dataset = build_views(config, source)
     batch = dataset.read([(0, index) for index in range(min(PAIRS, len(source)))])
     views = [augment(batch.images[v], batch.params[v], torch.zeros(3), torch.ones(3)) for v in range(2)]

@@ -1,8 +1,11 @@
 """Images with labels: the labelled splits of a dataset, and fractions of them."""
 
+import contextlib
 import hashlib
+import tempfile
 import urllib.error
 import urllib.request
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -120,11 +123,16 @@ def listed(source: Source, names: Sequence[str], origin: str) -> np.ndarray:
         origin: of the list, for messages.
 
     Raises:
-        UserError: the source has no files, or some of the list are missing.
+        UserError: the source has no files, some of the list are missing, or a name is that of several.
     """
     if not isinstance(source, FileSource):
         raise UserError(f"{origin} names files, but this dataset has none; use --fraction")
     place = {path.name: i for i, path in enumerate(source.paths)}
+    if len(place) < len(source):
+        counts = Counter(path.name for path in source.paths)
+        twice = next((name for name in names if counts[name] > 1), None)
+        if twice:
+            raise UserError(f"{origin} names {twice}, but {counts[twice]} training images are called so; rename them")
     absent = [name for name in names if name not in place]
     if absent:
         raise UserError(
@@ -148,13 +156,28 @@ def read_list(path: str, url: str, sha256: str) -> list[str]:
     file = Path(path) if path else LIST_CACHE / f"{sha256[:16]}.txt"
     if path and not file.is_file():
         raise UserError(f"DATA.LIST {file} does not exist" + (f"; it is published at {url}" if url else ""))
-    content = file.read_bytes() if file.is_file() else _fetch(url)
-    if sha256 and hashlib.sha256(content).hexdigest() != sha256:
+    content = file.read_bytes() if file.is_file() else b""
+    fetches = not path and (not content or not _is_expected(content, sha256))  # what is kept may be damaged
+    if fetches:
+        content = _fetch(url)
+    if not _is_expected(content, sha256):
         raise UserError(f"{path or url} is not the file expected: its sha256 is not {sha256}")
-    if not path and not file.is_file():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(content)
+    if fetches:
+        _keep(content, file)
     return [line.strip() for line in content.decode("utf-8", "replace").splitlines() if line.strip()]
+
+
+def _is_expected(content: bytes, sha256: str) -> bool:
+    return not sha256 or hashlib.sha256(content).hexdigest() == sha256
+
+
+def _keep(content: bytes, file: Path) -> None:
+    """Write a file that several processes may write at the same time. Where that cannot be, it is fetched again."""
+    with contextlib.suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=file.parent, delete=False) as draft:
+            draft.write(content)
+        Path(draft.name).replace(file)
 
 
 def _fetch(url: str) -> bytes:

@@ -17,7 +17,8 @@ def locate(paths: Sequence[str]) -> tuple[str, str]:
     the run can be resumed from another folder.
 
     Raises:
-        UserError: a path does not exist, is a single image or is given twice, or images and tars are mixed.
+        UserError: a path does not exist, is a single image, is given twice or lies in another one, or images and tars
+            are mixed.
     """
     kinds = {path: _kind(path) for path in paths}
     if len(set(kinds.values())) > 1:
@@ -34,6 +35,10 @@ def locate(paths: Sequence[str]) -> tuple[str, str]:
         if not all(root.endswith(".tar") for root in roots):
             raise UserError(f"several indexes cannot be joined: give tars, or one index; not {roots[0]}")
         return name, _braces([root.removesuffix(".tar") for root in roots]) + ".tar"
+    for root in roots:
+        outer = next((other for other in roots if other != root and Path(root).is_relative_to(other)), None)
+        if outer:
+            raise UserError(f"{root} lies in {outer}, so its images would count twice; give only one of the two")
     return name, _braces(roots)
 
 

@@ -13,6 +13,7 @@ from typing import Protocol
 
 import numpy as np
 import torchvision
+from filelock import FileLock
 
 from foundation.config import config_folder
 from foundation.errors import UserError
@@ -233,7 +234,11 @@ def _from_torchvision(name: str, root: str, train: bool) -> ArraySource:
     }[name]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        dataset = build(root=folder, train=train, download=True)
+        try:
+            dataset = build(root=folder, train=train)
+        except RuntimeError:  # not there, or damaged. One process downloads, the others wait and find it
+            with FileLock(folder / f".{name}.lock"):
+                dataset = build(root=folder, train=train, download=True)
     except (OSError, RuntimeError) as error:
         hint = ", or install the Debian package dataset-fashion-mnist" if name == "fashion_mnist" else ""
         raise UserError(

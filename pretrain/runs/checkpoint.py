@@ -79,6 +79,10 @@ def finish_save(run: Path) -> None:
 
     Unfinished files of this module are removed, and `last.pt` is pointed at the newest intact checkpoint: a complete
     run that is resumed saves no more.
+
+    Raises:
+        OSError: the folder cannot be written.
+        UserError: nothing is saved yet, and its file system has no symbolic links: the first save would fail.
     """
     folder = run / "checkpoints"
     for path in folder.iterdir() if folder.is_dir() else ():
@@ -88,6 +92,8 @@ def finish_save(run: Path) -> None:
     newest = next(_intact(run), None)
     if newest and (folder / "last.pt").resolve() != newest.resolve():
         _link(newest)
+    if not newest:
+        _check_links(run)
 
 
 def load_newest(run: Path) -> dict[str, Any] | None:
@@ -173,6 +179,19 @@ def _link(path: Path) -> None:
     draft.unlink(missing_ok=True)
     draft.symlink_to(path.name)
     draft.replace(path.with_name("last.pt"))
+
+
+def _check_links(run: Path) -> None:
+    draft = run / ".link"
+    draft.unlink(missing_ok=True)
+    try:
+        draft.symlink_to("last.pt")
+    except OSError as error:
+        raise UserError(
+            f"{run}: this file system has no symbolic links ({error.strerror or error}), which mark the last "
+            "checkpoint; choose a folder on another file system"
+        ) from error
+    draft.unlink()
 
 
 def _rotate(run: Path) -> None:

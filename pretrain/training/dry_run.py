@@ -309,7 +309,10 @@ def count_memory(config: CfgNode, processes: int, device: torch.device) -> Memor
 
 def device_memory(device: torch.device, processes: int) -> int | None:
     """Bytes that are free on a GPU; of the host, for each of the processes that share it, for a CPU."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else host_memory(processes)
+    if device.type != "cuda":
+        return host_memory(processes)
+    torch.cuda.empty_cache()  # what PyTorch keeps of the timed steps is free for the run
+    return torch.cuda.mem_get_info(device)[0]
 
 
 def host_memory(processes: int) -> int | None:

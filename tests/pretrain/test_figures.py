@@ -10,6 +10,7 @@ import torch
 
 from pretrain import figures as command
 from pretrain import train
+from pretrain.config import get_defaults
 from pretrain.evaluation import figures, plots
 from pretrain.images.files import FileSource
 from pretrain.images.labelled import Subset
@@ -168,3 +169,14 @@ def test_a_damaged_image_is_white_in_a_sheet(tmp_path):
     (tmp_path / "1.jpg").write_bytes(b"")
     images = Subset(FileSource([tmp_path / "1.jpg"], [0], ["one"]), np.array([0]))
     assert (figures.thumbnail(images, 0) == 255).all()
+
+
+def test_views_are_of_the_classes_that_a_run_was_trained_on(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "classes.txt").write_text("square\n")
+    config = get_defaults()
+    config.DATA.NAME, config.DATA.ROOT, config.DATA.CLASSES = "folder", str(photos), str(tmp_path / "classes.txt")
+    monkeypatch.setattr(plots, "image_sheet", lambda rows, titles: rows)
+    first = FileSource([photos / "train" / "square" / "00.jpg"], [0], ["square"])
+    assert np.array_equal(figures.view_pairs(config)[0][0], figures.thumbnail(Subset(first, np.array([0])), 0))

@@ -181,6 +181,7 @@ def test_bad_input_is_one_line(
     assert "LINEAR.LR[1] must be" in error(weights, "LINEAR.LR", "[1.0, -1.0]")
     assert "names a learning rate twice" in error(weights, "LINEAR.LR", "[1.0, 1.0]")
     assert "KNN.K[0] must be" in error(weights, "KNN.K", "[0]")
+    assert "SEED must be between 0 and" in error(weights, "SEED", str(2**64))
     assert "TRAIN.OPTIMIZER is 'adam'" in error(weights, "TRAIN.OPTIMIZER", "adam")
     assert "lower the batch size, to at most 24" in error(weights, "TRAIN.BATCH_SIZE", "25")
     assert "does not exist" in error(weights, "DATA.ROOT", str(tmp_path / "no"))

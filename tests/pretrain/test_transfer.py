@@ -129,6 +129,7 @@ def test_bad_input_is_one_line(photos: Path, tmp_path: Path, error_of: Callable[
     assert "aeroplane_trainval.txt does not exist" in error_of(transfer.main, [*TINY, "--voc07", str(tmp_path)])
     assert "--workers must be at least 0" in error_of(transfer.main, [*TINY, "--data", str(photos), "--workers", "-1"])
     assert "--seed must be at least 0" in error_of(transfer.main, [*TINY, "--data", str(photos), "--seed", "-1"])
+    assert "--seed must be at most" in error_of(transfer.main, [*TINY, "--data", str(photos), "--seed", str(2**32)])
     shutil.copytree(photos / "val", tmp_path / "few" / "val")
     for folder in (photos / "train").iterdir():
         (tmp_path / "few" / "train" / folder.name).mkdir(parents=True)

@@ -73,6 +73,8 @@ def test_files_by_list(photos: Path, tmp_path: Path) -> None:
     assert [Path(source.name(i)).name for i in chosen] == ["circle_11.jpg", "square_02.jpg"]
     with pytest.raises(UserError, match=r"list.txt names 1 files, of 2, .* for example nothere.jpg"):
         listed(source, ["square_02.jpg", "nothere.jpg"], "list.txt")
+    with pytest.raises(UserError, match=r"list.txt names 02.jpg, but 2 training images are called so"):
+        listed(build_source("folder", str(photos), "train"), ["02.jpg"], "list.txt")
 
 
 def test_a_list_must_be_the_published_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,6 +91,13 @@ def test_a_list_must_be_the_published_one(tmp_path: Path, monkeypatch: pytest.Mo
     assert read_list("", "file:///gone", digest) == ["a.JPEG", "b.JPEG"]  # kept from the first time
     with pytest.raises(UserError, match="cannot fetch file:///gone"):
         read_list("", "file:///gone", "1" * 64)
+    (kept,) = (tmp_path / "cache").iterdir()
+    kept.write_text("a.JP")  # a process that was killed left half of it
+    assert read_list("", file.as_uri(), digest) == ["a.JPEG", "b.JPEG"]
+    assert kept.read_bytes() == file.read_bytes()
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(labelled, "LIST_CACHE", tmp_path / "file" / "cache")  # where nothing can be kept
+    assert read_list("", file.as_uri(), digest) == ["a.JPEG", "b.JPEG"]
 
 
 def test_splits_must_have_the_same_classes(photos: Path, tmp_path: Path) -> None:

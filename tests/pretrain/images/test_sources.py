@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torchvision
+from filelock import FileLock, Timeout
 from PIL import Image
 
 from foundation.errors import UserError
@@ -200,3 +202,29 @@ def test_imagenet100_is_chosen_from_a_full_imagenet(tmp_path: Path) -> None:
     (tmp_path / "train" / names[7]).rename(tmp_path / "gone")
     with pytest.raises(UserError, match=f"1 of the 100 classes .* {names[7]}"):
         build_source("imagenet100", root, "pretrain", "imagenet100")
+
+
+def test_one_process_downloads_and_the_others_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = []
+
+    class Fake:
+        data, targets, classes = np.zeros((2, 32, 32, 3), np.uint8), [0, 1], ["a", "b"]
+
+        def __init__(self, root: Path, train: bool, download: bool = False) -> None:
+            if not download and not held:
+                raise RuntimeError("Dataset not found or corrupted. You can use download=True to download it")
+            try:
+                FileLock(root / ".cifar10.lock").acquire(timeout=0)
+                held.append(False)
+            except Timeout:
+                held.append(True)
+
+    monkeypatch.setattr(torchvision.datasets, "CIFAR10", Fake)
+    assert len(build_source("cifar10", str(tmp_path), "train")) == 2
+    assert len(build_source("cifar10", str(tmp_path), "train")) == 2  # it is there now
+    assert held == [True, False]
+
+
+def test_names_that_browsers_give_to_jpegs(tmp_path: Path, photos: Path) -> None:
+    shutil.copy(photos / "train" / "circle" / "00.jpg", tmp_path / "download.jfif")
+    assert len(build_source("folder", str(tmp_path), "pretrain")) == 1

@@ -160,6 +160,19 @@ def test_a_save_killed_before_its_link_is_the_last_one_after_a_restart(
     assert not list(path.parent.glob("*.tmp"))
 
 
+def test_a_file_system_without_symbolic_links_is_named_before_the_first_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: Any) -> None:
+        raise PermissionError(1, "Operation not permitted")  # as Linux answers on exFAT
+
+    checkpoint.finish_save(tmp_path)
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr(Path, "symlink_to", refused)
+    with pytest.raises(UserError, match=r"this file system has no symbolic links .* another file system"):
+        checkpoint.finish_save(tmp_path)
+
+
 def test_full_disk_says_so_and_keeps_the_checkpoints(tmp_path: Path, files_up_to: Callable) -> None:
     path = saved_twice(tmp_path)
     state = {"format": checkpoint.PRETRAIN, "model": {"w": torch.zeros(5000)}, "position": {"step": 3}}

@@ -234,3 +234,10 @@ def test_the_estimate_is_within_a_factor_of_what_steps_take(monkeypatch: pytest.
     taken = time.process_time() - started
     assert cost.seconds is not None
     assert taken / 1.5 < cost.seconds < taken * 1.5
+
+
+def test_what_pytorch_keeps_of_the_timed_steps_counts_as_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = [30_000_000_000]
+    monkeypatch.setattr(torch.cuda, "empty_cache", kept.clear)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (80_000_000_000 - sum(kept), 80_000_000_000))
+    assert dry_run.device_memory(torch.device("cuda"), processes=1) == 80_000_000_000
