@@ -279,7 +279,7 @@ def _head(path: Path) -> bytes:
         if path.is_dir():
             raise UserError(f"{path} is a folder; name the checkpoint in it")
         if not path.exists():
-            raise UserError(f"{path} does not exist")
+            raise UserError(f"{path} does not exist; check the path")
         if not path.is_file():
             raise UserError(f"{path} is not a regular file")
         with path.open("rb") as file:
@@ -287,9 +287,9 @@ def _head(path: Path) -> bytes:
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     if not head:
-        raise UserError(f"{path} is empty")
+        raise UserError(f"{path} is empty; fetch or copy it again")
     if not any(head):
-        raise UserError(f"{path} begins with zeros only: a sparse file, or a download that did not finish")
+        raise UserError(f"{path} begins with zeros only: a sparse file, or an unfinished download; fetch it again")
     return head
 
 
@@ -299,7 +299,7 @@ def _refuse_by_signature(path: Path, head: bytes) -> None:
             raise UserError(f"{path} is {what}")
     text = head.lstrip().lower()
     if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
-        raise UserError(f"{path} is a web page: the download saved a page instead of the file")
+        raise UserError(f"{path} is a web page: the download saved a page instead of the file; fetch the file itself")
     if head[257:262] == b"ustar":
         raise UserError(f"{path} is a tar archive; unpack it first")
     if text.startswith((b"{", b"[")) and b"\x00" not in head:

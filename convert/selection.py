@@ -118,7 +118,9 @@ def find_candidates(source: Source, cifar_stem: bool = False) -> tuple[list[Cand
         beside = replace(container, above=(*container.above, metadata))
         prefixes = [(scheme, prefix) for scheme in SCHEMES for prefix in scheme.prefixes(container.tensors)]
         if prefixes and len(found) + len(prefixes) * len(beside.surroundings) / _MOST_NAMES > _MOST_ENCODERS:
-            raise UserError(f"{source.path} holds more encoders, or more beside them, than any training leaves")
+            raise UserError(
+                f"{source.path} holds more encoders or other tensors than a checkpoint of a training can have"
+            )
         found += [_candidate(beside, scheme, prefix, cifar_stem) for scheme, prefix in prefixes]
     return sorted(found, key=lambda candidate: candidate.rank), containers
 

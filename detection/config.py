@@ -192,7 +192,7 @@ def load(name: str, overrides: Sequence[str] = ()) -> CfgNode:
             )
     for part in ("TRAIN", "TEST"):
         if not config.DATASETS[part]:
-            raise UserError(f"DATASETS.{part} names no dataset")
+            raise UserError(f"DATASETS.{part} names no dataset; name one or more")
     if len(set(config.DATASETS.TEST)) < len(config.DATASETS.TEST):
         raise UserError(f"DATASETS.TEST names a dataset twice: {', '.join(config.DATASETS.TEST)}")
     complete(config)
@@ -249,7 +249,7 @@ def _check_effects(config: CfgNode) -> None:
             "VIS_PERIOD needs OpenCV: pip install opencv-python-headless; or look at training images with --show-data"
         )
     if config.TEST.AUG.ENABLED and (config.MODEL.META_ARCHITECTURE != "GeneralizedRCNN" or config.MODEL.KEYPOINT_ON):
-        raise UserError("TEST.AUG.ENABLED: Detectron2 augments the test images of R-CNNs without keypoints only")
+        raise UserError("TEST.AUG.ENABLED works with R-CNNs without keypoints only; set TEST.AUG.ENABLED False")
 
 
 def _check_input(config: CfgNode) -> None:

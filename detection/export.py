@@ -200,10 +200,16 @@ def compare(
         expected, found = outputs_of(model, image), dict(zip(names, exported(image), strict=True))
     for name, value in expected.items():
         if value.shape != found[name].shape:
-            raise UserError(f"the exported detector finds {len(found[name])} instead of {len(value)} objects in {size}")
+            raise UserError(
+                f"the exported detector finds {len(found[name])} instead of {len(value)} objects in an image of {size};"
+                " try other images with --images"
+            )
         gap = (value.double() - found[name].double()).abs().max().item() if value.numel() else 0.0
         if not gap <= tolerance:
-            raise UserError(f"the exported detector differs from the original by {gap:.2g} in {name} of {size}")
+            raise UserError(
+                f"the exported detector differs from the original by {gap:.2g} in {name} in an image of {size}; try"
+                " other images with --images"
+            )
     return len(expected["scores"])
 
 

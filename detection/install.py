@@ -80,7 +80,10 @@ def fetch_sdist(folder: Path, requirement: str = SDIST, sha256: str = SHA256) ->
         "--require-hashes", "--requirement", str(wanted), "--dest", str(folder),
     )  # fmt: skip
     if "DO NOT MATCH THE HASHES" in done.stderr:
-        raise UserError(f"{requirement}: the downloaded file does not have the expected sha256, {sha256}")
+        raise UserError(
+            f"{requirement}: the downloaded file does not have the expected sha256, {sha256}; check pip's index, or"
+            " install Detectron2 from source"
+        )
     archives = sorted(folder.glob("*.tar.gz"))
     if done.returncode or not archives:
         raise UserError(
@@ -102,7 +105,7 @@ def build_wheel(sdist: Path, folder: Path) -> Path:
     except (tarfile.TarError, OSError, EOFError) as error:
         raise UserError(f"{sdist} cannot be read as a source distribution: {error}") from error
     if "detectron2/__init__.py" not in files:
-        raise UserError(f"{sdist} holds no package detectron2")
+        raise UserError(f"{sdist} holds no package detectron2; install Detectron2 from source")
     files[f"{DIST_INFO}/METADATA"] = _metadata().encode()
     files[f"{DIST_INFO}/WHEEL"] = (
         b"Wheel-Version: 1.0\nGenerator: corinfomax\nRoot-Is-Purelib: true\nTag: py3-none-any\n"

@@ -76,7 +76,7 @@ def _load_pickle(file: BinaryIO, **_: Any) -> Any:
     """
     content = load_arrays(Path(file.name))
     if not isinstance(content, dict):
-        raise UserError(f"{file.name} holds neither weights nor proposals")
+        raise UserError(f"{file.name} holds neither weights nor proposals; make weights with convert/to_d2.py")
     # The mode of the boxes in a file of proposals is an enumeration: a call with its number.
     return {
         key: value.args[0] if isinstance(value, Record) and len(value.args) == 1 else value

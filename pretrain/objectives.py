@@ -155,7 +155,7 @@ def build_criterion(
         return kind(dim=dim, attraction=attraction, forgetting=forgetting, eps=eps)
     if group.world_size() > 1 and not kind.several_processes:
         raise UserError(
-            f"OBJECTIVE.NAME {name}: its loss does not gather the batches of several processes; train it with one"
+            f"OBJECTIVE.NAME {name}: its loss does not gather the batches of several processes; start one process"
         )
     return kind(dim=dim, forgetting=forgetting, eps=eps)
 

@@ -102,7 +102,7 @@ def check_metric(config: CfgNode) -> None:
     if start + dash not in known:
         shown = ", ".join(f"{name}CLASS" if name.endswith("-") else name for name in known)
         name = dataset.rpartition("/")[2]
-        raise UserError(f"TEST.BEST_METRIC {metric!r} is not measured on {name}; there is {shown}")
+        raise UserError(f"TEST.BEST_METRIC {metric!r} is not measured on {name}; choose one of {shown}")
 
 
 def _coco(config: CfgNode, name: str, folder: str) -> DatasetEvaluator:

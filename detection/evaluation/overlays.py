@@ -61,7 +61,10 @@ def classes_of(config: CfgNode, categories: Sequence[Mapping[str, Any]] | None =
     names = datasets.class_names(config)
     if categories is not None:
         if len(categories) != count:
-            raise UserError(f"--annotations has {len(categories)} categories, but the model has {count} classes")
+            raise UserError(
+                f"--annotations has {len(categories)} categories, but the model has {count} classes; name a file with"
+                " the classes of the training"
+            )
         by_name = {each["name"]: each["id"] for each in categories}
         if set(names) == set(by_name):
             ids = [by_name[each] for each in names]

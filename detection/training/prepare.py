@@ -228,7 +228,7 @@ def _divide(train: Path, arguments: argparse.Namespace, output: Path) -> Path:
     elif not custom.are_written(parts, folder):
         raise UserError(
             f"{output} holds a run on other images than {train} with --val-fraction {arguments.val_fraction:g} gives:"
-            " choose another --output, or give what it was begun with"
+            " choose another --output, or give the file and the fraction that the run began with"
         )
     return folder
 
@@ -318,7 +318,7 @@ def _gpus(arguments: argparse.Namespace, device: str) -> int:
     if gpus is None:
         gpus = min(there, 1) if device == "cuda" else 0
     if not 0 <= gpus <= there:
-        raise UserError(f"--num-gpus {gpus}: this machine has {there} GPUs that PyTorch can use")
+        raise UserError(f"--num-gpus {gpus}: this machine has {there} GPUs that PyTorch can use; give at most that")
     if arguments.num_machines > 1 and not gpus:
         raise UserError(f"--num-machines {arguments.num_machines}: several machines need GPUs, and this has none")
     if arguments.num_machines > 1 and arguments.dist_url == "auto":

@@ -57,7 +57,7 @@ def plan(config: CfgNode, learning_rates: Sequence[float], seeds: Sequence[int])
             members.append(Member(learning_rate, seed, own))
     folders = [member.folder for member in members]
     if len(set(folders)) < len(folders):
-        raise UserError("--seeds or --sweep-lr names a run twice")
+        raise UserError("--seeds or --sweep-lr names a run twice; give each value once")
     if not all(learning_rates):
         raise UserError("--sweep-lr needs learning rates above 0")
     return members

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 NAMES = {"bbox": "box", "segm": "mask", "keypoints": "keypoint", "sem_seg": "semantic"}
 VARIANTS = {"_TTA": " with test-time augmentation", "_EMA": " of averaged weights"}
 METRICS = ("AP", "mIoU", "IoU")  # the main one of each task
-# AP below this is not told from nothing: with 100 images, the standard deviation of AP from the choice of the images
-# alone is about 2.
+# AP below this cannot be distinguished from 0: with 100 images, the standard deviation of AP from the choice of the
+# images alone is about 2.
 NEAR_NOTHING = 2.0
 
 
 def describe(results: Mapping[str, Mapping[str, float | None]], images: int) -> str:
-    """The main metric of each task, as `box AP 2.6, mask AP 1.5 (120 images)`, and what to do if it is near nothing.
+    """The main metric of each task, as `box AP 2.6, mask AP 1.5 (120 images)`, and what to do if it is near 0.
 
     Args:
         results: metrics by task and name, in percent; NaN or None where there was nothing to evaluate.
@@ -34,7 +34,7 @@ def describe(results: Mapping[str, Mapping[str, float | None]], images: int) -> 
     line = f"{', '.join(parts)} ({images:,} image{'s' * (images != 1)})"
     if values and max(values) < NEAR_NOTHING:
         line += (
-            ". This is near nothing, and does not tell one initialisation from another: train longer (SOLVER.MAX_ITER)"
-            " or on more images, and look at the data with --check-data"
+            ". This is too low to compare initialisations: train longer (SOLVER.MAX_ITER) or on more images, and check"
+            " the data with --check-data"
         )
     return line

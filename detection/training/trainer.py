@@ -117,7 +117,9 @@ class TransferTrainer(DefaultTrainer):
         path = comm.all_gather(found)[0]  # the first process has looked, for all
         if path:
             if not all(comm.all_gather(path.is_file())):
-                raise UserError(f"{path} is not there on every machine: {folder} must be a folder that all of them see")
+                raise UserError(
+                    f"{path} does not exist on every machine: put {folder} on a disk that all of them share"
+                )
             self.checkpointer.resume(path)
             self.start_iter = self.iter + 1
             if self.start_iter > self.max_iter:

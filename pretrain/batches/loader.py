@@ -253,4 +253,7 @@ def report_unreadable(batch: Batch, known: set[str], allowed: float) -> None:
             logger.warning("unreadable image, replaced by the next one: %s", message)
     if len(known) > max(allowed, 1):
         listed = "; ".join(sorted(known)[:20])
-        raise UserError(f"{len(known)} images cannot be read, more than DATA.MAX_UNREADABLE allows: {listed}")
+        raise UserError(
+            f"{len(known)} images cannot be read, more than DATA.MAX_UNREADABLE allows; replace them or raise it: "
+            f"{listed}"
+        )

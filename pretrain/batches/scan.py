@@ -65,5 +65,5 @@ def check_data(source: Source, workers: int, timeout: float) -> None:
     for message in found:
         print(message)
     if found:
-        raise UserError(f"{len(found)} of {len(source)} images cannot be read; they are listed above")
+        raise UserError(f"{len(found)} of {len(source)} images cannot be read; replace or remove those listed above")
     print(f"all {len(source)} images can be read")

@@ -31,8 +31,8 @@ def torchrun_variables(environment: Mapping[str, str]) -> dict[str, str]:
     missing = [name for name in WANTED if not environment.get(name)]
     if missing:
         raise UserError(
-            f"srun has started {count} processes, but {', '.join(missing)} of their environment is not set: have all "
-            "variables SLURM_* passed on (into a container, for example), or set WORLD_SIZE=1 to train in each alone"
+            f"srun has started {count} processes, but {', '.join(missing)} is not set in their environment: pass all "
+            "variables SLURM_* on (into a container, for example), or set WORLD_SIZE=1 to train in each separately"
         )
     rank, local_rank, node, per_node, nodes = (environment[name] for name in WANTED)
     job, step = (int(environment.get(name, "0")) for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))

@@ -92,7 +92,7 @@ def begin(
     sha256 = fingerprint(encoder)
     checkpoint = open_run(output, config, resume, recipe)
     if checkpoint and checkpoint["encoder_sha256"] != sha256:
-        raise UserError(f"{output} began with another encoder; choose another --output")
+        raise UserError(f"{output} holds a run that began with another encoder; choose another --output")
     return Beginning(encoder, sha256, checkpoint)
 
 

@@ -94,7 +94,7 @@ def validate_linear(config: CfgNode) -> None:
     _validate_common(config)
     each_in_range(config, "LINEAR.LR", len(config.LINEAR.LR) or 1, 1e-12)
     if len(set(config.LINEAR.LR)) < len(config.LINEAR.LR):
-        raise UserError(f"LINEAR.LR {config.LINEAR.LR} names a learning rate twice")
+        raise UserError(f"LINEAR.LR {config.LINEAR.LR} names a learning rate twice; give each once")
     one_of(config, "LINEAR.INIT", HEAD_INITS)
     in_range(config, "LINEAR.GAMMA", 0, 1)
     in_range(config, "LINEAR.CACHED_VIEWS", 0)

@@ -113,7 +113,9 @@ class TarSource:
         known = [index for index in indexes if index is not None]
         _warn_of_ignored(known, root, total)
         if not total:
-            raise UserError(f"there is no image in the tars of {root} (looked for {' '.join(EXTENSIONS)})")
+            raise UserError(
+                f"there is no image in the tars of {root} (looked for {' '.join(EXTENSIONS)}); check DATA.ROOT"
+            )
         self.labels: np.ndarray = np.broadcast_to(np.int32(UNLABELED), total)  # takes no memory
         if labelled and len(known) == len(indexes):
             self.labels = np.concatenate([index.labels for index in known])
@@ -157,7 +159,9 @@ class TarSource:
             )
         if missing.any() and not missing.all():
             name = self.name(int(missing.argmax()))
-            raise UserError(f"some images in {root} have a label ({LABEL}) and others do not: {name}")
+            raise UserError(
+                f"some images in {root} have a label ({LABEL}) and others do not: {name}; label all or none"
+            )
 
     def _place(self, index: int) -> tuple[int, int]:
         """Number of the tar, and of the image in it."""

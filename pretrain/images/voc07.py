@@ -54,13 +54,14 @@ def _read_split(root: Path, split: str, classes: Sequence[str]) -> MultiLabelSou
         except (OSError, IndexError, KeyError, ValueError) as error:
             raise UserError(f"{path}: each line must be an image's name and 1, 0 or -1 ({error!r})") from error
         if names is not None and [words[0] for words in lines] != names:
-            raise UserError(f"{path} names different images from the list of {classes[0]}")
+            raise UserError(f"{path} names different images from the list of {classes[0]}; unpack VOC2007 again")
         names = [words[0] for words in lines]
         columns.append(present)
     images = [root / "JPEGImages" / f"{name}.jpg" for name in names or []]
     absent = [path for path in images if not os.path.isfile(path)]  # False for a name that is too long, too
     if absent or not images:
         raise UserError(
-            f"{root}: {len(absent)} of {len(images)} images of {split} are missing, {absent[0] if absent else 'all'}"
+            f"{root}: {len(absent)} of {len(images)} images of {split} are missing, {absent[0] if absent else 'all'}; "
+            "unpack VOC2007 again"
         )
     return MultiLabelSource(images, [UNLABELED] * len(images), classes, np.array(columns).T)

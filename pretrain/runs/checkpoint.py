@@ -138,7 +138,10 @@ def load(path: Path) -> dict[str, Any]:
     if not isinstance(state, dict) or state.get("format") not in FORMATS:
         raise UserError(f"{path} is not a checkpoint of this project; convert/to_d2.py reads those of others")
     if state.get("version") != VERSION:
-        raise UserError(f"{path} has format version {state.get('version')}, but this program reads {VERSION}")
+        raise UserError(
+            f"{path} has format version {state.get('version')}, but this version of the project reads {VERSION}; use "
+            "the version that wrote it"
+        )
     return state
 
 

@@ -109,7 +109,7 @@ def time_pair(config: CfgNode, device: torch.device) -> float:
             return 1 / dry_run.pairs_per_second(config, size, device)
         except torch.OutOfMemoryError:
             size //= 2
-    raise UserError(f"two pairs of {config.DATA.IMAGE_SIZE} pixels do not fit the memory; lower DATA.IMAGE_SIZE")
+    raise UserError(f"two pairs of {config.DATA.IMAGE_SIZE} pixels do not fit into memory; lower DATA.IMAGE_SIZE")
 
 
 def _is_labelled(config: CfgNode) -> bool:

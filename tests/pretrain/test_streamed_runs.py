@@ -137,7 +137,7 @@ def test_check_data_and_dry_run(
     assert "all 24 images can be read" in capsys.readouterr().out
     site.files["/train-1.tar"] = make_tar([("a.jpg", b"<html>"), ("a.cls", b"0")])
     message = error_of(train.main, ["--check-data", *TINY, *place, "DATA.CACHE", str(tmp_path / "fresh")])
-    assert message == "1 of 21 images cannot be read; they are listed above"
+    assert message == "1 of 21 images cannot be read; replace or remove those listed above"
     assert f"{site.url}/train-1.tar:a.jpg: not an image" in capsys.readouterr().out
 
 

@@ -324,7 +324,9 @@ def test_coco_gets_the_fast_evaluator_for_what_the_model_predicts(recipe, name, 
 def test_a_metric_that_nothing_measures_is_refused(recipe, metric, there_is, dataset_root):
     config = configs.load(recipe, ["TEST.BEST_METRIC", metric])
     datasets.register(config.DATASETS.TEST)
-    with pytest.raises(UserError, match=rf"TEST.BEST_METRIC '{metric}' is not measured on \w+; there is {there_is}"):
+    with pytest.raises(
+        UserError, match=rf"TEST.BEST_METRIC '{metric}' is not measured on \w+; choose one of {there_is}"
+    ):
         evaluators.check_metric(config)
 
 

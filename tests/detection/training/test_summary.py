@@ -19,9 +19,9 @@ def test_the_main_metric_of_each_task():
     )
 
 
-def test_near_nothing_decides_nothing():
+def test_a_low_ap_is_called_too_low_to_compare():
     line = describe({"bbox": {"AP": 1.9}, "segm": {"AP": 0.4}}, 100)
-    assert line.startswith("box AP 1.9, mask AP 0.4 (100 images). This is near nothing")
+    assert line.startswith("box AP 1.9, mask AP 0.4 (100 images). This is too low to compare")
     assert "SOLVER.MAX_ITER" in line
 
 

@@ -211,7 +211,8 @@ def test_check_data_lists_every_bad_file(
     (folder / "00.jpg").write_bytes(b"")
     (folder / "07.jpg").write_text("<html>")
     (folder / "11.jpg").write_bytes((folder / "11.jpg").read_bytes()[:300])
-    assert error_of(train.main, [*arguments, str(folder)]) == "3 of 12 images cannot be read; they are listed above"
+    message = error_of(train.main, [*arguments, str(folder)])
+    assert message == "3 of 12 images cannot be read; replace or remove those listed above"
     listed = [line.split(": ")[0] for line in capsys.readouterr().out.splitlines() if ".jpg" in line]
     assert listed == [str(folder / name) for name in ("00.jpg", "07.jpg", "11.jpg")]
     assert not (tmp_path / "output").exists()
