@@ -239,7 +239,7 @@ def fit(
         measure: values for metrics.json; called by every process.
         state: what the checkpoint holds besides optimizer and position.
     """
-    if distributed.is_main() and steps.first < steps.last:
+    if distributed.is_main() and 0 < steps.first < steps.last:
         withdraw_outcome(output)
     metrics = Metrics(output, steps.first) if distributed.is_main() else None
     values: Mapping[str, float] = {}

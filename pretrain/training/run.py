@@ -84,7 +84,7 @@ def pretrain(
     span = StepRange.of(config, len(source), position["step"])
     trainer = build_trainer(config, parts, device, span.total, span.per_epoch)
     loader = build_batches(config, source, span, device)
-    if group.is_main() and span.first < span.last:
+    if group.is_main() and 0 < span.first < span.last:
         withdraw_outcome(output)
     recorder = build_recorder(config, output, parts["criterion"], span) if group.is_main() else None
     logger.info("%d images, steps %d to %d, %d an epoch", len(source), span.first, span.last, span.per_epoch)

@@ -93,5 +93,6 @@ def test_results_of_an_earlier_end_go_when_training_goes_on(tmp_path: Path) -> N
 
     (tmp_path / "results.json").write_text("{}")
     train(StepRange(first=2, last=2, per_epoch=2, total=4))  # nothing is left to do
+    train(StepRange(first=0, last=2, per_epoch=2, total=4))  # without a checkpoint, which would hold the weights
     train(StepRange(first=2, last=4, per_epoch=2, total=4))
-    assert found == [True, False]
+    assert found == [True, True, False]
