@@ -1,4 +1,4 @@
-"""Each default of the training step against its alternative: is it worth being the default on this machine?
+"""Time each default of the training step against its alternative on this machine.
 
     python benchmarks/defaults.py [--device cuda] [--recipe imagenet1k_R50]
     python benchmarks/defaults.py --prefetch            instead the batches that a loader's worker fetches ahead

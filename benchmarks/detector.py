@@ -1,4 +1,4 @@
-"""Fine-tuning a detector and evaluating it, by our means and by those that Detectron2 has on board.
+"""Fine-tuning and evaluating a detector, with this project and with stock Detectron2.
 
     python benchmarks/detector.py                       a CPU: the recipes for the embedded scenes
     python benchmarks/detector.py --device cuda         the recipes for COCO, on pictures of COCO's size

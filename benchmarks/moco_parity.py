@@ -1,4 +1,4 @@
-"""The C4 detector of this project beside that of MoCo's own repository: the same numbers, to the last bit?
+"""Compare the C4 detector of this project with that of MoCo's own repository, to the last bit.
 
     git clone https://github.com/facebookresearch/moco
     python benchmarks/moco_parity.py moco

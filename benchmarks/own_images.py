@@ -1,4 +1,4 @@
-"""Whether pretraining on images of one's own helps to detect in them: sets, arms, labels, seeds, a table and a picture.
+"""Measure whether pretraining on your own images improves a detector: sets, arms, labels, seeds, a table and a plot.
 
     python benchmarks/own_images.py DATA OUT --clipart FOLDER --wallpapers FOLDER...     everything: days of two cores
     python benchmarks/own_images.py DATA OUT --sets garments --seeds 0                   parts of it

@@ -1,4 +1,4 @@
-"""Two ways to do the same thing, timed so that a busy machine hurts both alike; and the tables that result."""
+"""Time two sides of a comparison in turns, so that a busy machine affects both equally; and print the tables."""
 
 import argparse
 import os

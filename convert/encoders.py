@@ -1,4 +1,4 @@
-"""Encoders for the programs of this project: from any file that `to_d2` takes, with the same checks, without a detour.
+"""Encoders for the other packages of this project, in memory: from any file that `to_d2` takes, with the same checks.
 
 encoder = read_encoder(Path("moco_v2_800ep_pretrain.pth.tar"))
 network.load_state_dict(encoder.tensors)

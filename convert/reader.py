@@ -1,6 +1,6 @@
 """Read any checkpoint file into nested plain containers, without running it. All packages read weights with it.
 
-The kind of a file is told from its first bytes, never from its name:
+The kind of a file is recognised by its first bytes, not by its name:
 
 - PyTorch's zip format and its older stream format, safetensors, plain pickles (Detectron2, Caffe2, DeepMind);
 - anything else is refused by what it is: an HTML page, an image, an archive, an empty or a sparse file.

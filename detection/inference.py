@@ -1,6 +1,6 @@
-"""Pictures through a model, and what comes out of it as COCO results.
+"""Run a model on images, and convert its output to COCO results.
 
-Heavy libraries are imported where they are used, so that the command's help and errors are quick.
+Large libraries are imported where they are used, so that the command answers quickly with its help and errors.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

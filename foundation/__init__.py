@@ -1,4 +1,4 @@
-"""What all packages share, each thing once: configuration files, errors, atomic files, locks, devices, image decoding.
+"""Code that all packages share: configuration files, errors, atomic files, locks, devices, image decoding.
 
 Nothing here imports another package of this project. A definition moves here when a second package needs it.
 """

@@ -1,4 +1,4 @@
-"""Command lines that the commands have in common. Imports nothing heavy, so that `--help` answers at once."""
+"""Command-line options that several commands have. Imports no large library, so that `--help` answers at once."""
 
 import argparse
 import importlib

@@ -1,7 +1,7 @@
-"""What Detectron2's release v0.6 (2021) needs on today's libraries. Import this before `detectron2`.
+"""What Detectron2's release v0.6 (2021) needs to run on current libraries. Import this before `detectron2`.
 
-Each part tests for the missing feature instead of a version: upstream's main branch also calls itself 0.6, needs
-none of this, and is changed in nothing but one message of its log.
+Each part tests for the missing feature, not for a version: upstream's main branch also has the version 0.6 and needs
+none of this; only one of its log messages is changed.
 
 Raises at import:
     UserError: Detectron2 is not installed.

@@ -1,4 +1,4 @@
-"""What this machine offers a process: cores and memory, within the limits of its container."""
+"""The cores and the memory that a process may use on this machine, within the limits of its container."""
 
 import os
 from pathlib import Path

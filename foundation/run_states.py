@@ -1,8 +1,8 @@
-"""How far the runs below a folder are: complete, being worked on, or left by an interruption.
+"""The state of the runs below a folder: complete, running, or interrupted.
 
-Checkpoints are not read, which would take a second for each gigabyte: only whether their ends are there, which a file
-that was cut off lacks, and of pretraining's and evaluations' whether their digests are. A flipped bit is found by the
-command that resumes the run.
+Checkpoints are not read completely, which would take a second for each gigabyte. It is checked that the end of the file
+is there, which a truncated file lacks, and for pretraining and evaluations that there is a digest. A flipped bit is
+found by the command that resumes the run.
 """
 
 import os

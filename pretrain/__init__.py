@@ -1,1 +1,1 @@
-"""Self-supervised pretraining with CorInfoMax, and the evaluation of what was learned."""
+"""Self-supervised pretraining with CorInfoMax, and the evaluation of the encoder."""

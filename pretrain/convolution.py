@@ -1,4 +1,4 @@
-"""Convolutions whose output is a few pixels, as matrix products: on a CPU several times as fast as PyTorch's.
+"""Convolutions with an output of a few pixels, as matrix products: on a CPU several times as fast as PyTorch's.
 
 With views of 32 to 48 pixels the last stages of a ResNet have maps of 1 x 1 to 3 x 3 pixels. There most products of a
 3 x 3 kernel are with padding: 8 of 9 on one pixel, 5 of 9 on 2 x 2, 32 of 81 on 3 x 3. oneDNN computes all of them;

@@ -1,4 +1,4 @@
-"""Look through the datasets of a recipe: what is wrong with them, and what a run makes of it.
+"""Check the datasets of a recipe: what is wrong with them, and what a run does about it.
 
     python detection/train_net.py --config coco_R50_C4 --check-data
 

@@ -1,6 +1,6 @@
-"""Checks of annotations in COCO's format, and in LVIS's, which is the same with the images' folders in their URL.
+"""Checks of annotations in COCO's format, and in LVIS's, which differs in that the URL of an image names its folder.
 
-One pass over the records, and arrays from there on: COCO's 860,000 annotations take seconds.
+The records are read in one pass into arrays, so that COCO's 860,000 annotations take seconds.
 """
 
 from collections.abc import Iterable, Sequence

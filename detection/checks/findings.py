@@ -1,7 +1,7 @@
 """What can be wrong with a dataset, what a run does with it, and the list of what was found.
 
-Levels: `error`: the run does not start. `warning`: data is lost, or learned wrongly. `note`: as it should be, but good
-to know. The consequences are those of the loader, the mapper and the evaluators, which the tests run on the defects.
+Levels: `error`: the run does not start. `warning`: data is lost, or learned wrongly. `note`: correct, but useful to
+know. The consequences are those of the loader, the mapper and the evaluators, which the tests run on the defects.
 """
 
 from collections.abc import Callable, Iterator, Sequence

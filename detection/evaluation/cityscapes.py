@@ -1,9 +1,9 @@
-"""Cityscapes' average precision of instances by its own scripts, and what lies behind it by COCO's definitions.
+"""Cityscapes' average precision of instances by its own scripts, and the analysis for the report by COCO's definitions.
 
-The scripts give AP and AP50 of each class, and no curve. So the detections are compared once more as COCO's are, where
-one region for each class takes the part of a crowd: what the scripts ignore, which is unlabelled pixels, groups of
-objects and objects below 100 pixels. The same detections are correct, wrong and ignored then. Only the sum over the
-curve differs: COCO's is of the best precision at 101 recalls, Cityscapes' of the precision at each score.
+The scripts give AP and AP50 of each class, but no curve. So the detections are also matched by COCO's rules. One region
+of each class is treated as a crowd: the pixels that the scripts ignore, which are unlabelled pixels, groups of objects
+and objects below 100 pixels. Then the same detections are correct, wrong and ignored. Only the sum over the curve
+differs: COCO's uses the best precision at 101 recalls, Cityscapes' the precision at each score.
 """
 
 import glob

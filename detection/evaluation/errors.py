@@ -1,4 +1,4 @@
-"""Average precision, and what a detector does wrong, by kind, with how much of AP50 each kind costs.
+"""Average precision, and the errors of a detector by kind, with the AP50 that each kind costs.
 
 The kinds of error are after Bolya et al., "TIDE: A General Toolbox for Identifying Object Detection Errors" (ECCV 2020,
 section 2). Every detection that is not correct, that is, matched to an object at an IoU of 0.5, is of the first kind

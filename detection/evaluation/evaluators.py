@@ -1,6 +1,6 @@
-"""Which evaluation a dataset gets: the one that its published numbers were computed with.
+"""The evaluator of each dataset: the one that its published numbers were computed with.
 
-What Detectron2 notes as a dataset's `evaluator_type` decides: COCO's AP, VOC's (eleven points for 2007), LVIS's,
+It is chosen by the `evaluator_type` in Detectron2's metadata: COCO's AP, VOC's (eleven points for 2007), LVIS's,
 Cityscapes' own scripts, or intersection over union for semantic segmentation.
 """
 

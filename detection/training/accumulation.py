@@ -1,4 +1,4 @@
-"""One step of the optimizer from several passes of the model, where the whole batch does not fit a GPU at once.
+"""One step of the optimizer from several passes of the model, for a batch that does not fit on a GPU at once.
 
 The gradient is the mean of the passes' gradients. That is the gradient of the whole batch as several processes compute
 it, each of which averages the losses over its own images. Batch norm is the exception: in training it normalises with

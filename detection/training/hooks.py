@@ -1,8 +1,8 @@
 """What a training does besides its steps: batch-norm statistics, records, evaluations, the best checkpoint, stopping.
 
-The order of the hooks decides what a killed run can make up for. An iteration's records are written before its
-checkpoint, and its checkpoint before its evaluation. A resumed run drops the records of iterations that it repeats, and
-evaluates its checkpoint if that was due and is not on record.
+The order of the hooks decides what a killed run can repeat. An iteration's records are written before its checkpoint,
+and its checkpoint before its evaluation. A resumed run removes the records of the iterations that it repeats, and
+evaluates its checkpoint if the evaluation was due and has no record.
 """
 
 import logging

@@ -1,4 +1,4 @@
-"""Building the model of a config, and trying it before a run leaves a trace."""
+"""Build the model of a config, and try it before a run writes files."""
 
 import logging
 from pathlib import Path

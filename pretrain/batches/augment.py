@@ -1,8 +1,8 @@
-"""Views of an image, the part that the training device does: flip, colour jitter, grey, blur, solarize, normalise.
+"""The part of a view that the training device computes: flip, colour jitter, grey, blur, solarize, normalise.
 
-Batched, with parameters for each image that the workers draw (`views.py`). Each operation equals torchvision's on
-floats (`torchvision.transforms.v2.functional`), and its uint8 version to 2/255. On a GPU with Triton all of it is four
-kernels (`augment_kernels.py`); the functions here are their reference, and what runs everywhere else.
+The operations are batched; the workers draw the parameters of each image (`views.py`). Each operation equals
+torchvision's on floats (`torchvision.transforms.v2.functional`), and its uint8 version to 2/255. On a GPU with Triton
+four kernels compute all of them (`augment_kernels.py`); the functions here are the reference, and run everywhere else.
 """
 
 import logging

@@ -1,9 +1,9 @@
 """The device's part of a view (`augment.py`) as four Triton kernels, which read and write the images a few times.
 
-PyTorch's operations pass over all images once each, some hundred times for a view. Here one program takes some pixels
-of one image through the colour jitter in registers. What needs other pixels ends a kernel: the mean grey that the
-contrast is blended with, and the blur along each axis. Triton comes with PyTorch's builds for GPUs; the reference is
-`augment.py`, which the tests hold this against.
+Each of PyTorch's operations passes over all images once, which is some hundred passes for a view. Here one program
+computes the colour jitter of some pixels of one image in registers. An operation that needs other pixels starts a new
+kernel: the mean grey that the contrast is blended with, and the blur along each axis. Triton comes with PyTorch's
+builds for GPUs. The tests compare the kernels with their reference, `augment.py`.
 """
 
 # Triton's functions take pointers and compile-time constants, for which Python has no types.

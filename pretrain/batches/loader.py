@@ -1,4 +1,4 @@
-"""The loader of batches, and what it says of workers and images that fail."""
+"""The loader of batches, and its messages about workers and images that fail."""
 
 import contextlib
 import logging

@@ -1,8 +1,8 @@
 """The tars that the next batches need, fetched before the loader needs them.
 
 The order of the images decides which tars are fetched and which may be removed. A batch is handed to the loader only
-when its tars are there, so that on a slow network the training process waits and says so, and not a worker, which
-would look like one that hangs.
+when its tars are there. So on a slow network the training process waits, and reports it; a worker that waited would be
+taken for one that hangs.
 """
 
 import logging

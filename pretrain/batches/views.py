@@ -1,4 +1,4 @@
-"""Views of an image, the part that a worker does: open, draw the random numbers, decode once, crop and resize as uint8.
+"""The part of a view that a worker computes: open, draw the random numbers, decode once, crop and resize as uint8.
 
 The photometric operations happen later, batched on the training device (`augment.py`), with the parameters
 drawn here (`draws.py`). On one core this is several times faster than the usual chain of PIL operations per view.

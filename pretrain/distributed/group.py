@@ -1,4 +1,4 @@
-"""The processes that train together: start and stop, this one's place among them, sums with gradient.
+"""The process group: start and stop, rank and size, sums with gradient.
 
 Every function also works with one process and no process group.
 """

@@ -1,8 +1,8 @@
-"""Requests to stop: SIGTERM, SIGUSR1 and Ctrl-C (SIGINT) end a run at a moment that loses nothing.
+"""Requests to stop: after SIGTERM, SIGUSR1 or Ctrl-C (SIGINT) a run saves a checkpoint and ends.
 
-SIGTERM and SIGUSR1 are what schedulers send before the end of a job. Before the first step there is nothing to save,
-and the process leaves at once. During training it finishes the step, saves a checkpoint and leaves. Its exit status is
-`STOPPED`, so that a script can tell a run that can be resumed from one that failed or is complete.
+Schedulers send SIGTERM and SIGUSR1 before the end of a job. Before the first step there is nothing to save, and the
+process exits at once. During training it finishes the step, saves a checkpoint and exits. Its exit status is `STOPPED`,
+so that a script can distinguish a run that can be resumed from one that failed or is complete.
 """
 
 import contextlib

@@ -1,6 +1,6 @@
-"""The environment variables that PyTorch reads, from those that `srun` sets.
+"""Translate the environment variables of `srun` to those that PyTorch reads.
 
-`srun` tells each process its place in variables `SLURM_*`; PyTorch reads the ones that torchrun sets.
+`srun` gives each process its rank in variables `SLURM_*`; PyTorch reads the variables that torchrun sets.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""Which tars a dataset is made of, where DATA.ROOT is not a folder.
+"""The list of tars of a dataset whose DATA.ROOT is not a folder.
 
     https://host/train-{000000..000146}.tar               ranges of numbers, and alternatives {a,b}, in braces
     s3://bucket/train-{000..146}.tar, gs://bucket/...     object stores, with the extra `remote` (`remote.py`)

@@ -1,4 +1,4 @@
-"""What a set of images is like, from a sample of it: number, sizes, pixel statistics, whether there is colour."""
+"""Properties of a set of images, measured on a sample: number, sizes, pixel statistics, whether there is colour."""
 
 from dataclasses import dataclass
 

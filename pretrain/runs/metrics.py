@@ -1,4 +1,4 @@
-"""What a run writes while it runs: log.txt, metrics.json, TensorBoard events, and the progress on a terminal."""
+"""The output of a run during training: log.txt, metrics.json, TensorBoard events, and the progress on a terminal."""
 
 import json
 import logging
