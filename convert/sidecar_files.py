@@ -21,7 +21,7 @@ def read_sidecar(weights: Path, check: bool = True) -> dict[str, Any]:
         check: compare the digest that the sidecar has of it.
 
     Raises:
-        UserError: it is no JSON object, or belongs to other weights.
+        UserError: it is not a JSON object, or belongs to other weights.
     """
     path = sidecar_path(weights)
     if not path.is_file():

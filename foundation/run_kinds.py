@@ -138,7 +138,7 @@ KINDS: Mapping[str, RunKind] = {
 
 
 def identify(folder: Path) -> RunKind | None:
-    """The kind of the run in a folder; None if it is no run, or of no kind that is known here."""
+    """The kind of the run in a folder; None if it is not a run, or not of a known kind."""
     for name in ("results.json", *SERIES_FILES):
         kind = _kind_of_results(folder / name)
         if kind is not None:

@@ -11,7 +11,7 @@ from foundation.errors import UserError
 
 
 def require_wandb() -> None:
-    """Raises UserError where the library is not installed: before a run leaves a trace."""
+    """Raises UserError where the library is not installed: before a run writes files."""
     try:
         import wandb  # noqa: F401
     except ImportError as error:

@@ -183,7 +183,7 @@ def output_folder(args: argparse.Namespace) -> Path:
 
 
 def load_settings(args: argparse.Namespace) -> "CfgNode":
-    """The configuration as far as it is known before the images are looked at.
+    """The configuration as far as it is known before the images are read.
 
     A run that is resumed without --config has its own config.yaml as the recipe. PATH sets DATA.NAME and DATA.ROOT.
 

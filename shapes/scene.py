@@ -132,7 +132,7 @@ def _find_place(
 
 
 def _developed(canvas: Pixels, rng: Generator, light: Light) -> NDArray[np.uint8]:
-    """What a camera makes of it: uneven light, exposure, contrast, colour cast and grain."""
+    """Simulate a camera: uneven light, exposure, contrast, colour cast and grain."""
     height, width = canvas.shape[:2]
     x, y = pixel_grid((width, height))
     ramp = (light.direction[0] * x + light.direction[1] * y) / max(width, height)

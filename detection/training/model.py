@@ -57,7 +57,7 @@ def build(config: CfgNode) -> torch.nn.Module:
 
 
 def check(config: CfgNode, whole: bool) -> None:
-    """Build the model and load `MODEL.WEIGHTS` into it, if they are named, before a run leaves a trace.
+    """Build the model and load `MODEL.WEIGHTS` into it, if they are named, before a run writes files.
 
     Args:
         config: of the run.

@@ -105,7 +105,7 @@ def open_run(output: Path, config: CfgNode, resume: bool, recipe: str = "") -> d
 
 
 def withdraw_outcome(run: Path) -> None:
-    """Remove what an earlier end of a run has left, because the run goes on from a checkpoint to a later end.
+    """Remove the final files of a run that had ended, because it continues from a checkpoint to a later end.
 
     Until the new end the run would look complete, and readers of its weights would take the earlier ones. The
     checkpoint holds them too; a run that begins anew, whose folder may hold nothing else, leaves them until its end.
