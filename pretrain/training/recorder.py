@@ -11,6 +11,7 @@ lines are complete and in order, and those of the steps that a checkpoint covers
 """
 
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -83,7 +84,8 @@ class Recorder:
         self._pending = None
         spectrum = future.result()
         figures = {name: getattr(spectrum, name) for name in ("ldmi", "effective_rank", "min_eigenvalue")}
-        self._write(step, {**values, **figures})
+        # With OBJECTIVE.EPS 0 LDMI may be infinite, for which JSON has no number.
+        self._write(step, {**values, **{name: value for name, value in figures.items() if math.isfinite(value)}})
         if ends_epoch:
             rows = [[float(f"{value:.7g}") for value in row] for row in spectrum.eigenvalues.tolist()]
             self._spectra.write(step, {"epoch": values["epoch"], "eigenvalues": rows})
