@@ -132,13 +132,16 @@ def near_duplicates(own: Embedded, other: Embedded | None, threshold: float) -> 
     k = min(CANDIDATES + (other is None), count)
     device = torch.device("cpu")
     correlations, found = nearest(reference.thumbnails, torch.arange(count), own.thumbnails, k=k, device=device)
-    pairs = []
-    for first, place in (correlations >= threshold).nonzero().tolist():
-        second = int(found[first, place])
-        if other is not None or first < second:
-            similarity = F.cosine_similarity(own.features[first], reference.features[second], dim=0)
-            pairs.append(Pair(first, second, float(correlations[first, place]), float(similarity)))
-    return sorted(pairs, key=lambda pair: -pair.correlation)
+    pairs = {}
+    for image, place in (correlations >= threshold).nonzero().tolist():
+        neighbour = int(found[image, place])
+        if other is None and image == neighbour:
+            continue
+        # Of many alike, an image may be among the nearest of another, and not the reverse.
+        first, second = (image, neighbour) if other is not None else sorted((image, neighbour))
+        similarity = F.cosine_similarity(own.features[first], reference.features[second], dim=0)
+        pairs[first, second] = Pair(first, second, float(correlations[image, place]), float(similarity))
+    return sorted(pairs.values(), key=lambda pair: -pair.correlation)
 
 
 class WithThumbnail(nn.Module):

@@ -100,6 +100,18 @@ def test_pairs_within_a_folder_are_named_once() -> None:
     assert pair.correlation == pytest.approx(1, abs=1e-5)
 
 
+def test_of_many_alike_each_is_in_a_pair() -> None:
+    """The last image has duplicates, but each of them has as many nearer ones as are looked at."""
+    noise = torch.randn(9, 3 * THUMBNAIL**2, generator=torch.Generator().manual_seed(0))
+    thumbnails = noise[0] + 0.01 * noise
+    thumbnails[8] = noise[0] + 0.1 * noise[8]
+    source = ArraySource(np.zeros((9, 4, 4, 3), np.uint8), [0] * 9, ["one"])
+    pairs = near_duplicates(Embedded(source, torch.ones(9, 2), thumbnails), None, threshold=0.95)
+    assert {image for pair in pairs for image in (pair.first, pair.second)} == set(range(9))
+    assert all(pair.first < pair.second for pair in pairs)
+    assert len({(pair.first, pair.second) for pair in pairs}) == len(pairs)
+
+
 def test_bad_input(folders: tuple[Path, Path], tmp_path: Path, error_of: Callable) -> None:
     own, test = folders
     common = ["--output", str(tmp_path / "out")]
