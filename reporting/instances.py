@@ -235,15 +235,25 @@ def _instance(record: Mapping[str, Any], names: Mapping[Id, str]) -> Instance | 
         score,
         record.get("segmentation"),
         keypoints[: len(keypoints) // 3 * 3],
-        bool(record.get("iscrowd", 0)),
+        record.get("iscrowd") is True or _number(record.get("iscrowd")) == 1,
     )
+
+
+def _number(value: object) -> float | None:
+    """A finite number, which may be given as text, as training and evaluation read it; None for anything else."""
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            return None
+    return as_number(value)
 
 
 def _numbers(value: object) -> tuple[float, ...]:
     """A list of coordinates; empty if one of them is no finite number of a sane size."""
     if not isinstance(value, list):
         return ()
-    numbers = [as_number(each) for each in value]
+    numbers = [_number(each) for each in value]
     if any(number is None or abs(number) > MAX_COORDINATE for number in numbers):
         return ()
     return tuple(number for number in numbers if number is not None)

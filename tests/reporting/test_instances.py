@@ -120,6 +120,14 @@ def test_malformed_entries_are_skipped_and_counted_once(tmp_path, caplog):
     assert [each.score for each in read_detections(detections, truth, 0.5)[1]] == [0.6, 0.9]
 
 
+def test_numbers_may_be_text_where_training_reads_them(tmp_path):
+    crowds = [{"iscrowd": value} for value in (None, 0, "0", False, 1, "1", True)]
+    objects = [{"image_id": 1, "category_id": 7, "bbox": ["1", "2", "3.5", 4], **each} for each in crowds]
+    found = read_ground_truth(dataset(tmp_path, annotations=objects), tmp_path).objects[1]
+    assert {each.box for each in found} == {(1, 2, 4.5, 6)}
+    assert [each.crowd for each in found] == [False, False, False, False, True, True, True]
+
+
 def test_ids_may_be_text_or_have_a_decimal_point(tmp_path):
     """As the reader of training data has it: 1, 1.0 and "1" are the same."""
     images = [{"id": "1", "file_name": "1.jpg"}, {"id": "night/7", "file_name": "7.jpg"}]
