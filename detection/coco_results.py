@@ -113,7 +113,7 @@ def image_ids(files: Sequence[Path], known: Mapping[str, Any] | None) -> list[An
     ids = []
     for file in files:
         parts = file.resolve().parts
-        ends = ("/".join(parts[start:]) for start in range(len(parts)))
+        ends = (os.path.abspath(file), *(str(Path(*parts[start:])) for start in range(len(parts))))
         name = next((end for end in ends if end in known), None)
         if name is None:
             raise UserError(f"{file}: --annotations lists no image of that name")

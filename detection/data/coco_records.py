@@ -43,7 +43,8 @@ def load_coco(name: str) -> list[Record]:
 def to_records(read: Annotations, image_root: str) -> list[Record]:
     """Detectron2's records of the images, in the order of their ids, as its own reader makes them.
 
-    An object whose polygons all have fewer than three points is left out, its box too.
+    An object whose polygons all have fewer than three points is left out, its box too; and so is one with a negative
+    width or height, of which resizing would make a box beside it.
 
     Raises:
         UserError: a record cannot be used.
@@ -52,7 +53,7 @@ def to_records(read: Annotations, image_root: str) -> list[Record]:
     classes = {each["id"]: index for index, each in enumerate(read.categories)}
     objects: dict[Any, list[Record]] = {each["id"]: [] for each in read.images}
     for each in read.annotations:
-        if each.get("segmentation") != []:
+        if each.get("segmentation") != [] and min(each["bbox"][2:]) >= 0:
             objects[each["image_id"]].append(_to_object(each, classes))
     return [
         {

@@ -120,6 +120,8 @@ def are_written(parts: Parts, folder: Path) -> bool:
         content = read_json(path, MAX_BYTES)
         if not isinstance(content, dict):
             return False
-        if any(content.get(key) != part[key] for key in ("images", "annotations", "categories")):
+        keys = ("images", "annotations", "categories")
+        # As text: NaN, which other tools write for what is missing, does not equal itself.
+        if any(json.dumps(content.get(key)) != json.dumps(part[key]) for key in keys):
             return False
     return True

@@ -48,7 +48,7 @@ def read_mask(value: Any) -> Mask:
     """The mask that a `segmentation` holds.
 
     Polygons may be lists of coordinates (COCO's form) or of points, one polygon need not be in a list of polygons, and
-    numbers may be text.
+    numbers may be text. A list of empty polygons only is no mask.
 
     Raises:
         ValueError: it is neither polygons nor a valid code; the message says why.
@@ -56,10 +56,12 @@ def read_mask(value: Any) -> Mask:
     if isinstance(value, dict):
         code, converted = read_code(value)
         return Mask(code, converted=converted)
-    if value is None or value == []:
+    if value is None:
         return Mask(None)
     if not isinstance(value, list):
         raise ValueError("must be a list of polygons or a run-length code")
+    if all(isinstance(each, list | array) and not each for each in value):  # [], or as some tools write it [[]]
+        return Mask(None)
     try:
         polygons = [each if type(each) is array else array("d", each) for each in value]
         converted = ""

@@ -210,6 +210,12 @@ def test_the_ids_of_annotations(recipe, pictures, tmp_path):
         predict.main([*arguments, str(pictures / "3.png")])
 
 
+def test_annotations_may_name_files_by_absolute_paths(tmp_path):
+    file = tmp_path / "a" / "1.png"
+    assert image_ids([file], {str(file): 7, "1.png": 8}) == [7]
+    assert image_ids([file], {"a/1.png": 7, "1.png": 8}) == [7]
+
+
 def test_categories_of_annotations_are_the_classes_of_that_name(coco_root):
     file = coco_root / "coco" / "annotations" / "instances_train2017.json"
     name = datasets.custom_name(file, coco_root / "coco" / "train2017")

@@ -26,7 +26,7 @@ from foundation.images import ORIENTATION
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.build import get_detection_dataset_dicts
 from detectron2.data.datasets import register_coco_instances, register_pascal_voc
-from detectron2.data.transforms import ResizeShortestEdge
+from detectron2.data.transforms import NoOpTransform, ResizeShortestEdge
 
 WIDTH, HEIGHT = 40, 30
 TRAINING = Requirements(masks=True, polygons=True, classes=2)
@@ -83,7 +83,7 @@ def found(name, use=TRAINING, training=True):
 def trained_on(name, use=TRAINING):
     """The instances that are handed to the model, by image; or the error that it ends with."""
     mapper = ImageMapper(
-        **{"is_train": True, "augmentations": [], "image_format": "RGB", "use_instance_mask": use.masks},
+        **{"is_train": True, "augmentations": [NoOpTransform()], "image_format": "RGB", "use_instance_mask": use.masks},
         **{"use_keypoint": bool(use.keypoints), "instance_mask_format": "polygon" if use.polygons else "bitmask"},
     )
     try:
@@ -175,7 +175,7 @@ def test_a_defect_is_found_alone_and_does_what_is_said(case, content, register, 
     ("fields", "outcome"),
     [
         ({"bbox": [41, 5, 10, 8]}, {1: 0, 2: 0, 3: 0}),
-        ({"bbox": [5, 5, -4, -8]}, {1: 0, 2: 0, 3: 0}),
+        ({"bbox": [5, 5, -4, -8]}, AssertionError),
         ({"segmentation": [[1, 2, 3, 4]]}, AssertionError),
         ({"iscrowd": 1}, AssertionError),
     ],

@@ -1,6 +1,7 @@
 """Run-length codes: what pycocotools writes is read as it meant it, and what it could not survive is refused."""
 
 import random
+from array import array
 
 import numpy
 import pytest
@@ -72,6 +73,13 @@ def test_mutated_codes_are_refused_or_valid():
 def test_other_codes_are_refused(code):
     with pytest.raises(ValueError, match=r"is a run-length code|must be"):
         masks.read_code(code)
+
+
+@pytest.mark.parametrize("value", [None, [], [[]], [array("d")]])
+def test_nothing_is_no_mask(value):
+    """Other tools write [[]] for an object with a box only, which is not left out as one with a short polygon is."""
+    assert masks.read_mask(value) == masks.Mask(None)
+    assert masks.read_mask([[1, 2]]).dropped == 1
 
 
 def test_numbers_of_any_size_are_refused_or_read():
