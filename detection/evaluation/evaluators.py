@@ -4,6 +4,7 @@ It is chosen by the `evaluator_type` in Detectron2's metadata: COCO's AP, VOC's 
 Cityscapes' own scripts, or intersection over union for semantic segmentation.
 """
 
+import difflib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -73,11 +74,16 @@ def main_metric(config: CfgNode) -> str:
 
 
 def metrics_of(config: CfgNode, dataset_name: str) -> list[str]:
-    """The metrics of a registered dataset's evaluation, as `bbox/AP`. `bbox/AP-` stands for those of the classes."""
+    """The metrics of a registered dataset's evaluation, as `bbox/AP`. `bbox/AP-` stands for those of the classes.
+
+    Raises:
+        UserError: the dataset is a user's own and its file is missing, or not in COCO's format.
+    """
     kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
     if kind in METRICS:
         return list(METRICS[kind])
-    further = ("APr", "APc", "APf") if kind == "lvis" else ("AP-",)
+    of_classes = ["AP-"] * (len(datasets.known_classes(dataset_name)) > 1)  # of a single class Detectron2 lists none
+    further = ["APr", "APc", "APf"] if kind == "lvis" else of_classes
     by_size = {"keypoints": ("APm", "APl")}  # COCO labels no keypoints of small objects
     return [
         f"{task}/{name}"
@@ -87,7 +93,7 @@ def metrics_of(config: CfgNode, dataset_name: str) -> list[str]:
 
 
 def check_metric(config: CfgNode) -> None:
-    """Check that the evaluation gives `TEST.BEST_METRIC`, but for the name of a class after `AP-`.
+    """Check that the evaluation gives `TEST.BEST_METRIC`.
 
     Raises:
         UserError: it does not.
@@ -98,10 +104,15 @@ def check_metric(config: CfgNode) -> None:
     dataset = datasets.measured_on(names, metric)
     own = metric if dataset == names[0] else metric.partition("/")[2]
     known = metrics_of(config, dataset)
-    start, dash, _ = own.partition("-")
+    start, dash, of_class = own.partition("-")
+    name = dataset.rpartition("/")[2]
+    if start + dash in known and dash and of_class not in (classes := datasets.known_classes(dataset)):
+        near = difflib.get_close_matches(of_class, classes, n=3, cutoff=0) or classes[:3]
+        raise UserError(
+            f"TEST.BEST_METRIC {metric!r} is of a class that {name} does not have; nearest: {', '.join(near)}"
+        )
     if start + dash not in known:
         shown = ", ".join(f"{name}CLASS" if name.endswith("-") else name for name in known)
-        name = dataset.rpartition("/")[2]
         raise UserError(f"TEST.BEST_METRIC {metric!r} is not measured on {name}; choose one of {shown}")
 
 

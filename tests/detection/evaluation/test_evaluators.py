@@ -337,6 +337,15 @@ def test_a_metric_may_be_of_a_class_or_of_another_set(metric, dataset_root):
     evaluators.check_metric(config)
 
 
+def test_the_class_of_a_metric_is_one_of_the_datasets(dataset_root):
+    config = configs.load("coco_R50_C4", ["TEST.BEST_METRIC", "bbox/AP-persn"])
+    with pytest.raises(UserError, match="of a class that coco_2017_val does not have; nearest: person"):
+        evaluators.check_metric(config)
+    config = configs.load("coco_keypoints_R50_FPN", ["TEST.BEST_METRIC", "bbox/AP-person"])
+    with pytest.raises(UserError, match="is not measured on keypoints_coco_2017_val"):  # the only class
+        evaluators.check_metric(config)
+
+
 def test_what_has_no_evaluation_is_named(dataset_root, tmp_path):
     with pytest.raises(UserError, match="has evaluator_type 'coco_panoptic_seg'; there is an evaluation for coco, pas"):
         evaluator_of("coco_R50_C4", "coco_2017_val_panoptic", tmp_path)
