@@ -12,6 +12,7 @@ from fvcore.common.config import CfgNode
 from detection.data import datasets
 from detection.training import checkpoints, run_folder, summary, weights
 from detection.training.hooks import check_expected
+from foundation.errors import UserError
 
 PREDICTIONS = "predictions"  # folder in the run's
 logger = logging.getLogger(__name__)
@@ -29,7 +30,11 @@ def record(
 ) -> None:
     """Write `results.json`: what a report needs, besides the files that Detectron2 writes."""
     path = config.MODEL.WEIGHTS
-    sidecar = weights.describe(Path(path)) if path else {}
+    try:
+        sidecar = weights.describe(Path(path)) if path else {}
+    except UserError as error:  # the file has been replaced since; the results count all the same
+        logger.warning("%s: what trained the weights is not known any more", error)
+        sidecar = {}
     target = Path(config.OUTPUT_DIR) / "results.json"
     content = {
         "kind": "detection",
