@@ -19,6 +19,7 @@ from typing import Any
 import numpy
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
+from detectron2.data.datasets.builtin_meta import COCO_PERSON_KEYPOINT_NAMES
 from detectron2.data.datasets.pascal_voc import CLASS_NAMES
 from fvcore.common.config import CfgNode
 
@@ -113,13 +114,18 @@ def category_ids(config: CfgNode, name: str) -> list[Any]:
     return [ids.get(each) for each in names] if names else list(ids.values())
 
 
-def count_keypoints(name: str) -> int:
-    """The number of keypoints of an object of a user's own dataset; 0 where its categories name none.
+def known_keypoints(name: str) -> list[str]:
+    """Names of the keypoints of an object of a user's own dataset; empty where its categories name none.
 
     Raises:
         UserError: the file is missing or not in COCO's format.
     """
-    return len(keypoint_names(category_records(Path(MetadataCatalog.get(name).json_file))))
+    return keypoint_names(category_records(Path(MetadataCatalog.get(name).json_file)))
+
+
+def are_of_persons(keypoints: Sequence[str]) -> bool:
+    """Whether keypoints are COCO's 17 of a person, by their names: for these its evaluation has tolerances."""
+    return [each.lower().replace(" ", "_").replace("-", "_") for each in keypoints] == [*COCO_PERSON_KEYPOINT_NAMES]
 
 
 def class_names(config: CfgNode) -> list[str]:

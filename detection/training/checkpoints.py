@@ -227,6 +227,11 @@ def _candidates(folder: Path) -> list[Path]:
     return [path for path in dict.fromkeys([*named, *_numbered(folder), folder / FINAL]) if path.is_file()]
 
 
+def iterations_of(path: Path) -> int:
+    """How many iterations a numbered checkpoint has."""
+    return int(path.stem.removeprefix("model_")) + 1
+
+
 def _is_checkpoint(name: str) -> bool:
     return name == FINAL or NUMBERED.fullmatch(name) is not None
 

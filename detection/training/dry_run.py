@@ -7,6 +7,7 @@ import resource
 import time
 from collections.abc import Iterator
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 from detectron2.data import DatasetCatalog
@@ -14,9 +15,8 @@ from detectron2.utils.events import EventStorage
 from fvcore.common.config import CfgNode
 from fvcore.nn.precise_bn import get_bn_modules
 
-from detection.checks import preflight
 from detection.data import loading, training_data
-from detection.training import scaling, trainer
+from detection.training import checkpoints, prepare, scaling, trainer
 from foundation import devices, machine
 
 TIMED = 3  # passes, after one to warm up
@@ -30,10 +30,10 @@ def describe(config: CfgNode, processes: int) -> Iterator[str]:
     """The lines to print for a config that was scaled to the number of processes.
 
     Raises:
-        UserError: the datasets would stop a run, or the model cannot be built or does not fit the device.
+        UserError: the datasets, the weights or the config would stop a run, or the model does not fit the device.
     """
     solver, device = config.SOLVER, config.MODEL.DEVICE
-    preflight.check(config, config.DATASETS.TRAIN, config.DATASETS.TEST)
+    prepare.check_ahead(config, begun=checkpoints.exists(Path(config.OUTPUT_DIR)))
     images = training_data.read(config)
     held_out = sum(len(DatasetCatalog.get(name)) for name in config.DATASETS.TEST)
     yield scaling.describe(config, processes, len(images.records))

@@ -4,7 +4,7 @@ import argparse
 import atexit
 import shutil
 import tempfile
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import torch
@@ -26,6 +26,7 @@ from foundation.wandb_mirror import require_wandb
 
 DEFAULT_RECIPES = {"cuda": "coco_R50_FPN_1x_moco", "cpu": "shapes_R18_FPN"}  # for data of one's own
 SPLIT = "data"  # folder in the run's, with the two parts of a dataset
+OF_SEEDS, OF_SWEEP = ("seed*/",), ("lr*/", "lr*/seed*/")  # folders of the runs of a series, in that of the series
 MEAN_SIGMA = 0.067  # the mean of the tolerances of COCO's keypoints
 
 
@@ -41,6 +42,8 @@ def configure(arguments: argparse.Namespace) -> CfgNode:
     config = configs.load(arguments.config, arguments.overrides)
     if arguments.output:
         config.OUTPUT_DIR = arguments.output
+    elif holds_run := _folder_of_run(arguments):
+        config.OUTPUT_DIR = holds_run
     elif config.OUTPUT_DIR == configs.default_config().OUTPUT_DIR:
         config.OUTPUT_DIR = default_output(arguments.config)
     own = _own_datasets(arguments, Path(config.OUTPUT_DIR))
@@ -89,24 +92,41 @@ def check(config: CfgNode, resume: bool) -> None:
     """Check everything that can be known to fail before the first step.
 
     Raises:
-        UserError: a dataset is not all there, weights do not fit, there is no such metric, or the folder holds another
-            run.
+        UserError: as `check_ahead`; or the folder holds another run.
     """
     folder = Path(config.OUTPUT_DIR)
-    if config.SOLVER.MAX_ITER in config.SOLVER.STEPS:
-        raise UserError(
-            f"SOLVER.STEPS has {config.SOLVER.MAX_ITER}, where the training ends (SOLVER.MAX_ITER): leave that step out"
-        )
     check_utf8(folder)
-    if config.LOG.WANDB:
-        require_wandb()
     begun = checkpoints.exists(folder)
     if begun:
         if not resume:
             raise UserError(f"{folder} already holds a run: continue it with --resume, or choose another --output")
         run_folder.check_same(folder, config)
+    check_ahead(config, begun)
+
+
+def check_ahead(config: CfgNode, begun: bool) -> None:
+    """Check what does not depend on the folder of the run.
+
+    Args:
+        config: of the run.
+        begun: it is continued, and needs no initial weights.
+
+    Raises:
+        UserError: a dataset is not all there, weights do not fit, or keys of the config do not go together.
+    """
+    if config.SOLVER.MAX_ITER in config.SOLVER.STEPS:
+        raise UserError(
+            f"SOLVER.STEPS has {config.SOLVER.MAX_ITER}, where the training ends (SOLVER.MAX_ITER): leave that step out"
+        )
+    if config.LOG.WANDB:
+        require_wandb()
+    if config.TEST.PATIENCE and not config.TEST.EVAL_PERIOD and not begun:
+        raise UserError(
+            f"TEST.PATIENCE {config.TEST.PATIENCE} has no effect without evaluations during the training: set"
+            " TEST.EVAL_PERIOD, or leave it out"
+        )
     preflight.check(config, config.DATASETS.TRAIN, config.DATASETS.TEST)
-    if not (begun and resume):
+    if not begun:
         evaluators.check_metric(config)
         model.check(config, whole=False)
 
@@ -164,6 +184,17 @@ def _check_choices(arguments: argparse.Namespace) -> None:
             raise UserError("--seeds and --sweep-lr work on one machine: start the runs one by one, each with its SEED")
 
 
+def _folder_of_run(arguments: argparse.Namespace) -> str:
+    """The folder of the run that is continued or evaluated by its own config; empty where that is none.
+
+    Of a run that was moved or copied, the config names the folder that it was begun in.
+    """
+    if not (arguments.resume or arguments.eval_only) or "OUTPUT_DIR" in dict(override_pairs(arguments.overrides)):
+        return ""
+    path = find_config(arguments.config, "detection")
+    return str(path.parent) if path.name == RUN_CONFIG and checkpoints.exists(path.parent) else ""
+
+
 def default_output(recipe: str) -> str:
     """The folder of a run where none is named."""
     return str(Path(configs.default_config().OUTPUT_DIR) / Path(recipe).stem)
@@ -217,7 +248,7 @@ def _divide(train: Path, arguments: argparse.Namespace, output: Path) -> Path:
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
         custom.write_parts(parts, folder)
         return folder
-    folder, begun = output / SPLIT, _begun_run(output, series=True)
+    folder, begun = output / SPLIT, _begun_run(output, (*OF_SEEDS, *OF_SWEEP))
     if begun:  # by an earlier version perhaps, which wrote the parts elsewhere
         name = configs.load(str(begun / RUN_CONFIG)).DATASETS.TRAIN[0]
         used = Path(f"{name.partition(datasets.CUSTOM)[0]}.json")
@@ -253,13 +284,15 @@ def _begun_config(config: CfgNode, arguments: argparse.Namespace) -> CfgNode | N
     """The config of the run in the folder, where it is continued or evaluated; of a series, that of one of its runs."""
     if not (arguments.resume or arguments.eval_only or arguments.seeds or arguments.sweep_lr):
         return None
-    begun = _begun_run(Path(config.OUTPUT_DIR), series=bool(arguments.seeds or arguments.sweep_lr))
+    # A run of a sweep has a learning rate of its own, which is not that of runs with other seeds only.
+    members = OF_SWEEP if arguments.sweep_lr else OF_SEEDS if arguments.seeds else ()
+    begun = _begun_run(Path(config.OUTPUT_DIR), members)
     return configs.load(str(begun / RUN_CONFIG)) if begun else None
 
 
-def _begun_run(folder: Path, series: bool) -> Path | None:
-    """The folder of the run that was begun in a folder; of a series, that of one of its runs."""
-    members = [*folder.glob("lr*/"), *folder.glob("seed*/"), *folder.glob("lr*/seed*/")] if series else []
+def _begun_run(folder: Path, series: Sequence[str]) -> Path | None:
+    """The folder of the run that was begun in a folder or, of a series, in one that these patterns match."""
+    members = [each for pattern in series for each in folder.glob(pattern)]
     found = (each for each in [folder, *sorted(members)] if checkpoints.exists(each))
     return next((each for each in found if (each / RUN_CONFIG).is_file()), None)
 
@@ -299,10 +332,11 @@ def _fit_to_data(config: CfgNode, trains: bool) -> None:
     requirements.set_classes(config, len(names))
     if trains:
         config.DATASETS.CLASSES = tuple(names)
-    points = datasets.count_keypoints(name) if config.MODEL.KEYPOINT_ON else 0
-    if points:
-        config.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS = points
-        if points != (len(config.TEST.KEYPOINT_OKS_SIGMAS) or requirements.COCO_KEYPOINTS):
+    keypoints = datasets.known_keypoints(name) if config.MODEL.KEYPOINT_ON else []
+    if keypoints:
+        points = config.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS = len(keypoints)
+        given = len(config.TEST.KEYPOINT_OKS_SIGMAS)
+        if given != points and (given or not datasets.are_of_persons(keypoints)):
             config.TEST.KEYPOINT_OKS_SIGMAS = [MEAN_SIGMA] * points
             print(f"note: TEST.KEYPOINT_OKS_SIGMAS is {MEAN_SIGMA}, the mean of COCO's, for each of {points} keypoints")
 

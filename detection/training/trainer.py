@@ -366,7 +366,10 @@ def evaluate(config: CfgNode, name: str, own: bool) -> None:
         if not comm.is_main_process():
             return
         if own:
-            run_folder.replace_results(config, outcome.describe(config, results))
+            evaluated = outcome.describe(config, results)
+            if path.name != checkpoints.FINAL:  # of a run that goes on, or whose last checkpoint is damaged
+                evaluated["iterations"] = checkpoints.iterations_of(path)
+            run_folder.replace_results(config, evaluated)
             outcome.conclude(config, results)
         else:
             outcome.record(config, name, results, iterations=0, train_images=0)

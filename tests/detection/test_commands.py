@@ -77,6 +77,9 @@ def test_numbers_end_where_keys_begin():
     assert arguments.overrides == ["SOLVER.MAX_ITER", "5", "SEED", "4"]
 
 
+PARTS = ("Eye", "Ear", "Shoulder", "Elbow", "Wrist", "Hip", "Knee", "Ankle")  # of a person, each left and right
+
+
 def own_data(root):
     parts = (("train", "train2017"), ("test", "val2017"))
     return [
@@ -101,6 +104,43 @@ def test_data_of_ones_own_brings_its_classes_and_stands_in_the_config(recipe, ke
     for path in (coco_root / "coco" / "annotations").iterdir():  # a detector that was copied to another machine
         path.unlink()
     assert datasets.class_names(again) == datasets.model_classes(again) == ["rectangle", "triangle"]
+
+
+def test_only_keypoints_of_persons_have_cocos_tolerances(coco_root):
+    path = coco_root / "coco" / "annotations" / "instances_train2017.json"
+    content = json.loads(path.read_text())
+    words = ["--config", "coco_keypoints_R50_FPN", "--num-gpus", "0", *own_data(coco_root)]
+    persons = ["nose", *(f"{side} {part}" for part in PARTS for side in ("Left", "Right"))]
+    for names, sigmas in ((persons, []), ([f"point {i}" for i in range(17)], [0.067] * 17)):
+        for category in content["categories"]:
+            category["keypoints"] = names
+        path.write_text(json.dumps(content))
+        config = prepare.configure(train_net.parse(words))
+        assert config.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS == 17
+        assert sigmas == config.TEST.KEYPOINT_OKS_SIGMAS
+    own = prepare.configure(train_net.parse([*words, "TEST.KEYPOINT_OKS_SIGMAS", f"{[0.1] * 17}"]))
+    assert own.TEST.KEYPOINT_OKS_SIGMAS == [0.1] * 17
+
+
+@pytest.mark.parametrize("option", ["--eval-only", "--resume"])
+def test_a_run_that_was_copied_is_meant_by_its_own_config(option, coco_root, tmp_path):
+    config = prepare.configure(train_net.parse(["--config", "shapes_R18_FPN", "--num-gpus", "0", *own_data(coco_root)]))
+    for name in ("first", "copy"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model_0000001.pth").touch()
+        config.OUTPUT_DIR = str(tmp_path / "first")
+        (tmp_path / name / "config.yaml").write_text(config.dump())
+    words = ["--num-gpus", "0", option, "--config", str(tmp_path / "copy" / "config.yaml")]
+    assert str(tmp_path / "copy") == prepare.configure(train_net.parse(words)).OUTPUT_DIR
+    for named in (["--output", str(tmp_path / "new")], ["OUTPUT_DIR", str(tmp_path / "new")]):
+        assert str(tmp_path / "new") == prepare.configure(train_net.parse([*words, *named])).OUTPUT_DIR
+
+
+def test_patience_without_evaluations_is_refused(coco_root, tmp_path):
+    words = ["--config", "shapes_R18_FPN", "--num-gpus", "0", "--output", str(tmp_path / "run"), *own_data(coco_root)]
+    config = prepare.configure(train_net.parse([*words, "TEST.PATIENCE", "3", "TEST.EVAL_PERIOD", "0"]))
+    with pytest.raises(UserError, match=r"TEST.PATIENCE 3 has no effect .* set TEST.EVAL_PERIOD"):
+        prepare.check(config, resume=False)
 
 
 def test_data_of_ones_own_with_other_classes_to_test_on(coco_root, error_of):

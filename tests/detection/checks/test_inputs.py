@@ -395,7 +395,7 @@ def test_keypoints_of_ones_own(own, capsys):
     assert verdicts(config, capsys)[:2] == (None, 0)
     metadata = MetadataCatalog.get(config.DATASETS.TRAIN[0])
     assert metadata.keypoint_flip_map == [("left_end", "right_end")]
-    assert datasets.count_keypoints(config.DATASETS.TRAIN[0]) == 2
+    assert datasets.known_keypoints(config.DATASETS.TRAIN[0]) == ["left_end", "right_end"]
     record = DatasetCatalog.get(config.DATASETS.TRAIN[0])[0]
     instances = training_data.training_mapper(config)(record)["instances"]
     assert instances.gt_keypoints.tensor[0].tolist() == [[13.5, 15.5, 2], [33.5, 35.5, 1]]

@@ -277,6 +277,39 @@ def test_one_file_for_both_has_its_folder_named_once(coco_root, tmp_path):
     assert names.TRAIN == names.TEST == (f"{alone}@{folder}",)
 
 
+def test_seeds_after_a_sweep_have_the_learning_rate_of_the_plan(coco_root, tmp_path):
+    """And a sweep that is continued has what it was begun with."""
+    file, run = str(coco_root / "coco" / "annotations" / "instances_train2017.json"), tmp_path / "run"
+    words = ["--train-json", file, "--test-json", file, "--num-gpus", "0", "--output", str(run)]
+    config = prepare.configure(train_net.parse(words))
+    planned = config.SOLVER.BASE_LR
+    config.SOLVER.BASE_LR, config.SOLVER.MAX_ITER = 0.5, 77
+    (run / "lr0.5").mkdir(parents=True)
+    (run / "lr0.5" / "model_0000001.pth").touch()
+    run_folder.write_config(run / "lr0.5", config, "shapes_R18_FPN")
+    again = prepare.configure(train_net.parse([*words, "--seeds", "1", "2"]))
+    assert (again.SOLVER.BASE_LR, again.SOLVER.MAX_ITER != 77) == (planned, True)
+    assert prepare.configure(train_net.parse([*words, "--sweep-lr", "0.5"])).SOLVER.MAX_ITER == 77
+
+
+def test_a_dry_run_refuses_settings_that_a_run_refuses(coco_root, tmp_path):
+    file = coco_root / "coco" / "annotations" / "instances_train2017.json"
+    words = ["--train-json", str(file), "--num-gpus", "0", "--output", str(tmp_path / "run"), "--dry-run"]
+    with pytest.raises(UserError, match="'bbox/APx' is not measured"):
+        train_net.main([*words, "TEST.BEST_METRIC", "bbox/APx"])
+
+
+def test_parts_that_hold_nan_are_known_again(coco_root, tmp_path):
+    file = coco_root / "coco" / "annotations" / "instances_train2017.json"
+    content = json.loads(file.read_text())
+    for each in content["annotations"]:
+        each["area"] = float("nan")
+    file.write_text(json.dumps(content))
+    custom.write_parts(custom.divide(file, 0.3), tmp_path)
+    assert custom.are_written(custom.divide(file, 0.3), tmp_path)
+    assert not custom.are_written(custom.divide(file, 0.6), tmp_path)
+
+
 @pytest.mark.parametrize("option", [["--dry-run"], ["--show-data", "2"]])
 def test_looking_ahead_refuses_what_a_run_refuses(option, coco_root, tmp_path):
     file = coco_root / "coco" / "annotations" / "instances_train2017.json"
