@@ -86,7 +86,7 @@ def test_processes_that_srun_has_not_started_together(environment: dict[str, str
 
 def test_variables_that_have_not_come_through_are_named() -> None:
     environment = {name: value for name, value in STEP.items() if name not in ("SLURM_NODEID", "SLURM_STEP_NODELIST")}
-    with pytest.raises(UserError, match="4 processes, but SLURM_NODEID, SLURM_STEP_NODELIST of"):
+    with pytest.raises(UserError, match="4 processes, but SLURM_NODEID, SLURM_STEP_NODELIST is not set"):
         slurm.torchrun_variables(environment)
 
 
