@@ -148,7 +148,9 @@ def retry(url: str, attempt: Callable[[], T], stall: float, position: Callable[[
         failures = 1 if position() > furthest else failures + 1
         furthest = max(furthest, position())
         if failures == attempts:
-            raise UserError(f"{url} cannot be fetched: {reason}, after {attempts} attempts; check the network")
+            raise UserError(
+                f"{url} cannot be fetched: {reason}, after {attempts} attempts; check the network and the server"
+            )
         logger.warning("%s: %s; trying again", url, reason)
         time.sleep(stall / 16 * 2 ** (failures - 1) * _jitter.uniform(0.5, 1))
 

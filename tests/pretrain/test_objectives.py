@@ -126,7 +126,7 @@ def test_an_objective_is_one_class_and_one_line(monkeypatch: pytest.MonkeyPatch,
 
 def test_an_objective_of_one_process_refuses_several(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pretrain.distributed.group.world_size", lambda: 2)
-    with pytest.raises(UserError, match="train it with one"):
+    with pytest.raises(UserError, match="start one process"):
         build_criterion("frossl", **STATE)
 
 

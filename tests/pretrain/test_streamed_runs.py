@@ -100,7 +100,8 @@ def test_a_server_that_fails_in_the_middle_ends_the_run_with_its_checkpoint(
     site.faults[f"/train-{last}.tar"] = ["", "503"]  # it is there when asked for its size
     message = error_of(train.main, run)
     assert message == (
-        f"{site.url}/train-{last}.tar cannot be fetched: the server answers 503 Service Unavailable, after 8 attempts"
+        f"{site.url}/train-{last}.tar cannot be fetched: the server answers 503 Service Unavailable, after 8 attempts; "
+        "check the network and the server"
     )
     position = checkpoint.load(tmp_path / "run" / "checkpoints" / "last.pt")["position"]
     assert position["step"] == 3
