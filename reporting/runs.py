@@ -209,6 +209,7 @@ class _SharedNames:
 
     def __init__(self) -> None:
         self._names: dict[tuple[str, str], str] = {}
+        self._digest = cache(sha256_of)  # the runs of a report share most of their files
 
     def of(self, run: Run) -> Run:
         """The run, with such names in its config and results."""
@@ -231,7 +232,7 @@ class _SharedNames:
         for path in [file, *(moved if file.parent.name == PARTS else [])]:
             if path.is_file():
                 try:
-                    return self._names.setdefault((sha256_of(path), images), name)
+                    return self._names.setdefault((self._digest(path), images), name)
                 except OSError:
                     break
         return name

@@ -8,7 +8,7 @@ VARIANTS = {"_TTA": " with test-time augmentation", "_EMA": " of averaged weight
 METRICS = ("AP", "mIoU", "IoU")  # the main one of each task
 # AP below this cannot be distinguished from 0: with 100 images, the standard deviation of AP from the choice of the
 # images alone is about 2.
-NEAR_NOTHING = 2.0
+LEAST_COMPARABLE = 2.0
 
 
 def describe(results: Mapping[str, Mapping[str, float | None]], images: int) -> str:
@@ -32,7 +32,7 @@ def describe(results: Mapping[str, Mapping[str, float | None]], images: int) -> 
             parts.append(f"{label} {value:.1f}")
             values.append(value)
     line = f"{', '.join(parts)} ({images:,} image{'s' * (images != 1)})"
-    if values and max(values) < NEAR_NOTHING:
+    if values and max(values) < LEAST_COMPARABLE:
         line += (
             ". This is too low to compare initialisations: train longer (SOLVER.MAX_ITER) or on more images, and check"
             " the data with --check-data"

@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import tempfile
 import urllib.error
 import urllib.request
 from collections import Counter
@@ -13,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from foundation.errors import UserError
+from foundation.files import write_atomic
 from foundation.images import OpenImage
 from pretrain.images.files import FileSource
 from pretrain.images.sources import Source, build_source
@@ -172,12 +172,10 @@ def _is_expected(content: bytes, sha256: str) -> bool:
 
 
 def _keep(content: bytes, file: Path) -> None:
-    """Write a file that several processes may write at the same time. Where that cannot be, it is fetched again."""
+    """Keep a file for the next time. One that cannot be kept, or that another process disturbs, is fetched again."""
     with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=file.parent, delete=False) as draft:
-            draft.write(content)
-        Path(draft.name).replace(file)
+        write_atomic(file, content)
 
 
 def _fetch(url: str) -> bytes:

@@ -87,10 +87,7 @@ def pretrain(
     if group.is_main() and 0 < span.first < span.last:
         withdraw_outcome(output)
     recorder = build_recorder(config, output, parts["criterion"], span) if group.is_main() else None
-    logger.info("%d images, steps %d to %d, %d an epoch", len(source), span.first, span.last, span.per_epoch)
-    logger.info("%s on %d %s process(es)", trainer.precision, group.world_size(), device.type)
-    if group.world_size() == 1 and torch.cuda.device_count() > 1:
-        logger.info("one of %d GPUs is used; torchrun --nproc_per_node uses more", torch.cuda.device_count())
+    log_start(len(source), span, trainer.precision, device)
     closing = contextlib.closing(recorder) if recorder else contextlib.nullcontext()
     with report_dead_workers(), report_failed_compilation(config.TRAIN.COMPILE), closing:
         complete = train(
@@ -112,6 +109,14 @@ def pretrain(
     elif group.is_main():
         export(config, output, parts["network"])
     return complete
+
+
+def log_start(images: int, span: StepRange, precision: str, device: torch.device) -> None:
+    """Log the steps that are left, and what they are taken on."""
+    logger.info("%d images, steps %d to %d, %d an epoch", images, span.first, span.last, span.per_epoch)
+    logger.info("%s on %d %s process(es)", precision, group.world_size(), device.type)
+    if group.world_size() == 1 and torch.cuda.device_count() > 1:
+        logger.info("one of %d GPUs is used; torchrun --nproc_per_node uses more", torch.cuda.device_count())
 
 
 def fill_encoder(encoder: nn.Module, weights: str, config: CfgNode) -> None:
