@@ -143,6 +143,13 @@ def test_patience_without_evaluations_is_refused(coco_root, tmp_path):
         prepare.check(config, resume=False)
 
 
+def test_a_folder_that_tensorboard_cannot_write_to_is_refused(coco_root, tmp_path):
+    config = prepare.configure(train_net.parse(["--config", "shapes_R18_FPN", "--num-gpus", "0", *own_data(coco_root)]))
+    config.OUTPUT_DIR = str(tmp_path / os.fsdecode(b"run\xff"))
+    with pytest.raises(UserError, match="TensorBoard needs a path that is UTF-8"):
+        prepare.check(config, resume=False)
+
+
 def test_data_of_ones_own_with_other_classes_to_test_on(coco_root, error_of):
     path = coco_root / "coco" / "annotations" / "instances_val2017.json"
     path.write_text(path.read_text().replace("triangle", "circle"))

@@ -214,6 +214,9 @@ def test_annotations_may_name_files_by_absolute_paths(tmp_path):
     file = tmp_path / "a" / "1.png"
     assert image_ids([file], {str(file): 7, "1.png": 8}) == [7]
     assert image_ids([file], {"a/1.png": 7, "1.png": 8}) == [7]
+    (tmp_path / "link").symlink_to("a")
+    linked = tmp_path / "link" / "1.png"
+    assert image_ids([linked], {str(linked): 7, "1.png": 8}) == [7]
 
 
 def test_categories_of_annotations_are_the_classes_of_that_name(coco_root):

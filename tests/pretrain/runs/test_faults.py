@@ -18,8 +18,10 @@ from foundation.images import OpenImage
 from pretrain.batches.loader import build_loader, read_batches, report_dead_workers
 from pretrain.batches.sampler import SequentialBatches
 from pretrain.batches.views import ViewDataset
+from pretrain.config import get_defaults
 from pretrain.images.sources import ArraySource
 from pretrain.runs import checkpoint
+from pretrain.runs.folder import open_run
 
 
 def saved_twice(run: Path) -> Path:
@@ -158,6 +160,13 @@ def test_a_save_killed_before_its_link_is_the_last_one_after_a_restart(
     checkpoint.finish_save(tmp_path)
     assert checkpoint.load(last)["position"] == {"step": 3}
     assert not list(path.parent.glob("*.tmp"))
+
+
+def test_a_folder_that_tensorboard_cannot_write_to_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"run\xff")
+    with pytest.raises(UserError, match="TensorBoard needs a path that is UTF-8"):
+        open_run(folder, get_defaults(), resume=False)
+    assert not folder.exists()
 
 
 def test_a_file_system_without_symbolic_links_is_named_before_the_first_step(
