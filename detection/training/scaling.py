@@ -9,6 +9,8 @@
 What has been applied is set to its neutral value, so that the config of a run, loaded again, gives the same run.
 """
 
+from collections.abc import Sequence
+
 from fvcore.common.config import CfgNode
 
 from foundation.errors import UserError
@@ -35,7 +37,7 @@ def scale(config: CfgNode, processes: int) -> CfgNode:
     """A copy with schedule, batch and learning rate for `DATASETS.FRACTION` of the images and this number of processes.
 
     Raises:
-        UserError: the batch is not a multiple of the processes and passes.
+        UserError: the batch is not a multiple of the processes and passes, or the schedule becomes too short.
     """
     config = config.clone()
     solver = config.SOLVER
@@ -83,11 +85,38 @@ def advise_on_memory(config: CfgNode, processes: int) -> str:
 
 
 def _stretch_schedule(config: CfgNode, factor: float) -> None:
-    """Multiply every length of the schedule, in place, so that it keeps its shape."""
+    """Multiply every length of the schedule, in place, so that it keeps its shape.
+
+    Raises:
+        UserError: it becomes too short for its steps.
+    """
     solver, test = config.SOLVER, config.TEST
-    solver.MAX_ITER = max(1, round(solver.MAX_ITER * factor))
-    solver.STEPS = tuple(sorted({max(1, round(step * factor)) for step in solver.STEPS}))
+    iterations = max(1, round(solver.MAX_ITER * factor))
+    solver.STEPS = _stretch_steps(solver.STEPS, solver.MAX_ITER, iterations, factor)
+    solver.MAX_ITER = iterations
     solver.WARMUP_ITERS = round(solver.WARMUP_ITERS * factor)
     solver.CHECKPOINT_PERIOD = max(1, round(solver.CHECKPOINT_PERIOD * factor))
     if test.EVAL_PERIOD:  # 0: only at the end
         test.EVAL_PERIOD = max(1, round(test.EVAL_PERIOD * factor))
+
+
+def _stretch_steps(steps: Sequence[int], planned: int, iterations: int, factor: float) -> tuple[int, ...]:
+    """The steps of a schedule of `iterations` instead of `planned`, each less than one iteration from its place.
+
+    Steps that rounding would put onto another one, or onto the end, come earlier. Steps from the end on stay there.
+
+    Raises:
+        UserError: too few iterations for the steps.
+    """
+    stretched = {max(iterations + (step > planned), round(step * factor)) for step in steps if step >= planned}
+    following = iterations
+    for step in sorted((step for step in steps if step < planned), reverse=True):
+        following = min(max(1, round(step * factor)), following - 1)
+        if following < 1 or following <= step * factor - 1:
+            raise UserError(
+                f"SOLVER.STEPS {tuple(steps)} of {planned:,} iterations do not fit into {iterations:,}, to which"
+                " DATASETS.FRACTION or the number of processes shortens them: set a larger DATASETS.FRACTION or a"
+                " smaller SOLVER.FRACTION_EXPONENT, or leave the steps out with SOLVER.STEPS ()"
+            )
+        stretched.add(following)
+    return tuple(sorted(stretched))

@@ -56,6 +56,33 @@ def test_the_schedule_of_one_percent_of_the_images(exponent, iterations, steps, 
 
 
 @pytest.mark.parametrize(
+    ("fraction", "iterations", "steps"),
+    [
+        (1 / 18000, 10, (7, 9)),  # 6.67 and 8.89
+        (5 / 180000, 5, (3, 4)),  # 3.33 and 4.44
+        (4 / 180000, 4, (2, 3)),  # 2.67 and 3.56, which rounds to the end
+    ],
+)
+def test_the_steps_of_a_short_schedule_stay_apart(fraction, iterations, steps):
+    config = scaling.scale(load("DATASETS.FRACTION", fraction, "SOLVER.FRACTION_EXPONENT", 1), 1)
+    assert (iterations, steps) == (config.SOLVER.MAX_ITER, config.SOLVER.STEPS)
+
+
+@pytest.mark.parametrize("iterations", [3, 2, 1, 0.1])
+def test_a_schedule_too_short_for_its_steps(iterations):
+    pairs = ["DATASETS.FRACTION", iterations / 180000, "SOLVER.FRACTION_EXPONENT", 1]
+    with pytest.raises(UserError, match=r"SOLVER\.STEPS \(120000, 160000\) of 180,000 .* leave the steps out"):
+        scaling.scale(load(*pairs), 1)
+    assert max(1, round(iterations)) == scaling.scale(load(*pairs, "SOLVER.STEPS", "()"), 1).SOLVER.MAX_ITER
+
+
+def test_steps_after_the_end_stay_there():
+    """They matter only to a run that is continued for longer."""
+    pairs = ["DATASETS.FRACTION", 0.1, "SOLVER.FRACTION_EXPONENT", 1, "SOLVER.MAX_ITER", 100, "SOLVER.STEPS"]
+    assert scaling.scale(load(*pairs, "(60, 101, 200)"), 1).SOLVER.STEPS == (6, 11, 20)
+
+
+@pytest.mark.parametrize(
     ("pairs", "processes", "message"),
     [
         (["SOLVER.IMS_PER_BATCH", 12], 8, "12 is not a multiple of the number of processes, 8"),
