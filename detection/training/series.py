@@ -75,19 +75,22 @@ def run(folder: Path, members: Sequence[Member], train: Callable[[CfgNode], None
         UserError: runs failed; the table has the others.
     """
     name = "sweep.json" if len({member.learning_rate for member in members}) > 1 else "seeds.json"
-    found: dict[Member, Metrics] = {}
+    found = {member: read_metrics(member.folder) for member in members if run_folder.is_finished(member.config)}
     failed: dict[Member, str] = {}
+    _write(folder / name, found)
     for number, member in enumerate(members, 1):
-        if not run_folder.is_finished(member.config):
-            print(f"run {number} of {len(members)}: {member.folder}", flush=True)
-            try:
-                train(member.config)
-            except UserError as error:
-                failed[member] = str(error)
-                print(f"{member.folder} failed: {error}", flush=True)
-                continue
+        if member in found:
+            continue
+        print(f"run {number} of {len(members)}: {member.folder}", flush=True)
+        try:
+            train(member.config)
+        except UserError as error:
+            failed[member] = str(error)
+            print(f"{member.folder} failed: {error}", flush=True)
+            continue
         found[member] = read_metrics(member.folder)
-        run_folder.write_json(folder / name, {"kind": "series", "runs": _rows(found), "means": summarise(found)})
+        found = {each: found[each] for each in members if each in found}  # in the order of the command
+        _write(folder / name, found)
     if found:
         print(f"\n{table(summarise(found))}\n\nAll metrics are in {folder / name}")
     if failed:
@@ -139,6 +142,12 @@ def _cell(metric: Mapping[str, Any] | None) -> str:
     if metric is None:
         return "-"
     return f"{metric['mean']:.2f}" + (f" ± {metric['spread']:.2f}" if metric["spread"] is not None else "")
+
+
+def _write(path: Path, found: Mapping[Member, Metrics]) -> None:
+    """Write the file of a series, if there are results."""
+    if found:
+        run_folder.write_json(path, {"kind": "series", "runs": _rows(found), "means": summarise(found)})
 
 
 def _rows(found: Mapping[Member, Metrics]) -> list[dict[str, Any]]:

@@ -96,6 +96,25 @@ def test_finished_runs_are_kept_and_a_failed_one_is_repeated(config, tmp_path, c
     assert json.loads((tmp_path / "seeds.json").read_text())["means"][0]["count"] == 3
 
 
+def test_a_repeated_series_keeps_the_rows_of_the_runs_that_are_finished(config, tmp_path):
+    members = series.plan(config, [], [1, 2, 3])
+    series.run(tmp_path, members, Training())
+    (tmp_path / "seed2" / "results.json").unlink()
+
+    def seeds():
+        return [row["seed"] for row in json.loads((tmp_path / "seeds.json").read_text())["runs"]]
+
+    class Watching(Training):
+        def __call__(self, config):
+            assert seeds() == [1, 3]
+            super().__call__(config)
+
+    again = Watching()
+    series.run(tmp_path, members, again)
+    assert again.done == ["seed2"]
+    assert seeds() == [1, 2, 3]
+
+
 def test_where_every_run_fails_no_metrics_are_promised(config, tmp_path, capsys):
     with pytest.raises(UserError, match="2 of 2 runs failed"):
         series.run(tmp_path, series.plan(config, [], [1, 2]), Training(failing=["seed1", "seed2"]))
