@@ -8,7 +8,7 @@ found by the command that resumes the run.
 import os
 import re
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -111,11 +111,39 @@ def read_state(folder: Path) -> RunState | None:
     return RunState(folder, kind, step, done, total, unit, saved, complete, locks.is_held(folder), damaged)
 
 
-def _candidates(root: Path) -> Iterator[Path]:
-    for folder, inside, files in os.walk(root):
-        inside[:] = sorted(name for name in inside if name not in NO_RUNS_BELOW)
-        if RUN_FILES.intersection(files):
-            yield Path(folder)
+def _candidates(root: Path) -> list[Path]:
+    """The folders with a file of a run, sorted.
+
+    Links to folders are followed, but not to one that holds the root. Where several paths lead to a folder, it counts
+    once, if possible by a path without links.
+    """
+    found: list[Path] = []
+    seen = {_identity(folder) for folder in root.resolve().parents}
+    waiting = [root]
+    while waiting:
+        links: list[Path] = []
+        for start in waiting:
+            for place, inside, files in os.walk(start):
+                folder = Path(place)
+                if _identity(folder) in seen:
+                    inside.clear()
+                    continue
+                seen.add(_identity(folder))
+                inside[:] = sorted(name for name in inside if name not in NO_RUNS_BELOW)
+                links += [folder / name for name in inside if (folder / name).is_symlink()]
+                if RUN_FILES.intersection(files):
+                    found.append(folder)
+        waiting = links
+    return sorted(found)
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    """Equal for all paths to a folder; (0, 0) for one that is gone."""
+    try:
+        status = folder.stat()
+    except OSError:
+        return 0, 0
+    return status.st_dev, status.st_ino
 
 
 def _state_of_collection(folder: Path, kind: RunKind) -> RunState:

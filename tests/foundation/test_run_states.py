@@ -88,6 +88,32 @@ def test_every_kind_of_run_is_listed_with_how_far_it_is(every_kind: Path) -> Non
     assert {state.kind.name for state in find_runs(every_kind)} == set(KINDS)
 
 
+def test_runs_that_were_moved_and_linked_are_found_once(tmp_path: Path) -> None:
+    """Through links to folders too, whatever these contain: a run beside the link to it, loops, and what is above."""
+    root, disk = tmp_path / "output", tmp_path / "disk"
+    for folder in (root / "here", disk / "moved", disk / "deep" / "er" / "moved", tmp_path / "other"):
+        write(folder, "OBJECTIVE: {}\nTRAIN: {EPOCHS: 3}\n")
+    (root / "a_link").symlink_to(root / "here")
+    (root / "moved").symlink_to(disk / "moved")
+    (root / "z").symlink_to(disk)  # the first link leads to one of its runs, too
+    (disk / "deep" / "back").symlink_to(root)
+    (disk / "deep" / "itself").symlink_to(disk / "deep" / "itself")
+    (root / "up").symlink_to(tmp_path)
+    found = [state.folder.relative_to(root).as_posix() for state in find_runs(root)]
+    assert found == ["here", "moved", "z/deep/er/moved"]
+    (tmp_path / "link").symlink_to(root)
+    assert len(find_runs(tmp_path / "link")) == 3
+
+
+def test_a_series_whose_runs_were_moved_and_linked(tmp_path: Path) -> None:
+    folder = write(tmp_path / "output" / "series", seeds_json={"kind": "series", "runs": [{"seed": 1}]})
+    write(tmp_path / "disk" / "seed1", "SOLVER: {MAX_ITER: 90}\n")
+    (folder / "seed1").symlink_to(tmp_path / "disk" / "seed1")
+    state = read_state(folder)
+    assert state is not None
+    assert not state.complete
+
+
 def test_a_detector_whose_training_was_extended_is_unfinished(tmp_path: Path) -> None:
     results = {"kind": "detection", "iterations": 90}
     longer = write(tmp_path / "longer", "SOLVER: {MAX_ITER: 180}", results_json=results)
