@@ -8,6 +8,7 @@ from fvcore.common.config import CfgNode
 
 from foundation.errors import UserError
 from foundation.wandb_mirror import require_wandb
+from pretrain.config import get_defaults
 from pretrain.distributed import group
 from pretrain.images.labelled import split_labelled_folder
 from pretrain.runs.weights import RANDOM, EncoderWeights, read_weights
@@ -54,7 +55,19 @@ def check_recipe(config: CfgNode, device: torch.device, processes: int) -> list[
     Raises:
         UserError: the activations alone are more than the memory of the device.
     """
-    return _print(memory_warning(config, device, processes))
+    return print_warnings(memory_warning(config, device, processes))
+
+
+def probe_warning(config: CfgNode) -> list[str]:
+    """A warning where keys of the online probe are set, and it does not run."""
+    defaults = get_defaults().PROBE
+    changed = [f"PROBE.{key}" for key in sorted(defaults) if config.PROBE[key] != defaults[key]]
+    if config.PROBE.EVERY or not changed:
+        return []
+    return [
+        f"warning: with PROBE.EVERY 0 nothing is probed during training ({', '.join(changed)}): set PROBE.EVERY to a"
+        " number of epochs"
+    ]
 
 
 def steps_warning(config: CfgNode, planned: bool, images: int) -> list[str]:
@@ -81,10 +94,11 @@ def steps_warning(config: CfgNode, planned: bool, images: int) -> list[str]:
         f"warning: {steps} steps are too few to learn much ({images} images, TRAIN.BATCH_SIZE "
         f"{config.TRAIN.BATCH_SIZE}: {per_epoch} an epoch); {advice}"
     )
-    return _print([warning])
+    return print_warnings([warning])
 
 
-def _print(warnings: list[str]) -> list[str]:
+def print_warnings(warnings: list[str]) -> list[str]:
+    """Print lines to standard error, in the first process only. Returns them."""
     for line in warnings if group.is_main() else ():
         print(line, file=sys.stderr)
     return warnings

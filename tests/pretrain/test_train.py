@@ -117,6 +117,19 @@ def test_online_probe(photos: Path, tmp_path: Path) -> None:
     assert 0 <= json.loads((tmp_path / "metrics.json").read_text().splitlines()[-1])["knn_top1"] <= 100
 
 
+def test_keys_of_a_probe_that_does_not_run(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    run = [*arguments(photos, tmp_path), "PROBE.ROOT", str(photos), "PROBE.K", "5", "TRAIN.MAX_STEPS", "1"]
+    train.main(run)
+    warning = (
+        "warning: with PROBE.EVERY 0 nothing is probed during training (PROBE.K, PROBE.ROOT): set PROBE.EVERY to a"
+        " number of epochs"
+    )
+    assert capsys.readouterr().err.count(warning) == 1
+    assert (tmp_path / "log.txt").read_text().count(warning) == 1
+    train.main([*run, "--resume", "TRAIN.MAX_STEPS", "2"])
+    assert warning not in capsys.readouterr().err, "a resumed run repeats it"
+
+
 def test_bad_input_is_named(photos: Path, tmp_path: Path, error_of: Callable) -> None:
     run = tmp_path / "run"
     for more, message in [
