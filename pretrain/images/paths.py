@@ -18,7 +18,7 @@ def locate(paths: Sequence[str]) -> tuple[str, str]:
 
     Raises:
         UserError: a path does not exist, is a single image, is given twice or lies in another one, or images and tars
-            are mixed.
+            are mixed, also in one folder, as in `training_tars`.
     """
     kinds = {path: _kind(path) for path in paths}
     if len(set(kinds.values())) > 1:
@@ -31,7 +31,7 @@ def locate(paths: Sequence[str]) -> tuple[str, str]:
     if len(set(roots)) < len(roots):
         raise UserError(f"{next(root for root in roots if roots.count(root) > 1)} is given twice; give it once")
     if name == "webdataset":
-        roots = [tar for root in roots for tar in (list(map(str, _tars(Path(root)))) or [root])]
+        roots = [tar for root in roots for tar in (list(map(str, training_tars(Path(root)))) or [root])]
         if not all(root.endswith(".tar") for root in roots):
             raise UserError(f"several indexes cannot be joined: give tars, or one index; not {roots[0]}")
         return name, _braces([root.removesuffix(".tar") for root in roots]) + ".tar"
@@ -58,12 +58,30 @@ def split_roots(root: str) -> list[str]:
     return [root] if Path(root).exists() else expand_braces(root)
 
 
+def training_tars(folder: Path) -> list[Path]:
+    """The tars of a folder to pretrain on: those of its train/, or its own where there is none.
+
+    Raises:
+        UserError: there are tars beside a train/ that holds none.
+    """
+    own, train = sorted(folder.glob("[!.]*.tar")), folder / "train"
+    if not train.is_dir():
+        return own
+    inside = sorted(train.glob("[!.]*.tar"))
+    if own and not inside:
+        raise UserError(
+            f"{folder} holds tars, and beside them {train}, which holds none: give the tars by their names, such as"
+            f" {own[0]}, or {train} for the images in it"
+        )
+    return inside
+
+
 def _kind(path: str) -> str:
     if path.startswith(REMOTE) or (is_listing(path) and Path(path).is_file()):
         return "webdataset"
     place = Path(path)
     if place.is_dir():
-        return "webdataset" if _tars(place) else "folder"
+        return "webdataset" if training_tars(place) else "folder"
     if place.is_file():
         what = "is a single image" if path.lower().endswith(EXTENSIONS) else "is neither a folder nor a .tar"
         raise UserError(f"{path} {what}; give the folder that holds the images")
@@ -71,11 +89,6 @@ def _kind(path: str) -> str:
         f"there is no folder or tar {path}; PATH is a folder of images (config keys are written in capitals, and "
         "recipes are given by --config)"
     )
-
-
-def _tars(folder: Path) -> list[Path]:
-    """The tars of a folder, or of its train/, as `build_source` looks for them."""
-    return sorted(folder.glob("[!.]*.tar")) or sorted((folder / "train").glob("[!.]*.tar"))
 
 
 def _braces(parts: Sequence[str]) -> str:

@@ -22,7 +22,7 @@ from pretrain.distributed import group
 from pretrain.images.fetch import stall_of
 from pretrain.images.files import FileSource, find_images
 from pretrain.images.joined import JoinedSource
-from pretrain.images.paths import split_roots
+from pretrain.images.paths import split_roots, training_tars
 from pretrain.images.shards import is_listing, list_shards
 from pretrain.images.stream import StreamedTars, Streaming
 from pretrain.images.tars import UNLABELED, TarSource, local_tars
@@ -135,7 +135,8 @@ def build_source(
     if name in ("folder", "webdataset") and split == "pretrain" and not subfolder.is_dir():
         subfolder = folder
     if name == "webdataset":
-        return local_tars(sorted(subfolder.glob("[!.]*.tar")), str(subfolder), split != "pretrain")
+        tars = training_tars(folder) if split == "pretrain" else sorted(subfolder.glob("[!.]*.tar"))
+        return local_tars(tars, str(subfolder), split != "pretrain")
     chosen = read_class_list(classes) if classes else ()
     if name == "imagenet100" and not classes and subfolder.is_dir():
         own = read_class_list(name)

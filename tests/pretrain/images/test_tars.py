@@ -88,6 +88,23 @@ def test_a_folder_and_a_tar_are_not_taken_for_a_pattern_or_an_index(name: str, p
     assert len(build_source(*locate([str(root / "shard-0.tar")]), "pretrain")) == 12
 
 
+def test_tars_beside_a_folder_train_without_tars(photos: Path, tmp_path: Path) -> None:
+    """It is not known which of the two is meant."""
+    root = write_shards(tmp_path / "photos", sorted((photos / "val").rglob("*.jpg")))
+    (root / "train").mkdir()
+    message = (
+        rf"{root} holds tars, and beside them {root}/train, which holds none: .* {root}/shard-0.tar, or {root}/train"
+    )
+    for build in (lambda: locate([str(root)]), lambda: build_source("webdataset", str(root), "pretrain")):
+        with pytest.raises(UserError, match=message):
+            build()
+    assert len(build_source(*locate([str(root / f"shard-{shard}.tar") for shard in range(2)]), "pretrain")) == 8
+    write_shards(root / "train", sorted((photos / "train").rglob("*.jpg")))
+    more = write_shards(tmp_path / "more", sorted((photos / "val").rglob("*.jpg")))
+    assert len(build_source(*locate([str(root)]), "pretrain")) == 24
+    assert len(build_source(*locate([str(root), str(more)]), "pretrain")) == 24 + 8
+
+
 def test_naming_an_image_takes_no_time_and_memory_for_the_others() -> None:
     names = [f"n/{number:05d}.jpg" for number in range(5000)]
     index = TarIndex.of("\0".join(names), *[[0] * len(names)] * 3)
