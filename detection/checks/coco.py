@@ -12,7 +12,7 @@ import numpy
 from detection.checks import findings as defects
 from detection.checks.content import check_class_names, check_parts
 from detection.checks.findings import Content, Findings, ListedImage
-from detection.data import optional_packages
+from detection.data import datasets, optional_packages
 from detection.data.annotations import (
     COMPUTED_AREAS,
     Annotations,
@@ -122,7 +122,8 @@ def check_lvis(
 def _read(metadata: Any, layout: str, lvis: bool, requirements: Requirements, findings: Findings) -> Annotations | None:
     """Read the file, and note the problems that matter to the model."""
     file, images = Path(metadata.json_file), Path(metadata.image_root)
-    check_parts([file, images], layout, findings)
+    own = datasets.CUSTOM in metadata.name
+    check_parts([file, images], layout, findings, defects.MISSING_OWN if own else defects.MISSING_PARTS)
     if not file.exists():
         return None
     try:

@@ -24,14 +24,16 @@ MANY = 0.2  # of the annotations; of COCO's 1 % are crowds
 THREADS = 16  # a header costs little computation, but on a network drive long waiting
 
 
-def check_parts(paths: Sequence[Path], layout: str, findings: Findings) -> None:
-    """See that the files and folders of a dataset exist."""
+def check_parts(
+    paths: Sequence[Path], layout: str, findings: Findings, defect: defects.Defect = defects.MISSING_PARTS
+) -> None:
+    """See that the files and folders of a dataset exist; it is a `defect` where they do not."""
     root = os.environ.get("DETECTRON2_DATASETS", "datasets")
     built_in = any(path.is_relative_to(root) for path in paths)
     where = f"; DETECTRON2_DATASETS, the folder of datasets, is {root!r}" * built_in
     missing = ", ".join(str(path) for path in paths if not path.exists())
     if missing:
-        findings.add(defects.MISSING_PARTS, [f"{missing} (expected are {layout}{where})"])
+        findings.add(defect, [f"{missing} (expected are {layout}{where})"])
 
 
 def check_class_names(

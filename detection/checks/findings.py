@@ -50,6 +50,14 @@ CORRECT = "correct or remove them"
 
 UNSUPPORTED = _fatal("unsupported kind of dataset", "choose another dataset, or another model")
 MISSING_PARTS = _fatal("missing files or folders", "add them, or correct the path")
+MISSING_OWN = Defect(
+    MISSING_PARTS.what,
+    Consequence(
+        "error",
+        "correct --train-json and --train-images; if the run or its data was moved, put a link at the old place",
+    ),
+    Consequence("error", "name the file with --test-json and the folder of its images with --test-images"),
+)  # of a user's own dataset
 UNREADABLE = _fatal("annotations that cannot be read", "correct or replace the file")
 MALFORMED = _fatal("records with a missing or unusable value", CORRECT)
 DUPLICATE_IMAGES = _fatal("images with the id of another", "give each image its own id")

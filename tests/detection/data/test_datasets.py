@@ -176,6 +176,12 @@ def test_data_of_ones_own_is_named_by_its_paths(coco_root, annotations, dataset_
     annotations.unlink()
     with pytest.raises(UserError, match=rf"missing files or folders: {annotations} \(expected are .* {images}/\)"):
         check(name, "coco_R50_C4", *TWO)
+    with pytest.raises(UserError, match=r"correct --train-json and --train-images; .* put a link at the old place"):
+        check(name, "coco_R50_C4", *TWO)
+    with pytest.raises(
+        UserError, match="name the file with --test-json and the folder of its images with --test-images"
+    ):
+        preflight.check(configs.load("coco_R50_C4", TWO), (), [name])
     MetadataCatalog.remove(name)
     DatasetCatalog.remove(name)
     datasets.register([name])
