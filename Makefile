@@ -62,9 +62,10 @@ test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
 
 # What only a GPU can answer, in nine minutes at most; called again it continues. GPU_PYTHON names another environment's
-# Python where .venv cannot be made; OUT is the folder for gpu.json and gpu.md.
+# Python where .venv cannot be made; the project itself need not be installed there. OUT is the folder for gpu.json and
+# gpu.md.
 gpu: $(if $(GPU_PYTHON),,$(STAMP))
-	$(or $(GPU_PYTHON),$(BIN)/python) benchmarks/gpu.py --output $(or $(OUT),output/gpu) $(if $(FASHION),--fashion $(FASHION))
+	PYTHONPATH="$(CURDIR)$${PYTHONPATH:+:$$PYTHONPATH}" $(or $(GPU_PYTHON),$(BIN)/python) benchmarks/gpu.py --output $(or $(OUT),output/gpu) $(if $(FASHION),--fashion $(FASHION))
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

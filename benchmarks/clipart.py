@@ -17,10 +17,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+
+from foundation.errors import ArgumentParser, UserError, run
+
+try:
+    import cv2
+except ImportError:  # reported by `main`
+    cv2 = None
 
 CLASSES = (
     "animals",
@@ -42,8 +48,14 @@ Pool = Mapping[str, Sequence[NDArray[np.uint8]]]  # by class, (128, 128, 4) each
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Write the set."""
+    """Write the set.
+
+    Raises:
+        UserError: OpenCV is missing, or a class has too few drawings.
+    """
     args = build_parser().parse_args(argv)
+    if cv2 is None:
+        raise UserError("OpenCV is missing: pip install opencv-python-headless")
     cv2.setNumThreads(1)
     everything = read_sprites(args.clipart, args.classes)
     train = {name: sprites[: len(sprites) * 4 // 5] for name, sprites in everything.items()}
@@ -56,9 +68,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         write_singles(args.out / "folder" / part, pool, rng)
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("out", type=Path, help="folder of the set")
     add("--clipart", type=Path, required=True, help="the package's usr/share/openclipart/png")
@@ -71,7 +83,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def read_sprites(root: Path, classes: Sequence[str]) -> dict[str, list[NDArray[np.uint8]]]:
-    """The drawings of each class that leave some of their frame free and fill some of it, shuffled."""
+    """The drawings of each class that leave some of their frame free and fill some of it, shuffled.
+
+    Raises:
+        UserError: a class has fewer than two, so that none would be left for training or validation.
+    """
     found = {}
     for name in classes:
         good = []
@@ -83,6 +99,8 @@ def read_sprites(root: Path, classes: Sequence[str]) -> dict[str, list[NDArray[n
                 continue
             if 0.08 < (sprite[..., 3] > 40).mean() < 0.95:
                 good.append(sprite)
+        if len(good) < 2:
+            raise UserError(f"{root / name} has {len(good)} usable drawings (PNG); at least 2 are needed")
         np.random.default_rng(7).shuffle(good)  # type: ignore[arg-type]
         found[name] = good
     return found
@@ -179,4 +197,4 @@ def write_image(path: Path, image: NDArray[np.uint8]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -15,6 +15,7 @@ import torchvision
 from timing import alternate, build_parser, print_table, ratio, start
 from torch import nn
 
+from foundation.errors import run
 from pretrain import convolution
 from pretrain.encoder import build_encoder
 
@@ -36,20 +37,18 @@ ENCODERS = [("resnet18", 256, 32), ("resnet18", 256, 40), ("resnet18", 128, 48),
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure and print."""
-    parser = build_parser("Convolutions on small maps.", threads=1, rounds=9)
+    parser = build_parser("Convolutions on small maps.", threads=1, rounds=9, gpu=False)
     parser.add_argument("--float32", action="store_true", help="without autocast to bfloat16")
     args = parser.parse_args(argv)
-    device = start(args)
-    if device.type != "cpu":
-        parser.error("only a CPU takes the matrix products")
+    start(args)
     layers = [(2, 8, 8, 3, 1, 2)] if args.quick else LAYERS
     encoders = [("resnet18", 2, 32)] if args.quick else ENCODERS
     header = ["batch", "channels", "kernel, stride", "pixels", "PyTorch, ms", "products, ms", "PyTorch / products"]
-    print_table(header, [compare_layer(*layer, args) for layer in layers])
+    print_table(header, (compare_layer(*layer, args) for layer in layers))
     print()
     print_table(
         ["encoder", "batch", "view", "PyTorch, ms", "products, ms", "PyTorch / products"],
-        [compare_encoder(*encoder, args) for encoder in encoders],
+        (compare_encoder(*encoder, args) for encoder in encoders),
     )
 
 
@@ -78,16 +77,16 @@ def compare(reference: nn.Module, products: nn.Module, images: torch.Tensor, arg
     """Milliseconds of both, and their ratio."""
     images = images.detach().contiguous(memory_format=torch.channels_last).requires_grad_(images.requires_grad)
 
-    def run(network: nn.Module) -> None:
+    def pass_through(network: nn.Module) -> None:
         with torch.autocast("cpu", torch.bfloat16, enabled=not args.float32):
             output = network(images)
         output.backward(torch.ones_like(output))
 
     rounds = 1 if args.quick else args.rounds
-    seconds = alternate([lambda: run(reference), lambda: run(products)], rounds, torch.device("cpu"))
+    seconds = alternate([lambda: pass_through(reference), lambda: pass_through(products)], rounds, torch.device("cpu"))
     medians = 1000 * np.median(seconds, axis=0)
     return [*(f"{value:.1f}" for value in medians), ratio(seconds, 1, 0)]
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

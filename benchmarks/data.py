@@ -26,6 +26,7 @@ from PIL import Image
 from timing import Side, alternate, build_parser, print_table, ratio, start
 from torch import Tensor
 
+from foundation.errors import run
 from pretrain.batches.augment import augment
 from pretrain.batches.views import Batch, ViewDataset
 from pretrain.config import build_augmentations, get_defaults
@@ -56,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             workers.append([f"{size}", *speeds(seconds, count), ratio(seconds, side=0, reference=1)])
             same += compare(size, ours, source, libraries, lambda library: library.crops, rounds, decoding=True)
             both = partial(read_and_augment, dataset, device)
-            whole += compare(size, both, source, libraries, lambda library: library.views, rounds, device=device)
+            whole += compare(size, both, source, libraries, lambda library: library.views, rounds, device)
             devices.append([f"{size}", *measure_device(ours(), rounds, device)])
     print_table(["pixels", "ours, images/s", "conventional, images/s", "ratio"], workers)
     for title, rows in (("decode and two uint8 crops", same), (f"two augmented views, on {device.type}", whole)):
@@ -80,7 +81,7 @@ def compare(
 ) -> list[list[str]]:
     """Rows of a table: ours, the libraries in turns with it, and, if asked for, decoding alone."""
     sides = {"ours": ours}
-    sides |= {library.name: partial(read_all, source, work(library)) for library in libraries}
+    sides |= {library.name: partial(read_all, source, work(library), device) for library in libraries}
     if decoding:
         sides["decoding alone"] = partial(decode_all, [path.read_bytes() for path in source.paths])
     seconds = alternate(list(sides.values()), rounds, device)
@@ -111,10 +112,11 @@ def read_and_augment(dataset: ViewDataset, device: torch.device) -> list[Tensor]
     return [augment(images[view], batch.params[view], mean, std) for view in range(2)]
 
 
-def read_all(source: FileSource, work: Callable[[bytes], Sequence[object]]) -> list[object]:
-    """All images once, as a batch of each view."""
+def read_all(source: FileSource, work: Callable[[bytes], Sequence[object]], device: torch.device = CPU) -> list[object]:
+    """All images once, as a batch of each view on the device."""
     samples = [work(path.read_bytes()) for path in source.paths]
-    return [stack(side) for side in zip(*samples, strict=True)]
+    batches = [stack(side) for side in zip(*samples, strict=True)]
+    return [batch.to(device) if isinstance(batch, Tensor) else batch for batch in batches]
 
 
 def stack(views: Sequence[object]) -> object:
@@ -149,4 +151,4 @@ def measure_device(batch: Batch, rounds: int, device: torch.device) -> list[str]
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

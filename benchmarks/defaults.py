@@ -19,6 +19,7 @@ from timing import alternate, build_parser, print_table, ratio, start
 from torch import Tensor, nn
 
 from foundation.config import load_config
+from foundation.errors import run
 from pretrain.batches.loader import build_loader, read_batches
 from pretrain.batches.sampler import ShuffledBatches
 from pretrain.batches.views import Batch, ViewDataset
@@ -118,4 +119,4 @@ def build_variant(config: CfgNode, variant: str, device: torch.device) -> Traine
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

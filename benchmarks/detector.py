@@ -24,7 +24,7 @@ import json
 import logging
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -43,6 +43,7 @@ from detection.config import computes_in_bfloat16, for_one_process, load
 from detection.evaluation import scores
 from detection.evaluation.coco import FastCOCOEvaluator, analyse
 from detection.training.trainer import TransferTrainer
+from foundation.errors import run
 from shapes import CLASSES, Recipe, ensure_rendered
 
 # isort: split
@@ -119,6 +120,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--detections", type=int, default=100, help="in each of them; 100 are the most that count")
     args = parser.parse_args(argv)
     device = start(args)
+    torch.backends.cudnn.benchmark = False  # as in both sides' training: their images have many shapes
     logging.getLogger("detectron2").setLevel(logging.INFO)  # else it sets up its log, which goes between the tables
     rounds = 1 if args.quick else args.rounds
     if args.part in (None, "models"):
@@ -127,19 +129,21 @@ def main(argv: Sequence[str] | None = None) -> None:
             large = device.type == "cuda" and not args.quick
             register_pictures(Path(folder), (480, 640) if large else (160, 192), 4 if args.quick else 32)
             configs = {name: configure(case, device, args, folder) for name, case in cases.items()}
-            rows = [
-                row
-                for name, config in configs.items()
-                for row in compare_models(name, config, rounds, device, args.nchw)
-            ]
-        header = ["model", "time of", "precision", "ours, s", "stock, s", "stock / ours", "waiting for data"]
-        print_table(header, rows)
+            header = ["model", "time of", "precision", "ours, s", "stock, s", "stock / ours", "waiting for data"]
+            print_table(
+                header,
+                (
+                    row
+                    for name, config in configs.items()
+                    for row in compare_models(name, config, rounds, device, args.nchw)
+                ),
+            )
     if args.part == "models":
         return
     print()
     scored = synthetic_results(3 if args.quick else args.images, args.detections)
     if args.part != "evaluator":
-        rows = [compare_scores(task, *scored, min(rounds, 3)) for task in ("bbox", "segm")]
+        rows = (compare_scores(task, *scored, min(rounds, 3)) for task in ("bbox", "segm"))
         header = ["AP of", "images", "detections", "ours, s", "with analysis, s", "pycocotools, s"]
         print_table([*header, "pycocotools / ours", "pycocotools / with analysis"], rows)
         print()
@@ -170,8 +174,8 @@ def configure(case: Case, device: torch.device, args: argparse.Namespace, folder
     return for_one_process(config)[0]
 
 
-def compare_models(name: str, config: CfgNode, rounds: int, device: torch.device, nchw: bool) -> list[list[str]]:
-    """A row for an iteration of training, and one for an image that is evaluated."""
+def compare_models(name: str, config: CfgNode, rounds: int, device: torch.device, nchw: bool) -> Iterator[list[str]]:
+    """A row for an iteration of training, then one for an image that is evaluated."""
     stock = config.clone()
     stock.SOLVER.PRECISION = "float32"
     if config.DATALOADER.NUM_WORKERS:
@@ -180,7 +184,11 @@ def compare_models(name: str, config: CfgNode, rounds: int, device: torch.device
     if nchw:
         sides[0].trainer.model.to(memory_format=torch.contiguous_format)
     share_weights(sides)
+    precision = "bfloat16" if computes_in_bfloat16(config) else "float32"
     training = alternate(sides, rounds, device)
+    waiting = f"{np.median(sides[0].waiting[1:]):.1%}"
+    iteration = f"iteration of {config.SOLVER.IMS_PER_BATCH} images"
+    yield [name, iteration, precision, *medians(training), ratio(training, side=0, reference=1), waiting]
     share_weights(sides)
     batches = list(islice(TransferTrainer.build_test_loader(config, TEST), IMAGES))
     evaluators = [TransferTrainer.build_evaluator(config, TEST), COCOEvaluator(TEST, use_fast_impl=False)]
@@ -188,15 +196,8 @@ def compare_models(name: str, config: CfgNode, rounds: int, device: torch.device
         Detecting(side.trainer.model, evaluator, batches) for side, evaluator in zip(sides, evaluators, strict=True)
     ]
     evaluating = alternate(detecting, rounds, device) / len(batches)
-    precision = "bfloat16" if computes_in_bfloat16(config) else "float32"
-    waiting = f"{np.median(sides[0].waiting[1:]):.1%}"
-    return [
-        [name, each, precision, *medians(seconds), ratio(seconds, side=0, reference=1), share]
-        for each, seconds, share in (
-            (f"iteration of {config.SOLVER.IMS_PER_BATCH} images", training, waiting),
-            (f"image evaluated, {detecting[0].found:.0f} detections", evaluating, ""),
-        )
-    ]
+    image = f"image evaluated, {detecting[0].found:.0f} detections"
+    yield [name, image, precision, *medians(evaluating), ratio(evaluating, side=0, reference=1), ""]
 
 
 def share_weights(sides: Sequence[Training]) -> None:
@@ -299,4 +300,4 @@ def evaluate(evaluator: COCOEvaluator, grouped: Mapping[int, Sequence[Mapping[st
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

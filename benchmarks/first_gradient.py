@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from foundation.config import load_config
+from foundation.errors import run
 from pretrain.batches.augment import augment
 from pretrain.batches.views import Batch, ViewDataset
 from pretrain.config import build_augmentations, get_defaults
@@ -43,22 +44,30 @@ QUICK = [Case("shapes_R18", "resnet18", 4, ("DATA.IMAGE_SIZE", 32, "PROJECTOR.DI
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure and print."""
-    args = build_parser("The first gradient in float32 and bfloat16.", threads=1, rounds=1).parse_args(argv)
+    args = build_parser("The first gradient in float32 and bfloat16.", threads=1, rounds=None).parse_args(argv)
     device = start(args)
-    rows = []
-    for case in QUICK if args.quick else CASES:
-        for zero in (False, True):
-            changes = ("ENCODER.NAME", case.encoder, "ENCODER.ZERO_INIT_RESIDUAL", zero, *case.changes)
-            config = load_config(get_defaults(), case.recipe, "pretrain", [str(change) for change in changes])
-            batch = synthetic_batch(config, case.batch) if args.quick else pictures(config, case.batch)
-            exact, rounded = (gradients(config, batch, device, bfloat16) for bfloat16 in (False, True))
-            reached = [each for each in exact if each.any()]  # branches at 0 get none
-            cosine = float(F.cosine_similarity(exact[0].flatten(), rounded[0].flatten(), dim=0))
-            lengths = (f"{float(each.norm()):.3g}" for each in (reached[0], reached[-1]))
-            begins = "at 0" if zero else "as torchvision begins them"
-            size = f"{config.DATA.IMAGE_SIZE}, {case.batch}"
-            rows.append([f"{case.encoder}, {case.recipe}", size, begins, *lengths, f"{cosine:.3f}"])
-    print_table(["encoder", "pixels, batch", "residual branches", "first", "last", "cosine"], rows)
+    print_table(
+        ["encoder", "pixels, batch", "residual branches", "first", "last", "cosine"],
+        (
+            measure(case, zero, args.quick, device)
+            for case in (QUICK if args.quick else CASES)
+            for zero in (False, True)
+        ),
+    )
+
+
+def measure(case: Case, zero: bool, quick: bool, device: torch.device) -> list[str]:
+    """A row of the table. `zero`: residual branches begin at 0."""
+    changes = ("ENCODER.NAME", case.encoder, "ENCODER.ZERO_INIT_RESIDUAL", zero, *case.changes)
+    config = load_config(get_defaults(), case.recipe, "pretrain", [str(change) for change in changes])
+    batch = synthetic_batch(config, case.batch) if quick else pictures(config, case.batch)
+    exact, rounded = (gradients(config, batch, device, bfloat16) for bfloat16 in (False, True))
+    reached = [each for each in exact if each.any()]  # branches at 0 get none
+    cosine = float(F.cosine_similarity(exact[0].flatten(), rounded[0].flatten(), dim=0))
+    lengths = (f"{float(each.norm()):.3g}" for each in (reached[0], reached[-1]))
+    begins = "at 0" if zero else "as torchvision begins them"
+    size = f"{config.DATA.IMAGE_SIZE}, {case.batch}"
+    return [f"{case.encoder}, {case.recipe}", size, begins, *lengths, f"{cosine:.3f}"]
 
 
 def pictures(config: CfgNode, count: int) -> Batch:
@@ -82,4 +91,4 @@ def gradients(config: CfgNode, batch: Batch, device: torch.device, bfloat16: boo
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

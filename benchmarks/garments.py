@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from foundation.errors import ArgumentParser, UserError, run
 from pretrain.images.sources import build_source
 from shapes.polygons import bounding_box, trace
 
@@ -63,9 +64,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     write_singles(args.out / "folder" / "val", val, args.singles_val, args.size, classes, seed=201)
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("out", type=Path, help="folder of the set")
     add("--wallpapers", type=Path, nargs="+", required=True, help="folders with pictures, searched to any depth")
@@ -80,8 +81,18 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def load_pools(fashion: str, folders: Sequence[Path]) -> tuple[Pool, Pool, list[str]]:
-    """Garments and wallpapers to train on, those held out, and the names of the classes."""
+    """Garments and wallpapers to train on, those held out, and the names of the classes.
+
+    Raises:
+        UserError: there are fewer than four wallpapers, of which a quarter is held out, or no Fashion-MNIST.
+    """
     papers = find_wallpapers(folders)
+    if len(papers) < 4:
+        places = ", ".join(map(str, folders))
+        raise UserError(
+            f"--wallpapers: {len(papers)} usable pictures below {places}; at least 4 are needed, "
+            f"{SHORTEST_SIDE} pixels or more on each side"
+        )
     order = np.random.default_rng(7).permutation(len(papers))
     held_out = set(order[: len(papers) // 4].tolist())
     images = [read_wallpaper(path) for path in papers]
@@ -98,13 +109,19 @@ def load_pools(fashion: str, folders: Sequence[Path]) -> tuple[Pool, Pool, list[
 
 
 def find_wallpapers(folders: Sequence[Path]) -> list[Path]:
-    """One file for each wallpaper: the smallest that is large enough of those that show it in other sizes or lights."""
+    """One file for each wallpaper: the smallest that is large enough of those that show it in other sizes or lights.
+
+    Files that cannot be opened are left out.
+    """
     chosen: dict[str, tuple[int, Path]] = {}
     for path in sorted(path for folder in folders for path in folder.rglob("*")):
         if path.suffix.lower() not in SUFFIXES or not path.is_file() or "screenshot" in path.name:
             continue
-        with Image.open(path) as image:
-            width, height = image.size
+        try:
+            with Image.open(path) as image:
+                width, height = image.size
+        except (OSError, ValueError, Image.DecompressionBombError):
+            continue
         if min(width, height) < SHORTEST_SIDE:
             continue
         # plasma: NAME/contents/images/SIZE.jpg; gnome: NAME-d.webp and NAME-l.webp, dark and light
@@ -233,4 +250,4 @@ def write_singles(folder: Path, pool: Pool, count: int, size: int, classes: Sequ
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -22,6 +22,7 @@ import numpy as np
 from timing import build_parser, print_table, start
 from torchvision.datasets.folder import find_classes, make_dataset
 
+from foundation.errors import UserError, run
 from foundation.images import EXTENSIONS
 from pretrain.images.files import find_images
 
@@ -45,10 +46,12 @@ def torchvisions(folder: Path) -> tuple[Any, Callable[[int], object]]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure and print."""
-    parser = build_parser("Listing a large folder beside ImageFolder.", threads=1, rounds=3)
+    parser = build_parser("Listing a large folder beside ImageFolder.", threads=1, rounds=3, gpu=False)
     parser.add_argument("--folder", type=Path, help="with class folders; without it one is made")
-    parser.add_argument("--workers", type=int, default=8, help="processes that read the list")
+    parser.add_argument("--workers", type=int, default=8, help="processes that read the list (default: 8)")
     args = parser.parse_args(argv)
+    if args.workers < 1:
+        raise UserError(f"--workers is {args.workers}; it must be 1 or greater")
     start(args)
     classes, images, rounds = (20, 30, 1) if args.quick else (CLASSES, IMAGES, args.rounds)
     with tempfile.TemporaryDirectory() as made:
@@ -101,14 +104,18 @@ def private_dirty() -> float:
 
 
 def in_process(work: Callable, *args: Any) -> Any:
-    """The result of a function in a forked process."""
-    results = fork.SimpleQueue()
-    process = fork.Process(target=lambda: results.put(work(*args)))
+    """The result of a function in a forked process. Raises RuntimeError if it fails."""
+    receiving, sending = fork.Pipe(duplex=False)
+    process = fork.Process(target=lambda: sending.send(work(*args)))
     process.start()
-    result = results.get()
-    process.join()
-    return result
+    sending.close()
+    try:
+        return receiving.recv()
+    except EOFError:
+        raise RuntimeError("a process that measures has failed; its traceback is above") from None
+    finally:
+        process.join()
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from foundation.config import load_config
+from foundation.errors import run
 from pretrain.config import get_defaults, resolve_precision
 from pretrain.corinfomax import CorInfoMaxLoss
 from pretrain.training.build import build_parts
@@ -34,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = build_parser("Time of CorInfoMax and VICReg.", threads=0, rounds=9)
     parser.add_argument("--large", action="store_true", help="dimensions of the embedding up to 8192 too")
     parser.add_argument("--whole-steps", action="store_true", help="whole steps instead")
-    parser.add_argument("--batch", type=int, default=512, help="of the whole steps")
+    parser.add_argument("--batch", type=int, default=512, help="of the whole steps (default: %(default)s)")
     parser.add_argument("--share", action="store_true", help="the objective's share of a step instead")
     args = parser.parse_args(argv)
     device = start(args)
@@ -45,11 +46,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         case = CASES["imagenet1k_R50"]
     dims = dims + LARGE_DIMS * args.large
     if args.quick or not (args.whole_steps or args.share):
-        rows = [compare_losses(count, dim, rounds, device) for count in counts for dim in dims]
+        rows = (compare_losses(count, dim, rounds, device) for count in counts for dim in dims)
         print_table(["N", "P", "CorInfoMax, ms", "VICReg, ms", "VICReg / CorInfoMax"], rows)
     if args.quick or args.whole_steps:
         print()
-        rows = [compare_steps(batch, dim, rounds, device) for dim in step_dims]
+        rows = (compare_steps(batch, dim, rounds, device) for dim in step_dims)
         print_table(["batch", "P", "CorInfoMax epoch, s", "VICReg epoch, s", "VICReg / CorInfoMax"], rows)
     if args.quick or args.share:
         print()
@@ -90,10 +91,10 @@ def compare_losses(count: int, dim: int, rounds: int, device: torch.device) -> l
     """Forward and backward of both losses on unit embeddings."""
     z = synthetic_embeddings(count, dim, device)
 
-    def run(loss: Loss) -> None:
+    def differentiate(loss: Loss) -> None:
         torch.autograd.grad(loss(*z), z)
 
-    seconds = alternate([partial(run, loss) for loss in build_losses(dim, device)], rounds, device)
+    seconds = alternate([partial(differentiate, loss) for loss in build_losses(dim, device)], rounds, device)
     return [f"{count}", f"{dim}", *(f"{1e3 * time:.3g}" for time in np.median(seconds, axis=0)), ratio(seconds, 0, 1)]
 
 
@@ -144,4 +145,4 @@ def share_of_step(case: Case, rounds: int, device: torch.device) -> list[str]:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -34,7 +34,7 @@ from convert import to_d2
 from detection import config as configs
 from detection.data import training_data
 from detection.training import weights
-from foundation.errors import UserError, run
+from foundation.errors import ArgumentParser, UserError, run
 
 RECIPE, THEIRS = "coco_R50_C4", "coco_R_50_C4_2x_moco.yaml"
 DATASET = "parity_train"
@@ -46,17 +46,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run both sides, compare and print. Leaves with status 1 if something differs.
 
     Raises:
-        UserError: the folder is not a clone of MoCo's repository.
+        UserError: the folder is not a clone of MoCo's repository, or there are no iterations.
     """
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("moco", type=Path, metavar="PATH_TO_MOCO", help="a clone of facebookresearch/moco")
-    parser.add_argument("--iterations", type=int, default=4, metavar="N")
+    parser.add_argument("--iterations", type=int, default=4, metavar="N", help="of training (%(default)s)")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
     for part in ("train_net.py", f"configs/{THEIRS}"):
         if not (arguments.moco / "detection" / part).is_file():
             raise UserError(f"{arguments.moco} is no clone of facebookresearch/moco: it has no detection/{part}")
+    if arguments.iterations < 1:
+        raise UserError(f"--iterations is {arguments.iterations}; it must be 1 or greater")
     if arguments.side:
         torch.save(run_side(arguments), arguments.folder / f"{arguments.side}.pt")
         return
@@ -66,7 +68,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         for side in SIDES:
             command = [sys.executable, "-W", "ignore", __file__, str(arguments.moco)]
             command += ["--iterations", str(arguments.iterations), "--side", side, "--folder", folder]
-            subprocess.run(command, check=True)
+            if status := subprocess.run(command, check=False).returncode:
+                raise SystemExit(status if status > 0 else 1)  # it has said why
         ours, theirs = (torch.load(Path(folder, f"{side}.pt"), weights_only=True) for side in SIDES)
     if report(ours, theirs):
         raise SystemExit(1)
@@ -221,7 +224,7 @@ def report(ours: dict[str, Any], theirs: dict[str, Any]) -> int:
 
 
 def difference(one: Any, other: Any) -> float:
-    """The largest absolute difference of two equal structures of numbers; infinite where the structures differ."""
+    """The largest absolute difference of two equal structures of numbers; infinite where they differ or hold a NaN."""
     if isinstance(one, dict):
         if one.keys() != other.keys():
             return float("inf")
@@ -229,7 +232,9 @@ def difference(one: Any, other: Any) -> float:
     if isinstance(one, list):
         return max(map(difference, one, other)) if len(one) == len(other) else float("inf")
     first, second = torch.as_tensor(one, dtype=torch.float64), torch.as_tensor(other, dtype=torch.float64)
-    return float((first - second).abs().max()) if first.shape == second.shape else float("inf")
+    if first.shape != second.shape:
+        return float("inf")
+    return float((first - second).abs().nan_to_num(nan=float("inf")).max())  # `max` of Python would skip a NaN
 
 
 if __name__ == "__main__":

@@ -28,6 +28,9 @@ from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
+from foundation.errors import ArgumentParser, UserError
+from foundation.errors import run as start
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 SETS = ("clipart", "garments")
@@ -74,8 +77,14 @@ class Cell(NamedTuple):
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run what is missing, and print the table."""
+    """Run what is missing, and print the table.
+
+    Raises:
+        UserError: the name of the arm cannot be used, or a set is missing and there is nothing to make it from.
+    """
     args = build_parser().parse_args(argv)
+    if "_" in args.arm or args.arm == RANDOM:
+        raise UserError(f"--arm is {args.arm!r}; choose a name without '_', which separates the parts of a run's name")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     if "sets" in args.only:
         make_sets(args)
@@ -95,38 +104,56 @@ def main(argv: Sequence[str] | None = None) -> None:
         draw(args.out, args.out / "own_images.png")
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("data", type=Path, help="folder of the sets")
-    add("out", type=Path, help="folder of the runs")
-    add("--clipart", type=Path, help="usr/share/openclipart/png of the unpacked package, to make the set")
-    add("--wallpapers", type=Path, nargs="+", default=[], help="folders of wallpapers, to make the set")
-    add("--fashion", default="", help="folder of Fashion-MNIST, to make the set")
+    add("data", type=absolute, help="folder of the sets")
+    add("out", type=absolute, help="folder of the runs")
+    add("--clipart", type=absolute, help="usr/share/openclipart/png of the unpacked package, to make the set")
+    add("--wallpapers", type=absolute, nargs="+", default=[], help="folders of wallpapers, to make the set")
+    add("--fashion", type=absolute, help="folder of Fashion-MNIST, to make the set")
     add("--sets", nargs="+", choices=SETS, default=SETS)
     add("--seeds", nargs="+", type=int, default=[0, 1, 2])
     add("--labels", nargs="+", type=int, choices=[*LABELS], default=[*LABELS])
     add("--only", nargs="+", choices=PARTS, default=PARTS, help="parts to do")
     add("--arm", default=OURS, help="name of the pretrained arm (%(default)s)")
     add("--epochs", type=int, default=109, help="of the pretraining (%(default)s, 5,014 steps)")
-    add("--weights", type=Path, help="file that the pretraining of --arm begins from")
+    add("--weights", type=absolute, help="file that the pretraining of --arm begins from")
     add("--change", nargs="+", default=[], metavar="KEY VALUE", help="keys of the pretraining to change, of --arm")
     add("--threads", type=int, default=0, help="of each run; 0: PyTorch's choice")
     return parser
 
 
+def absolute(path: str) -> Path:
+    """The path for a process that runs in another folder."""
+    return Path(path).absolute()
+
+
 def make_sets(args: argparse.Namespace) -> None:
-    """Make the sets that are not there."""
+    """Make the sets that are not there, each under a temporary name until it is complete.
+
+    Raises:
+        UserError: a set is incomplete, or there is nothing to make it from.
+    """
     commands = {
-        "clipart": ["clipart.py", args.data / "clipart", "--clipart", args.clipart, "--classes", *CLASSES],
-        "garments": ["garments.py", args.data / "garments", "--wallpapers", *args.wallpapers],
+        "clipart": ["--clipart", args.clipart, "--classes", *CLASSES] if args.clipart else [],
+        "garments": ["--wallpapers", *args.wallpapers] if args.wallpapers else [],
     }
-    if args.fashion:
+    if args.fashion and args.wallpapers:
         commands["garments"] += ["--fashion", args.fashion]
     for name in args.sets:
-        if not (args.data / name / "folder" / "val").is_dir():
-            run(args, HERE / commands[name][0], *commands[name][1:])
+        folder = args.data / name
+        if (folder / "folder" / "val").is_dir():  # written last
+            continue
+        if folder.exists():
+            raise UserError(f"{folder} is not complete; delete it, and it is made anew")
+        if not commands[name]:
+            needed = {"clipart": "--clipart FOLDER", "garments": "--wallpapers FOLDER..."}[name]
+            raise UserError(f"{folder} does not exist; {needed} makes it (see the first lines of {name}.py)")
+        draft = args.data / f"{name}.partial"
+        run(args, HERE / f"{name}.py", draft, *commands[name])
+        draft.rename(folder)
 
 
 def pretrain(args: argparse.Namespace, name: str, seed: int) -> None:
@@ -272,4 +299,4 @@ def collect(out: Path, name: str, arm: str, labels: int, key: str) -> Cell:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -8,7 +8,8 @@ Three things are timed on the same images, in turns:
 
 - ours: the step as `pretrain/train.py` builds it, from a batch of uint8 crops in memory to the updated weights:
   augmentation, network, objective, optimizer, at the precision that suits the device;
-- conventional: float32, NCHW, PyTorch's default SGD, given float views that are already augmented (pinned, for a GPU);
+- conventional: float32, NCHW, PyTorch's default SGD and convolutions, given float views that are already augmented
+  (pinned, for a GPU);
 - encoder alone: its forward and backward pass on synthetic views, channels-last, at our precision. No step with this
   encoder can be faster; what is missing to 1 is what augmentation, projector, objective and optimizer cost.
 """
@@ -18,6 +19,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import count
 from typing import Any, NamedTuple
+from unittest import mock
 
 import numpy as np
 import torch
@@ -27,6 +29,7 @@ from timing import Side, alternate, build_parser, print_table, ratio, start
 from torch import Tensor, nn
 
 from foundation.config import load_config
+from foundation.errors import run
 from pretrain.batches.copying import copy_ahead
 from pretrain.config import get_defaults, resolve_precision
 from pretrain.corinfomax import CorInfoMaxLoss
@@ -79,17 +82,20 @@ def load(case: Case) -> CfgNode:
 
 def measure(cases: Sequence[Case], args: argparse.Namespace, device: torch.device) -> None:
     """Measure and print."""
-    rows = []
-    for case in cases:
-        config = load(case)
-        size = args.batch or (case.cuda_batch if device.type == "cuda" else case.cpu_batch)
-        seconds = alternate(build_sides(config, size, device), 1 if args.quick else args.rounds, device)
-        speeds = [f"{size / time:.3g}" for time in np.median(seconds, axis=0)]
-        precision = resolve_precision(config.TRAIN.PRECISION, device)
-        ratios = [ratio(seconds, side=0, reference=reference) for reference in (1, 2)]
-        rows.append([f"{config.ENCODER.NAME} at {config.DATA.IMAGE_SIZE}", f"{size}", precision, *speeds, *ratios])
     sides = ["ours, pairs/s", "conventional", "encoder alone"]
-    print_table(["encoder", "batch", "precision", *sides, "to conventional", "to encoder alone"], rows)
+    header = ["encoder", "batch", "precision", *sides, "to conventional", "to encoder alone"]
+    print_table(header, (measure_case(case, args, device) for case in cases))
+
+
+def measure_case(case: Case, args: argparse.Namespace, device: torch.device) -> list[str]:
+    """A row of the table."""
+    config = load(case)
+    size = args.batch or (case.cuda_batch if device.type == "cuda" else case.cpu_batch)
+    seconds = alternate(build_sides(config, size, device), 1 if args.quick else args.rounds, device)
+    speeds = [f"{size / time:.3g}" for time in np.median(seconds, axis=0)]
+    precision = resolve_precision(config.TRAIN.PRECISION, device)
+    ratios = [ratio(seconds, side=0, reference=reference) for reference in (1, 2)]
+    return [f"{config.ENCODER.NAME} at {config.DATA.IMAGE_SIZE}", f"{size}", precision, *speeds, *ratios]
 
 
 def build_sides(config: CfgNode, size: int, device: torch.device) -> list[Side]:
@@ -100,7 +106,8 @@ def build_sides(config: CfgNode, size: int, device: torch.device) -> list[Side]:
     parts = build_parts(config, device)
     trainer = build_trainer(config, parts, device, resolve_precision(config.TRAIN.PRECISION, device))
     criterion = build_parts(config, device)["criterion"]
-    network = build_network(config).to(device)
+    with mock.patch("pretrain.encoder.use_matrix_products"):  # PyTorch's convolutions on small maps too
+        network = build_network(config).to(device)
     optimizer = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9, weight_decay=1e-4)
     floats = [torch.randn(batch.images[0].shape, pin_memory=device.type == "cuda") for _ in range(2)]
     views = [view.to(device, memory_format=torch.channels_last) for view in floats]
@@ -151,4 +158,4 @@ def encoder_pass(network: TwoViewNetwork, views: Sequence[Tensor], autocast: Cal
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -3,8 +3,9 @@
 import argparse
 import os
 import platform
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from statistics import median
 
@@ -12,28 +13,57 @@ import numpy as np
 import torch
 import torchvision
 
+from foundation.errors import ArgumentParser, UserError
+
 Side = Callable[[], object]
 
 
-def build_parser(description: str, threads: int, rounds: int) -> argparse.ArgumentParser:
-    """The options that all benchmarks share, with their defaults."""
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--threads", type=int, default=threads, help="of PyTorch on the CPU; 0: its own choice")
-    parser.add_argument("--rounds", type=int, default=rounds, help="of A B A B ..., after one to warm up")
+def build_parser(description: str, threads: int, rounds: int | None, gpu: bool = True) -> ArgumentParser:
+    """The options that all benchmarks share.
+
+    Args:
+        description: the first line of `--help`.
+        threads: default of `--threads`.
+        rounds: default of `--rounds`; None for a benchmark that does not alternate, which then lacks this option.
+        gpu: whether there is an option `--device`.
+    """
+    parser = ArgumentParser(description=description)
+    if gpu:
+        parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="measure on (default: cpu)")
+    parser.add_argument(
+        "--threads", type=int, default=threads, help="of PyTorch on the CPU; 0: its own choice (default: %(default)s)"
+    )
+    if rounds is not None:
+        parser.add_argument(
+            "--rounds", type=int, default=rounds, help="of A B A B ..., after one to warm up (default: %(default)s)"
+        )
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that it works")
     return parser
 
 
 def start(args: argparse.Namespace) -> torch.device:
-    """Set the threads and the seed, say what is measured on, and return the device."""
+    """Set the threads and the seed, print what is measured on, and return the device.
+
+    Raises:
+        UserError: `--threads` or `--rounds` is too small, or PyTorch has no GPU for `--device cuda`.
+    """
+    for name, least in (("threads", 0), ("rounds", 1)):
+        if getattr(args, name, least) < least:
+            raise UserError(f"--{name} is {getattr(args, name)}; it must be {least} or greater")
+    device = find_device(getattr(args, "device", "cpu"))
     if args.threads:
         torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    device = torch.device(args.device)
-    torch.backends.cudnn.benchmark = device.type == "cuda"  # as in training
-    print(describe_machine(device))
+    torch.backends.cudnn.benchmark = device.type == "cuda"  # as in pretraining
+    print(describe_machine(device), flush=True)
     return device
+
+
+def find_device(name: str) -> torch.device:
+    """The device `cpu` or `cuda`. Raises UserError where PyTorch cannot use a GPU."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"--device cuda: PyTorch {torch.__version__} finds no GPU that it can use; see nvidia-smi")
+    return torch.device(name)
 
 
 def describe_machine(device: torch.device) -> str:
@@ -82,10 +112,21 @@ def ratio(seconds: np.ndarray, side: int, reference: int) -> str:
     return f"{median(ratios):.3g} ({low:.3g}–{high:.3g})"
 
 
-def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A Markdown table, aligned."""
-    cells = [list(header), *map(list, rows)]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
-    cells.insert(1, ["-" * width for width in widths])
-    for row in cells:
-        print("| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |")
+def print_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print a Markdown table, aligned.
+
+    Args:
+        header: names of the columns.
+        rows: each as long as the header. If they are measured while they are iterated over and that is interrupted or
+            fails, the rows measured until then are printed before the exception is passed on.
+    """
+    cells = [list(header)]
+    try:
+        for row in rows:
+            cells.append(list(row))
+    finally:
+        widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
+        cells.insert(1, ["-" * width for width in widths])
+        for row in cells:
+            print("| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |")
+        sys.stdout.flush()

@@ -2,11 +2,15 @@
 
 import runpy
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+
+from foundation.errors import UserError
+from pretrain.convolution import SmallMapConv2d
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 TABLES = {"data": 4, "step": 1, "loss": 3, "defaults": 1, "first_gradient": 1, "listing": 1, "convolution": 2}
@@ -60,6 +64,49 @@ def test_sides_alternate_and_the_ratio_is_the_median_of_pairs(monkeypatch: pytes
     assert seconds.shape == (3, 2)
     # A round that the machine slowed tenfold on both sides changes nothing.
     assert timing["ratio"](np.array([[1, 3], [10, 30], [1, 3.0]]), side=0, reference=1) == "3 (3–3)"
+
+
+def test_an_interrupted_benchmark_prints_the_rows_that_it_has(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def rows() -> Iterator[list[str]]:
+        yield ["1", "2"]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        load("timing", monkeypatch)["print_table"](["a", "b"], rows())
+    assert capsys.readouterr().out == "| a | b |\n| - | - |\n| 1 | 2 |\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--device", "cuda"], "--device cuda: PyTorch .* finds no GPU"),
+        (["--threads", "-1"], "--threads is -1; it must be 0 or greater"),
+        (["--rounds", "0"], "--rounds is 0; it must be 1 or greater"),
+        (["--rounds", "many"], "argument --rounds: invalid int value"),
+    ],
+)
+def test_options_that_cannot_be_used_are_one_line(
+    options: list[str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(UserError, match=message):
+        load("loss", monkeypatch)["main"](options)
+
+
+def test_the_conventional_step_has_pytorchs_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
+    step = load("step", monkeypatch)
+    _, conventional, alone = step["build_sides"](step["load"](step["QUICK"]), 2, torch.device("cpu"))
+    assert not any(isinstance(module, SmallMapConv2d) for module in conventional.args[0].modules())
+    assert any(isinstance(module, SmallMapConv2d) for module in alone.args[0].modules())
+
+
+def test_a_process_that_fails_does_not_block_the_listing(monkeypatch: pytest.MonkeyPatch) -> None:
+    in_process = load("listing", monkeypatch)["in_process"]
+    assert in_process(int, "7") == 7
+    with pytest.raises(RuntimeError, match="a process that measures has failed"):
+        in_process(int, "seven")
 
 
 def test_vicreg_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,6 +33,8 @@ def test_a_difference_in_any_part_is_seen(parity, capsys):
     assert "1 parameters, 1 buffers; losses of the iterations: 2.0000" in capsys.readouterr().out
     for other in (side(weight=1.0 + 1e-6), side(loss=2.5), side(name="v"), side() | {"rates": [[0.1]]}):
         assert report(side(), other) == 1
+    undefined = side() | {"rates": [[0.1, float("nan")]]}
+    assert report(undefined, undefined) == 1
     assert parity["difference"]([{"a": torch.tensor([1.0, 2.0])}], [{"a": torch.tensor([1.0, 2.25])}]) == 0.25
 
 

@@ -58,3 +58,37 @@ def test_the_table_and_the_figure_hold_the_finished_runs(experiment: dict, tmp_p
     assert "| garments | 400 | corinfomax | 14.0 ± 1.4 (13.0, 15.0) |" in lines[-1]
     experiment["draw"](tmp_path, tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 1000
+
+
+def test_a_set_that_was_interrupted_is_made_again(
+    experiment: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def make(args: object, script: Path, draft: Path, *words: object) -> None:
+        (draft / "folder" / "val").mkdir(parents=True, exist_ok=True)
+        made.append((script.name, *map(str, words)))
+        if len(made) == 1:
+            raise SystemExit(1)
+
+    made: list[tuple[str, ...]] = []
+    monkeypatch.setitem(experiment["main"].__globals__, "run", make)
+    command = [str(tmp_path), str(tmp_path / "out"), "--sets", "garments", "--only", "sets", "--wallpapers", "/papers"]
+    with pytest.raises(SystemExit):
+        experiment["main"](command)
+    assert not (tmp_path / "garments").exists()
+    for _ in range(2):
+        experiment["main"](command)
+    assert made == [("garments.py", "--wallpapers", "/papers")] * 2
+    assert (tmp_path / "garments" / "folder" / "val").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--sets", "clipart"], "clipart does not exist; --clipart FOLDER makes it"),
+        (["--sets", "garments"], "garments does not exist; --wallpapers FOLDER... makes it"),
+        (["--arm", "my_arm"], "--arm is 'my_arm'; choose a name without '_'"),
+    ],
+)
+def test_what_cannot_be_made_is_one_line(experiment: dict, tmp_path: Path, options: list[str], message: str) -> None:
+    with pytest.raises(experiment["UserError"], match=message):
+        experiment["main"]([str(tmp_path), str(tmp_path / "out"), "--only", "sets", *options])
