@@ -34,6 +34,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from foundation.errors import ArgumentParser, UserError, run
+from foundation.files import write_atomic
+from foundation.json_files import read_json
 
 if TYPE_CHECKING:
     import torch
@@ -44,6 +46,7 @@ TOLERANCES = {"torchscript": 1e-3, "onnx": 1e-2}
 OPSET = 17  # of ONNX; the first with aligned ROIAlign is 16
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 Detect = Callable[["torch.Tensor"], "Sequence[torch.Tensor]"]  # from an image to the outputs, in a fixed order
+DESCRIPTION = ("format", "min_size", "max_size", "outputs", "classes")  # keys of the file beside the exported one
 EXAMPLE_SIZES = ((3, 4), (5, 4))  # height and width of the images that are compared, in quarters of the shortest side
 
 
@@ -267,6 +270,34 @@ def example_images(config: "CfgNode", files: Sequence[str] | None) -> "list[torc
     return images
 
 
+def check_target(output: Path, sources: Sequence[Path]) -> None:
+    """See that an export overwrites nothing but an earlier export, its description beside it included.
+
+    Args:
+        output: the file to write.
+        sources: files that are read.
+
+    Raises:
+        UserError: it would.
+    """
+    if output.is_dir() or output.suffix == ".json":  # the description beside it has that name
+        raise UserError(f"--output {output} must be a file whose name does not end in .json: detector.ts")
+    if output.resolve() in {file.resolve() for file in sources}:
+        raise UserError(f"--output {output} is read: choose another name")
+    description = output.with_suffix(".json")
+    if not description.exists():
+        return
+    try:
+        content = read_json(description)
+    except UserError:
+        content = None
+    if not isinstance(content, dict) or set(content) != set(DESCRIPTION):
+        raise UserError(
+            f"{description} is not a description of an exported detector, which is written there: choose another"
+            f" --output than {output}, or remove the file"
+        )
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Export, save, load again and compare.
 
@@ -274,8 +305,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         UserError: wrong use, or the exported detector is not the original.
     """
     arguments = build_parser().parse_args(argv)
-    if arguments.output.is_dir() or arguments.output.suffix == ".json":  # the description beside it has that name
-        raise UserError(f"--output {arguments.output} must be a file whose name does not end in .json: detector.ts")
+    sources = (arguments.config, arguments.weights, *(arguments.images or ()))
+    check_target(arguments.output, [Path(source) for source in sources])
     from detection import inference
 
     config, model = inference.build_detector(arguments.config, arguments.weights, exact=True)
@@ -299,7 +330,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             again = functools.partial(convert, path=trial)
             counts = compare_without_threshold(model, images, again, TOLERANCES[kind])
             how = " if its score threshold is lowered to 0"
-        arguments.output.with_suffix(".json").write_text(json.dumps(_note(config, names), indent=2) + "\n")
+        description = json.dumps(_describe(config, names), indent=2) + "\n"
+        write_atomic(arguments.output.with_suffix(".json"), description.encode())
         os.replace(draft, arguments.output)
     except (OSError, RuntimeError) as error:
         raise UserError(f"{arguments.output} cannot be written, or not be run: {error}") from error
@@ -311,12 +343,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"{arguments.output}: finds the same {found} as the original{how}, in {sizes} pixels")
 
 
-def _note(config: "CfgNode", names: Sequence[str]) -> dict[str, Any]:
+def _describe(config: "CfgNode", names: Sequence[str]) -> dict[str, Any]:
     """What a program needs to know to use the file."""
     from detection.evaluation.overlays import classes_of
 
-    sides = {"min_size": config.INPUT.MIN_SIZE_TEST, "max_size": config.INPUT.MAX_SIZE_TEST}
-    return {"format": config.INPUT.FORMAT, **sides, "outputs": names, "classes": list(classes_of(config).names)}
+    sizes = (config.INPUT.MIN_SIZE_TEST, config.INPUT.MAX_SIZE_TEST)
+    values = (config.INPUT.FORMAT, *sizes, names, list(classes_of(config).names))
+    return dict(zip(DESCRIPTION, values, strict=True))
 
 
 @contextlib.contextmanager

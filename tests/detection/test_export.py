@@ -76,6 +76,7 @@ def test_the_command_leaves_a_file_that_runs_without_this_project(tmp_path, caps
     assert sorted(entry.name for entry in path.parent.iterdir()) == ["detector.json", "detector.ts"]
     note = json.loads(path.with_suffix(".json").read_text())
     assert (note["format"], note["min_size"], note["classes"]) == ("RGB", 64, ["class 0", "class 1", "class 2"])
+    export.check_target(path, [])  # it may be exported again
     program = (
         "import sys, torch, torchvision\n"
         "detector = torch.jit.load(sys.argv[1])\n"
@@ -166,6 +167,29 @@ def test_a_check_in_which_nothing_is_found_is_repeated_without_a_threshold(heads
 def test_a_name_that_the_description_needs_is_refused(name, tmp_path):
     with pytest.raises(UserError, match=r"must be a file whose name does not end in \.json"):
         export.main(["--config", "shapes_R18_FPN", "--weights", "none.pth", "--output", str(tmp_path / name)])
+
+
+@pytest.mark.parametrize("content", ['{"kind": "detection", "results": {}}', "[1]", "not JSON", None])
+def test_a_file_of_the_name_of_the_description_that_is_not_one_is_kept(content, tmp_path):
+    other = tmp_path / "results.json"
+    if content is None:
+        other.mkdir()
+    else:
+        other.write_text(content)
+    with pytest.raises(UserError, match=rf"{other} is not a description .*: choose another --output than"):
+        export.main(["--config", "shapes_R18_FPN", "--weights", "none.pth", "--output", str(tmp_path / "results.ts")])
+    assert content is None or other.read_text() == content
+
+
+@pytest.mark.parametrize("name", ["model.pth", "link.pth", "b.png"])
+def test_files_that_are_read_are_not_written(name, tmp_path):
+    read = {option: tmp_path / file for option, file in (("weights", "model.pth"), ("a", "a.png"), ("b", "b.png"))}
+    (tmp_path / "link.pth").symlink_to(read["weights"])
+    with pytest.raises(UserError, match=rf"--output .*{name} is read: choose another"):
+        export.main([
+            *("--config", "shapes_R18_FPN", "--weights", str(read["weights"]), "--output", str(tmp_path / name)),
+            *("--images", str(read["a"]), str(read["b"])),
+        ])  # fmt: skip
 
 
 def test_examples_of_one_size_prove_too_little(tmp_path):
