@@ -165,6 +165,8 @@ def _read_run(state: RunState) -> Run:
     if results.get("kind") != kind.name:
         raise UserError(f"{folder / 'results.json'} names another kind than {kind.name}: {results.get('kind')!r}")
     trained = _trained_as(results) if kind.name == DETECTION else {}
+    evaluated_with = results.get("evaluated_with")  # keys that are not as config.yaml says
+    config |= evaluated_with if isinstance(evaluated_with, dict) else {}
     detector = Path(results["weights"]).parent if trained else folder
     analysis = _read_analysis(folder) if kind.name == DETECTION else {}
     results = _with_classes(results | trained, analysis)

@@ -36,6 +36,8 @@ MAY_CHANGE = (
     *WITHOUT_EFFECT,
     *("SOLVER.MAX_ITER", "SOLVER.STEPS", "DATASETS.TEST", "TEST.", "INPUT.MIN_SIZE_TEST", "INPUT.MAX_SIZE_TEST"),
 )
+OF_EVALUATION = ("TEST.", "INPUT.", "MODEL.", "DATASETS.TEST", "SOLVER.PRECISION", "FLOAT32_PRECISION")
+EVALUATED_WITH = "evaluated_with"  # key of results.json
 
 
 def start_logging(folder: Path, rank: int) -> None:
@@ -165,8 +167,7 @@ def check_same(folder: Path, config: CfgNode) -> None:
     path = folder / RUN_CONFIG
     if not path.is_file():
         return
-    # By way of YAML, where tuples are lists.
-    before, now = (CfgNode(yaml.safe_load(each.dump())) for each in (configs.load(str(path)), config))
+    before, now = _with_lists(configs.load(str(path))), _with_lists(config)
     changed = [
         f"{key} ({_value(before, key)!r} then, {_value(now, key)!r} now)"
         for key in keys(now)
@@ -213,6 +214,8 @@ def is_finished(config: CfgNode) -> bool:
 def replace_results(config: CfgNode, evaluated: Mapping[str, Any]) -> None:
     """Replace datasets and metrics in the `results.json` of a finished run; an unfinished one has none.
 
+    Keys of the evaluation that are not as in the run's config.yaml are noted in it, as `evaluated_with`.
+
     Raises:
         UserError: the file is damaged.
     """
@@ -225,8 +228,27 @@ def replace_results(config: CfgNode, evaluated: Mapping[str, Any]) -> None:
             raise UserError(f"{path} is damaged: it holds no object")
     except UserError as error:
         raise UserError(f"{error}; train with --resume, which evaluates and writes it anew") from error
-    record.pop("evaluations", None)
-    write_json(path, {**record, "config_sha256": digest(config), **evaluated})
+    for replaced in ("evaluations", EVALUATED_WITH):
+        record.pop(replaced, None)
+    differing = _differing_evaluation(path.parent, config)
+    noted = {EVALUATED_WITH: differing} if differing else {}
+    write_json(path, {**record, "config_sha256": digest(config), **evaluated, **noted})
+
+
+def _differing_evaluation(folder: Path, config: CfgNode) -> dict[str, Any]:
+    """The values of a config that an evaluation depends on and that are not those of the run's config.yaml."""
+    try:
+        begun = _with_lists(configs.load(str(folder / RUN_CONFIG)))
+    except UserError:  # without it there is nothing that they could contradict
+        return {}
+    now = _with_lists(config)
+    return {
+        key: value_of(now, key)
+        for key in keys(now)
+        if key.startswith(OF_EVALUATION)
+        and not key.startswith((*WITHOUT_EFFECT, "MODEL.WEIGHTS"))
+        and _value(now, key) != _value(begun, key)
+    }
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -253,6 +275,11 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
+
+
+def _with_lists(config: CfgNode) -> CfgNode:
+    """A config as it is read from YAML, where tuples are lists."""
+    return CfgNode(yaml.safe_load(config.dump()))
 
 
 def _value(config: CfgNode, key: str) -> Any:

@@ -51,6 +51,22 @@ def test_runs_under_other_conditions_are_not_averaged(results, other, write, tmp
     assert [[len(group.runs) for group in each.groups] for each in settings(read_runs(folders).runs)] == [[2], [1]]
 
 
+def test_a_run_evaluated_by_other_rules_is_told_apart(detection, change):
+    """`--eval-only` leaves config.yaml as the run began with it, and notes what it changed."""
+    folders = [detection("random", seed, 10.0) for seed in (1, 2, 3)]
+    for folder in folders:
+        config = yaml.safe_load((folder / "config.yaml").read_text())
+        (folder / "config.yaml").write_text(yaml.safe_dump(config | {"TEST": {"DETECTIONS_PER_IMAGE": 100}}))
+    change(folders[2], evaluated_with={"TEST.DETECTIONS_PER_IMAGE": 7})
+    (setting,) = settings(read_runs(folders).runs)
+    assert sorted(len(group.runs) for group in setting.groups) == [1, 2]
+    runs = [run for group in setting.groups for run in group.runs]
+    assert "TEST.DETECTIONS_PER_IMAGE" in differing_keys(runs)
+    change(folders[2], evaluated_with=[5])  # damaged
+    (setting,) = settings(read_runs(folders).runs)
+    assert [len(group.runs) for group in setting.groups] == [3]
+
+
 def test_runs_that_divided_the_same_data_are_compared(detection, change, dataset, tmp_path):
     """Each has the parts in its own folder, as `train_net.py --train-json` writes them."""
     folders = [detection("random", 1, 10.0), detection("corinfomax", 1, 12.0), detection("other", 1, 9.0)]

@@ -241,15 +241,20 @@ def test_a_finished_run_can_be_evaluated_and_its_detector_used(train, tmp_path, 
     none = json.loads((folder / "results.json").read_text())
     assert none.pop("results")["bbox"]["AP"] == 0
     assert none.pop("config_sha256") != record["config_sha256"]  # training would evaluate by its own rules again
+    assert none.pop("evaluated_with") == {"MODEL.ROI_HEADS.SCORE_THRESH_TEST": 1.0}
     assert none == {key: value for key, value in record.items() if key not in ("results", "config_sha256")}
     assert (folder / "config.yaml").read_text() == config
+    train(options=["--eval-only"])  # by its own rules again
+    again = json.loads((folder / "results.json").read_text())
+    assert {**again, "config_sha256": record["config_sha256"]} == record
     with pytest.raises(UserError, match="already holds a run: leave --weights out to evaluate it"):
         train(options=unsure)
     (folder / "results.json").write_text(json.dumps({**record, "iterations": 99}))
     (folder / "model_0000041.pth").write_bytes(weights.read_bytes())
     (folder / "last_checkpoint").write_text("model_0000041.pth")  # as in a run that goes on
-    train(options=["--eval-only"])
-    assert json.loads((folder / "results.json").read_text())["iterations"] == 42
+    train("TEST.DETECTIONS_PER_IMAGE", 7, options=["--eval-only"])
+    results = json.loads((folder / "results.json").read_text())
+    assert (results["iterations"], results["evaluated_with"]) == (42, {"TEST.DETECTIONS_PER_IMAGE": 7})
     pictures = coco_root / "coco" / "val2017"
     arguments = ["--config", str(folder / "config.yaml"), "--weights", str(weights), "--score-threshold", "0"]
     predict.main([*arguments, "--output", str(tmp_path / "drawn"), str(pictures), str(pictures / "000.jpg")])
