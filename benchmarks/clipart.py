@@ -75,11 +75,16 @@ def build_parser() -> ArgumentParser:
     add("out", type=Path, help="folder of the set")
     add("--clipart", type=Path, required=True, help="the package's usr/share/openclipart/png")
     add("--classes", nargs="+", default=CLASSES, metavar="FOLDER", help="of the package (default: ten)")
-    add("--size", type=int, default=128, help="pixels of a scene's side (%(default)s)")
-    add("--unlabelled", type=int, default=6000, help="scenes (%(default)s)")
-    add("--train", type=int, default=400, help="annotated scenes (%(default)s)")
-    add("--val", type=int, default=500, help="annotated scenes (%(default)s)")
+    add_scene_options(parser)
     return parser
+
+
+def add_scene_options(parser: argparse.ArgumentParser) -> None:
+    """The size and the numbers of the scenes."""
+    parser.add_argument("--size", type=int, default=128, help="pixels of a scene's side (%(default)s)")
+    parser.add_argument("--unlabelled", type=int, default=6000, help="scenes (%(default)s)")
+    parser.add_argument("--train", type=int, default=400, help="annotated scenes (%(default)s)")
+    parser.add_argument("--val", type=int, default=500, help="annotated scenes (%(default)s)")
 
 
 def read_sprites(root: Path, classes: Sequence[str]) -> dict[str, list[NDArray[np.uint8]]]:
@@ -166,18 +171,21 @@ def write_unlabelled(folder: Path, pool: Pool, count: int, size: int) -> None:
 def write_annotated(out: Path, part: str, pool: Pool, count: int, size: int, rng: np.random.Generator) -> None:
     """Scenes in `out/part` and their annotations in `out/part.json`."""
     (out / part).mkdir(parents=True, exist_ok=True)
-    images: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
+    annotated = []
     for number in range(count):
-        name = f"{number:06d}.jpg"
-        image, found = draw_scene(rng, pool, size)
-        write_image(out / part / name, image)
-        images.append({"id": number, "file_name": name, "width": size, "height": size})
-        for annotation in found:
-            annotations.append({**annotation, "id": len(annotations) + 1, "image_id": number})
-    categories = [{"id": number, "name": name} for number, name in enumerate(pool, start=1)]
-    coco = {"info": {}, "licenses": [], "images": images, "annotations": annotations, "categories": categories}
-    (out / f"{part}.json").write_text(json.dumps(coco))
+        image, annotations = draw_scene(rng, pool, size)
+        write_image(out / part / f"{number:06d}.jpg", image)
+        annotated.append(annotations)
+    write_coco(out / f"{part}.json", annotated, size, list(pool))
+
+
+def write_coco(path: Path, annotated: Sequence[Sequence[dict[str, Any]]], size: int, classes: Sequence[str]) -> None:
+    """Write the annotations of square scenes, of which the i-th is in the file i.jpg (six digits), as a COCO file."""
+    images = [{"id": i, "file_name": f"{i:06d}.jpg", "width": size, "height": size} for i in range(len(annotated))]
+    flat = [{**annotation, "image_id": i} for i, found in enumerate(annotated) for annotation in found]
+    numbered = [{**annotation, "id": number} for number, annotation in enumerate(flat, start=1)]
+    categories = [{"id": number, "name": name} for number, name in enumerate(classes, start=1)]
+    path.write_text(json.dumps({"images": images, "annotations": numbered, "categories": categories}))
 
 
 def write_singles(folder: Path, pool: Pool, rng: np.random.Generator) -> None:

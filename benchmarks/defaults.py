@@ -14,16 +14,15 @@ from pathlib import Path
 import torch
 from data import render_photographs
 from fvcore.common.config import CfgNode
-from step import CASES, QUICK, build_trainer
+from step import CASES, QUICK, build_trainer, load
 from timing import alternate, build_parser, print_table, ratio, start
 from torch import Tensor, nn
 
-from foundation.config import load_config
 from foundation.errors import run
 from pretrain.batches.loader import build_loader, read_batches
 from pretrain.batches.sampler import ShuffledBatches
 from pretrain.batches.views import Batch, ViewDataset
-from pretrain.config import build_augmentations, get_defaults, resolve_precision
+from pretrain.config import build_augmentations, resolve_precision
 from pretrain.images.sources import Source
 from pretrain.training.build import build_parts
 from pretrain.training.dry_run import synthetic_batch
@@ -55,8 +54,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     device = start(args)
     rounds = 1 if args.quick else args.rounds
     case = QUICK if args.quick else CASES[args.recipe]
-    config = load_config(get_defaults(), case.recipe, "pretrain", [str(change) for change in case.changes])
-    size = args.batch or (case.cuda_batch if device.type == "cuda" else case.cpu_batch)
+    config = load(case)
+    size = args.batch or case.batch(device)
     rows = [] if args.prefetch else compare_steps(config, size, rounds, device, compiled=args.compile)
     if args.prefetch or args.quick:
         rows += compare_prefetching(config, size, rounds, device)

@@ -12,12 +12,12 @@ OUT gets `unlabelled/`, `train/` and `val/` with their scenes, `train.json` and 
 """
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from clipart import MOST_OBJECTS, OBJECT_SHARE, add_scene_options, write_coco
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
@@ -27,8 +27,6 @@ from shapes.polygons import bounding_box, trace
 
 Pixels = NDArray[np.float32]  # (H, W, 3), or (H, W) of a mask in [0, 1]
 
-MOST_OBJECTS = 4
-OBJECT_SHARE = (0.25, 0.55)  # of the scene's side
 SMALLEST_AREA = 60.0  # square pixels that must be visible of an object, else it is not annotated
 TURN = 20.0  # degrees, either way
 DARK = 12  # of 255: below, a pixel of Fashion-MNIST is background
@@ -71,10 +69,7 @@ def build_parser() -> ArgumentParser:
     add("out", type=Path, help="folder of the set")
     add("--wallpapers", type=Path, nargs="+", required=True, help="folders with pictures, searched to any depth")
     add("--fashion", default="", help="folder of Fashion-MNIST's four files; where it is left out, as in pretraining")
-    add("--size", type=int, default=128, help="pixels of a scene's side (%(default)s)")
-    add("--unlabelled", type=int, default=6000, help="scenes (%(default)s)")
-    add("--train", type=int, default=400, help="annotated scenes (%(default)s)")
-    add("--val", type=int, default=500, help="annotated scenes (%(default)s)")
+    add_scene_options(parser)
     add("--singles-train", type=int, default=150, help="pictures of each class (%(default)s)")
     add("--singles-val", type=int, default=60, help="pictures of each class (%(default)s)")
     return parser
@@ -226,15 +221,6 @@ def write_scenes(out: Path, part: str, pool: Pool, count: int, size: int, seed: 
         Image.fromarray(scene.image).save(folder / f"{number:06d}.jpg", quality=92)
         annotated.append(scene.annotations)
     return annotated
-
-
-def write_coco(path: Path, annotated: Sequence[Sequence[dict[str, Any]]], size: int, classes: Sequence[str]) -> None:
-    """The annotations of scenes as a COCO file."""
-    images = [{"id": i, "file_name": f"{i:06d}.jpg", "width": size, "height": size} for i in range(len(annotated))]
-    flat = [{**annotation, "image_id": i} for i, found in enumerate(annotated) for annotation in found]
-    numbered = [{**annotation, "id": number} for number, annotation in enumerate(flat, start=1)]
-    categories = [{"id": number, "name": name} for number, name in enumerate(classes, start=1)]
-    path.write_text(json.dumps({"images": images, "annotations": numbered, "categories": categories}))
 
 
 def write_singles(folder: Path, pool: Pool, count: int, size: int, classes: Sequence[str], seed: int) -> None:

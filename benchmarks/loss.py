@@ -13,7 +13,7 @@ from functools import partial
 
 import numpy as np
 import torch
-from step import CASES, QUICK, Case, encoder_pass
+from step import CASES, QUICK, Case, encoder_pass, load
 from timing import alternate, build_parser, print_table, ratio, start
 from torch import Tensor
 from torch.nn import functional as F
@@ -127,9 +127,9 @@ def share_of_step(case: Case, rounds: int, device: torch.device) -> list[str]:
     The encoder's forward and backward pass is timed on a batch that suits the device, and counted in proportion. The
     share is an upper bound of that in a step, to which projector, augmentation and optimizer belong too.
     """
-    config = load_config(get_defaults(), case.recipe, "pretrain", [str(change) for change in case.changes])
+    config = load(case)
     count, dim = config.TRAIN.BATCH_SIZE, config.PROJECTOR.DIMS[-1]
-    pairs = case.cuda_batch if device.type == "cuda" else case.cpu_batch
+    pairs = case.batch(device)
     views = synthetic_views(pairs, config.DATA.IMAGE_SIZE, device)
     lower = resolve_precision(config.TRAIN.PRECISION, device) == "bfloat16"
     autocast = partial(torch.autocast, device.type, torch.bfloat16, enabled=lower)

@@ -47,6 +47,10 @@ class Case(NamedTuple):
     cuda_batch: int
     changes: tuple[object, ...] = ()
 
+    def batch(self, device: torch.device) -> int:
+        """The batch size for the device."""
+        return self.cuda_batch if device.type == "cuda" else self.cpu_batch
+
 
 COUNTED_BATCH = 192  # of the ImageNet-1K recipe on 8 GPUs
 CASES = {"shapes_R18": Case("shapes_R18", 32, 1024), "imagenet1k_R50": Case("imagenet1k_R50", 4, 384)}
@@ -90,7 +94,7 @@ def measure(cases: Sequence[Case], args: argparse.Namespace, device: torch.devic
 def measure_case(case: Case, args: argparse.Namespace, device: torch.device) -> list[str]:
     """A row of the table."""
     config = load(case)
-    size = args.batch or (case.cuda_batch if device.type == "cuda" else case.cpu_batch)
+    size = args.batch or case.batch(device)
     seconds = alternate(build_sides(config, size, device), 1 if args.quick else args.rounds, device)
     speeds = [f"{size / time:.3g}" for time in np.median(seconds, axis=0)]
     precision = resolve_precision(config.TRAIN.PRECISION, device)

@@ -5,6 +5,7 @@ import errno
 import hashlib
 import os
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
@@ -49,6 +50,28 @@ def write_synced(path: Path, content: bytes | memoryview) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it, unless they exist. Raises UserError where that is not possible."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write {folder}: {error}") from error
+
+
+def check_size(path: Path, max_bytes: int) -> None:
+    """Check a file before it is read.
+
+    Raises:
+        UserError: it is not a regular file, or it is larger than `max_bytes`. The message begins with the path.
+        OSError: there is no such file, or it cannot be looked at.
+    """
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):  # opening a named pipe would block
+        raise UserError(f"{path} is not a file")
+    if status.st_size > max_bytes:
+        raise UserError(f"{path} is too large: {status.st_size:,} bytes, where {max_bytes:,} are allowed")
 
 
 def check_utf8(folder: Path) -> None:

@@ -4,13 +4,13 @@ import json
 import logging
 import math
 import re
-import stat
 from collections.abc import Callable, Iterator
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 from foundation.errors import UserError
+from foundation.files import check_size
 
 MAX_BYTES = 64 * 1024**2  # of a file that is read at once, unless the caller allows more
 MAX_LINES_BYTES = 1024**3  # of a file that is read line by line
@@ -37,7 +37,7 @@ def read_json(path: Path, max_bytes: int = MAX_BYTES, object_hook: ObjectHook | 
             more than `MAX_DEPTH` deep. The message begins with the path.
     """
     try:
-        _check_file(path, max_bytes)
+        check_size(path, max_bytes)
         data = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
@@ -108,18 +108,10 @@ def as_number(value: object) -> float | None:
         return None
 
 
-def _check_file(path: Path, max_bytes: int) -> None:
-    status = path.stat()
-    if not stat.S_ISREG(status.st_mode):  # opening a named pipe would block
-        raise UserError(f"{path} is not a file")
-    if status.st_size > max_bytes:
-        raise UserError(f"{path} is too large: {status.st_size:,} bytes, where {max_bytes:,} are allowed")
-
-
 def _lines(path: Path, max_bytes: int) -> Iterator[bytes]:
     """The lines of a file, without a byte order mark. A line longer than `MAX_LINE_BYTES` is cut behind its bound."""
     try:
-        _check_file(path, max_bytes)
+        check_size(path, max_bytes)
         with path.open("rb") as file:
             if file.read(3) != b"\xef\xbb\xbf":
                 file.seek(0)

@@ -1,6 +1,5 @@
 """YAML files of any origin, read with bounds on size and depth: a damaged file is an error that names it."""
 
-import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import yaml
 
 from foundation.errors import UserError
+from foundation.files import check_size
 
 MAX_BYTES = 256 * 1024  # the configuration of a run has some 10 KB
 MAX_VALUES = 100_000  # with every alias written out: anchors within anchors grow exponentially
@@ -24,11 +24,7 @@ def read_yaml(path: Path) -> Any:
             than `MAX_VALUES` values or more than `MAX_DEPTH` levels. The message begins with the path.
     """
     try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):  # opening a named pipe would block
-            raise UserError(f"{path} is not a file")
-        if status.st_size > MAX_BYTES:
-            raise UserError(f"{path} is too large: {status.st_size:,} bytes, where {MAX_BYTES:,} are allowed")
+        check_size(path, MAX_BYTES)
         text = path.read_text(encoding="utf-8-sig")
         _check_events(path, text)
         content = yaml.load(text, LOADER)

@@ -31,16 +31,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         if not 0 <= getattr(args, option) <= most:
             raise UserError(f"--{option} must be from 0 to {most}, not {getattr(args, option)}")
 
+    from foundation.files import make_folder
     from pretrain.evaluation.embedding import embed_folders
     from pretrain.images.paths import check_outside
     from pretrain.runs.metrics import start_logging
 
     output = Path(args.output or f"output/embed_{Path(args.images).resolve().name}")
     check_outside(output, [args.images, *([args.against] if args.against else [])])
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write {output}: {error}") from error
+    make_folder(output)
     start_logging(output)
     embed_folders(
         args.weights,

@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
 
     from foundation.config import RUN_CONFIG, load_config
-    from foundation.files import report_disk_errors
+    from foundation.files import make_folder, report_disk_errors
     from pretrain.config import get_defaults
     from pretrain.evaluation.figures import NAMES, draw
     from pretrain.runs.metrics import start_logging
@@ -46,10 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.root:
         config.DATA.ROOT = args.root
     output = Path(args.output) if args.output else runs[0] / "figures"
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write {output}: {error}") from error
+    make_folder(output)
     start_logging(output)
     with report_disk_errors(output):
         draw(runs, config, only, args.images, output, args.ldmi_scale)

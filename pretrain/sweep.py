@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from foundation.command_line import add_keys_option
-from foundation.errors import ArgumentParser, UserError, run
+from foundation.errors import ArgumentParser, run
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
 
     from foundation.config import load_config
-    from foundation.files import report_disk_errors
+    from foundation.files import make_folder, report_disk_errors
     from pretrain.evaluation.sweep import get_defaults, plan, sweep
     from pretrain.runs.metrics import start_logging
 
@@ -30,10 +30,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     plan(config)  # a wrong key or value is an error before there is a folder
     name = Path(args.config).stem
     output = Path(args.output or f"output/sweep_{name}")
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write {output}: {error}") from error
+    make_folder(output)
     start_logging(output)
     with report_disk_errors(output):
         sweep(config, name, output)

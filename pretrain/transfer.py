@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     import torch
 
     from foundation import devices
-    from foundation.files import report_disk_errors
+    from foundation.files import make_folder, report_disk_errors
     from pretrain.batches.loader import report_dead_workers
     from pretrain.distributed import group
     from pretrain.evaluation.transfer import (
@@ -64,10 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     refuse_other_results(output, about)
     torch.manual_seed(args.seed)
     features = build_features(weights, name, stem, args.image_size, args.workers, group.start(devices.is_usable()))
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write {output}: {error}") from error
+    make_folder(output)
     start_logging(output)
     logger.info("%s (%s), %d and %d images", weights.source, name, *(len(split) for split in splits))
     with (

@@ -1,6 +1,6 @@
 """The plots behind one AP: precision over recall, errors by kind, score thresholds and confusions between classes."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from reporting.analysis import (
 )
 from reporting.figures import Colours, colours_of, panels
 from reporting.groups import Group, Setting, Statistic
+from reporting.runs import Run
 
 MAX_NAMED_CLASSES = 30  # of a confusion matrix with the names of its classes
 MAX_WRITTEN_CLASSES = 12  # of one with the shares written into its cells
@@ -34,39 +35,50 @@ def analysed(settings: Sequence[Setting], key: str) -> list[tuple[Setting, list[
 def draw_precision(settings: Sequence[Setting], colours: Colours, path: Path) -> bool:
     """Precision over recall: a row for each setting and task, a panel for each IoU. False if there is none."""
     rows = [(setting, task) for setting, tasks in analysed(settings, "precision_recall") for task in tasks]
-    if not rows:
-        return False
-    names, shown = _row_names(rows), colours_of([setting for setting, _ in rows], colours)
-    with panels(path, "Precision over recall", names, [len(IOUS)] * len(rows), shown, size=(3.2, 2.8)) as grid:
-        for row, (setting, task) in zip(grid, rows, strict=True):
-            for axes, (key, title) in zip(row, IOUS.items(), strict=True):
-                for group in setting.groups:
-                    lines = [curve for run in group.runs if (curve := precision_recall(run, task, key)) is not None]
-                    _draw_runs(axes, lines, colours[group.label])
-                axes.set_title(title)
-                axes.set_xlabel("recall")
-                axes.set(xlim=(0, 1), ylim=(0, 1.02))
-            row[0].set_ylabel("precision")
-    return True
+    return _draw_curves(rows, colours, path, "Precision over recall", IOUS, precision_recall, ("recall", "precision"))
 
 
 def draw_thresholds(settings: Sequence[Setting], colours: Colours, path: Path) -> bool:
     """Precision, recall and F1 over the score threshold: a row for each setting and task. False if there is none."""
     rows = [(setting, task) for setting, tasks in analysed(settings, "thresholds") for task in tasks]
+    measures = {"precision": "Precision", "recall": "Recall", "f1": "F1"}
+    title = "Precision, recall and F1 over the score threshold"
+    return _draw_curves(rows, colours, path, title, measures, threshold_curve, ("score threshold", ""))
+
+
+def _draw_curves(
+    rows: Sequence[tuple[Setting, Task]],
+    colours: Colours,
+    path: Path,
+    title: str,
+    columns: Mapping[str, str],
+    curve_of: Callable[[Run, Task, str], tuple[np.ndarray, np.ndarray] | None],
+    labels: tuple[str, str],
+) -> bool:
+    """Curves in the unit square: a row of panels for each setting and task. False if there is no row.
+
+    Args:
+        rows: the settings and tasks.
+        colours: of the groups.
+        path: of the picture.
+        title: of the picture.
+        columns: key -> title of each panel of a row.
+        curve_of: (run, task, key) -> x and y, or None.
+        labels: of the axes; that of y is written once for each row.
+    """
     if not rows:
         return False
     names, shown = _row_names(rows), colours_of([setting for setting, _ in rows], colours)
-    measures = {"precision": "Precision", "recall": "Recall", "f1": "F1"}
-    title = "Precision, recall and F1 over the score threshold"
-    with panels(path, title, names, [len(measures)] * len(rows), shown, size=(3.2, 2.8)) as grid:
+    with panels(path, title, names, [len(columns)] * len(rows), shown, size=(3.2, 2.8)) as grid:
         for row, (setting, task) in zip(grid, rows, strict=True):
-            for axes, (measure, heading) in zip(row, measures.items(), strict=True):
+            for axes, (key, heading) in zip(row, columns.items(), strict=True):
                 for group in setting.groups:
-                    lines = [curve for run in group.runs if (curve := threshold_curve(run, task, measure)) is not None]
-                    _draw_runs(axes, lines, colours[group.label])
+                    curves = [curve for run in group.runs if (curve := curve_of(run, task, key)) is not None]
+                    _draw_runs(axes, curves, colours[group.label])
                 axes.set_title(heading)
-                axes.set_xlabel("score threshold")
+                axes.set_xlabel(labels[0])
                 axes.set(xlim=(0, 1), ylim=(0, 1.02))
+            row[0].set_ylabel(labels[1])
     return True
 
 

@@ -51,8 +51,13 @@ def stick_outline(rng: Generator) -> Outline:
 
 def area(points: Outline) -> float:
     """The area that a simple polygon (K, 2) encloses, in squared units of its coordinates."""
+    return abs(signed_area(points))
+
+
+def signed_area(points: Outline) -> float:
+    """The area of a polygon (K, 2), above 0 if its points run clockwise in an image, whose y points down."""
     x, y = points[:, 0], points[:, 1]
-    return 0.5 * abs(float(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1))))
+    return 0.5 * float(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1)))
 
 
 def _ellipse(rng: Generator) -> Outline:

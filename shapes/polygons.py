@@ -7,7 +7,7 @@ import contourpy
 import numpy as np
 from numpy.typing import NDArray
 
-from shapes.outlines import Outline, area
+from shapes.outlines import Outline, signed_area
 
 MAX_POINTS = 40
 SMALLEST_PART = 6.0  # pixels; specks that occlusion leaves are not annotated
@@ -27,13 +27,13 @@ def trace(coverage: NDArray[np.float32]) -> list[Outline]:
     lines = contourpy.contour_generator(z=padded).lines(0.5)
     loops = [np.asarray(line, dtype=np.float64)[:-1] - 0.5 for line in lines]
     # contourpy keeps the higher side on one hand, so that a hole runs the other way round than a part does.
-    holes = [loop for loop in loops if _signed_area(loop) < 0 and area(loop) >= SMALLEST_PART]
+    holes = [loop for loop in loops if signed_area(loop) <= -SMALLEST_PART]
     if holes:
         cut = int(np.clip(round(holes[0][:, 0].mean()), 1, coverage.shape[1] - 1))
         left, right = coverage.copy(), coverage.copy()
         left[:, cut:], right[:, :cut] = 0, 0
         return trace(left) + trace(right)
-    parts = [loop for loop in loops if _signed_area(loop) > 0 and area(loop) >= SMALLEST_PART]
+    parts = [loop for loop in loops if signed_area(loop) >= SMALLEST_PART]
     return [_simplified(part, coverage.shape[1], coverage.shape[0]) for part in parts]
 
 
@@ -42,11 +42,6 @@ def bounding_box(parts: list[Outline]) -> list[float]:
     points = np.concatenate(parts)
     low, high = points.min(axis=0), points.max(axis=0)
     return [float(low[0]), float(low[1]), float(high[0] - low[0]), float(high[1] - low[1])]
-
-
-def _signed_area(points: Outline) -> float:
-    x, y = points[:, 0], points[:, 1]
-    return 0.5 * float(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1)))
 
 
 def _simplified(points: Outline, width: int, height: int) -> Outline:

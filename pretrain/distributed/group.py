@@ -264,12 +264,3 @@ def from_main(outcome: Outcome[T] | None) -> T:
         dist.broadcast_object_list(message)
     assert message[0] is not None
     return message[0].get()
-
-
-def any_process(flag: bool, device: torch.device) -> bool:
-    """Whether `flag` is true on at least one process. The result is the same on every process."""
-    if world_size() == 1:
-        return flag
-    result = torch.tensor(float(flag), device=device)
-    dist.all_reduce(result, op=dist.ReduceOp.MAX)
-    return bool(result.item())

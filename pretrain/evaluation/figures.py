@@ -31,7 +31,6 @@ from pretrain.runs.metrics import read_metrics
 from pretrain.runs.weights import build_from, read_weights
 
 NAMES = ("training", "information", "eigenvalues", "tsne", "neighbours", "views")
-LDMI_SCALES = ("nats", "article", "both")
 QUERIES, NEIGHBOURS, PAIRS = 8, 8, 8
 THUMBNAIL = 128  # pixels of a side, in sheets
 # Thesis Section 5.6: three dimensions, perplexity 50, early exaggeration 12, 1000 iterations, random initialisation.
@@ -57,7 +56,7 @@ def draw(
         only: the figures, of `NAMES`.
         images: validation images for `tsne` and `neighbours`, at most.
         output: an existing folder.
-        ldmi_scale: one of `LDMI_SCALES`.
+        ldmi_scale: as in `plots.information_curves`.
     """
     named = dict(zip(short_names(runs), runs, strict=True))
     lines = {name: read_metrics(folder / "metrics.json") for name, folder in named.items()}
@@ -93,7 +92,7 @@ def information(lines: Sequence[dict[str, float]], dim: int, ldmi_scale: str = "
     Args:
         lines: of metrics.json.
         dim: P, dimension of the embedding.
-        ldmi_scale: one of `LDMI_SCALES`.
+        ldmi_scale: as in `plots.information_curves`.
     """
     epochs = {line["iteration"]: line["epoch"] for line in lines if "epoch" in line}
     probed = [{**line, "epoch": epochs[line["iteration"]]} for line in lines if line["iteration"] in epochs]

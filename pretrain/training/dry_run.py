@@ -264,11 +264,6 @@ def verdict(cost: Cost, steps: int, device: str, needed: tuple[int, int] = (FEW_
         yield f"  time            {describe_hours(cost.seconds)}"
 
 
-def memory_problem(cost: Cost, device: str) -> str:
-    """What to tell the user where the run needs more memory than there is; empty where it fits."""
-    return next((line for problem, line in _memory_verdict(cost, device) if problem), "")
-
-
 def _memory_verdict(cost: Cost, device: str) -> Iterator[tuple[bool, str]]:
     """(does it not fit, the reason), for the GPU and for the host."""
     training, loader = cost.memory.training, cost.memory.loader

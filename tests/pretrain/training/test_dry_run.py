@@ -178,7 +178,8 @@ def test_processes_of_a_machine_share_its_memory(monkeypatch: pytest.MonkeyPatch
     assert dry_run.device_memory(torch.device("cpu"), processes=8) == dry_run.host_memory(8) == 2_000_000_000
     memory = Memory(parameters=0, activations=2_000_000_000, loader=0)
     cost = Cost(8, memory, None, dry_run.host_memory(8), None, loading_bound=False, seconds=None, sharing=4)
-    assert "of each process's part of this machine's 2.00 GB" in dry_run.memory_problem(cost, "cpu")
+    _, memory_line, *_ = dry_run.verdict(cost, 100, "cpu")
+    assert "of each process's part of this machine's 2.00 GB" in memory_line
     monkeypatch.setattr(dry_run.machine, "available_memory", lambda: None)
     assert dry_run.host_memory(8) is None
 
