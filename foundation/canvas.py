@@ -67,9 +67,9 @@ def class_colours(ids: Iterable[Key]) -> dict[Key, str]:
 def draw_overlays(photograph: Image.Image, overlays: Sequence[Overlay], scale: float) -> Image.Image:
     """The photograph, enlarged by `scale`, with the overlays on it in this order.
 
-    Lines and letters grow more slowly than the picture, because a larger picture usually shows more detail. Many labels
-    would hide what they name: the last overlays, of detections those with the highest scores, have theirs, and a line
-    at the bottom says how many have not.
+    Lines and letters grow more slowly than the picture, because a larger picture usually shows more detail. If there
+    are many overlays, only the last ones (of detections, those with the highest scores) are labelled, so that labels do
+    not hide the objects; a line at the bottom says how many are not.
     """
     size = (max(1, round(photograph.width * scale)), max(1, round(photograph.height * scale)))
     pen_size = max(MIN_PEN, (max(size) / CELL) ** PEN_GROWTH)

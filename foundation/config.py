@@ -181,18 +181,18 @@ def _fit(default: Any, value: Any, key: str, source: str) -> Any:
 
 
 def one_of(config: CfgNode, key: str, allowed: tuple[str, ...]) -> None:
-    """Refuse a value that is not among `allowed`."""
+    """Raise UserError where the value of a key is not among `allowed`."""
     if value_of(config, key) not in allowed:
         raise UserError(f"{key} is {value_of(config, key)!r}, which is not one of {', '.join(allowed)}")
 
 
 def in_range(config: CfgNode, key: str, low: float, high: float = float("inf")) -> None:
-    """Refuse a number outside [low, high], infinity and NaN."""
+    """Raise UserError where the value of a key is outside [low, high], infinite or NaN."""
     _check_bounds(key, value_of(config, key), low, high)
 
 
 def each_in_range(config: CfgNode, key: str, length: int, low: float, high: float = float("inf")) -> None:
-    """Refuse anything but a list of `length` numbers in [low, high]."""
+    """Raise UserError where the value of a key is not a list of `length` numbers in [low, high]."""
     values = value_of(config, key)
     if not isinstance(values, (list, tuple)) or len(values) != length:
         raise UserError(f"{key} must be a list of {length} numbers, not {values!r}")

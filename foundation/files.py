@@ -30,7 +30,7 @@ def write_atomic(path: Path, content: bytes) -> None:
 
 @contextlib.contextmanager
 def complete_file(path: Path) -> Iterator[Path]:
-    """For libraries that write to a path: a temporary one with the same suffix, renamed to `path` at the end.
+    """Yield a temporary path with the same suffix, for a library to write to, and rename it to `path` at the end.
 
     An error leaves `path` as it was, and removes the temporary file.
     """
@@ -65,7 +65,7 @@ def check_size(path: Path, max_bytes: int) -> None:
 
     Raises:
         UserError: it is not a regular file, or it is larger than `max_bytes`. The message begins with the path.
-        OSError: there is no such file, or it cannot be looked at.
+        OSError: there is no such file, or its folder cannot be read.
     """
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):  # opening a named pipe would block

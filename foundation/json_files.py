@@ -77,7 +77,7 @@ def read_json_lines(path: Path, max_bytes: int = MAX_LINES_BYTES) -> list[dict[s
     """The objects of a file with one JSON object a line, such as metrics.json.
 
     Lines that hold anything else are skipped, and one warning tells how many. A last line without its end, which a
-    killed process leaves, is skipped without a word unless it is complete.
+    killed process leaves, is skipped silently unless it is complete.
 
     Raises:
         UserError: the file is missing, unreadable, not a regular file, or larger than `max_bytes`.

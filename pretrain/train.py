@@ -95,7 +95,7 @@ def list_runs(root: Path) -> None:
 
 
 def inspect(args: argparse.Namespace) -> None:
-    """Check the images, or print what the configuration amounts to in as many processes as were started."""
+    """Check the images (--check-data), or print the configuration and its cost for the processes that were started."""
     import torch
     import yaml
 

@@ -147,13 +147,13 @@ def _load(at, pixels, inside):
 
 @triton.jit
 def _grey(red, green, blue):
-    """Luma."""
+    """Luma of RGB values."""
     return red * GRAY_RED + green * GRAY_GREEN + blue * GRAY_BLUE
 
 
 @triton.jit
 def _clamp(x):
-    """To [0, 1]."""
+    """Limit values to [0, 1]."""
     return tl.minimum(tl.maximum(x, 0.0), 1.0)
 
 
@@ -199,13 +199,13 @@ def _channel(distance, value, chroma):
 
 @triton.jit
 def _reflect(position, length):
-    """Positions beyond an end, folded back."""
+    """Reflect positions beyond either end of an axis."""
     return (length - 1) - tl.abs((length - 1) - tl.abs(position))
 
 
 @triton.jit
 def _weight(offset, sigma):
-    """Of the Gaussian, not normalised."""
+    """Weight of the Gaussian kernel at an offset, not normalised."""
     ratio = offset / sigma
     return tl.exp(-0.5 * ratio * ratio)
 

@@ -12,11 +12,11 @@ from pretrain.batches.views import Batch
 def copy_ahead(batches: Generator[Batch, None, None], device: torch.device) -> Generator[Batch, None, None]:
     """The same batches, with their images on the device.
 
-    On a GPU the images of a batch are copied on a stream of their own while the batch before it is computed with. The
-    host waits for neither if they are in pinned memory. Elsewhere the batches are passed on as they are.
+    On a GPU the images of a batch are copied on a stream of their own while the previous batch is computed. The host
+    does not wait for the copy if the images are in pinned memory. On a CPU the batches are passed on unchanged.
 
     Args:
-        batches: closed at the end.
+        batches: the batches on the host; closed at the end.
         device: where the training happens.
     """
     with contextlib.closing(batches):
@@ -43,7 +43,7 @@ def _start_copy(batch: Batch, stream: torch.cuda.Stream, device: torch.device) -
 
 
 def _arrived(batch: Batch, copied: torch.cuda.Event, device: torch.device) -> Batch:
-    """The batch, for the stream that computes: it waits for the copy, and the memory is kept until it is done."""
+    """The batch, once the computing stream waits for its copy and keeps its memory until the work on it is done."""
     computing = torch.cuda.current_stream(device)
     computing.wait_event(copied)
     batch.images.record_stream(computing)

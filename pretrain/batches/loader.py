@@ -33,7 +33,7 @@ logger = logging.getLogger("pretrain")
 
 
 class ImageDataset(Protocol):
-    """What is made of the images of a source."""
+    """Makes batches of the images of a source."""
 
     source: Source
 
@@ -81,7 +81,7 @@ def build_loader(
 
 
 def _unchanged(batch: Any) -> Any:
-    """A batch that is complete."""
+    """The loader's collate function: `read` has made a complete batch already."""
     return batch
 
 

@@ -27,7 +27,7 @@ logger = logging.getLogger("pretrain")
 
 
 def stream_of(source: Source) -> StreamedTars | None:
-    """The remote tars that a source, or the source that it is a subset of, reads; None: none."""
+    """The remote tars that a source, possibly through `Subset`s, reads; None if it reads none."""
     while isinstance(source, Subset):
         source = source.source
     return source if isinstance(source, StreamedTars) else None

@@ -9,7 +9,7 @@ from foundation.errors import UserError
 
 
 def epoch_order(count: int, seed: int, epoch: int, shards: Sequence[int] = (), window: int = 0) -> np.ndarray:
-    """The permutation of the images in an epoch, by (seed, epoch).
+    """The order of the images in an epoch, a permutation (count,) that depends on (seed, epoch) alone.
 
     Args:
         count: images.

@@ -88,12 +88,12 @@ class Batch:
 
 
 def ignore(index: int) -> None:
-    """Nobody wants to know which image is read."""
+    """Does nothing: the default of `begin`."""
 
 
 @dataclass(frozen=True)
 class _Opened:
-    """An image with what was drawn for it. It is `step` images after the one whose place it takes."""
+    """An image with the crops drawn for it. It is `step` images after the requested one, to replace a damaged one."""
 
     image: OpenImage
     boxes: Sequence[Box]
@@ -111,8 +111,8 @@ class ViewDataset:
         interpolation: of every resize, one of `INTERPOLATIONS`.
         region: (low, high) fraction of the image's area. All random views of an image are cropped from one region of
             this area, drawn for each epoch: in scenes of several objects, views of one place show the same object.
-        scaled: whether to decode JPEGs at 1/2, 1/4 or 1/8 of their size where no crop, nor the resized image that the
-            central crop is cut of, has to be enlarged. The random numbers stay the same, the pixels differ a little.
+        scaled: whether to decode JPEGs at 1/2, 1/4 or 1/8 of their size, the smallest at which no crop has to be
+            enlarged. The random numbers stay the same; the pixels differ a little.
     """
 
     def __init__(

@@ -109,7 +109,7 @@ class _NormalizeViews(torch.autograd.Function):
 
 
 class GlobalBatchNorm(ViewBatchNorm):
-    """The same over the images of all processes."""
+    """`ViewBatchNorm` whose batch statistics are those of the images of all processes."""
 
     def _normalize(self, x: Tensor) -> Tensor:
         parts = self._split(x.detach())

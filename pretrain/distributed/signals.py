@@ -103,7 +103,7 @@ class StopRequest:
 
 
 def leave_to_parent(*_: object) -> None:
-    """For a loader worker: its parent decides. SIGTERM, perhaps from the parent, ends it after `GRACE` seconds."""
+    """Set the signal handlers of a loader worker, which its parent ends. SIGTERM ends it after `GRACE` seconds."""
     signal.set_wakeup_fd(-1)  # the parent's pipe
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)

@@ -120,7 +120,7 @@ def near_duplicates(own: Embedded, other: Embedded | None, threshold: float) -> 
     """Pairs of images whose thumbnails correlate by `threshold` or more, the most similar first.
 
     A thumbnail is the central crop averaged to 16 x 16 pixels: re-encoding, resizing and neighbouring frames of a
-    video leave it nearly unchanged. Of images that are crops or mirrored, it is another one.
+    video leave it nearly unchanged. Crops and mirror images of an image have other thumbnails and are not found.
 
     Args:
         own: one set of images.

@@ -65,7 +65,7 @@ def random_views(
 
     Args:
         source: the images.
-        batches: which of them, and when.
+        batches: of this process, each a list of (epoch, index).
         augmentation: distribution of the views.
     """
     dataset = ViewDataset(
@@ -172,7 +172,7 @@ class FeatureExtractor:
 
         Args:
             source: the images.
-            batches: which of them, and when.
+            batches: of this process, each a list of (epoch, index).
             augmentation: distribution of the views.
             cached_views: 0: new views in every epoch. n: the views of the first n epochs, used again in turn.
         """
@@ -208,12 +208,12 @@ def _from_cache(cache: Sequence[Tensor], labels: Tensor, batches: ShuffledBatche
 
 
 def local_indices(count: int) -> np.ndarray:
-    """The places, of `count`, that this process works on: one of as many equal parts as there are processes."""
+    """Indices, among `count`, of this process's part: the images are divided evenly among the processes."""
     return np.array_split(np.arange(count), group.world_size())[group.rank()]
 
 
 def gather(rows: Tensor, device: torch.device) -> Tensor:
-    """The rows of all processes, in the order of the processes, on the CPU. Their numbers may differ."""
+    """The rows of all processes, in the order of the processes, on the CPU. Each may have another number of rows."""
     if group.world_size() == 1:
         return rows
     counts = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(group.world_size())]

@@ -87,7 +87,9 @@ def draw(
 
 
 def information(lines: Sequence[dict[str, float]], dim: int, ldmi_scale: str = "nats") -> Figure | None:
-    """LDMI and probe accuracy over the epochs. The probe's lines have no epoch of their own: it is that of the step.
+    """LDMI and probe accuracy over the epochs; None if the run has logged neither.
+
+    A line of the probe has no epoch; it gets that of the line of the same step.
 
     Args:
         lines: of metrics.json.
@@ -105,7 +107,7 @@ def information(lines: Sequence[dict[str, float]], dim: int, ldmi_scale: str = "
 
 
 def eigenvalues(runs: dict[str, Path]) -> Figure | None:
-    """Of the covariance of the first views' embeddings, at the end of each run."""
+    """Eigenvalues of the covariance of the first views' embeddings, at the end of each run; None if no run has any."""
     spectra = {}
     for name, folder in runs.items():
         log, last = folder / "spectrum.json", folder / "checkpoints" / "last.pt"
@@ -198,7 +200,7 @@ def thumbnail(images: Subset, index: int) -> np.ndarray:
 
 
 def view_pairs(config: CfgNode) -> Figure:
-    """Pairs of views of a few training images, as the encoder gets them but for the normalisation."""
+    """Pairs of views of a few training images, as the encoder gets them, before normalisation."""
     data = config.DATA
     source = build_source(data.NAME, data.ROOT, "pretrain", data.CLASSES, build_streaming(config))
     dataset = build_views(config, source)

@@ -97,7 +97,7 @@ def merge_neighbours(similarity: Tensor, labels: Tensor, device: torch.device) -
 
 
 def accuracies(scores: Tensor, labels: Tensor) -> dict[str, float]:
-    """Top-1 accuracy in percent and, of at least `LEAST_CLASSES_FOR_TOP5` classes, top-5: of fewer it says little.
+    """Top-1 accuracy in percent, and with `LEAST_CLASSES_FOR_TOP5` classes or more also top-5.
 
     Args:
         scores: (N, C); labels: (N,).

@@ -27,7 +27,7 @@ logger = logging.getLogger("pretrain")
 
 
 class EncoderChanged(RuntimeError):
-    """The encoder is not what it was before its evaluation: the results are worthless."""
+    """The evaluation has changed the encoder, so that its results are invalid."""
 
 
 def evaluate(

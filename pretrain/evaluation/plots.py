@@ -123,7 +123,7 @@ def embedding_scatter(points: np.ndarray, labels: np.ndarray, classes: Sequence[
 
 
 def spread_out(points: np.ndarray) -> np.ndarray:
-    """Indices of points (N, 2), at most one in each cell of a grid of `CELLS` x `CELLS`: the first."""
+    """Indices of the first of the points (N, 2) in each cell of a grid of `CELLS` x `CELLS`."""
     low, high = points.min(axis=0), points.max(axis=0)
     cells = np.floor((points - low) / np.maximum(high - low, 1e-12) * (CELLS - 1e-6)).astype(int)
     return np.sort(np.unique(cells, axis=0, return_index=True)[1])

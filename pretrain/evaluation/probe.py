@@ -21,8 +21,8 @@ WEIGHT_DECAY = 1e-3  # of the linear head, on standardised features
 class OnlineProbe:
     """Callable on an encoder; returns {"knn_top1": percent} or {"linear_top1": percent}, by `PROBE.KIND`.
 
-    The labels are used for nothing else. Each call depends on the encoder alone, so that a resumed run measures what
-    the uninterrupted one does.
+    The labels are not used for training. The result depends on the encoder alone, so that a resumed run measures the
+    same as an uninterrupted one.
 
     Raises:
         UserError: the dataset has no labelled part.

@@ -160,7 +160,7 @@ class SupervisedTrainer:
     def step(self, epoch: int, inputs: Tensor, labels: Tensor) -> Tensor:
         """One update of the weights. Returns the loss of each head before it, (H,).
 
-        The gradient of the sum of the losses is, for each head, that of its own loss: one pass trains them all.
+        The gradient of the sum of the losses is for each head that of its own loss, so one pass trains all heads.
         """
         for group, schedule in zip(self.optimizer.param_groups, self.schedules, strict=True):
             group["lr"] = schedule(epoch)
@@ -261,7 +261,7 @@ def fit(
 def best_epoch(output: Path, key: str, steps_per_epoch: int) -> tuple[float, int] | None:
     """The highest value of a key that `fit` has measured, and its epoch, counted from 1. None: never measured.
 
-    VICReg's evaluation reports this one. It is chosen on the images that it is reported on, so it is the higher of two.
+    VICReg's evaluation reports this value. It is optimistic, because the epoch is chosen on the validation images.
     """
     log = output / "metrics.json"
     epochs = {}

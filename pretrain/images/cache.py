@@ -36,7 +36,7 @@ class Known(NamedTuple):
 
 
 class ShardCache:
-    """The folder.
+    """A folder of fetched tars, which several processes may share.
 
     Args:
         folder: created if needed.
@@ -59,7 +59,7 @@ class ShardCache:
         return self.folder / f"{key_of(shard)}.tar"
 
     def has(self, shard: Shard) -> bool:
-        """Whether it is in the folder, complete."""
+        """Whether a tar is in the folder and complete."""
         stem = f"{self.folder}/{key_of(shard)}"
         try:
             return shard.size in (None, os.stat(f"{stem}.tar").st_size) and os.path.exists(f"{stem}.json")

@@ -32,7 +32,7 @@ _jitter = random.Random()  # not the global generator, which a caller may have s
 
 
 class Interrupted(Exception):
-    """A failure that may not happen again."""
+    """A failure that may be transient."""
 
 
 def stall_of(patience: float) -> float:

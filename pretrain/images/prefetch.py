@@ -26,7 +26,7 @@ CONNECTIONS = 4  # fetches at a time
 
 
 class Prefetcher:
-    """Starts the process when it is first needed, and sends it what to fetch.
+    """Fetches tars in a process of its own, which is started when it is first needed.
 
     Args:
         cache: where the tars are kept.
@@ -38,7 +38,7 @@ class Prefetcher:
         self._process: subprocess.Popen[str] | None = None
 
     def want(self, numbers: Sequence[int]) -> None:
-        """Have these tars fetched, in this order, and no others any more."""
+        """Fetch these tars, in this order, instead of those of the previous call."""
         if self._process is None:
             if all(self._cache.has(self._shards[number]) for number in numbers):
                 return

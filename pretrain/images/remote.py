@@ -39,7 +39,7 @@ def read_command(url: str, offset: int) -> Sequence[str]:
 
 
 def environment() -> dict[str, str]:
-    """For a child process of this project: the package is found, wherever the process was started."""
+    """Environment variables for a child process of this project, which finds the package from any working directory."""
     root = str(Path(__file__).resolve().parents[2])
     return {**os.environ, "PYTHONPATH": os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])}
 

@@ -200,8 +200,7 @@ def _check_links(run: Path) -> None:
 def _rotate(run: Path) -> None:
     """Remove the checkpoints that are older than the newest `KEEP` intact ones.
 
-    Damaged files do not count, and nothing newer than those that are kept is removed, so that whatever else is in the
-    folder, an intact checkpoint goes only when `KEEP` newer intact ones are there.
+    Damaged files do not count. So an intact checkpoint is removed only if there are `KEEP` newer intact ones.
     """
     kept = list(itertools.islice(_intact(run), KEEP))
     if len(kept) < KEEP:
@@ -219,7 +218,7 @@ def _saved(run: Path) -> list[Path]:
 
 
 def _intact(run: Path) -> Iterator[Path]:
-    """Those whose content matches their digest, the newest first. One that cannot be read is not intact."""
+    """The checkpoints whose content matches their digest, the newest first; those that cannot be read are left out."""
     for path in _saved(run):
         with contextlib.suppress(OSError):
             if files.matches_digest(path):

@@ -105,10 +105,10 @@ def open_run(output: Path, config: CfgNode, resume: bool, recipe: str = "") -> d
 
 
 def withdraw_outcome(run: Path) -> None:
-    """Remove the final files of a run that had ended, because it continues from a checkpoint to a later end.
+    """Remove the final files of a complete run that continues from a checkpoint to a later end.
 
-    Until the new end the run would look complete, and readers of its weights would take the earlier ones. The
-    checkpoint holds them too; a run that begins anew, whose folder may hold nothing else, leaves them until its end.
+    Otherwise the run would look complete until then, and readers of its weights would take the earlier ones, which the
+    checkpoint holds too. A run that starts again from the beginning keeps the files until its end.
     """
     for name in OUTCOME:
         (run / name).unlink(missing_ok=True)

@@ -149,7 +149,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 @dataclass
 class Meter:
-    """Sums between two log lines."""
+    """Counts the images, and the time spent waiting for them, between two log lines."""
 
     images: int = 0
     waiting: float = 0.0

@@ -28,7 +28,7 @@ IMAGENET_STD = [0.229, 0.224, 0.225]
 
 @dataclass(frozen=True)
 class EncoderWeights:
-    """An encoder's tensors in torchvision's naming, and what is known of it; empty where it is not."""
+    """An encoder's tensors in torchvision's naming, and its properties; those that are not known are empty."""
 
     source: str  # file, folder, or `random`
     init: str  # what trained it (`corinfomax`; `corinfomax, fine-tuned`; `supervised`; `torchvision`), or `random`
@@ -179,7 +179,7 @@ def write_encoder(
     std: Sequence[float],
     begun_from: str = "",
 ) -> None:
-    """Write a finished encoder for everyone: `encoder.safetensors` in the run folder, in torchvision's naming.
+    """Write a finished encoder to `encoder.safetensors` in the run folder, in torchvision's naming.
 
     Args:
         objective: that trained it.

@@ -112,7 +112,7 @@ def build_recorder(config: CfgNode, output: Path, criterion: RunningEstimates, s
 def build_checkpoint_policy(
     config: CfgNode, output: Path, parts: dict[str, Any], recorder: Recorder | None, first: int, images: int
 ) -> CheckpointPolicy:
-    """Saves checkpoints and decides when. `images`: in the dataset."""
+    """The policy that saves checkpoints. `images`: their number in the dataset, which a checkpoint records."""
 
     def state() -> dict[str, Any]:
         return {
@@ -157,7 +157,7 @@ def build_trainer(
 
 @contextlib.contextmanager
 def report_failed_compilation(compiles: bool) -> Iterator[None]:
-    """Report within the block as one line that torch.compile fails, which happens at the first step.
+    """Report a failure of torch.compile within the block, which comes at the first step, as one line.
 
     Args:
         compiles: TRAIN.COMPILE.

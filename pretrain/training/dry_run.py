@@ -282,7 +282,7 @@ def _compare(needed: float, available: int | None, who: str, whose: str) -> tupl
 
 
 def describe_hours(seconds: float) -> str:
-    """A duration for people."""
+    """A number of seconds as text, such as `about 2.5 hours`."""
     if seconds < 5400:
         return f"about {max(1, round(seconds / 60))} minutes"
     return f"about {seconds / 3600:.1f} hours" if seconds < 172800 else f"about {seconds / 86400:.1f} days"
@@ -378,7 +378,7 @@ def synthetic_batch(config: CfgNode, size: int) -> Batch:
 
 
 def format_size(count: float) -> str:
-    """Bytes in MB or GB, for people."""
+    """A number of bytes as text, in MB or GB."""
     return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 

@@ -57,7 +57,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Measures:
-    """What the rules ask of the machine; each takes a configuration as planned so far."""
+    """Measurements that the rules use. Each takes the configuration as planned so far."""
 
     seconds_per_pair: Callable[[CfgNode], float]  # of the training step, without loading
     loading: Callable[[CfgNode], float]  # seconds of one core for the two views of an image
@@ -214,7 +214,7 @@ class _Plan:
         )[0]
 
     def set(self, key: str, value: Any, reason: str) -> None:
-        """Decide a key, unless the user has."""
+        """Set a key and record the reason, unless the user has set it."""
         group, name = key.split(".")
         if key in self.given:
             value, reason = self.config[group][name], "as given"
@@ -346,7 +346,7 @@ def _choose_steps(
 ) -> None:
     """Epochs from the number of steps that training needs and the time that it may take; warm-up; learning rate.
 
-    `asked`: whether the hours are the user's, who on a CPU then gets as many steps as a GPU would be given.
+    `asked`: whether the user has given the hours. Then a CPU is given as many steps as a GPU.
     """
     batch = plan.config.TRAIN.BATCH_SIZE
     per_epoch = max(1, facts.count // batch)

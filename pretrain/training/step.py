@@ -18,7 +18,7 @@ from pretrain.training.guard import Statistics, check_step
 
 @dataclass
 class Trainer:
-    """What a training step needs.
+    """Takes training steps: augmentation, forward and backward pass, update.
 
     Args:
         network: `SiameseNetwork`, wrapped if there are several processes.
