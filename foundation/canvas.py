@@ -132,7 +132,7 @@ def compose_sheet(
 
 
 def innermost_point(mask: NDArray[np.uint8]) -> Point:
-    """A point (x, y) of a region that is as far from its outline as any other, to within a few pixels."""
+    """A point (x, y) of a region (H, W) that is as far from its outline as any other, to within a few pixels."""
     step = max(1, max(mask.shape) // COARSE)
     left = np.pad(mask[::step, ::step] > 0, 1)
     if not left.any():  # the region is too thin for the coarse grid

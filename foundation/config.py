@@ -95,7 +95,7 @@ def override_pairs(tokens: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def merge(config: CfgNode, values: Mapping[str, Any], source: str, prefix: str = "") -> None:
-    """Put `values` into `config`, in place, checking each key and type. `source` is named in errors."""
+    """Put `values` into `config`, in place, checking each key and type. Raises UserError that names `source`."""
     for key, value in values.items():
         full = f"{prefix}{key}"
         if key not in config:

@@ -32,7 +32,7 @@ class ArgumentParser(argparse.ArgumentParser):
         return self.parse_intermixed_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
-        """Called by argparse for an invalid command line."""
+        """Called by argparse for an invalid command line. Raises UserError."""
         raise UserError(f"{message}; `{self.prog} --help` shows the usage")
 
 

@@ -133,7 +133,7 @@ def read_rgb(path: Path) -> np.ndarray:
 
 
 def decode_rgb(data: bytes, name: str) -> np.ndarray:
-    """Decode the content of an image file; see `read_rgb`. `name` is for the message of an error."""
+    """Decode the content of an image file to (H, W, 3) uint8 RGB; see `read_rgb`. `name` is named in errors."""
     return open_image(data, name).decode()
 
 
@@ -143,7 +143,7 @@ def open_file(path: Path) -> OpenImage:
 
 
 def open_image(data: bytes, name: str) -> OpenImage:
-    """Open the content of an image file; see `open_file`."""
+    """Open the content of an image file; see `open_file`. Raises `UnreadableImage`."""
     try:
         if data[:2] == b"\xff\xd8" and (header := _jpeg_header(data)):
             height, width, colorspace = header

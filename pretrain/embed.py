@@ -23,7 +23,7 @@ from foundation.errors import ArgumentParser, UserError, run
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command."""
+    """Run the command. Raises UserError where an argument, a file or a value cannot be used."""
     args = build_parser().parse_args(argv)
     if not 0 < args.threshold <= 1:
         raise UserError(f"--threshold is a correlation above 0 and at most 1, not {args.threshold:g}")

@@ -16,7 +16,7 @@ from foundation.errors import ArgumentParser, run
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command."""
+    """Run the command. Raises UserError where an argument, a file or a value cannot be used."""
     args = build_parser().parse_args(argv)
 
     from foundation.config import load_config

@@ -78,7 +78,7 @@ class LightlyObjective(Objective):
         self._loss = getattr(losses, self.kind)(**self.options, **gathers).forward
 
     def loss(self, z1: Tensor, z2: Tensor) -> Tensor:
-        """The library's loss."""
+        """The library's loss, a scalar. z1, z2: (N, P)."""
         return self._loss(z1, z2)
 
 
@@ -116,7 +116,7 @@ class FroSSL(LightlyObjective):
     several_processes = False
 
     def loss(self, z1: Tensor, z2: Tensor) -> Tensor:
-        """The library's loss, which takes a list of views."""
+        """The library's loss, a scalar, which takes a list of views. z1, z2: (N, P)."""
         return self._loss([z1, z2])
 
 

@@ -20,7 +20,7 @@ SIDES = (256, 320, 512)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command."""
+    """Run the command. Raises UserError where an argument, a file or a value cannot be used."""
     args = build_parser().parse_args(argv)
     for option, low, high in (("side", 16, 4096), ("quality", 1, 100), ("images", 1, 1_000_000), ("workers", 0, 1024)):
         value = getattr(args, option)

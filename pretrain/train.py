@@ -33,7 +33,7 @@ DEMO = "shapes_R18"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command."""
+    """Run the command. Raises UserError where an argument, a file or a value cannot be used."""
     args = parse(argv)
     if args.list_runs:
         list_runs(Path(args.list_runs))
@@ -44,7 +44,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line, with `paths` and `overrides` apart and the plain options among the overrides."""
+    """The command line, with `paths` and `overrides` apart and the plain options among the overrides.
+
+    Raises:
+        UserError: the command line is wrong, or --hours cannot be used with it.
+    """
     args = build_parser().parse_args(argv)
     args.paths, args.overrides = split_paths(args.overrides)
     for option, key in PLAIN_OPTIONS.items():

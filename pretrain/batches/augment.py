@@ -164,12 +164,12 @@ def adjust_brightness(x: Tensor, factor: Tensor) -> Tensor:
 
 
 def adjust_contrast(x: Tensor, factor: Tensor) -> Tensor:
-    """Blend with the image's mean grey."""
+    """Blend with the image's mean grey. Shapes as in `adjust_brightness`."""
     return _blend(x, grayscale(x).mean(dim=(1, 2, 3), keepdim=True), factor)
 
 
 def adjust_saturation(x: Tensor, factor: Tensor) -> Tensor:
-    """Blend with the image in grey."""
+    """Blend with the image in grey. Shapes as in `adjust_brightness`."""
     return _blend(x, grayscale(x), factor)
 
 
@@ -203,7 +203,7 @@ def adjust_hue(x: Tensor, turns: Tensor) -> Tensor:
 
 
 def solarize(x: Tensor) -> Tensor:
-    """Invert the values at or above the threshold."""
+    """Invert the values in [0, 1] at or above the threshold, in a tensor of any shape."""
     over = x.clone().ge_(SOLARIZE_THRESHOLD)  # 0 or 1
     return over.mul_(torch.sub(1, x, alpha=2)).add_(x)
 

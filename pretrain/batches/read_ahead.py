@@ -34,7 +34,7 @@ def stream_of(source: Source) -> StreamedTars | None:
 
 
 def shards_of(source: Source, indices: np.ndarray) -> np.ndarray:
-    """Numbers of the tars that hold these images."""
+    """Numbers of the tars that hold these images (N,): (T,), sorted, each once."""
     while isinstance(source, Subset):
         indices, source = source.indices[indices], source.source
     assert isinstance(source, StreamedTars)

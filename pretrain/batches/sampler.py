@@ -91,7 +91,7 @@ class ShuffledBatches(Sampler):
             yield [(epoch, int(index)) for index in batch[places]]
 
     def images_of(self, step: int) -> np.ndarray:
-        """Indices of the images of a step, over all processes."""
+        """Indices of the images of a step, over all processes, (batch_size,) or fewer in an incomplete last batch."""
         epoch, place = divmod(step, self.steps_per_epoch)
         return self._order(epoch)[place * self.batch_size : (place + 1) * self.batch_size]
 

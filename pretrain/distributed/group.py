@@ -175,7 +175,9 @@ class _AllReduceSum(torch.autograd.Function):
 
 
 def all_reduce_sum(values: Tensor) -> Tensor:
-    """Sum over processes, with the gradient of the sum of all processes' losses with respect to this process's values.
+    """Sum over processes of a tensor that has the same shape on each.
+
+    Its gradient is that of the sum of all processes' losses with respect to this process's values.
 
     DistributedDataParallel averages the parameters' gradients over the W processes. A loss that is computed from such
     sums, and so is the same number on each process, gets its exact gradient: W equal losses are summed, divided by W.
@@ -184,7 +186,7 @@ def all_reduce_sum(values: Tensor) -> Tensor:
 
 
 def reduce_mean(values: Tensor) -> Tensor:
-    """Mean over processes, without gradient."""
+    """Mean over processes of a tensor that has the same shape on each, without gradient."""
     values = values.detach().clone()
     if world_size() > 1:
         dist.all_reduce(values)

@@ -149,7 +149,10 @@ class FeatureExtractor:
     precision: str
 
     def local(self, source: Source, title: str, **view: Any) -> tuple[Tensor, Tensor]:
-        """Features and labels of this process's part of the images. `view`: `extract`'s augmentation, seed, epoch."""
+        """Features (M, F) and labels (M,) of this process's part of the images.
+
+        `view`: the arguments `augmentation`, `seed` and `epoch` of `extract`.
+        """
         return extract(
             self.encoder,
             source,
@@ -161,7 +164,7 @@ class FeatureExtractor:
         )
 
     def all(self, source: Source, title: str, **view: Any) -> tuple[Tensor, Tensor]:
-        """Features and labels of all images, on every process."""
+        """Features (N, F) and labels (N,) of all images, on every process."""
         features, labels = self.local(source, title, **view)
         return gather(features, self.pipeline.device), gather(labels, self.pipeline.device)
 
@@ -213,7 +216,7 @@ def local_indices(count: int) -> np.ndarray:
 
 
 def gather(rows: Tensor, device: torch.device) -> Tensor:
-    """The rows of all processes, in the order of the processes, on the CPU. Each may have another number of rows."""
+    """The rows (M, ...) of all processes, in the order of the processes, on the CPU. M may differ between them."""
     if group.world_size() == 1:
         return rows
     counts = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(group.world_size())]

@@ -157,7 +157,7 @@ def evaluation_images(config: CfgNode) -> Source:
 
 
 def tsne(features: Tensor, images: Subset, seed: int) -> Figure:
-    """The features' t-SNE, coloured by class; without classes, images at the places of their features."""
+    """The t-SNE of features (N, F), coloured by class; without classes, images at the places of their features."""
     from sklearn.manifold import TSNE as Embedding  # takes seconds to import
 
     perplexity = min(TSNE["perplexity"], (len(features) - 1) / 3)
@@ -170,7 +170,7 @@ def tsne(features: Tensor, images: Subset, seed: int) -> Figure:
 
 
 def neighbours(features: Tensor, images: Subset) -> Figure:
-    """Some images, and the others that are the most similar to them."""
+    """Some images, and the others whose features (N, F) are the most similar to theirs."""
     unit = F.normalize(features, dim=1)
     queries = np.linspace(0, len(images) - 1, min(QUERIES, len(images))).astype(int)
     similarity = unit[queries] @ unit.T
@@ -191,7 +191,7 @@ def _frame(label: int, other: int) -> str | None:
 
 
 def thumbnail(images: Subset, index: int) -> np.ndarray:
-    """The image for a sheet, squeezed into a square of `THUMBNAIL` pixels. A damaged one is white."""
+    """The image for a sheet, resized to `THUMBNAIL` x `THUMBNAIL` pixels, (H, W, 3) uint8. A damaged one is white."""
     try:
         pixels = torch.from_numpy(images.open(index).decode().copy()).permute(2, 0, 1)
     except UnreadableImage:

@@ -72,7 +72,7 @@ def name_training(weights: EncoderWeights) -> str:
 
 
 def choose(config: CfgNode, train: Source) -> np.ndarray:
-    """Places of the training images to use: those on a list, or a fraction of each class."""
+    """Indices (M,) of the training images to use: those on a list, or a fraction of each class. Raises as `listed`."""
     data = config.DATA
     if data.LIST or data.LIST_URL:
         return listed(train, read_list(data.LIST, data.LIST_URL, data.LIST_SHA256), data.LIST or data.LIST_URL)

@@ -33,7 +33,12 @@ class EncoderChanged(RuntimeError):
 def evaluate(
     config: CfgNode, weights: EncoderWeights, output: Path, recipe: str, resume: bool, device: torch.device
 ) -> dict[str, Any]:
-    """Evaluate an encoder as the configuration says, in a run folder. Returns the results."""
+    """Evaluate an encoder as the configuration says, in a run folder. Returns the results.
+
+    Raises:
+        UserError: as `command.begin`, or an image or label cannot be used.
+        EncoderChanged: a defect of this project.
+    """
     train, val = build_labelled_splits(config.DATA.NAME, config.DATA.ROOT, build_streaming(config))
     encoder, before, start = begin(config, weights, output, recipe=recipe, resume=resume, images=len(train))
     encoder = encoder.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)  # type: ignore[call-overload]
@@ -53,7 +58,10 @@ def evaluate(
 def evaluate_knn(
     config: CfgNode, extractor: FeatureExtractor, train: Source, val_features: tuple[Tensor, Tensor]
 ) -> dict[str, Any]:
-    """Accuracy by nearest neighbours among the training images, on central crops."""
+    """Accuracy by nearest neighbours among the training images, on central crops.
+
+    `val_features`: features (N, F) and labels (N,) of the validation images.
+    """
     references, labels = extractor.local(train, "features of the training images")
     device = extractor.pipeline.device
     neighbours = nearest(references, labels, val_features[0], k=max(config.KNN.K), device=device)
@@ -86,7 +94,7 @@ def evaluate_heads(
         config: of the evaluation.
         extractor: gives the features.
         train: the training images.
-        val_features: features and labels of the validation images.
+        val_features: features (N, F) and labels (N,) of the validation images.
         start: the checkpoint to resume from.
         record: what a checkpoint says of the run.
         output: the run folder.

@@ -75,7 +75,7 @@ class LinearHeads(nn.ModuleList):
         super().__init__([copy.deepcopy(head) for _ in range(count)])
 
     def forward(self, features: Tensor) -> Tensor:
-        """Logits of each head."""
+        """Features (N, F) -> logits of each head, (H, N, C)."""
         return torch.stack([head(features) for head in self])
 
 
@@ -93,7 +93,7 @@ class Classifier(nn.Module):
         self.precision = precision
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits."""
+        """Images (N, 3, H, W) -> logits (N, C), float32."""
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
             features = self.encoder(images)
         return self.head(features.float())
@@ -185,7 +185,7 @@ def train(
 
     Args:
         trainer: takes them.
-        batches: inputs and labels, from the first step on.
+        batches: inputs (N, ...) and labels (N,), from the first step on.
         steps: which.
         log_period: steps between lines of metrics.json.
         names: of the heads' losses, in metrics.json.
@@ -276,7 +276,7 @@ def best_epoch(output: Path, key: str, steps_per_epoch: int) -> tuple[float, int
 
 
 def check_finite(losses: Tensor, step: int) -> Tensor:
-    """The losses, averaged over the processes. Raises UserError, on all of them, where none is finite."""
+    """The heads' losses (H,), averaged over the processes. Raises UserError, on all of them, if none is finite."""
     losses = distributed.reduce_mean(losses)
     if not losses.isfinite().any():
         raise UserError(

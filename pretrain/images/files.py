@@ -64,7 +64,7 @@ class PathList(Sequence[Path]):
         return Path(self._root, os.fsdecode(folder), os.fsdecode(self._names[start : int(self._ends[place])]))
 
     def top_folders(self) -> tuple[Sequence[str], np.ndarray]:
-        """The names of the first level below the root, sorted, and for each path the number of its own.
+        """The names of the first level below the root, sorted, and for each path the number of its own, (N,).
 
         Files directly in the root have the name "".
         """

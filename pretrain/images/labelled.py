@@ -100,7 +100,7 @@ def split_labelled_folder(root: str) -> tuple[Source, Source]:
 
 
 def class_balanced(labels: Sequence[int] | np.ndarray, fraction: float, seed: int) -> np.ndarray:
-    """Indices of a random fraction of each class, sorted: round(fraction x size) images, but at least one.
+    """Indices (M,) of a random fraction of each class, sorted: round(fraction x size) images, but at least one.
 
     With the same seed, a smaller fraction is a part of a larger one.
     """
@@ -115,7 +115,7 @@ def class_balanced(labels: Sequence[int] | np.ndarray, fraction: float, seed: in
 
 
 def listed(source: Source, names: Sequence[str], origin: str) -> np.ndarray:
-    """Indices of the files that a list names, in the order of the source.
+    """Indices (M,) of the files that a list names, in the order of the source.
 
     Args:
         source: of files.

@@ -49,7 +49,7 @@ class Source(Protocol):
 
     @property
     def labels(self) -> Sequence[int] | np.ndarray:
-        """The class of each image, as an index of `classes`."""
+        """The class of each image, as an index of `classes`, (N,)."""
         ...
 
     @property

@@ -145,7 +145,7 @@ class TarSource:
         return f"{self._tars[shard]}:{known.name(row) if known else f'image {row}'}"
 
     def shards_of(self, indices: np.ndarray) -> np.ndarray:
-        """Numbers of the tars that hold these images."""
+        """Numbers of the tars that hold these images, (N,) -> (N,)."""
         return np.searchsorted(self._ends, indices, side="right")
 
     def _check_labels(self, root: str) -> None:

@@ -96,7 +96,7 @@ class PendingChecks:
         self._waiting: deque[tuple[int, Tensor, torch.cuda.Event | None]] = deque()
 
     def add(self, step: int, flags: Tensor) -> None:
-        """Add the flags of a step, and start their copy to the host."""
+        """Add the flags (2,) of a step, and start their copy to the host."""
         if flags.device.type != "cuda":
             self._waiting.append((step, flags, None))
             return

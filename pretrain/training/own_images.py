@@ -168,6 +168,9 @@ def choose(
 
     Returns:
         the configuration, and a line for each decision.
+
+    Raises:
+        UserError: there are fewer than `MIN_IMAGES` images.
     """
     if facts.count < MIN_IMAGES:
         raise UserError(f"{facts.count} images are too few: give at least {MIN_IMAGES}, better 1,000 or more")
