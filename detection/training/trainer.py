@@ -322,9 +322,11 @@ def train(config: CfgNode, name: str, resume: bool) -> None:
         stack.enter_context(report_disk_errors(Path(config.OUTPUT_DIR)))
         stack.enter_context(loading.report_dead_workers(config.DATALOADER.NUM_WORKERS))
         stack.enter_context(devices.report_out_of_memory(scaling.advise_on_memory(config, comm.get_world_size())))
-        _prepare(config, name, (*config.DATASETS.TRAIN, *config.DATASETS.TEST))
+        _prepare(config, (*config.DATASETS.TRAIN, *config.DATASETS.TEST))
         trainer = TransferTrainer(config)
         trainer.resume_or_load(resume=resume)
+        if comm.is_main_process():  # not before it is known that the run in the folder goes on with this config
+            run_folder.write_config(Path(config.OUTPUT_DIR), config, name)
         trainer.train()
         results = {**trainer.results, **_test_augmented(config, trainer.model), **trainer.evaluate_average()}
         if comm.is_main_process():
@@ -353,7 +355,9 @@ def evaluate(config: CfgNode, name: str, own: bool) -> None:
     """
     folder = Path(config.OUTPUT_DIR)
     with report_disk_errors(folder), loading.report_dead_workers(config.DATALOADER.NUM_WORKERS):
-        _prepare(config, name, config.DATASETS.TEST, keep_config=own)
+        _prepare(config, config.DATASETS.TEST)
+        if not own and comm.is_main_process():
+            run_folder.write_config(folder, config, name)
         model = TransferTrainer.build_model(config)
         path = checkpoints.newest_intact(folder) if own else Path(config.MODEL.WEIGHTS)
         if not path:
@@ -401,14 +405,12 @@ def _evaluators(config: CfgNode, folder: str) -> list[DatasetEvaluator]:
     ]
 
 
-def _prepare(config: CfgNode, name: str, datasets_used: Sequence[str], keep_config: bool = False) -> None:
+def _prepare(config: CfgNode, datasets_used: Sequence[str]) -> None:
     # It warns of a CUDA compiler on a machine without GPU when Detectron2 lists the environment.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     folder = Path(config.OUTPUT_DIR)
     run_folder.start_logging(folder, comm.get_rank())
     if comm.is_main_process():
-        if not keep_config:
-            run_folder.write_config(folder, config, name)
         logger.debug("Environment:\n%s", collect_env_info())
         logger.debug("Config:\n%s", config.dump())
     datasets.register(datasets_used)

@@ -165,6 +165,14 @@ def test_a_finished_run_is_left_alone_unless_it_is_evaluated_by_other_rules(trai
     assert len([line for line in lines(folder) if "total_loss" in line]) == 1  # nothing was trained
 
 
+def test_a_run_that_cannot_be_continued_keeps_its_config(train):
+    folder = train()
+    config = (folder / "config.yaml").read_text()
+    with pytest.raises(UserError, match=r"has 2 iterations, more than SOLVER\.MAX_ITER 1"):
+        train("SOLVER.MAX_ITER", 1, options=["--resume"])
+    assert (folder / "config.yaml").read_text() == config
+
+
 def test_a_folder_with_a_run_is_not_overwritten(train, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "last_checkpoint").write_text("model_0000000.pth")
