@@ -71,7 +71,6 @@ def build_parser() -> ArgumentParser:
     own.add_argument(
         "--val-fraction",
         type=float,
-        default=0.2,
         metavar="F",
         help="without --test-json, this fraction of the training images is set aside to evaluate on; default 0.2",
     )
@@ -91,6 +90,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         if arguments.output and (arguments.resume or arguments.eval_only) and own.is_file():
             arguments.config = str(own)
             return arguments
+        if arguments.output and (arguments.resume or arguments.eval_only):
+            raise UserError(
+                f"{arguments.output} holds no run (config.yaml) to continue or evaluate: correct --output, or name a"
+                " recipe with --config"
+            )
         raise UserError("name a recipe with --config, or data of your own with --train-json FILE")
     return arguments
 

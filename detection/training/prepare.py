@@ -25,6 +25,7 @@ from foundation.locks import is_held
 from foundation.wandb_mirror import require_wandb
 
 DEFAULT_RECIPES = {"cuda": "coco_R50_FPN_1x_moco", "cpu": "shapes_R18_FPN"}  # for data of one's own
+VAL_FRACTION = 0.2  # of the images of one file, to evaluate on
 SPLIT = "data"  # folder in the run's, with the two parts of a dataset
 OF_SEEDS, OF_SWEEP = ("seed*/",), ("lr*/", "lr*/seed*/")  # folders of the runs of a series, in that of the series
 MEAN_SIGMA = 0.067  # the mean of the tolerances of COCO's keypoints
@@ -182,6 +183,17 @@ def _check_choices(arguments: argparse.Namespace) -> None:
             raise UserError("--seeds and --sweep-lr train: they do not go with --eval-only")
         if arguments.num_machines > 1:
             raise UserError("--seeds and --sweep-lr work on one machine: start the runs one by one, each with its SEED")
+    for part in ("train", "test"):
+        if getattr(arguments, f"{part}_images") and not getattr(arguments, f"{part}_json"):
+            raise UserError(f"--{part}-images is the folder of --{part}-json FILE, which is not named")
+    if arguments.val_fraction is not None and (arguments.test_json or not arguments.train_json):
+        raise UserError("--val-fraction divides --train-json FILE where there is no --test-json: leave it out")
+    machines, rank = arguments.num_machines, arguments.machine_rank
+    if machines < 1:
+        raise UserError(f"--num-machines {machines} must be 1 or more")
+    if not 0 <= rank < machines:
+        there = "there is 1 machine" if machines == 1 else f"there are {machines} machines"
+        raise UserError(f"--machine-rank {rank} must be 0 to {machines - 1}: {there} (--num-machines)")
 
 
 def _folder_of_run(arguments: argparse.Namespace) -> str:
@@ -211,8 +223,6 @@ def _own_datasets(arguments: argparse.Namespace, output: Path) -> dict[str, str]
     """
     train, test = arguments.train_json, arguments.test_json
     if not train and not test:
-        if arguments.train_images or arguments.test_images:
-            raise UserError("--train-images and --test-images go with --train-json and --test-json")
         return {}
     if not train and not arguments.eval_only:
         raise UserError("data of your own to train on needs --train-json FILE; --test-json alone goes with --eval-only")
@@ -223,26 +233,27 @@ def _own_datasets(arguments: argparse.Namespace, output: Path) -> dict[str, str]
     if test:
         parts = {"TRAIN": train, "TEST": test} if train else {"TEST": test}
         return {part: datasets.custom_name(Path(file), folders[file]) for part, file in parts.items()}
-    if not 0 < arguments.val_fraction < 1:
-        raise UserError(f"--val-fraction must be between 0 and 1, not {arguments.val_fraction}")
+    fraction = VAL_FRACTION if arguments.val_fraction is None else arguments.val_fraction
+    if not 0 < fraction < 1:
+        raise UserError(f"--val-fraction must be between 0 and 1, not {fraction}")
     if arguments.check_data:  # of the whole file, which a run divides afterwards
         name = datasets.custom_name(Path(train), folders[train])
         return {"TRAIN": name, "TEST": name}
-    folder = _divide(Path(train), arguments, output)
-    print(f"note: {arguments.val_fraction:.0%} of the images, drawn at random, are for evaluation (--val-fraction)")
+    folder = _divide(Path(train), fraction, arguments, output)
+    print(f"note: {fraction:.0%} of the images, drawn at random, are for evaluation (--val-fraction)")
     return {
         part: datasets.custom_name(file, folders[train].resolve())
         for part, file in zip(("TRAIN", "TEST"), custom.part_files(folder), strict=True)
     }
 
 
-def _divide(train: Path, arguments: argparse.Namespace, output: Path) -> Path:
+def _divide(train: Path, fraction: float, arguments: argparse.Namespace, output: Path) -> Path:
     """The folder with the two parts of a dataset. Those of a run that has begun are never replaced.
 
     Raises:
         UserError: the run in the folder has other parts, or they cannot be made.
     """
-    parts = custom.divide(train, arguments.val_fraction)
+    parts = custom.divide(train, fraction)
     if arguments.dry_run or arguments.show_data is not None:  # these leave no trace
         folder = Path(tempfile.mkdtemp(prefix="split-"))
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
@@ -258,7 +269,7 @@ def _divide(train: Path, arguments: argparse.Namespace, output: Path) -> Path:
         custom.write_parts(parts, output / SPLIT)
     elif not custom.are_written(parts, folder):
         raise UserError(
-            f"{output} holds a run on other images than {train} with --val-fraction {arguments.val_fraction:g} gives:"
+            f"{output} holds a run on other images than {train} with --val-fraction {fraction:g} gives:"
             " choose another --output, or give the file and the fraction that the run began with"
         )
     return folder

@@ -57,6 +57,20 @@ ROOT = Path(train_net.__file__).parent
         (["--config", "coco_R50_C4", "--num-gpus", "0", "--sweep-lr", "0"], "--sweep-lr needs learning rates above 0"),
         (["--config", "coco_R50_C4", "--train-json", "a.json"], "a.json cannot be read: No such file"),
         (["--config", "coco_R50_C4", "--test-json", "a.json", "--test-images", "b"], "needs --train-json FILE"),
+        (["--config", "coco_R50_C4", "--num-machines", "0"], "--num-machines 0 must be 1 or more"),
+        (["--config", "coco_R50_C4", "--machine-rank", "1"], "--machine-rank 1 must be 0 to 0: there is 1 machine"),
+        (["--train-json", "a.json", "--test-images", "b"], "--test-images is the folder of --test-json FILE, which is"),
+        (
+            ["--config", "coco_R50_C4", "--eval-only", "--test-json", "a.json", "--train-images", "b"],
+            "--train-images is the folder of --train-json FILE, which is not named",
+        ),
+        (["--train-json", "a.json", "--test-json", "b.json", "--val-fraction", "0.1"], "--val-fraction divides"),
+        (["--config", "coco_R50_C4", "--val-fraction", "0.1"], "--val-fraction divides --train-json FILE where there"),
+        (["--output", "/nowhere/run", "--resume"], "/nowhere/run holds no run (config.yaml) to continue or evaluate"),
+        (
+            ["--output", "/nowhere/run", "--eval-only"],
+            "/nowhere/run holds no run (config.yaml) to continue or evaluate",
+        ),
     ],
 )
 def test_wrong_use_of_training(arguments, message, error_of):

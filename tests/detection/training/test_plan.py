@@ -326,7 +326,7 @@ def test_looking_ahead_refuses_what_a_run_refuses(option, coco_root, tmp_path):
     [
         ([], "name a recipe with --config, or data of your own with --train-json"),
         (["--config", "shapes_R18_FPN", "--test-json", "a.json"], "--test-json alone goes with --eval-only"),
-        (["--config", "shapes_R18_FPN", "--train-images", "a"], "go with --train-json and --test-json"),
+        (["--config", "shapes_R18_FPN", "--train-images", "a"], "--train-images is the folder of --train-json FILE"),
     ],
 )
 def test_wrong_use(arguments, message):
