@@ -75,12 +75,40 @@ class Results:
                     "images": [self._images[index] for index in sorted(self._images)],
                     "categories": [{"id": identity, "name": name} for identity, name in pairs],
                 }
-                names = path.with_suffix(".images.json")
+                names = _names_file(path)
                 names.write_text(json.dumps(listing))
                 said += f"; their names are in {names}"
         except OSError as error:
             raise UserError(f"{path}: the results cannot be written: {error.strerror or error}") from error
         return said
+
+
+def check_replaceable(path: Path, numbered: bool) -> None:
+    """See that writing results replaces nothing but results.
+
+    Args:
+        path: of the results.
+        numbered: the images are numbered from 1, and a file beside the results has their names.
+
+    Raises:
+        UserError: there is a file with another content.
+    """
+    beginnings = {path: "["} | ({_names_file(path): '{"images"'} if numbered else {})
+    for file, beginning in beginnings.items():
+        if not file.is_file():
+            continue
+        try:
+            with file.open(errors="replace") as opened:
+                found = opened.read(len(beginning))
+        except OSError as error:
+            raise UserError(f"{file} cannot be read: {error.strerror or error}") from error
+        if found not in ("", beginning):
+            raise UserError(f"{file} does not hold results of predict.py: choose another --json, or remove it")
+
+
+def _names_file(results: Path) -> Path:
+    """Which image is which, beside the results."""
+    return results.with_suffix(".images.json")
 
 
 def read_annotations(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from tqdm import tqdm
 
-from detection.coco_results import Results
+from detection.coco_results import Results, check_replaceable
 from detection.video_files import VideoReader, VideoWriter, is_video
 from foundation.errors import ArgumentParser, UserError, run
 from foundation.files import report_disk_errors
@@ -263,6 +263,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     drawn = targets(files, arguments.output) if arguments.output else []
     written, known = ([path] if path else [] for path in (arguments.json, arguments.annotations))
     check_targets([*drawn, *written], [*files, *known])
+    if arguments.json:
+        check_replaceable(arguments.json, numbered=not arguments.annotations)
     for folder in (arguments.output, arguments.json and arguments.json.parent):
         try:
             if folder:

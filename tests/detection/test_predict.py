@@ -16,7 +16,7 @@ pytest.importorskip("detectron2")
 
 from detection import config as configs
 from detection import inference, predict
-from detection.coco_results import image_ids
+from detection.coco_results import check_replaceable, image_ids
 from detection.data import datasets
 from detection.evaluation import overlays
 from detection.evaluation.overlays import Classes
@@ -127,6 +127,7 @@ def test_pictures_wait_for_others_of_their_size_and_none_is_lost():
 def test_results_are_coco_results_with_names_beside_them(recipe, pictures, tmp_path):
     path = tmp_path / "deep" / "found.json"
     predict.main([*recipe, "--json", str(path), str(pictures / "0.png"), str(pictures / "1.png")])
+    check_replaceable(path, numbered=True)  # they may be written again
     listing = json.loads((tmp_path / "deep" / "found.images.json").read_text())
     assert [(each["id"], each["width"], each["height"]) for each in listing["images"]] == [(1, 64, 64), (2, 64, 80)]
     assert listing["images"][1]["file_name"] == str(pictures / "1.png")
@@ -325,6 +326,16 @@ def test_what_is_read_is_never_overwritten(pictures, tmp_path, error_of):
     listed = tmp_path / "a.json"
     listed.write_text(json.dumps({"images": [{"id": i, "file_name": f"{i}.png"} for i in range(7)], "categories": []}))
     assert "a.json would be overwritten" in error_of(*command, pictures, "--json", listed, "--annotations", listed)
+
+
+@pytest.mark.parametrize(("name", "content"), [("a.json", '{"images": []}'), ("a.images.json", '{"kind": 1}')])
+def test_only_results_of_an_earlier_command_are_replaced(name, content, pictures, tmp_path):
+    """Such as annotations, given to --json instead of --annotations."""
+    (tmp_path / name).write_text(content)
+    command = ["--config", "shapes_R18_FPN", "--weights", "none.pth", "--json", str(tmp_path / "a.json"), str(pictures)]
+    with pytest.raises(UserError, match=rf"{name} does not hold results of predict.py: choose another --json"):
+        predict.main(command)
+    assert (tmp_path / name).read_text() == content
 
 
 def test_subfolders_are_not_searched_and_named(pictures, tmp_path, capsys):
