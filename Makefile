@@ -77,6 +77,7 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# Runs, in output/, stay.
 clean:
-	rm -rf output build .pytest_cache .mypy_cache .ruff_cache *.egg-info
+	rm -rf build .pytest_cache .mypy_cache .ruff_cache *.egg-info
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

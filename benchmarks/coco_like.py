@@ -1,4 +1,4 @@
-"""Annotations and detections of COCO's kind and size, made up: 80 classes, boxes, polygons, run-length codes."""
+"""Synthetic annotations and detections similar to COCO's: 80 classes, boxes, polygons, run-length encodings."""
 
 from typing import Any
 
@@ -62,7 +62,7 @@ def halves(box: list[float]) -> list[list[float]]:
 
 
 def random_outline(rng: np.random.Generator, box: list[float]) -> list[float]:
-    """Of a blob that fills most of the box: 16 corners, x and y in turns."""
+    """The outline of a blob that fills most of the box: 16 corners, [x, y, x, y, ...]."""
     x, y, width, height = box
     angles, radius = np.linspace(0, 2 * np.pi, 16, endpoint=False), rng.uniform(0.35, 0.5, 16)
     corners = [x + width * (0.5 + radius * np.cos(angles)), y + height * (0.5 + radius * np.sin(angles))]

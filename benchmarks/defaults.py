@@ -1,9 +1,9 @@
 """Time each default of the training step against its alternative on this machine.
 
     python benchmarks/defaults.py [--device cuda] [--recipe imagenet1k_R50]
-    python benchmarks/defaults.py --prefetch            instead the batches that a loader's worker fetches ahead
+    python benchmarks/defaults.py --prefetch            instead the number of batches that a worker fetches ahead
 
-All are timed in turns with the step as it is; the table says how many times as long the alternative takes.
+All are timed in turns with the default step; the table shows how many times as long the alternative takes.
 """
 
 import tempfile

@@ -7,13 +7,14 @@
 Models: both sides train the same model on the same pictures, from the same random weights, and then detect with it.
 Ours is the recipe as it is; stock is Detectron2's default trainer with its loader, in float32. An iteration is all of
 it, from reading the images to the updated weights, and the share of ours that is spent waiting for data stands beside
-it. On a CPU with one thread neither side has worker processes, so that what they would do is counted. Detection is with
-all but random weights, which find the most that is allowed in every image, and fill its mask with noise.
+it. On a CPU with one thread neither side has worker processes, so that their work is counted too. Detection uses the
+nearly random weights after these iterations, which give the largest allowed number of detections in every image.
 
 Scores: both sides get the same detections in COCO's results format, and the same annotations in memory, and give AP.
 
-Evaluator: ours and Detectron2's, with pycocotools, on what models give: an image's detections with their masks in full,
-which are noted with the masks encoded; and at the end AP of boxes and masks, and the files. Ours analyses errors too.
+Evaluator: ours beside Detectron2's with pycocotools, on detections as models return them, with masks of the image's
+size. Timed are the processing of an image, which encodes the masks, and the evaluation at the end: AP of boxes and
+masks, and the files. Ours includes the analysis of errors.
 """
 
 import argparse
@@ -54,7 +55,7 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
 TRAIN, TEST, SCORED = "benchmark_train", "benchmark_val", "benchmark_scored"
-IMAGES, NOTED = 8, 10  # that are detected on; that an evaluator notes
+IMAGES, NOTED = 8, 10  # images to detect in; images for an evaluator to process
 
 
 class Case(NamedTuple):
@@ -71,7 +72,7 @@ QUICK = {"FPN": Case("shapes_R18_FPN", "shapes_R18_FPN", SMALL)}
 
 
 class Detecting:
-    """Detection in a few images, handing what is found to the evaluator; and how much that is in an image."""
+    """Detects in a few images, passes the detections to an evaluator, and counts them for each image."""
 
     def __init__(
         self, model: torch.nn.Module, evaluator: DatasetEvaluator, batches: Sequence[list[dict[str, Any]]]
@@ -116,8 +117,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch", type=int, default=0, help="another batch size")
     parser.add_argument("--precision", default="auto", help="ours: float32, bfloat16, or auto, by the device")
     parser.add_argument("--nchw", action="store_true", help="ours with PyTorch's default layout of memory on GPUs too")
-    parser.add_argument("--images", type=int, default=500, help="that are scored; COCO's val2017 has 5000")
-    parser.add_argument("--detections", type=int, default=100, help="in each of them; 100 are the most that count")
+    parser.add_argument("--images", type=int, default=500, help="images to score (%(default)s; val2017 has 5000)")
+    parser.add_argument("--detections", type=int, default=100, help="in each image (%(default)s, the most that count)")
     args = parser.parse_args(argv)
     device = start(args)
     torch.backends.cudnn.benchmark = False  # as in both sides' training: their images have many shapes
@@ -246,7 +247,7 @@ def score_conventionally(dataset: dict[str, Any], results: list[dict[str, Any]],
 def compare_evaluators(
     dataset: Mapping[str, Any], results: Sequence[Mapping[str, Any]], rounds: int, folder: Path
 ) -> list[list[str]]:
-    """A row for what an evaluator does when a model has seen an image, and one for what it does at the end."""
+    """A row for the processing of images, and one for the evaluation at the end."""
     (folder / "annotations.json").write_text(json.dumps(dataset))
     register_coco_instances(SCORED, {}, str(folder / "annotations.json"), str(folder))
     tasks = ("bbox", "segm")
@@ -271,7 +272,7 @@ def compare_evaluators(
 
 
 def as_a_model_gives(results: Sequence[Mapping[str, Any]]) -> Instances:
-    """Detections in one image, whose masks are as large as the image, row by row in memory as pasting leaves them."""
+    """Detections in one image, with masks (H, W) of the image's size, in row-major memory as pasting makes them."""
     boxes = torch.tensor([entry["bbox"] for entry in results])
     regions = np.stack([masks.decode(entry["segmentation"]) for entry in results])
     return Instances(
@@ -284,14 +285,14 @@ def as_a_model_gives(results: Sequence[Mapping[str, Any]]) -> Instances:
 
 
 def note(evaluator: COCOEvaluator, image: int, found: Instances) -> None:
-    """The same image NOTED times."""
+    """Process the same image NOTED times."""
     evaluator.reset()
     for _ in range(NOTED):
         evaluator.process([{"image_id": image}], [{"instances": found}])
 
 
 def evaluate(evaluator: COCOEvaluator, grouped: Mapping[int, Sequence[Mapping[str, Any]]]) -> None:
-    """AP and files of what has been noted; given copies, in which pycocotools writes."""
+    """AP and files of processed detections; of copies, because pycocotools changes them."""
     evaluator._predictions = [
         {"image_id": image, "instances": [dict(entry) for entry in found]} for image, found in grouped.items()
     ]

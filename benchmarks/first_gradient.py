@@ -1,9 +1,10 @@
-"""The first gradient of CorInfoMax on embedded pictures: residual branches as torchvision begins them, and at 0.
+"""The first gradient of CorInfoMax on the embedded dataset, with torchvision's initialisation of the residual branches
+and with branches initialised at 0.
 
     python benchmarks/first_gradient.py
 
-Its length at the first and the last convolution that it reaches, and what bfloat16 leaves of it: the cosine between the
-two precisions' gradients at the first convolution.
+The table shows the norm of the gradient at the first and the last convolution with a gradient, and the cosine between
+the gradients in float32 and in bfloat16 at the first convolution.
 """
 
 from collections.abc import Sequence
@@ -79,7 +80,7 @@ def pictures(config: CfgNode, count: int) -> Batch:
 
 
 def gradients(config: CfgNode, batch: Batch, device: torch.device, bfloat16: bool) -> list[Tensor]:
-    """Of all convolutions, in the order of the forward pass."""
+    """Gradients of all convolutions, in the order of the forward pass."""
     mean, std = (torch.tensor(values, device=device) for values in (config.DATA.MEAN, config.DATA.STD))
     views = [augment(batch.images[v].to(device), batch.params[v], mean, std) for v in range(2)]
     torch.manual_seed(0)

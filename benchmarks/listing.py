@@ -5,9 +5,9 @@
 Without FOLDER (with class folders, such as ImageNet's train/) it makes one of as many files as ImageNet has, as hard
 links to 100 files, in the folder for temporary files.
 
-Each side runs in processes of its own. Time is that of the processor, as the disk's cache decides the rest. Memory is
-what the list takes after it is made, above the imports; of a worker, what it copies of its parent's memory (private,
-dirty pages) while it asks for the path of every image once, as over an epoch.
+Each side runs in processes of its own. Time is processor time, because the rest depends on the disk's cache. Memory is
+that of the list, without the imports. For a worker it is the part of its parent's memory that it copies (private, dirty
+pages) while it reads the path of every image once, as in an epoch.
 """
 
 import multiprocessing

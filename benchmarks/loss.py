@@ -5,7 +5,7 @@
     python benchmarks/loss.py --whole-steps     instead thesis Table 5.8: seconds per epoch of CIFAR-10; slow on a CPU
     python benchmarks/loss.py --share           instead the objective's share of a step at the ImageNet-1K recipe
 
-N is the batch, P the dimension of the embedding. Both losses get the same embeddings and give their gradient.
+N is the batch size, P the dimension of the embedding. Timed are the loss and its gradient, of the same embeddings.
 """
 
 from collections.abc import Callable, Sequence
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     else:
         dims, counts, step_dims, batch, rounds = DIMS, [512, 1536], DIMS, args.batch, args.rounds
         case = CASES["imagenet1k_R50"]
-    dims = dims + LARGE_DIMS * args.large
+    dims = dims + LARGE_DIMS * (args.large and not args.quick)
     if args.quick or not (args.whole_steps or args.share):
         rows = (compare_losses(count, dim, rounds, device) for count in counts for dim in dims)
         print_table(["N", "P", "CorInfoMax, ms", "VICReg, ms", "VICReg / CorInfoMax"], rows)

@@ -3,8 +3,8 @@
 A GPU starts one kernel at least for each operation that is not a view, and the host takes some microseconds to
 dispatch either. Network, objective, check and optimizer are counted on a few images on the CPU, with the views passing
 the network as they do on a GPU, because the number of operations does not depend on the batch. The augmentation is
-counted on a simulated GPU at the batch that is asked for, with the bytes that its operations read and write: from the
-shapes, and for Triton's kernels from what `augment_kernels.py` says that they do.
+counted on a simulated GPU at the requested batch size, with the bytes that its operations read and write: from the
+shapes of the tensors, and for Triton's kernels from their description in `augment_kernels.py`.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -62,7 +62,7 @@ class Operations(TorchDispatchMode):
 
 
 class Detaches(torch.autograd.profiler.profile):
-    """Counts the `detach` operations that are dispatched while it is entered: a parameter's gradient is one, say."""
+    """Counts the `detach` operations that are dispatched while it is entered, such as those of gradients."""
 
     def __init__(self) -> None:
         super().__init__(use_kineto=False)
@@ -74,7 +74,7 @@ class Detaches(torch.autograd.profiler.profile):
 
 
 def _bytes(value: object) -> int:
-    """Of a tensor; one that is expanded from a smaller one is read from there."""
+    """Bytes that reading a tensor moves: of an expanded tensor, those of its storage. 0 for other values."""
     if not isinstance(value, Tensor):
         return 0
     return min(value.numel() * value.element_size(), value.untyped_storage().nbytes())
@@ -104,7 +104,7 @@ def simulated_gpu(kernels: bool) -> Iterator[torch.device]:
 
 
 def count_augmentation(batch: Batch, kernels: bool) -> Operations:
-    """Of both views on a GPU, with bfloat16 as the result."""
+    """Operations of the augmentation of both views on a GPU, to bfloat16."""
     tables = [HostTable(params.numpy().copy()) for params in batch.params]
     with simulated_gpu(kernels) as device:
         images = torch.empty(batch.images.shape, dtype=torch.uint8, device=device)
@@ -125,7 +125,7 @@ def _moved_by_kernels(values: int, params: np.ndarray) -> int:
 
 
 def count_step(config: CfgNode, size: int, build_trainer: BuildTrainer) -> list[list[str]]:
-    """Rows of part, operations, of these computing, and GB moved where it is counted."""
+    """Rows of the table: part, operations, those that compute, and GB moved where they are counted."""
     parts = build_parts(config, torch.device("cpu"))
     parts["network"] = TwoViewNetwork(parts["network"], together=False)  # as on a GPU
     trainer = build_trainer(config, parts, torch.device("cpu"), "bfloat16")
@@ -154,7 +154,7 @@ def count_step(config: CfgNode, size: int, build_trainer: BuildTrainer) -> list[
 
 
 def count_parts(trainer: Trainer, batch: Batch, views: Sequence[Tensor], count: type) -> dict[str, Any]:
-    """What `Trainer.step` does with augmented views, each part by itself, and at last all of it."""
+    """Counts for each part of `Trainer.step` on augmented views, and for the whole step last."""
     rows: dict[str, Any] = {}
     with count() as rows["encoder and projector, forward"], trainer._autocast():
         z = trainer.network(*views)

@@ -33,7 +33,7 @@ class Library:
     """Two ways to read a JPEG, both from its bytes, for the augmentations that it was built with.
 
     Args:
-        name: with what decodes and resizes.
+        name: of the library, with the method of resizing.
         crops: two uint8 crops.
         views: two augmented, normalised views, (3, S, S) float32.
     """

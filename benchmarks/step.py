@@ -11,7 +11,7 @@ Three things are timed on the same images, in turns:
 - conventional: float32, NCHW, PyTorch's default SGD and convolutions, given float views that are already augmented
   (pinned, for a GPU);
 - encoder alone: its forward and backward pass on synthetic views, channels-last, at our precision. No step with this
-  encoder can be faster; what is missing to 1 is what augmentation, projector, objective and optimizer cost.
+  encoder can be faster; the difference to 1 is the cost of augmentation, projector, objective and optimizer.
 """
 
 import argparse

@@ -6,8 +6,8 @@
     scenes/annotations/instances_{train,val}.json
     dataset.json                             version, seed, classes, counts
 
-A class is an outline and nothing else: colours, textures, sizes and rotations are drawn from the same
-distributions for every class, and for the ground and the clutter on it.
+Classes differ only in their outlines: colours, textures, sizes and rotations are drawn from the same distributions for
+every class. The background and the clutter on it have the same kinds of colours and textures.
 """
 
 from shapes.cache import ensure_rendered

@@ -1,7 +1,7 @@
-"""How a solid lies on a picture: what it covers, the shadow it throws, and how its rims catch the light.
+"""Draw a solid on a picture: what it covers, its shadow, and the shading of its rims.
 
-A window is a rectangle of pixels as left, top, right, bottom; solids are drawn in the window they need, which
-is most of the speed of a picture with much on it.
+A window is a rectangle of pixels as left, top, right, bottom. Each solid is drawn only in the window that it needs,
+which saves most of the time in pictures with many solids.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ SUPERSAMPLING = 4
 
 @dataclass(frozen=True)
 class Light:
-    """Where the light comes from, and how it falls."""
+    """The direction and the strength of the light."""
 
     direction: NDArray[np.float64]  # (2,) unit vector in the image plane, towards the light
     shadow_length: float  # per unit of elevation
@@ -29,7 +29,7 @@ class Light:
 
 
 def random_light(rng: Generator) -> Light:
-    """A light from anywhere around, from soft to harsh."""
+    """A light of random direction and strength."""
     angle = rng.uniform(0, 2 * np.pi)
     return Light(
         direction=np.array([np.cos(angle), np.sin(angle)]),
@@ -47,14 +47,14 @@ def lay(
     light: Light,
     elevation: float,
 ) -> None:
-    """Put a textured solid on the canvas, in place: its shadow falls, then it covers what is below.
+    """Draw a textured solid on the canvas, in place: first its shadow, then the solid.
 
     Args:
         canvas: (H, W, 3) linear light.
         points: (K, 2) the solid's outline in pixels.
         rng: the source of its texture.
         colours: (2, 3) linear RGB of its texture.
-        light: what it stands in.
+        light: of the picture.
         elevation: its height over what is below, as a share of the canvas's shorter side.
     """
     height, width = canvas.shape[:2]
@@ -67,7 +67,7 @@ def lay(
         return
     coverage = covered(points, window)
     below = canvas[top:bottom, left:right]
-    # The shadow is drawn from the outline, not moved from the coverage: that may be cut by the border.
+    # The shadow is drawn from the outline. Moving the coverage would not do, because the border may cut it.
     below *= (1 - light.shadow * _blurred(covered(points + drop, window), softness))[..., None]
     surface = textured(rng, (right - left, bottom - top), colours)
     _shade(surface, coverage, light, radius=0.025 * side + 0.8)

@@ -1,8 +1,8 @@
-"""Outlines: what makes a class, and nothing else does.
+"""Outlines, in which alone the classes differ.
 
 An outline is a closed polygon, (K, 2) float64 in the order x, y, y pointing down as in images. Every outline
-that leaves this module has area 1 and its centroid at the origin, so that the size of an object says nothing
-about its class.
+that this module returns has area 1 and its centroid at the origin, so that the size of an object does not depend on
+its class.
 """
 
 from collections.abc import Callable
@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 
 Outline = NDArray[np.float64]
 CURVE_POINTS = 48
-# Radians to either side of upright. Things in photographs stand on something; and free rotation makes a class
-# so varied that a network of this size learns nothing of it in minutes.
+# Radians to either side of upright, as objects in photographs mostly are upright. With free rotation a network of this
+# size does not learn the classes within minutes.
 MAX_TILT = 0.5
 UP = -np.pi / 2
 
 
 def class_outline(name: str, rng: Generator) -> Outline:
-    """A random member of a class, in random proportions and tilted to either side, (K, 2), area 1.
+    """A random outline of a class, in random proportions and tilted to either side, (K, 2), area 1.
 
     Raises:
         KeyError: `name` is not in `CLASSES`.

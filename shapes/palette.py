@@ -1,7 +1,7 @@
-"""Colours that belong together: hues in harmony, chosen by perceived lightness, as linear RGB.
+"""Colours of harmonious hues, chosen by perceived lightness, as linear RGB.
 
-Colours are drawn in OKLCH (lightness 0 to 1, chroma, hue in radians), where equal steps look equal, and leave
-as linear light, in which shadows multiply and edges blend as they do in a camera.
+Colours are drawn in OKLCH (lightness 0 to 1, chroma, hue in radians), in which equal steps look equal, and returned in
+linear light, in which shadows multiply and edges blend as in a camera.
 """
 
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ _LMS_TO_RGB = np.array(
 
 @dataclass(frozen=True)
 class Palette:
-    """The colours of one image: four hues, and how lively they are."""
+    """The colours of one image: four hues and a chroma."""
 
     hues: NDArray[np.float64]  # (4,), radians
     chroma: float  # OKLCH; 0 is grey, 0.2 is vivid

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from shapes.outlines import Outline, signed_area
 
 MAX_POINTS = 40
-SMALLEST_PART = 6.0  # pixels; specks that occlusion leaves are not annotated
+SMALLEST_PART = 6.0  # square pixels; smaller parts, which occlusion leaves, are not annotated
 
 
 def trace(coverage: NDArray[np.float32]) -> list[Outline]:
@@ -26,7 +26,7 @@ def trace(coverage: NDArray[np.float32]) -> list[Outline]:
     padded = np.pad(coverage, 1)
     lines = contourpy.contour_generator(z=padded).lines(0.5)
     loops = [np.asarray(line, dtype=np.float64)[:-1] - 0.5 for line in lines]
-    # contourpy keeps the higher side on one hand, so that a hole runs the other way round than a part does.
+    # contourpy keeps the higher values on one side of a line, so a hole has the opposite orientation of a part.
     holes = [loop for loop in loops if signed_area(loop) <= -SMALLEST_PART]
     if holes:
         cut = int(np.clip(round(holes[0][:, 0].mean()), 1, coverage.shape[1] - 1))

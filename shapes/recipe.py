@@ -1,4 +1,4 @@
-"""The counts and sizes of the dataset. `VERSION` is raised with any change of what is rendered."""
+"""The counts and sizes of the dataset. `VERSION` changes whenever the rendered pixels or annotations do."""
 
 from dataclasses import dataclass, replace
 

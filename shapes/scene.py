@@ -1,4 +1,4 @@
-"""One picture: a textured ground, clutter, and objects that cast shadows and hide one another.
+"""One picture: a textured ground, clutter, and objects that cast shadows and cover one another.
 
 H, W: height and width in pixels. Everything is computed in linear light, (H, W, 3) float32.
 """
@@ -14,20 +14,20 @@ from shapes.outlines import CLASSES, Outline, blob_outline, class_outline, stick
 from shapes.palette import Palette, random_palette
 from shapes.textures import Field, Pixels, noise, pixel_grid, textured
 
-MIN_VISIBLE = 0.4  # an object of which less would be seen is not placed
-MIN_CONTRAST = 0.3  # of lightness, between ground and object: a grey picture must keep the shape
-# Quiet grounds and lively things, as in most photographs. Of a class this says nothing.
+MIN_VISIBLE = 0.4  # the fraction of each object that must be visible, else the new object is not placed
+MIN_CONTRAST = 0.3  # of lightness, between ground and object, so that the shape is visible in grey too
+# Factors of the chroma: less colourful grounds and more colourful objects, as in most photographs, for every class.
 GROUND_LIVELINESS, OBJECT_LIVELINESS = 0.4, 1.2
 ATTEMPTS = 12
 
 
 @dataclass(frozen=True)
 class Placed:
-    """An object in a picture. `coverage` (H, W) is the share of each pixel where it is seen."""
+    """An object in a picture. `coverage` (H, W) is the visible share of each pixel."""
 
     name: str
     coverage: Field
-    full_area: float  # pixels, with what is hidden and what lies outside the picture
+    full_area: float  # square pixels, hidden parts and those outside the picture included
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A contact sheet: samples of the three parts, the scenes with their boxes and polygons drawn in."""
+"""A contact sheet: samples of the three parts, the scenes with their boxes and polygons."""
 
 import json
 from pathlib import Path

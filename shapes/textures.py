@@ -30,7 +30,7 @@ def textured(rng: Generator, size: tuple[int, int], colours: NDArray[np.float32]
     kind = _KINDS[rng.integers(len(_KINDS))]
     figure = kind(rng, size)[..., None]
     surface = colours[0] + figure * (colours[1] - colours[0])
-    # Slow unevenness, as of paint or cloth: without it plain surfaces look like clip art.
+    # Smooth variations of brightness, as of paint or cloth; without them plain surfaces look like clip art.
     uneven = 1 + rng.uniform(0.02, 0.1) * noise(rng, size, rng.uniform(10, 30))
     return surface * uneven[..., None]
 

@@ -115,3 +115,9 @@ def test_fashion_mnist_is_resumed_as_it_was_begun(gpu: dict, tmp_path: Path, mon
     assert third["complete"]
     assert third["accuracy"].keys() == {"corinfomax", "untrained"}
     assert "NOT COMPLETE" not in gpu["describe"]({"fashion_mnist": {"machine": "", **third}})
+
+
+def test_the_gpu_tests_are_found(gpu: dict) -> None:
+    files = gpu["files_with_gpu_tests"]()
+    assert {"tests/pretrain/test_cuda.py", "tests/detection/test_cuda.py"} <= set(files)
+    assert len(files) < 10
