@@ -47,9 +47,9 @@ def ensure_rendered(
     advice = "set CORINFOMAX_CACHE to a folder" if root is None else "name a folder"
     root = default_root(seed) if root is None else Path(root)
     card = _card(seed, recipe)
-    if _is_complete(root, card):
-        return root
     try:
+        if _is_complete(root, card):
+            return root
         root.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(root.with_name(f".{root.name}.lock")):
             if not _is_complete(root, card):  # another process may have rendered it meanwhile

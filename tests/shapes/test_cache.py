@@ -105,6 +105,11 @@ def _wait_until(condition, seconds=20):
         time.sleep(0.02)
 
 
+def test_a_path_that_the_file_system_refuses_is_an_error(tmp_path, small):
+    with pytest.raises(UserError, match=r"cannot be written to .*: File name too long; name a folder"):
+        ensure_rendered(tmp_path / ("a" * 300), recipe=small)
+
+
 def test_a_killed_rendering_leaves_nothing_and_the_next_one_cleans_up(tmp_path):
     root = tmp_path / "set"
     process = _start(root, unlabeled=100_000, processes=2)
