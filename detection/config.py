@@ -83,6 +83,15 @@ MINIMA = {
     "INPUT.MAX_SIZE_TEST": 1,
     "INPUT.MIN_SIZE_TEST": 0,  # 0: do not resize
 }
+# A key, a value, and the keys that have no effect with it.
+SWITCHES: tuple[tuple[str, Any, tuple[str, ...]], ...] = (
+    ("SOLVER.OPTIMIZER", "AdamW", ("SOLVER.MOMENTUM", "SOLVER.NESTEROV")),
+    ("SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR", ("SOLVER.STEPS", "SOLVER.GAMMA")),
+    ("DATASETS.FRACTION", 1.0, ("DATASETS.FRACTION_SEED", "SOLVER.FRACTION_EXPONENT")),
+    ("DATALOADER.SAMPLER_TRAIN", "TrainingSampler", ("DATALOADER.REPEAT_THRESHOLD", "DATALOADER.REPEAT_SQRT")),
+    ("TEST.EVAL_PERIOD", 0, ("TEST.BEST_METRIC",)),
+    ("INPUT.LSJ.ENABLED", True, ("INPUT.MIN_SIZE_TRAIN", "INPUT.MIN_SIZE_TRAIN_SAMPLING", "INPUT.MAX_SIZE_TRAIN")),
+)
 BOX_LOSSES = ("smooth_l1", "giou", "diou", "ciou")
 CHOICES = {
     "SOLVER.PRECISION": PRECISIONS,
@@ -207,6 +216,17 @@ def complete(config: CfgNode) -> None:
     """
     _check_model(config)
     config.MODEL.RESNETS.RES2_OUT_CHANNELS = RES2_CHANNELS[config.MODEL.RESNETS.DEPTH]
+
+
+def without_effect(config: CfgNode, given: Sequence[str]) -> Iterator[str]:
+    """A line for each of the given keys that has no effect because of another one's value."""
+    for key in given:
+        group = key.rpartition(".")[0]
+        switches = [(f"{group}.ENABLED", False)] if "ENABLED" in _group(config, key) else []
+        switches += [(switch, value) for switch, value, without in SWITCHES if key in without]
+        for switch, value in switches:
+            if key != switch and value_of(config, switch) == value:
+                yield f"{key} has no effect while {switch} is {value!r}"
 
 
 def for_one_process(config: CfgNode) -> tuple[CfgNode, list[str]]:

@@ -86,6 +86,8 @@ def configure(arguments: argparse.Namespace) -> CfgNode:
         for key in (*weights.ADOPTED, *(plan.KEYS if planned else ())):
             if key not in given:
                 config.merge_from_list([key, value_of(begun, key)])
+    for line in configs.without_effect(config, list(overridden)) if not arguments.eval_only else ():
+        print(f"warning: {line}")
     return config
 
 

@@ -150,6 +150,14 @@ def test_a_run_that_was_copied_is_meant_by_its_own_config(option, coco_root, tmp
         assert str(tmp_path / "new") == prepare.configure(train_net.parse([*words, *named])).OUTPUT_DIR
 
 
+def test_a_key_without_effect_is_said_before_the_training(capsys):
+    words = ["--config", "shapes_R18_FPN", "--num-gpus", "0", "INPUT.LSJ.SIZE", "512"]
+    prepare.configure(train_net.parse(words))
+    assert "warning: INPUT.LSJ.SIZE has no effect while INPUT.LSJ.ENABLED is False\n" in capsys.readouterr().out
+    prepare.configure(train_net.parse([*words, "--eval-only"]))
+    assert "no effect" not in capsys.readouterr().out
+
+
 def test_patience_without_evaluations_is_refused(coco_root, tmp_path):
     words = ["--config", "shapes_R18_FPN", "--num-gpus", "0", "--output", str(tmp_path / "run"), *own_data(coco_root)]
     config = prepare.configure(train_net.parse([*words, "TEST.PATIENCE", "3", "TEST.EVAL_PERIOD", "0"]))

@@ -1,5 +1,6 @@
 import importlib.util
 import json
+import re
 import sys
 
 import pytest
@@ -258,3 +259,37 @@ def test_precision_follows_the_device(monkeypatch):
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda found=has_units: found, raising=False)
         monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False, raising=False)
         assert configs.computes_in_bfloat16(config) is has_units
+
+
+@pytest.mark.parametrize(
+    ("pairs", "warning"),
+    [
+        (["INPUT.LSJ.SIZE", "512"], "INPUT.LSJ.SIZE has no effect while INPUT.LSJ.ENABLED is False"),
+        (["TEST.AUG.FLIP", "False"], "TEST.AUG.FLIP has no effect while TEST.AUG.ENABLED is False"),
+        (["SOLVER.OPTIMIZER", "AdamW", "SOLVER.MOMENTUM", "0.8"], "SOLVER.MOMENTUM .* SOLVER.OPTIMIZER is 'AdamW'"),
+        (["SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR", "SOLVER.STEPS", "(5,)"], "STEPS .* is 'WarmupCosineLR'"),
+        (["SOLVER.FRACTION_EXPONENT", "1"], "SOLVER.FRACTION_EXPONENT has .* while DATASETS.FRACTION is 1.0"),
+        (["DATALOADER.REPEAT_THRESHOLD", "0.1"], "REPEAT_THRESHOLD .* DATALOADER.SAMPLER_TRAIN is 'TrainingSampler'"),
+        (["TEST.BEST_METRIC", "segm/AP"], "TEST.BEST_METRIC has no effect while TEST.EVAL_PERIOD is 0"),
+        (["INPUT.LSJ.ENABLED", "True", "INPUT.MAX_SIZE_TRAIN", "99"], "MAX_SIZE_TRAIN .* INPUT.LSJ.ENABLED is True"),
+    ],
+)
+def test_keys_that_others_deprive_of_their_effect_are_named(pairs, warning):
+    config = configs.load("coco_R50_C4", pairs)
+    (line,) = configs.without_effect(config, pairs[::2])
+    assert re.search(warning, line)
+
+
+def test_keys_with_an_effect_are_not_named():
+    pairs = [
+        "DATASETS.FRACTION",
+        "0.1",
+        "SOLVER.FRACTION_EXPONENT",
+        "1",
+        "SOLVER.STEPS",
+        "(5,)",
+        "TEST.EVAL_PERIOD",
+        "2",
+    ]
+    pairs += ["TEST.BEST_METRIC", "segm/AP", "INPUT.LSJ.ENABLED", "False", "SOLVER.MOMENTUM", "0.8", "VERSION", "2"]
+    assert list(configs.without_effect(configs.load("coco_R50_C4", pairs), pairs[::2])) == []
