@@ -213,9 +213,10 @@ def run_fashion_mnist(args: argparse.Namespace, seconds: float) -> Iterator[Part
     """
     began = time.monotonic()
     end = began + seconds
-    options = ["--config", "fashion_mnist_R18", *(["DATA.ROOT", args.fashion] if args.fashion else [])]
+    options = ["--config", "fashion_mnist_R18", "DATA.WORKERS", f"{workers()}"]
+    options += ["DATA.ROOT", args.fashion] if args.fashion else []
     small = ["DATA.IMAGE_SIZE", "32", "TRAIN.MAX_STEPS", "2", "PROJECTOR.DIMS", "[16,8]"] if args.quick else []
-    pretrain = ["pretrain/train.py", *options, "DATA.WORKERS", f"{workers()}", *small]
+    pretrain = ["pretrain/train.py", *options, *small]
     shrunk = ["DATA.IMAGE_SIZE", "32", "TRAIN.EPOCHS", "1"] if args.quick else []
     part: Part = {"accuracy": {}}
 

@@ -108,6 +108,11 @@ def as_number(value: object) -> float | None:
         return None
 
 
+def as_integer(value: object) -> int | None:
+    """A whole number; None for anything else, also for true and false."""
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
 def _lines(path: Path, max_bytes: int) -> Iterator[bytes]:
     """The lines of a file, without a byte order mark. A line longer than `MAX_LINE_BYTES` is cut behind its bound."""
     try:

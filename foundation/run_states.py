@@ -17,7 +17,7 @@ from typing import Any
 from foundation import locks
 from foundation.errors import UserError
 from foundation.files import digest_file
-from foundation.json_files import read_json, read_json_lines
+from foundation.json_files import as_integer, read_json, read_json_lines
 from foundation.run_kinds import DETECTION, SERIES_FILES, RunKind, flatten, identify, read_config
 
 CHECKPOINT = re.compile(r"checkpoints/step_(\d+)\.pt|model_(\d+)\.pth")  # after n steps; of iteration n, counted from 0
@@ -97,14 +97,14 @@ def read_state(folder: Path) -> RunState | None:
     complete = finished.is_file()
     done: float | None
     if kind.name == DETECTION:
-        total, unit, done = _count(config.get("SOLVER.MAX_ITER")), "iterations", step
+        total, unit, done = as_integer(config.get("SOLVER.MAX_ITER")), "iterations", step
         results = _results(folder)
         trained = results.get("iterations")
         if complete and isinstance(trained, int):  # 0: evaluated without training
             complete = trained == 0 or total is None or trained >= total or results.get("stopped_early") is True
             done = max(trained, step or 0)
     else:
-        total, unit = _count(config.get("TRAIN.EPOCHS")), "epochs"
+        total, unit = as_integer(config.get("TRAIN.EPOCHS")), "epochs"
         done = None if step is None else _epoch(folder / "metrics.json", step)
     if saved is None and finished.is_file():
         saved = datetime.fromtimestamp(finished.stat().st_mtime)
@@ -199,7 +199,3 @@ def _results(folder: Path, name: str = "results.json") -> Mapping[str, Any]:
     except UserError:
         return {}
     return content if isinstance(content, dict) else {}
-
-
-def _count(value: object) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) else None

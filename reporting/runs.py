@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from foundation.errors import UserError
 from foundation.files import sha256_of
-from foundation.json_files import as_number, read_json, read_json_lines
+from foundation.json_files import as_integer, as_number, read_json, read_json_lines
 from foundation.run_kinds import DETECTION, KINDS, PRETRAIN, RunKind, flatten, read_config
 from foundation.run_states import RUN_FILES, RunState, find_runs, read_state
 
@@ -158,7 +158,7 @@ def _read_run(state: RunState) -> Run:
     if kind.name == PRETRAIN:
         objective, seed = str(config.get("OBJECTIVE.NAME", "pretrained")), config.get("SEED")
         text = "complete" if state.complete else f"{state.outlook} ({state.progress})"
-        return Run(folder, kind, objective, _seed(seed), text, config=config, lines=_read_metrics(folder))
+        return Run(folder, kind, objective, as_integer(seed), text, config=config, lines=_read_metrics(folder))
     if not (folder / kind.last_file).is_file():
         raise UserError(f"{state.outlook} ({state.progress})")
     results = _read_object(folder / "results.json")
@@ -176,7 +176,7 @@ def _read_run(state: RunState) -> Run:
         folder,
         kind,
         results["init"],
-        _seed(results.get("seed")),
+        as_integer(results.get("seed")),
         "complete" if state.complete else f"{state.outlook} ({state.progress})",
         results,
         config,
@@ -256,10 +256,6 @@ def _trained_as(results: Mapping[str, Any]) -> dict[str, Any]:
     return {key: trained[key] for key in ("config", "init", "seed", "iterations", "train_images") if key in trained}
 
 
-def _seed(value: object) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
-
-
 def _read_object(path: Path) -> dict[str, Any]:
     content = read_json(path)
     if not isinstance(content, dict):
@@ -307,4 +303,5 @@ def _read_metrics(folder: Path) -> tuple[Mapping[str, Any], ...]:
 
 
 def _is_iteration(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < MAX_ITERATION
+    number = as_integer(value)
+    return number is not None and 0 <= number < MAX_ITERATION
