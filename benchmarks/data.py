@@ -47,18 +47,33 @@ def main(argv: Sequence[str] | None = None) -> None:
     same: list[list[str]] = []
     whole: list[list[str]] = []
     devices: list[list[str]] = []
-    with tempfile.TemporaryDirectory() as folder:
-        source = render_photographs(Path(folder), count)
-        for size in sizes:
-            dataset = ViewDataset(source, size, augmentations)
-            libraries, missing = build_libraries(augmentations, size, torch.get_num_threads())
-            ours = partial(read_ours, dataset)
-            seconds = alternate((ours, partial(read_all, source, libraries[0].views)), rounds, CPU)
-            workers.append([f"{size}", *speeds(seconds, count), ratio(seconds, side=0, reference=1)])
-            same += compare(size, ours, source, libraries, lambda library: library.crops, rounds, decoding=True)
-            both = partial(read_and_augment, dataset, device)
-            whole += compare(size, both, source, libraries, lambda library: library.views, rounds, device)
-            devices.append([f"{size}", *measure_device(ours(), rounds, device)])
+    missing: list[str] = []
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            source = render_photographs(Path(folder), count)
+            for size in sizes:
+                dataset = ViewDataset(source, size, augmentations)
+                libraries, missing = build_libraries(augmentations, size, torch.get_num_threads())
+                ours = partial(read_ours, dataset)
+                seconds = alternate((ours, partial(read_all, source, libraries[0].views)), rounds, CPU)
+                workers.append([f"{size}", *speeds(seconds, count), ratio(seconds, side=0, reference=1)])
+                same += compare(size, ours, source, libraries, lambda library: library.crops, rounds, decoding=True)
+                both = partial(read_and_augment, dataset, device)
+                whole += compare(size, both, source, libraries, lambda library: library.views, rounds, device)
+                devices.append([f"{size}", *measure_device(ours(), rounds, device)])
+    finally:  # also what was measured before an interruption
+        print_tables(workers, same, whole, devices, device, missing)
+
+
+def print_tables(
+    workers: Sequence[Sequence[str]],
+    same: Sequence[Sequence[str]],
+    whole: Sequence[Sequence[str]],
+    devices: Sequence[Sequence[str]],
+    device: torch.device,
+    missing: Sequence[str],
+) -> None:
+    """Print the four tables, and which libraries are missing."""
     print_table(["pixels", "ours, images/s", "conventional, images/s", "ratio"], workers)
     for title, rows in (("decode and two uint8 crops", same), (f"two augmented views, on {device.type}", whole)):
         print()

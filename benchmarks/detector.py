@@ -150,8 +150,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         print()
     if args.part != "scores":
         with tempfile.TemporaryDirectory() as folder:
-            rows = compare_evaluators(*scored, min(rounds, 3), Path(folder))
-        print_table(["evaluator", "images", "detections", "ours, s", "Detectron2's, s", "Detectron2's / ours"], rows)
+            header = ["evaluator", "images", "detections", "ours, s", "Detectron2's, s", "Detectron2's / ours"]
+            print_table(header, compare_evaluators(*scored, min(rounds, 3), Path(folder)))
 
 
 def register_pictures(folder: Path, sides: tuple[int, int], count: int) -> None:
@@ -246,7 +246,7 @@ def score_conventionally(dataset: dict[str, Any], results: list[dict[str, Any]],
 
 def compare_evaluators(
     dataset: Mapping[str, Any], results: Sequence[Mapping[str, Any]], rounds: int, folder: Path
-) -> list[list[str]]:
+) -> Iterator[list[str]]:
     """A row for the processing of images, and one for the evaluation at the end."""
     (folder / "annotations.json").write_text(json.dumps(dataset))
     register_coco_instances(SCORED, {}, str(folder / "annotations.json"), str(folder))
@@ -261,14 +261,12 @@ def compare_evaluators(
     grouped: dict[int, list[Mapping[str, Any]]] = {image["id"]: [] for image in dataset["images"]}
     for entry in results:
         grouped[entry["image_id"]].append(entry)
-    rows = []
     for name, side, images, count in (
         ("notes images", partial(note, image=number, found=shown), NOTED, NOTED * len(shown)),
         ("evaluates", partial(evaluate, grouped=grouped), len(grouped), len(results)),
     ):
         seconds = alternate_cleanly([partial(side, each) for each in evaluators], rounds)
-        rows.append([name, f"{images}", f"{count}", *medians(seconds), ratio(seconds, side=0, reference=1)])
-    return rows
+        yield [name, f"{images}", f"{count}", *medians(seconds), ratio(seconds, side=0, reference=1)]
 
 
 def as_a_model_gives(results: Sequence[Mapping[str, Any]]) -> Instances:

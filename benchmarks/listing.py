@@ -14,7 +14,7 @@ import multiprocessing
 import os
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,12 +57,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as made:
         folder = args.folder or make_folder(Path(made), classes, images)
         count = len(find_images(folder))
-        rows = []
-        for name, side in (("ours", ours), ("ImageFolder", torchvisions)):
-            found = np.array([in_process(measure, side, folder, count, args.workers) for _ in range(rounds)])
-            seconds, size, growth = np.median(found, axis=0)
-            rows.append([name, f"{count:,}", f"{seconds:.2f} s", f"{size / 1e6:.0f} MB", f"{growth / 1e6:.0f} MB"])
-    print_table(["side", "files", "processor time", "memory", f"of each of {args.workers} workers"], rows)
+        header = ["side", "files", "processor time", "memory", f"of each of {args.workers} workers"]
+        print_table(header, measure_sides(folder, count, args.workers, rounds))
+
+
+def measure_sides(folder: Path, count: int, workers: int, rounds: int) -> Iterator[list[str]]:
+    """A row for each side: medians over the rounds."""
+    for name, side in (("ours", ours), ("ImageFolder", torchvisions)):
+        found = np.array([in_process(measure, side, folder, count, workers) for _ in range(rounds)])
+        seconds, size, growth = np.median(found, axis=0)
+        yield [name, f"{count:,}", f"{seconds:.2f} s", f"{size / 1e6:.0f} MB", f"{growth / 1e6:.0f} MB"]
 
 
 def make_folder(root: Path, classes: int, images: int) -> Path:
