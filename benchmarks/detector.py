@@ -177,6 +177,7 @@ def configure(case: Case, device: torch.device, args: argparse.Namespace, folder
 
 def compare_models(name: str, config: CfgNode, rounds: int, device: torch.device, nchw: bool) -> Iterator[list[str]]:
     """A row for an iteration of training, then one for an image that is evaluated."""
+    gc.collect()  # the trainers of the model before, which refer to each other, free the GPU's memory
     stock = config.clone()
     stock.SOLVER.PRECISION = "float32"
     if config.DATALOADER.NUM_WORKERS:

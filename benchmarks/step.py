@@ -29,6 +29,7 @@ from timing import Side, alternate, build_parser, print_table, ratio, start
 from torch import Tensor, nn
 
 from foundation.config import load_config
+from foundation.devices import report_out_of_memory
 from foundation.errors import run
 from pretrain.batches.copying import copy_ahead
 from pretrain.config import get_defaults, resolve_precision
@@ -91,6 +92,7 @@ def measure(cases: Sequence[Case], args: argparse.Namespace, device: torch.devic
     print_table(header, (measure_case(case, args, device) for case in cases))
 
 
+@report_out_of_memory("choose another --batch")
 def measure_case(case: Case, args: argparse.Namespace, device: torch.device) -> list[str]:
     """A row of the table."""
     config = load(case)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 import torchvision
 
+from foundation.devices import report_out_of_memory
 from foundation.errors import ArgumentParser, UserError
 
 Side = Callable[[], object]
@@ -78,6 +79,7 @@ def describe_machine(device: torch.device) -> str:
     )
 
 
+@report_out_of_memory("choose smaller sizes, such as another --batch")
 def alternate(sides: Sequence[Side], rounds: int, device: torch.device, waiting: bool = False) -> np.ndarray:
     """Seconds that each side takes in each round, (rounds, sides): A B A B ..., after one round to warm up.
 
@@ -85,7 +87,10 @@ def alternate(sides: Sequence[Side], rounds: int, device: torch.device, waiting:
     not counted; else it is time on the wall, with a GPU's queue empty before and after.
 
     Args:
-        waiting: whether the time that a side waits, for other processes say, is to be counted in any case.
+        waiting: whether to count the time that a side waits, such as for loader workers, in any case.
+
+    Raises:
+        UserError: the GPU is out of memory.
     """
     alone = device.type == "cpu" and torch.get_num_threads() == 1 and not waiting
     clock = time.process_time if alone else time.perf_counter

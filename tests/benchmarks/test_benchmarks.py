@@ -109,6 +109,14 @@ def test_a_process_that_fails_does_not_block_the_listing(monkeypatch: pytest.Mon
         in_process(int, "seven")
 
 
+def test_a_gpu_without_enough_memory_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. Including non-PyTorch memory")
+
+    with pytest.raises(UserError, match="the GPU is out of memory: choose smaller sizes, such as another --batch"):
+        load("timing", monkeypatch)["alternate"]([fail], 1, torch.device("cpu"))
+
+
 def test_vicreg_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     vicreg = load("loss", monkeypatch)["vicreg"]
     z = torch.tensor([[2.0, 0.0], [-2.0, 4.0]])  # variances 8 and 8: no hinge; covariance -8 both ways, over P = 2
