@@ -75,7 +75,7 @@ _LINEAR, _KNN, _TOP1, _MAP = (
     Metric("top-1", ("top1",)),
     Metric("VOC07 mAP", ("map",)),
 )
-PRETRAIN, DETECTION = "pretrain", "detection"
+PRETRAIN, DETECTION, SERIES = "pretrain", "detection", "series"
 KINDS: Mapping[str, RunKind] = {
     kind.name: kind
     for kind in (
@@ -132,7 +132,7 @@ KINDS: Mapping[str, RunKind] = {
             wording=("{}", " on {} images", ", {} iterations", ", evaluated on {}"),
         ),
         RunKind("sweep", "Sweep of pretraining", "pretrain/sweep.py", is_collection=True),
-        RunKind("series", "Series of detectors", "detection/train_net.py", is_collection=True),
+        RunKind(SERIES, "Series of detectors", "detection/train_net.py", is_collection=True),
     )
 }
 
@@ -145,6 +145,21 @@ def identify(folder: Path) -> RunKind | None:
             return kind
     config = read_config(folder)
     return next((kind for kind in KINDS.values() if kind.config_key and kind.config_key in config), None)
+
+
+def refuse_other_kind(folder: Path, kind: str) -> None:
+    """See that a folder is not that of another command's run, whose config and records would be overwritten.
+
+    Args:
+        folder: to write a run to; it need not exist.
+        kind: of that run. A series of detectors may share the folder with a detector.
+
+    Raises:
+        UserError: it is.
+    """
+    found = identify(folder)
+    if found is not None and found.name not in (kind, SERIES):
+        raise UserError(f"{folder} holds a run of {found.command}: choose another --output")
 
 
 def read_config(folder: Path) -> dict[str, Any]:

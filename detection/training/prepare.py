@@ -22,6 +22,7 @@ from foundation.config import RUN_CONFIG, config_folder, find_config, keys, over
 from foundation.errors import UserError
 from foundation.files import check_utf8
 from foundation.locks import is_held
+from foundation.run_kinds import DETECTION, refuse_other_kind
 from foundation.wandb_mirror import require_wandb
 
 DEFAULT_RECIPES = {"cuda": "coco_R50_FPN_1x_moco", "cpu": "shapes_R18_FPN"}  # for data of one's own
@@ -95,11 +96,17 @@ def check(config: CfgNode, resume: bool) -> None:
     """Check everything that can be known to fail before the first step.
 
     Raises:
-        UserError: as `check_ahead`; or the folder holds another run.
+        UserError: as `check_ahead`; or the folder holds another run, or results without their run.
     """
     folder = Path(config.OUTPUT_DIR)
     check_utf8(folder)
     begun = checkpoints.exists(folder)
+    refuse_other_kind(folder, DETECTION)
+    if not begun and run_folder.read_results(folder):
+        raise UserError(
+            f"{folder} holds results of a detector, and no checkpoint of it: choose another --output, or remove"
+            " results.json"
+        )
     if begun:
         if not resume:
             raise UserError(f"{folder} already holds a run: continue it with --resume, or choose another --output")
@@ -158,6 +165,10 @@ def check_evaluation(config: CfgNode, weights_given: bool) -> bool:
         raise UserError(f"{folder} already holds a run: leave --weights out to evaluate it, or choose another --output")
     if not own and not config.MODEL.WEIGHTS:
         raise UserError(f"{folder} holds no checkpoint to evaluate; name a detector with --weights FILE")
+    refuse_other_kind(folder, DETECTION)
+    of_results = run_folder.read_results(folder).get("weights")
+    if not own and of_results not in (None, config.MODEL.WEIGHTS):
+        raise UserError(f"{folder} holds the results of {of_results or 'a detector'}: choose another --output")
     preflight.check(config, (), config.DATASETS.TEST)
     if not own:
         model.check(config, whole=True)

@@ -193,6 +193,15 @@ def digest(config: CfgNode) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
+def read_results(folder: Path) -> dict[str, Any]:
+    """The content of `results.json`; empty where there is none, or it is damaged."""
+    try:
+        found = read_json(folder / "results.json")
+    except UserError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def is_finished(config: CfgNode) -> bool:
     """Whether the folder has the results of this config, so that there is nothing left to do.
 
@@ -200,11 +209,8 @@ def is_finished(config: CfgNode) -> bool:
         UserError: it has the results of another config.
     """
     folder = Path(config.OUTPUT_DIR)
-    try:
-        found = read_json(folder / "results.json")
-    except UserError:
-        return False
-    if not isinstance(found, dict):
+    found = read_results(folder)
+    if not found:
         return False
     check_same(folder, config)
     ended = found.get("iterations") == config.SOLVER.MAX_ITER or found.get("stopped_early") is True

@@ -180,6 +180,29 @@ def test_a_folder_with_a_run_is_not_overwritten(train, tmp_path):
         train()
 
 
+def test_results_of_other_runs_are_not_overwritten(train, tmp_path):
+    other = tmp_path / "encoder"
+    other.mkdir()
+    (other / "config.yaml").write_text("OBJECTIVE: {NAME: corinfomax}\n")
+    (other / "metrics.json").write_text('{"iteration": 3}\n')
+    weights = tmp_path / "detector.pth"
+    weights.touch()
+    for options in ((), ("--resume",), ("--eval-only", "--weights", str(weights))):
+        with pytest.raises(UserError, match=r"encoder holds a run of pretrain/train.py: choose another --output"):
+            train(options=options, folder="encoder")
+    assert (other / "metrics.json").read_text() == '{"iteration": 3}\n'
+    evaluated = tmp_path / "evaluated"
+    evaluated.mkdir()
+    results = json.dumps({"kind": "detection", "iterations": 0, "weights": "/first.pth"})
+    (evaluated / "results.json").write_text(results)
+    for options in ((), ("--resume",)):
+        with pytest.raises(UserError, match=r"evaluated holds results of a detector, and no checkpoint of it"):
+            train(options=options, folder="evaluated")
+    with pytest.raises(UserError, match=r"evaluated holds the results of /first\.pth: choose another --output"):
+        train(options=["--eval-only", "--weights", str(weights)], folder="evaluated")
+    assert (evaluated / "results.json").read_text() == results
+
+
 def test_the_same_seed_gives_the_same_run_in_its_own_folder(train):
     one, two = train("SOLVER.MAX_ITER", 1, folder="one"), train("SOLVER.MAX_ITER", 1, folder="two")
     assert lines(one)[0]["total_loss"] == lines(two)[0]["total_loss"]
