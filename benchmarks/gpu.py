@@ -18,6 +18,7 @@ is not complete.
 
 import argparse
 import contextlib
+import importlib.util
 import json
 import os
 import shutil
@@ -40,6 +41,14 @@ EPOCHS_MOST = 100  # of Fashion-MNIST
 START_UP = 20.0  # seconds of a pretraining that are not epochs: imports, files
 LINEAR = 60.0  # seconds for one linear evaluation
 GRACE = 10.0  # seconds that a process has after SIGINT, to print or save what it has
+# Modules of the requirements, by import name: those without which no part runs, and those of the detector.
+NEEDED = (
+    *("fvcore", "iopath", "yacs", "yaml", "termcolor", "tabulate", "portalocker", "PIL", "simplejpeg", "safetensors"),
+    *("tensorboard", "tqdm", "filelock", "matplotlib", "sklearn", "scipy", "contourpy", "pytest"),
+)
+NEEDED_BY_DETECTOR = (
+    *("detectron2", "pycocotools", "faster_coco_eval", "omegaconf", "hydra", "cloudpickle", "packaging", "shapely"),
+)
 Part = dict[str, Any]  # `complete`, `seconds`, `output`; then what is particular to the part
 
 
@@ -47,11 +56,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the parts that are not complete, and write what they found.
 
     Raises:
-        UserError: there is no GPU, or the folder holds something else.
+        UserError: there is no GPU, a module is missing, or the folder holds something else.
     """
     args = build_parser().parse_args(argv)
     args.output, args.runs = args.output.resolve(), args.runs.resolve()  # the parts run in the repository's root
     args.fashion = args.fashion and str(Path(args.fashion).resolve())
+    if missing := find_missing(NEEDED):
+        raise UserError(
+            f"{sys.executable} lacks {', '.join(missing)}: install requirements.txt, or name another Python"
+        )
+    if missing := find_missing(NEEDED_BY_DETECTOR):
+        print(f"warning: the detector's measurements and tests need {', '.join(missing)}", file=sys.stderr)
     machine = describe_machine(find_device(args.device))
     args.output.mkdir(parents=True, exist_ok=True)
     found = read_results(args.output / "gpu.json")
@@ -87,6 +102,11 @@ def build_parser() -> ArgumentParser:
     parser.add_argument("--device", default="cuda", help=argparse.SUPPRESS)  # the tests run the command on a CPU
     parser.add_argument("--quick", action="store_true", help=argparse.SUPPRESS)
     return parser
+
+
+def find_missing(modules: Sequence[str]) -> list[str]:
+    """Those modules that this Python cannot import; none of them is imported."""
+    return [name for name in modules if importlib.util.find_spec(name) is None]
 
 
 def read_results(path: Path) -> dict[str, Part]:

@@ -65,6 +65,13 @@ def test_without_a_gpu_it_is_one_line(gpu: dict, tmp_path: Path, monkeypatch: py
         gpu["main"](["--output", str(tmp_path)])
 
 
+def test_missing_modules_are_named_at_once(gpu: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert gpu["find_missing"](gpu["NEEDED"]) == []
+    monkeypatch.setitem(gpu["main"].__globals__, "NEEDED", ("json", "no_such_one", "no_such_two"))
+    with pytest.raises(gpu["UserError"], match="lacks no_such_one, no_such_two: install"):
+        gpu["main"](["--device", "cpu", "--output", str(tmp_path)])
+
+
 @pytest.mark.parametrize("content", ["", "[]", '{"parts": 1}', '{"parts": {"loss": 1}}'])
 def test_a_file_of_something_else_is_refused(gpu: dict, tmp_path: Path, content: str) -> None:
     (tmp_path / "gpu.json").write_text(content)
