@@ -143,7 +143,11 @@ def identify(folder: Path) -> RunKind | None:
         kind = _kind_of_results(folder / name)
         if kind is not None:
             return kind
-    config = read_config(folder)
+    return kind_of_config(read_config(folder))
+
+
+def kind_of_config(config: Mapping[str, Any]) -> RunKind | None:
+    """The kind of the run that has a config; None if it is not of a known kind."""
     return next((kind for kind in KINDS.values() if kind.config_key and kind.config_key in config), None)
 
 

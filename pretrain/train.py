@@ -228,7 +228,7 @@ def resolve(
 
     remarks: list[str] = []
     if not args.resume and not args.dry_run:
-        refuse_begun(output_folder(args))  # before a plan measures the images and the machine
+        refuse_begun(output_folder(args), config)  # before a plan measures the images and the machine
         check_outside(output_folder(args), args.paths)
     if args.planned:
         given = {key for key, _ in override_pairs(args.overrides)}

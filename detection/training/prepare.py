@@ -101,13 +101,14 @@ def check(config: CfgNode, resume: bool) -> None:
     folder = Path(config.OUTPUT_DIR)
     check_utf8(folder)
     begun = checkpoints.exists(folder)
-    refuse_other_kind(folder, DETECTION)
-    if not begun and run_folder.read_results(folder):
-        raise UserError(
-            f"{folder} holds results of a detector, and no checkpoint of it: choose another --output, or remove"
-            " results.json"
-        )
-    if begun:
+    if not begun:
+        refuse_other_kind(folder, DETECTION)
+        if run_folder.read_results(folder):
+            raise UserError(
+                f"{folder} holds results of a detector, and no checkpoint of it: choose another --output, or remove"
+                " results.json"
+            )
+    else:
         if not resume:
             raise UserError(f"{folder} already holds a run: continue it with --resume, or choose another --output")
         run_folder.check_same(folder, config)
@@ -165,10 +166,11 @@ def check_evaluation(config: CfgNode, weights_given: bool) -> bool:
         raise UserError(f"{folder} already holds a run: leave --weights out to evaluate it, or choose another --output")
     if not own and not config.MODEL.WEIGHTS:
         raise UserError(f"{folder} holds no checkpoint to evaluate; name a detector with --weights FILE")
-    refuse_other_kind(folder, DETECTION)
-    of_results = run_folder.read_results(folder).get("weights")
-    if not own and of_results not in (None, config.MODEL.WEIGHTS):
-        raise UserError(f"{folder} holds the results of {of_results or 'a detector'}: choose another --output")
+    if not own:
+        refuse_other_kind(folder, DETECTION)
+        of_results = run_folder.read_results(folder).get("weights")
+        if of_results not in (None, config.MODEL.WEIGHTS):
+            raise UserError(f"{folder} holds the results of {of_results or 'a detector'}: choose another --output")
     preflight.check(config, (), config.DATASETS.TEST)
     if not own:
         model.check(config, whole=True)

@@ -14,6 +14,7 @@ from foundation.config import RECIPE, RUN_CONFIG, keys, value_of
 from foundation.errors import UserError
 from foundation.files import check_utf8, write_atomic
 from foundation.json_files import read_json
+from foundation.run_kinds import kind_of_config, refuse_other_kind
 from pretrain.distributed import group
 from pretrain.runs import checkpoint
 from pretrain.runs.metrics import start_logging
@@ -58,9 +59,17 @@ OUTCOME = ("encoder.safetensors", "results.json")  # what a run writes at its en
 logger = logging.getLogger("pretrain")
 
 
-def refuse_begun(output: Path) -> None:
-    """Raises UserError where a folder holds the checkpoints of a run, which a new one would mix with its own."""
-    if checkpoint.exists(output):
+def refuse_begun(output: Path, config: CfgNode, resume: bool = False) -> None:
+    """See that a run does not replace another one.
+
+    Raises:
+        UserError: the folder holds checkpoints, and they are not to be resumed from; or the run of another command.
+    """
+    if not checkpoint.exists(output):
+        kind = kind_of_config(config)
+        if kind is not None:
+            refuse_other_kind(output, kind.name)
+    elif not resume:
         raise UserError(
             f"{output} holds the checkpoints of a run; add --resume to continue it, or choose another --output"
         )
@@ -79,11 +88,11 @@ def open_run(output: Path, config: CfgNode, resume: bool, recipe: str = "") -> d
         The checkpoint to continue from, or None to start.
 
     Raises:
-        UserError: another process uses it; it holds checkpoints and `resume` is off; it cannot be written; or the
-            configuration differs from that of the checkpoint in a key that changes the result.
+        UserError: another process uses it; it holds checkpoints and `resume` is off, or the run of another command; it
+            cannot be written; or the configuration differs from that of the checkpoint in a key that changes the
+            result.
     """
-    if not resume:
-        refuse_begun(output)
+    refuse_begun(output, config, resume)
     if group.is_main():
         check_utf8(output)
         locks.hold(output)

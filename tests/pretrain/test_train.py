@@ -147,6 +147,15 @@ def test_bad_input_is_named(photos: Path, tmp_path: Path, error_of: Callable) ->
     assert not list(tmp_path.rglob("*.pt"))
 
 
+def test_a_run_of_another_command_is_not_replaced(photos: Path, tmp_path: Path, error_of: Callable) -> None:
+    detector = "SOLVER: {MAX_ITER: 90}\n"
+    (tmp_path / "config.yaml").write_text(detector)
+    for more in ([], ["--resume", "--config", "shapes_R18"]):
+        message = error_of(train.main, arguments(photos, tmp_path, *more))
+        assert f"{tmp_path} holds a run of detection/train_net.py: choose another --output" in message
+    assert (tmp_path / "config.yaml").read_text() == detector
+
+
 def test_output_that_is_a_file(photos: Path, tmp_path: Path, error_of: Callable) -> None:
     (tmp_path / "file").write_text("")
     assert "cannot write the folder" in error_of(train.main, arguments(photos, tmp_path / "file"))
