@@ -34,7 +34,7 @@ from typing import Any
 from timing import describe_machine, find_device
 
 from foundation.errors import ArgumentParser, UserError, run
-from foundation.files import write_atomic
+from foundation.files import make_folder, write_atomic
 
 ROOT = Path(__file__).resolve().parents[1]
 EPOCHS_MOST = 100  # of Fashion-MNIST
@@ -68,7 +68,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if missing := find_missing(NEEDED_BY_DETECTOR):
         print(f"warning: the detector's measurements and tests need {', '.join(missing)}", file=sys.stderr)
     machine = describe_machine(find_device(args.device))
-    args.output.mkdir(parents=True, exist_ok=True)
+    make_folder(args.output)
+    make_folder(args.runs)
     found = read_results(args.output / "gpu.json")
     print(machine, flush=True)
     end = time.monotonic() + 60 * args.minutes - GRACE
@@ -225,8 +226,8 @@ def read_tables(text: str) -> list[dict[str, str]]:
 def run_fashion_mnist(args: argparse.Namespace, seconds: float) -> Iterator[Part]:
     """Pretrain for as many epochs as fit, then evaluate the encoder beside an untrained one.
 
-    The number of epochs follows from the duration of a run of one epoch. It is kept in `--runs`, so that a later call
-    resumes the same run.
+    The number of epochs follows from the duration of a run of one epoch. It is kept in `--runs` with the machine, so
+    that a later call resumes the same run and names where it began.
 
     Yields:
         What is known after each run; `complete` in the last one, if all are.
@@ -252,7 +253,8 @@ def run_fashion_mnist(args: argparse.Namespace, seconds: float) -> Iterator[Part
             yield part
             return
         epochs = fitting_epochs(part["seconds"], end - 2 * LINEAR - time.monotonic())
-        write_atomic(plan, json.dumps({"epochs": epochs, "seconds_of_one_epoch_run": part["seconds"]}).encode())
+        begun = {"machine": describe_machine(find_device(args.device)), "epochs": epochs}
+        write_atomic(plan, json.dumps({**begun, "seconds_of_one_epoch_run": part["seconds"]}).encode())
     part.update(json.loads(plan.read_text()))
     run_folder = f"{args.runs}/run"
     complete = attempt([*pretrain, "--output", run_folder, "--resume", "TRAIN.EPOCHS", f"{part['epochs']}"], end)

@@ -108,7 +108,7 @@ def test_fashion_mnist_is_resumed_as_it_was_begun(gpu: dict, tmp_path: Path, mon
 
     epochs: list[str] = []
     monkeypatch.setitem(names, "call", call)
-    arguments = gpu["build_parser"]().parse_args(["--runs", str(tmp_path)])
+    arguments = gpu["build_parser"]().parse_args(["--runs", str(tmp_path), "--device", "cpu"])
     first, second, third = ([*gpu["run_fashion_mnist"](arguments, 500.0)][-1] for _ in range(3))
     assert calls == [
         *("epoch", "run resumed"),
@@ -116,12 +116,13 @@ def test_fashion_mnist_is_resumed_as_it_was_begun(gpu: dict, tmp_path: Path, mon
         *("run resumed", "corinfomax resumed", "untrained resumed"),
     ]
     assert len(set(epochs)) == 1
+    assert first["machine"] == third["machine"] != ""
     assert (first["complete"], first["accuracy"], first["output"]) == (False, {}, "run stopped")
     assert (second["complete"], second["output"]) == (False, "untrained stopped")
     assert second["accuracy"] == {"corinfomax": {"linear_top1": 90.0}}
     assert third["complete"]
     assert third["accuracy"].keys() == {"corinfomax", "untrained"}
-    assert "NOT COMPLETE" not in gpu["describe"]({"fashion_mnist": {"machine": "", **third}})
+    assert "NOT COMPLETE" not in gpu["describe"]({"fashion_mnist": third})
 
 
 def test_the_gpu_tests_are_found(gpu: dict) -> None:
