@@ -239,7 +239,7 @@ def run_fashion_mnist(args: argparse.Namespace, seconds: float) -> Iterator[Part
     small = ["DATA.IMAGE_SIZE", "32", "TRAIN.MAX_STEPS", "2", "PROJECTOR.DIMS", "[16,8]"] if args.quick else []
     pretrain = ["pretrain/train.py", *options, *small]
     shrunk = ["DATA.IMAGE_SIZE", "32", "TRAIN.EPOCHS", "1"] if args.quick else []
-    part: Part = {"accuracy": {}}
+    part: Part = {"complete": False, "seconds": 0.0, "output": "", "accuracy": {}}
 
     def attempt(command: list[str], limit: float) -> bool:
         done = call(command, limit - time.monotonic())
@@ -256,17 +256,23 @@ def run_fashion_mnist(args: argparse.Namespace, seconds: float) -> Iterator[Part
         begun = {"machine": describe_machine(find_device(args.device)), "epochs": epochs}
         write_atomic(plan, json.dumps({**begun, "seconds_of_one_epoch_run": part["seconds"]}).encode())
     part.update(json.loads(plan.read_text()))
-    run_folder = f"{args.runs}/run"
-    complete = attempt([*pretrain, "--output", run_folder, "--resume", "TRAIN.EPOCHS", f"{part['epochs']}"], end)
-    yield part
-    for name, weights in (("corinfomax", run_folder), ("untrained", "random")):
+    run_folder = args.runs / "run"
+    if not (run_folder / "encoder.safetensors").exists():  # written last
+        chosen = ["--output", f"{run_folder}", "--resume", "TRAIN.EPOCHS", f"{part['epochs']}"]
+        complete = attempt([*pretrain, *chosen], end)
+        yield part
         if not complete:
             return
-        linear = ["pretrain/linear.py", *options, "--weights", weights, "--output", f"{args.runs}/{name}", "--resume"]
-        complete = attempt([*linear, *shrunk], end)
-        if complete:
-            part["accuracy"][name] = json.loads((args.runs / name / "results.json").read_text())
-        part["complete"] = complete and len(part["accuracy"]) == 2
+    encoders = {"corinfomax": f"{run_folder}", "untrained": "random"}
+    for name, weights in encoders.items():
+        results = args.runs / name / "results.json"
+        if not results.exists():  # written last
+            chosen = ["--weights", weights, "--output", f"{args.runs}/{name}", "--resume"]
+            if not attempt(["pretrain/linear.py", *options, *chosen, *shrunk], end):
+                yield part
+                return
+        part["accuracy"][name] = json.loads(results.read_text())
+        part["complete"] = len(part["accuracy"]) == len(encoders)
         yield part
 
 
