@@ -8,7 +8,7 @@ DEMO ?= output/demo
 RUN := $(DEMO)/seed$(SEED)
 QUICK ?= output/quick
 
-.PHONY: demo quick test test-slow gpu lint format clean
+.PHONY: demo demo-convert quick test test-slow gpu lint format clean
 .DEFAULT_GOAL := test
 
 $(STAMP): requirements.txt requirements-datasets.txt setup.py
@@ -20,18 +20,21 @@ $(STAMP): requirements.txt requirements-datasets.txt setup.py
 	touch $@
 
 # The whole protocol on the embedded dataset. Interrupted, it goes on where it was; `make demo SEED=1` adds another
-# seed to the same report. What follows pretraining is four runs that do not depend on one another: two at a time, each
-# with half of the cores. Their lines begin with their names.
+# seed to the same report. What follows pretraining runs two at a time, each with half of the cores; the detector that
+# starts from random weights does not wait for the conversion. Their lines begin with their names.
 demo: $(STAMP)
 	$(BIN)/python pretrain/train.py --config demo_R18 --output $(RUN)/pretrain --resume SEED $(SEED) PROBE.EVERY 5
-	$(BIN)/python convert/to_d2.py $(RUN)/pretrain/checkpoints/last.pt $(RUN)/encoder.pkl --verify --overwrite
 	$(MAKE) --no-print-directory --jobs 2 \
 		$(addprefix demo-, detection-random detection-corinfomax linear-random linear-corinfomax)
 	$(BIN)/python detection/report.py $(DEMO)/seed*/*/ --output $(DEMO)/report
 	@echo "The report: $(DEMO)/report/report.html and report.md"
 
+demo-convert:
+	$(BIN)/python convert/to_d2.py $(RUN)/pretrain/checkpoints/last.pt $(RUN)/encoder.pkl --verify --overwrite
+
 # One of the four, by the name of its folder: the command, with the encoder of CorInfoMax or without.
 demo-detection-random: COMMAND = detection/train_net.py --config shapes_R18_FPN
+demo-detection-corinfomax: demo-convert
 demo-detection-corinfomax: COMMAND = detection/train_net.py --config shapes_R18_FPN --weights $(RUN)/encoder.pkl
 demo-linear-random: COMMAND = pretrain/linear.py --weights random
 demo-linear-corinfomax: COMMAND = pretrain/linear.py --weights $(RUN)/pretrain
