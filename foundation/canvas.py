@@ -188,18 +188,30 @@ def _draw_label(
     others: Sequence[Box],
     pen_size: float,
 ) -> Box:
-    """Draw a label above a box's corner or on a region's point, within the picture and below `others` in its way."""
+    """Draw a label above a box's corner or on a region's point, within the picture and clear of `others`."""
     font = _font(round(16 * pen_size), bold=True)
     width, height = font.getlength(overlay.text) + 12 * pen_size, round(23 * pen_size)
     x, y = (anchor[0] - 1, anchor[1] - height) if overlay.box else (anchor[0] - width / 2, anchor[1] - height / 2)
     x, y = max(0, min(x, size[0] - width)), max(0, min(y, size[1] - height))
-    for _ in others:
-        for other in others:
-            if x < other[2] and other[0] < x + width and y < other[3] and other[1] < y + height:
-                y = max(0, min(other[3] + 1, size[1] - height))
+    y = _free_row(y, height, size[1], [other for other in others if x < other[2] and other[0] < x + width])
     pen.rounded_rectangle((x, y, x + width, y + height), 4 * pen_size, fill=overlay.colour, outline=INK, width=1)
     pen.text((x + 6 * pen_size, y + height / 2), overlay.text, fill=INK, font=font, anchor="lm")
     return (x, y, x + width, y + height)
+
+
+def _free_row(y: float, height: float, limit: int, others: Sequence[Box]) -> float:
+    """The top of a label near `y`: below the others in its way or, where the picture ends, above them.
+
+    Args:
+        y: where the label belongs; the result where there is no room left.
+        height: of the label.
+        limit: height of the picture.
+        others: labels in the same columns.
+    """
+    below = sorted(other[3] + 1 for other in others if y < other[3] + 1 <= limit - height)
+    above = sorted((top for other in others if 0 <= (top := other[1] - height - 1) < y), reverse=True)
+    rows = (top for top in (y, *below, *above) if all(top + height <= each[1] or top >= each[3] for each in others))
+    return next(rows, y)
 
 
 def _shortened(title: str, width: int) -> str:

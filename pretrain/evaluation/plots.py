@@ -40,7 +40,8 @@ def training_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
     figure = Figure(figsize=(12, 5.5), layout="constrained")
     for axes, (key, title) in zip(figure.subplots(2, 3).flat, panels.items(), strict=True):
         for name, lines in runs.items():
-            axes.plot(*series(lines, key), label=name, linewidth=LINE_WIDTH)
+            x, y = series(lines, key)
+            axes.plot(x, y, label=name, marker=_marker(x), markersize=3, linewidth=LINE_WIDTH)
         axes.set(xlabel="epoch", title=title)
         if key == "attraction":
             axes.set_yscale("log")
@@ -68,7 +69,7 @@ def information_curves(
     if ldmi_scale == "article":
         information, label = (information[0], information[1] * factor), ARTICLE_LDMI
     for axes, (x, y), colour, name, marker in (
-        (left, information, "C0", label, ""),
+        (left, information, "C0", label, _marker(information[0])),
         (right, accuracy, "C1", accuracy_label, "o"),
     ):
         axes.spines["top"].set_visible(False)
@@ -167,6 +168,11 @@ def image_sheet(
         if i == 0 and j < len(titles):
             axes.set_title(titles[j], fontsize=8)
     return figure
+
+
+def _marker(x: np.ndarray) -> str:
+    """The marker of a curve over these abscissae: a single value has no line that could be seen."""
+    return "o" if len(x) == 1 else ""
 
 
 def _finish(axes: Axes) -> None:

@@ -1,5 +1,7 @@
 """Drawing on photographs, and sheets of several."""
 
+import itertools
+
 import numpy as np
 from PIL import Image
 
@@ -50,6 +52,21 @@ def test_of_many_labels_the_last_are_drawn_and_the_rest_counted(monkeypatch):
     texts.clear()
     draw_overlays(photograph, overlays, 8)  # of 800 pixels a side there is room for all
     assert texts == [f"object {i}" for i in range(12)]
+
+
+def test_labels_do_not_overlap_at_the_edges_of_the_picture(monkeypatch):
+    drawn = []
+    draw = canvas._draw_label
+    monkeypatch.setattr(canvas, "_draw_label", lambda *rest: drawn.append(draw(*rest)) or drawn[-1])
+    for top in (0, 100, 199):
+        drawn.clear()
+        overlays = [Overlay((5 * i, top, 5 * i + 60, 200), None, f"object {i}", "#ff0000") for i in range(7)]
+        draw_overlays(Image.new("RGB", (200, 200)), overlays, 2.3)
+        assert len(drawn) == 6  # five, and the line that counts the others
+        rows = sorted((box[1], box[3]) for box in drawn)
+        assert rows[0][0] >= 0
+        assert rows[-1][1] <= 460
+        assert all(upper[1] <= lower[0] for upper, lower in itertools.pairwise(rows))
 
 
 def test_classes_have_different_colours_and_keep_them():

@@ -91,6 +91,16 @@ def test_curves_of_collapse_are_drawn_and_no_empty_axis() -> None:
     ] * 2
 
 
+@pytest.mark.parametrize(("epochs", "marker"), [(1, "o"), (2, "")])
+def test_a_curve_of_one_value_is_marked(epochs: int, marker: str) -> None:
+    lines = [{"iteration": 9 * epoch, "epoch": epoch, "total": 5.0, "ldmi": 3.0} for epoch in range(1, epochs + 1)]
+    drawn = [axes.lines[0] for axes in plots.training_curves({"a": lines}).axes]
+    information = figures.information(lines, dim=8)
+    assert information is not None
+    drawn.append(information.axes[0].lines[0])
+    assert {line.get_marker() for line in drawn if len(line.get_xydata())} == {marker}
+
+
 def test_ldmi_in_the_scale_of_the_thesis_and_a_linear_probe(tmp_path: Path) -> None:
     lines = [{"iteration": 9, "epoch": 1.0, "ldmi": 3.0}, {"iteration": 9, "linear_top1": 50.0}]
     figure = figures.information(lines, dim=8, ldmi_scale="article")
