@@ -128,8 +128,11 @@ def _listing(name: str, content: Content | None, findings: Findings) -> str:
 
 
 def source(name: str) -> str:
-    """What a message about a dataset begins with: its name and its file of annotations, if it has one."""
+    """What a message about a dataset begins with: its name and its file of annotations, if it has one.
+
+    Of a part that the command has divided from a user's file, that is the user's file.
+    """
     file = MetadataCatalog.get(name).get("json_file")
     if datasets.CUSTOM in name:
-        return str(file)
+        return datasets.ORIGINS.get(name, str(file))
     return f"dataset {name} ({file})" if file else f"dataset {name}"

@@ -40,6 +40,7 @@ VOC_SEGMENTATION = {
 VOC_SEGMENTATION_CLASSES = ("background", *CLASS_NAMES)
 VOC_IGNORED = 255
 CUSTOM = ".json@"  # between the paths in the name of a user's own dataset
+ORIGINS: dict[str, str] = {}  # by the name of a part of a user's own dataset: the file and the part, for messages
 SEMANTIC = ("cityscapes_sem_seg", "sem_seg")
 LOADERS: dict[str, Callable[[str], Any]] = {"coco": load_coco, "pascal_voc": load_voc}
 

@@ -256,10 +256,11 @@ def _own_datasets(arguments: argparse.Namespace, output: Path) -> dict[str, str]
         return {"TRAIN": name, "TEST": name}
     folder = _divide(Path(train), fraction, arguments, output)
     print(f"note: {fraction:.0%} of the images, drawn at random, are for evaluation (--val-fraction)")
-    return {
-        part: datasets.custom_name(file, folders[train].resolve())
-        for part, file in zip(("TRAIN", "TEST"), custom.part_files(folder), strict=True)
-    }
+    files = custom.part_files(folder)
+    names = [datasets.custom_name(file, folders[train].resolve()) for file in files]
+    for name, use in zip(names, ("train", "evaluate"), strict=True):
+        datasets.ORIGINS[name] = f"{train} (the part to {use} on)"
+    return dict(zip(("TRAIN", "TEST"), names, strict=True))
 
 
 def _divide(train: Path, fraction: float, arguments: argparse.Namespace, output: Path) -> Path:

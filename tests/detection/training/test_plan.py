@@ -9,6 +9,7 @@ pytest.importorskip("detectron2")
 
 from detection import config as configs
 from detection import train_net
+from detection.checks import preflight
 from detection.data import custom
 from detection.data.annotations import read_annotations
 from detection.data.coco_records import to_records
@@ -160,6 +161,20 @@ def test_images_with_one_id_are_refused_whichever_part_they_would_come_into(coco
     for fraction in (0.25, 0.5, 0.75):
         with pytest.raises(UserError, match=r"instances_train2017.json: images\[3\]\.id is 1, which another image has"):
             custom.divide(file, fraction)
+
+
+@pytest.mark.parametrize("options", [[], ["--dry-run"]])
+@pytest.mark.parametrize("use", ["train", "evaluate"])
+def test_messages_about_a_part_name_the_file_that_was_divided(use, options, coco_root, tmp_path):
+    file = coco_root / "coco" / "annotations" / "instances_train2017.json"
+    images, parts = custom.find_images(file), custom.divide(file, 0.5)
+    words = ["--train-json", str(file), "--train-images", str(images), "--val-fraction", "0.5", "--num-gpus", "0"]
+    words += ["--output", str(tmp_path / "run")]
+    image = (parts.train if use == "train" else parts.val)["images"][0]["file_name"]
+    (images / image).unlink()
+    config = prepare.configure(train_net.parse([*words, *options]))
+    with pytest.raises(UserError, match=rf"{file} \(the part to {use} on\): images whose file is missing: .*{image}"):
+        preflight.check(config, config.DATASETS.TRAIN, config.DATASETS.TEST)
 
 
 def test_the_parts_of_a_run_that_has_begun_are_never_replaced(coco_root, tmp_path, monkeypatch):
