@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import NullFormatter, NullLocator
+from matplotlib.ticker import MaxNLocator, NullFormatter, NullLocator
 
 from foundation.files import complete_file
 from foundation.run_kinds import DETECTION, PRETRAIN, Metric
@@ -48,6 +48,7 @@ MAX_IN_LINE = 4  # entries of a legend
 MAX_LABEL = 40  # letters of an entry
 SMOOTHED_SHARE = 0.1  # of the run that a point of the smoothed loss averages over
 TERMS = {"total": "-", "big bang": "--", "attraction, weighted": ":"}  # of the loss, with their line styles
+LEGEND_SHARE = 0.45  # of the height of the curves, added above them for the legend of the terms
 Colours = Mapping[str, str]
 
 
@@ -142,6 +143,8 @@ def draw_curves(settings: Sequence[Setting], colours: Colours, path: Path) -> bo
             draw(row, setting, colours)
             for axes in row:
                 axes.set_xlabel("iteration")
+                if axes.lines:
+                    axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, min_n_ticks=1))
                 axes.margins(x=0.02)
     return True
 
@@ -218,7 +221,10 @@ def _draw_pretraining(row: Sequence[Axes], setting: Setting, colours: Colours) -
         _mark_empty(axes)
     probe.set_ylabel("top-1 (%)")
     if loss.lines:
-        loss.legend(handles=[Line2D([], [], color="#555555", ls=style, label=name) for name, style in TERMS.items()])
+        handles = [Line2D([], [], color="#555555", ls=style, label=name) for name, style in TERMS.items()]
+        low, high = loss.get_ylim()
+        loss.set_ylim(low, high + LEGEND_SHARE * (high - low))  # room above the curves
+        loss.legend(handles=handles, loc="upper right")
     rate.set_ylim(bottom=0)
 
 
@@ -269,5 +275,5 @@ def _smoothed(values: Mapping[int, float]) -> dict[int, float]:
 
 def _mark_empty(axes: Axes) -> None:
     if not axes.lines and not axes.patches:
-        axes.set_yticks([])
+        axes.set(xticks=[], yticks=[])
         axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", color="#888888")

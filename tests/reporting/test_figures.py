@@ -1,0 +1,51 @@
+"""The plots of training: what is drawn in a panel, and that nothing covers the curves."""
+
+from types import SimpleNamespace
+
+import pytest
+from matplotlib import rc_context
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from foundation.run_kinds import PRETRAIN
+from reporting import figures
+
+
+def pretraining(**series):
+    """A setting of one pretraining run that has logged these values, by iteration."""
+    run = SimpleNamespace(config={}, series=lambda key: series.get(key, {}))
+    return SimpleNamespace(groups=[SimpleNamespace(label="corinfomax", runs=[run])])
+
+
+@pytest.mark.parametrize("last", [9.6, 2.0])
+def test_the_legend_of_the_terms_covers_no_curve(last):
+    setting = pretraining(total={3: 10.2, 7: last}, big_bang={3: 7.3, 7: 0.7 * last})
+    with rc_context(figures.STYLE):
+        figure = Figure(figsize=(10.5, 3.3), layout="constrained")
+        canvas = FigureCanvasAgg(figure)
+        row = figure.subplots(1, 3)
+        figures._draw_pretraining(row, setting, {"corinfomax": "#0072b2"})
+        canvas.draw()
+    legend = row[0].get_legend().get_window_extent()
+    assert len(row[0].lines) == 3
+    for line in row[0].lines:
+        assert not line.get_path().transformed(line.get_transform()).intersects_bbox(legend, filled=False)
+
+
+def test_iterations_are_whole_numbers(tmp_path, monkeypatch):
+    setting = pretraining(total={3: 10.2}, learning_rate={3: 0.1, 4: 0.2})
+    (setting.runs,) = [group.runs for group in setting.groups]
+    setting.kind, setting.name, setting.runs[0].lines = SimpleNamespace(name=PRETRAIN), "photos", [{}]
+    rows = []
+    draw = figures._draw_pretraining
+    monkeypatch.setattr(figures, "_draw_pretraining", lambda row, *rest: rows.append(row) or draw(row, *rest))
+    assert figures.draw_curves([setting], {"corinfomax": "#0072b2"}, tmp_path / "curves.png")
+    assert all(float(tick).is_integer() for axes in rows[0] for tick in axes.get_xticks())
+    assert len(rows[0][0].get_xticks())
+
+
+def test_a_panel_without_values_has_no_ticks():
+    row = Figure().subplots(1, 3)
+    figures._draw_pretraining(row, pretraining(total={3: 10.2, 7: 9.6}), {"corinfomax": "#0072b2"})
+    assert [text.get_text() for text in row[2].texts] == ["not measured"]
+    assert [*row[2].get_xticks(), *row[2].get_yticks()] == []
