@@ -125,6 +125,11 @@ def read_thresholds(run: Path) -> Thresholds:
     content = read_json(path)
     try:
         entry = content["bbox"]["thresholds"]
+        if entry["best"] is None:
+            raise UserError(
+                f"by {path} no detection of the evaluation is correct, so there is no best score threshold: give the "
+                "threshold as a number, or train the detector longer"
+            )
         found = {each["name"]: float(each["score"]) for each in entry["classes"] if each["score"] is not None}
         return Thresholds(float(entry["best"]["score"]), found)
     except (KeyError, TypeError, ValueError) as error:

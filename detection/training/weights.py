@@ -167,7 +167,8 @@ def load_backbone(model: nn.Module, path: Path) -> list[str]:
     present = {short.partition(".")[0] for short in wanted}
     left = [name for name in tensors if name not in wanted and not name.endswith("num_batches_tracked")]
     problems += [f"{name} (no such layer in the model)" for name in left if name.partition(".")[0] in present]
-    _refuse(problems, path, len(wanted), "of the backbone")
+    advice = "see that MODEL.RESNETS.DEPTH and the rest of the config are those of the file"
+    _refuse(problems, path, f"{len(wanted)} tensors of the backbone", advice)
     with torch.no_grad():
         for short, key in wanted.items():
             state[key].copy_(tensors[short])
@@ -189,7 +190,8 @@ def load_detector(model: nn.Module, path: Path) -> None:
     """
     tensors = read_weights(path)
     state = {key: value for key, value in model.state_dict().items() if not key.endswith("num_batches_tracked")}
-    _refuse(_problems(state, tensors), path, len(state), "of the detector")
+    advice = "give the config.yaml of the run that the file is from: classes, architecture and depth must be the same"
+    _refuse(_problems(state, tensors), path, f"{len(state)} tensors of the detector", advice)
     with torch.no_grad():
         for key, value in state.items():
             value.copy_(tensors[key])
@@ -249,10 +251,7 @@ def _problems(wanted: Mapping[str, torch.Tensor], given: Mapping[str, torch.Tens
     return problems
 
 
-def _refuse(problems: list[str], path: Path, total: int, whole: str) -> None:
+def _refuse(problems: list[str], path: Path, wanted: str, advice: str) -> None:
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise UserError(
-            f"{path} does not fit the {total} tensors {whole}: {', '.join(problems[:3])}{more};"
-            " see that MODEL.RESNETS.DEPTH and the rest of the config are those of the file"
-        )
+        raise UserError(f"{path} does not fit the {wanted}: {', '.join(problems[:3])}{more}; {advice}")

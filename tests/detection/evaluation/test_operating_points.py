@@ -92,7 +92,10 @@ def test_thresholds_are_read_back(tmp_path):
     path = tmp_path / "predictions" / "analysis.json"
     path.write_text(json.dumps({"bbox": {"thresholds": thresholds(outcomes(SCENE), [*NAMES, "none"])}}))
     assert read_thresholds(tmp_path) == (0.3, {"cat": 0.9, "dog": 0.3})
-    for content in ("{}", '{"bbox": {}}', '{"bbox": {"thresholds": {"best": null, "classes": []}}}', "[]", "5"):
+    path.write_text('{"bbox": {"thresholds": {"best": null, "classes": []}}}')
+    with pytest.raises(UserError, match=r"analysis\.json no detection of the evaluation is correct.* as a number"):
+        read_thresholds(tmp_path)
+    for content in ("{}", '{"bbox": {}}', '{"bbox": {"thresholds": {"classes": []}}}', "[]", "5"):
         path.write_text(content)
         with pytest.raises(UserError, match="does not name the best score threshold"):
             read_thresholds(tmp_path)

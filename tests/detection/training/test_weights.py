@@ -140,6 +140,10 @@ def test_a_detector_is_loaded_whole_or_not(fpn, tmp_path):
     torch.save({"model": state}, tmp_path / "b.pth")
     with pytest.raises(UserError, match=r"tensors of the detector: roi_heads\.box_predictor\.cls_score\.weight"):
         weights.load_detector(fpn, tmp_path / "b.pth")
+    state["roi_heads.box_predictor.cls_score.weight"] = torch.zeros(6, 256)  # of another number of classes
+    torch.save({"model": state}, tmp_path / "c.pth")
+    with pytest.raises(UserError, match=r"\(\(6, 256\) instead of \(9, 256\)\); give the config\.yaml of the run"):
+        weights.load_detector(fpn, tmp_path / "c.pth")
 
 
 class Evil:
