@@ -32,11 +32,14 @@ demo: $(STAMP)
 demo-convert:
 	$(BIN)/python convert/to_d2.py $(RUN)/pretrain/checkpoints/last.pt $(RUN)/encoder.pkl --verify --overwrite
 
-# One of the four, by the name of its folder: the command, with the encoder of CorInfoMax or without.
+# One of the four, by the name of its folder: the command, with the encoder of CorInfoMax or without. The linear
+# evaluations come last, because the detectors take longest: otherwise one would end alone.
 demo-detection-random: COMMAND = detection/train_net.py --config shapes_R18_FPN
 demo-detection-corinfomax: demo-convert
 demo-detection-corinfomax: COMMAND = detection/train_net.py --config shapes_R18_FPN --weights $(RUN)/encoder.pkl
+demo-linear-random: demo-detection-random
 demo-linear-random: COMMAND = pretrain/linear.py --weights random
+demo-linear-corinfomax: demo-detection-corinfomax
 demo-linear-corinfomax: COMMAND = pretrain/linear.py --weights $(RUN)/pretrain
 demo-%:
 	set -o pipefail; OMP_NUM_THREADS=$$((($$(nproc) + 1) / 2)) $(BIN)/python $(COMMAND) \

@@ -30,7 +30,7 @@ def find_config(name: str, command: str) -> Path:
     """The file of a recipe, by path or by bare name, with or without `.yaml`.
 
     Raises:
-        UserError: there is no such file; the nearest names are given.
+        UserError: there is no such file; the nearest names are given, or all if none is near.
     """
     folder = config_folder(command)
     candidates = [Path(name), folder / name, folder / f"{name}.yaml"]
@@ -38,8 +38,9 @@ def find_config(name: str, command: str) -> Path:
         if path.is_file():
             return path
     known = sorted(path.stem for path in folder.glob("*.yaml"))
-    near = difflib.get_close_matches(Path(name).stem, known, n=3) or known
-    raise UserError(f"there is no config {name!r}, neither as a file nor in {folder}; nearest: {', '.join(near)}")
+    near = difflib.get_close_matches(Path(name).stem, known, n=3)
+    choices = f"nearest: {', '.join(near)}" if near else f"the recipes there are {', '.join(known)}"
+    raise UserError(f"there is no config {name!r}, neither as a file nor in {folder}; {choices}")
 
 
 def recipe_name(config: str) -> str:

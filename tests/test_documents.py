@@ -6,6 +6,7 @@ import re
 import shlex
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fvcore.common.config import CfgNode
@@ -145,7 +146,6 @@ def test_every_page_is_in_the_index() -> None:
 
 
 def test_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import torch
     import torchvision
     from safetensors.torch import save_file
 
@@ -156,9 +156,8 @@ def test_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
     assert len(blocks) == 2
-    z1, z2 = (torch.nn.functional.normalize(torch.randn(8, 512), dim=1).requires_grad_() for _ in range(2))
-    names: dict[str, object] = {"z1": z1, "z2": z2}
+    names: dict[str, Any] = {}
     for block in blocks:
         exec(block, names)
-    assert z1.grad is not None
-    assert z1.grad.isfinite().all()
+    assert names["z"].grad.isfinite().all()
+    assert names["z"].grad.count_nonzero()

@@ -52,6 +52,9 @@ def run_evaluation(kind: str, evaluate: Evaluate, config: CfgNode, args: argpars
             results = evaluate(config, weights, output, name, args.resume, device)
             if group.is_main():
                 write_results(output, {"kind": kind, "config": name, **results})
+                found = [metric for metric in KINDS[kind].headline if metric.key in results]
+                headline = (f"{metric.title} {results[metric.key]:.2f} %" for metric in found)
+                logger.info("%s; all results are in %s", ", ".join(headline), output / "results.json")
                 report_published(results, name, kind)
     finally:
         group.stop()

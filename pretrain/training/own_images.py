@@ -241,7 +241,7 @@ def _choose_encoder(plan: _Plan, facts: Survey, place: Place, weights: EncoderWe
         reason = "for images of about 32 pixels" if tiny else "strided, as ResNets have it: 16 times less to compute"
         plan.set("ENCODER.STEM", "cifar" if tiny else "imagenet", reason)
         deep = plan.config.ENCODER.NAME in ("resnet50", "resnet101")
-        reason = "short trainings of a ResNet-50 need it" if deep else "the only start that gained in detection so far"
+        reason = "short trainings of a ResNet-50 need it" if deep else "detectors gained in docs/own_images.md with it"
         plan.set("ENCODER.ZERO_INIT_RESIDUAL", True, reason)
     if weights and weights.mean:
         plan.set("DATA.MEAN", list(weights.mean), "pixel statistics of the weights")
@@ -362,7 +362,7 @@ def _choose_steps(
             epochs, why = max(1, affordable // per_epoch), f"what {hours:g} hours allow here"
     plan.set("TRAIN.EPOCHS", epochs, f"{epochs * per_epoch:,} steps: {why}")
     epochs = plan.config.TRAIN.EPOCHS
-    plan.set("TRAIN.WARMUP_EPOCHS", min(math.ceil(0.05 * epochs), epochs - 1), "5 % of the epochs")
+    plan.set("TRAIN.WARMUP_EPOCHS", min(math.ceil(0.05 * epochs), epochs - 1), "5 % of the epochs, rounded up")
     if start:
         rate, why = 0.03 * (batch / 256) ** 0.5, "0.03 from existing weights, times the root of batch / 256"
     elif batch < 256:

@@ -147,3 +147,8 @@ def test_recipes_are_found_beside_a_folder_of_the_same_name(tmp_path: Path, monk
     monkeypatch.chdir(tmp_path)
     monkeypatch.delitem(sys.modules, "configs", raising=False)
     assert find_config("shapes_R18", "pretrain").is_file()
+
+
+def test_a_name_that_is_near_no_recipe_gets_the_list_of_them() -> None:
+    with pytest.raises(UserError, match=r"there is no config 'xyz'.*; the recipes there are .*demo_R18, .*shapes_R18"):
+        find_config("xyz", "pretrain")

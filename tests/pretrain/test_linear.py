@@ -91,6 +91,11 @@ def test_a_run_leaves_what_others_need(finished: Path, weights: Path) -> None:
     assert lines[0].keys() >= {"iteration", "loss_lr0.2", "loss_lr0.01", "learning_rate", "epoch"}
     assert "MEAN:\n  - 0.5" in (finished / "config.yaml").read_text()  # the encoder's own pixel statistics
     assert heads_of(finished).keys() == {f"head.{i}.{name}" for i in (0, 1) for name in ("weight", "bias")}
+    last = (finished / "log.txt").read_text().splitlines()[-1]
+    linear_top1, knn_top1 = (found[name] for name in ("linear_top1", "knn_top1"))
+    assert last.endswith(
+        f"linear top-1 {linear_top1:.2f} %, kNN top-1 {knn_top1:.2f} %; all results are in {finished}/results.json"
+    )
 
 
 @pytest.mark.parametrize("stop", [3, 5], ids=["between epochs", "within an epoch"])
