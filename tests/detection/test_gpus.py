@@ -31,6 +31,7 @@ def test_memory_that_runs_out_is_said_with_what_to_do(batch, passes, advice, mon
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
     chosen = config.load("coco_R50_C4", ["SOLVER.IMS_PER_BATCH", str(batch), "SOLVER.ACCUMULATION", str(passes)])
+    chosen.OUTPUT_DIR = str(tmp_path)
     monkeypatch.setattr(trainer, "_prepare", lambda *_: None)
     monkeypatch.setattr(trainer.comm, "get_world_size", lambda: 2)
     monkeypatch.setattr(trainer, "TransferTrainer", lambda _: Stub())
