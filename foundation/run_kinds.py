@@ -76,6 +76,7 @@ _LINEAR, _KNN, _TOP1, _MAP = (
     Metric("VOC07 mAP", ("map",)),
 )
 PRETRAIN, DETECTION, SERIES = "pretrain", "detection", "series"
+EVALUATED_WITH = "evaluated_with"  # in results.json: the keys of the last evaluation that differ from config.yaml
 KINDS: Mapping[str, RunKind] = {
     kind.name: kind
     for kind in (
@@ -140,9 +141,9 @@ KINDS: Mapping[str, RunKind] = {
 def identify(folder: Path) -> RunKind | None:
     """The kind of the run in a folder; None if it is not a run, or not of a known kind."""
     for name in ("results.json", *SERIES_FILES):
-        kind = _kind_of_results(folder / name)
-        if kind is not None:
-            return kind
+        kind = read_results(folder, name).get("kind")
+        if isinstance(kind, str) and kind in KINDS:
+            return KINDS[kind]
     return kind_of_config(read_config(folder))
 
 
@@ -175,20 +176,18 @@ def read_config(folder: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
+def read_results(folder: Path, name: str = "results.json") -> dict[str, Any]:
+    """The content of a run's results.json or another JSON file; empty if there is none or it is damaged."""
+    try:
+        content = read_json(folder / name)
+    except UserError:
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
 def flatten(config: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
     """The values of nested dictionaries by dotted key."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat
-
-
-def _kind_of_results(path: Path) -> RunKind | None:
-    if not path.is_file():
-        return None
-    try:
-        content = read_json(path)
-    except UserError:
-        return None
-    name = content.get("kind") if isinstance(content, dict) else None
-    return KINDS.get(name) if isinstance(name, str) else None

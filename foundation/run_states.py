@@ -17,8 +17,8 @@ from typing import Any
 from foundation import locks
 from foundation.errors import UserError
 from foundation.files import digest_file
-from foundation.json_files import as_integer, read_json, read_json_lines
-from foundation.run_kinds import DETECTION, SERIES_FILES, RunKind, flatten, identify, read_config
+from foundation.json_files import as_integer, read_json_lines
+from foundation.run_kinds import DETECTION, SERIES_FILES, RunKind, flatten, identify, read_config, read_results
 
 CHECKPOINT = re.compile(r"checkpoints/step_(\d+)\.pt|model_(\d+)\.pth")  # after n steps; of iteration n, counted from 0
 RUN_FILES = {"config.yaml", "results.json", *SERIES_FILES}  # a run has at least one of them
@@ -98,7 +98,7 @@ def read_state(folder: Path) -> RunState | None:
     done: float | None
     if kind.name == DETECTION:
         total, unit, done = as_integer(config.get("SOLVER.MAX_ITER")), "iterations", step
-        results = _results(folder)
+        results = read_results(folder)
         trained = results.get("iterations")
         if complete and isinstance(trained, int):  # 0: evaluated without training
             complete = trained == 0 or total is None or trained >= total or results.get("stopped_early") is True
@@ -149,7 +149,7 @@ def _identity(folder: Path) -> tuple[int, int]:
 def _state_of_collection(folder: Path, kind: RunKind) -> RunState:
     """A sweep or series: complete if it has no run that failed and all runs below it are complete."""
     path = next(path for name in ("results.json", *SERIES_FILES) if (path := folder / name).is_file())
-    rows = _results(folder, path.name).get("runs")
+    rows = read_results(folder, path.name).get("runs")
     rows = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
     succeeded = sum("error" not in row for row in rows)
     below = [state for each in _candidates(folder) if each != folder and (state := read_state(each)) is not None]
@@ -191,11 +191,3 @@ def _epoch(metrics: Path, step: int) -> float | None:
         and line.get("iteration", 0) < step
     ]
     return float(epochs[-1]) if epochs else None
-
-
-def _results(folder: Path, name: str = "results.json") -> Mapping[str, Any]:
-    try:
-        content = read_json(folder / name)
-    except UserError:
-        return {}
-    return content if isinstance(content, dict) else {}

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from foundation.errors import UserError
 from foundation.files import sha256_of
 from foundation.json_files import as_integer, as_number, read_json, read_json_lines
-from foundation.run_kinds import DETECTION, KINDS, PRETRAIN, RunKind, flatten, read_config
+from foundation.run_kinds import DETECTION, EVALUATED_WITH, KINDS, PRETRAIN, RunKind, flatten, read_config
 from foundation.run_states import RUN_FILES, RunState, find_runs, read_state
 
 PREDICTIONS = "predictions"
@@ -165,7 +165,7 @@ def _read_run(state: RunState) -> Run:
     if results.get("kind") != kind.name:
         raise UserError(f"{folder / 'results.json'} names another kind than {kind.name}: {results.get('kind')!r}")
     trained = _trained_as(results) if kind.name == DETECTION else {}
-    evaluated_with = results.get("evaluated_with")  # keys that are not as config.yaml says
+    evaluated_with = results.get(EVALUATED_WITH)
     config |= evaluated_with if isinstance(evaluated_with, dict) else {}
     detector = Path(results["weights"]).parent if trained else folder
     analysis = _read_analysis(folder) if kind.name == DETECTION else {}

@@ -22,7 +22,7 @@ from foundation.config import RUN_CONFIG, config_folder, find_config, keys, over
 from foundation.errors import UserError
 from foundation.files import check_utf8
 from foundation.locks import is_held
-from foundation.run_kinds import DETECTION, refuse_other_kind
+from foundation.run_kinds import DETECTION, read_results, refuse_other_kind
 from foundation.wandb_mirror import require_wandb
 
 DEFAULT_RECIPES = {"cuda": "coco_R50_FPN_1x_moco", "cpu": "shapes_R18_FPN"}  # for data of one's own
@@ -103,7 +103,7 @@ def check(config: CfgNode, resume: bool) -> None:
     begun = checkpoints.exists(folder)
     if not begun:
         refuse_other_kind(folder, DETECTION)
-        if run_folder.read_results(folder):
+        if read_results(folder):
             raise UserError(
                 f"{folder} holds results of a detector, and no checkpoint of it: choose another --output, or remove"
                 " results.json"
@@ -168,7 +168,7 @@ def check_evaluation(config: CfgNode, weights_given: bool) -> bool:
         raise UserError(f"{folder} holds no checkpoint to evaluate; name a detector with --weights FILE")
     if not own:
         refuse_other_kind(folder, DETECTION)
-        of_results = run_folder.read_results(folder).get("weights")
+        of_results = read_results(folder).get("weights")
         if of_results not in (None, config.MODEL.WEIGHTS):
             raise UserError(f"{folder} holds the results of {of_results or 'a detector'}: choose another --output")
     preflight.check(config, (), config.DATASETS.TEST)

@@ -19,6 +19,7 @@ from foundation.config import RECIPE, RUN_CONFIG, keys, value_of
 from foundation.errors import UserError
 from foundation.files import write_atomic
 from foundation.json_files import read_json, read_json_lines
+from foundation.run_kinds import EVALUATED_WITH, read_results
 
 LOGGERS = ("detectron2", "fvcore", "detection")
 RECORDS = "metrics.json"
@@ -37,7 +38,6 @@ MAY_CHANGE = (
     *("SOLVER.MAX_ITER", "SOLVER.STEPS", "DATASETS.TEST", "TEST.", "INPUT.MIN_SIZE_TEST", "INPUT.MAX_SIZE_TEST"),
 )
 OF_EVALUATION = ("TEST.", "INPUT.", "MODEL.", "DATASETS.TEST", "SOLVER.PRECISION", "FLOAT32_PRECISION")
-EVALUATED_WITH = "evaluated_with"  # key of results.json
 
 
 def start_logging(folder: Path, rank: int) -> None:
@@ -191,15 +191,6 @@ def digest(config: CfgNode) -> str:
         and not (key.startswith(LATER) and _value(config, key) == _value(defaults, key))
     }
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
-
-
-def read_results(folder: Path) -> dict[str, Any]:
-    """The content of `results.json`; empty where there is none, or it is damaged."""
-    try:
-        found = read_json(folder / "results.json")
-    except UserError:
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def is_finished(config: CfgNode) -> bool:
