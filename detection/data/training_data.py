@@ -17,6 +17,7 @@ from fvcore.common.config import CfgNode
 from detection.data import datasets, loading
 from detection.data.copy_paste import CopyPaste
 from detection.data.labels import check_labels, read_labels
+from detection.data.polygons import RegionPolygons
 from foundation.errors import UserError
 from foundation.images import UnreadableImage, read_rgb
 
@@ -74,7 +75,7 @@ class ImageMapper(DatasetMapper):
     def _transform_annotations(
         self, record: dict[str, Any], applied: transforms.Transform, size: tuple[int, int]
     ) -> None:
-        """Put `instances` in the place of `annotations`.
+        """Put `instances` in the place of `annotations`, with polygons that are rasterised for all regions at once.
 
         Detectron2's own fails where boxes are recomputed from the masks of an image without objects.
         """
@@ -83,6 +84,9 @@ class ImageMapper(DatasetMapper):
             record["instances"] = no_objects(size, self.instance_mask_format)
         else:
             super()._transform_annotations(record, applied, size)
+            instances = record["instances"]
+            if isinstance(instances.get_fields().get("gt_masks"), PolygonMasks):
+                instances.gt_masks = RegionPolygons(instances.gt_masks.polygons)
 
 
 def no_objects(size: tuple[int, int], mask_format: str) -> Instances:
