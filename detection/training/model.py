@@ -5,9 +5,11 @@ from pathlib import Path
 
 import torch
 from detectron2 import modeling
+from detectron2.layers import ROIAlign
 from detectron2.modeling.backbone import BACKBONE_REGISTRY
 from detectron2.modeling.proposal_generator.rpn import RPN_HEAD_REGISTRY
 from fvcore.common.config import CfgNode
+from torchvision.ops import roi_align
 
 import detection.roi_heads  # registers the head that the C4 recipes name
 import detection.training.semantic  # noqa: F401  and the one for semantic segmentation
@@ -28,6 +30,18 @@ REGISTRIES = {
     "MODEL.SEM_SEG_HEAD.NAME": modeling.SEM_SEG_HEADS_REGISTRY,
 }
 logger = logging.getLogger(__name__)
+
+
+class ExactROIAlign(ROIAlign):
+    """Detectron2's ROIAlign with regions in float32, whatever the features are in.
+
+    Detectron2 converts the regions to the features' type. In bfloat16 a coordinate between 512 and 1024 pixels is then
+    off by up to 2 pixels. Under autocast torchvision computes in float32, and returns the features' type.
+    """
+
+    def forward(self, input: torch.Tensor, rois: torch.Tensor) -> torch.Tensor:
+        """Features of the regions (N, 5), of which the first column is the number of the image."""
+        return roi_align(input, rois, self.output_size, self.spatial_scale, self.sampling_ratio, self.aligned)
 
 
 def build(config: CfgNode) -> torch.nn.Module:
@@ -52,6 +66,9 @@ def build(config: CfgNode) -> torch.nn.Module:
         logger.info("The model computes in bfloat16")
         if config.MODEL.DEVICE == "cuda":  # whose units for bfloat16 take the channels of a pixel together
             model.to(memory_format=torch.channels_last)
+        for module in model.modules():
+            if type(module) is ROIAlign:
+                module.__class__ = ExactROIAlign
         model.forward = torch.autocast(config.MODEL.DEVICE, torch.bfloat16)(model.forward)
     return model
 

@@ -35,3 +35,17 @@ def test_the_layout_does_not_change_losses_or_detections():
         results.append([*features.values(), found["instances"].scores, found["instances"].pred_boxes.tensor])
     for expected, other in zip(*results, strict=True):
         torch.testing.assert_close(other, expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("recipe", ["shapes_R18_FPN", "shapes_R50_C4"])
+def test_regions_are_not_rounded_to_bfloat16(recipe):
+    changes = ["MODEL.DEVICE", "cpu", "SOLVER.PRECISION", "bfloat16", "MODEL.WEIGHTS", ""]
+    config, _ = configs.for_one_process(configs.load(recipe, changes))
+    poolers = [module for module in modeling.build(config).modules() if isinstance(module, modeling.ROIAlign)]
+    assert poolers
+    features = torch.rand(1, 3, 50, 80, generator=torch.Generator().manual_seed(0)).bfloat16()
+    for pooler in poolers:
+        region = torch.tensor([[0.0, 60.3, 40.7, 66.9, 45.1]]) / torch.tensor([1.0, *[pooler.spatial_scale] * 4])
+        with torch.autocast("cpu", torch.bfloat16):
+            found = pooler(features, region)
+        assert torch.equal(found, pooler(features.float(), region).bfloat16())
