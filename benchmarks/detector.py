@@ -3,12 +3,21 @@
     python benchmarks/detector.py                       a CPU: the recipes for the embedded scenes
     python benchmarks/detector.py --device cuda         the recipes for COCO, on pictures of COCO's size
     python benchmarks/detector.py --part scores --images 5000      COCO's AP alone, as many detections as val2017 has
+    python benchmarks/detector.py --part models --device cuda --kernels      with the longest kernels of an iteration
 
 Models: both sides train the same model on the same pictures, from the same random weights, and then detect with it.
 Ours is the recipe as it is; stock is Detectron2's default trainer with its loader, in float32. An iteration is all of
 it, from reading the images to the updated weights, and the share of ours that is spent waiting for data stands beside
 it. On a CPU with one thread neither side has worker processes, so that their work is counted too. Detection uses the
 nearly random weights after these iterations, which give the largest allowed number of detections in every image.
+
+On a CPU the sides take turns. On a GPU one is measured after the other, each alone in the GPU's memory and after some
+iterations, because in turns they divide the memory into blocks that do not fit the other, and because each new shape
+costs the host a choice of convolution and each first use of a kernel its loading.
+
+Parts: what further iterations of each side consist of, each part from an empty queue of the GPU to an empty queue. The
+parts together take longer than an iteration does, in which the host works ahead of the GPU. `kernels` is how long the
+GPU computes in an iteration that is not divided.
 
 Scores: both sides get the same detections in COCO's results format, and the same annotations in memory, and give AP.
 
@@ -25,11 +34,12 @@ import json
 import logging
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 import numpy as np
 import torch
@@ -38,9 +48,10 @@ from fvcore.common.config import CfgNode
 from pycocotools import mask as masks
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from timing import Side, alternate, build_parser, print_table, ratio, start
+from timing import Side, alternate, build_parser, clock_for, print_table, ratio, start, wait_for
 
 from detection.config import computes_in_bfloat16, for_one_process, load
+from detection.data.polygons import RegionPolygons
 from detection.evaluation import scores
 from detection.evaluation.coco import FastCOCOEvaluator, analyse
 from detection.training.trainer import TransferTrainer
@@ -51,11 +62,15 @@ from shapes import CLASSES, Recipe, ensure_rendered
 from detectron2.data.datasets import register_coco_instances
 from detectron2.engine import DefaultTrainer
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Boxes, Instances, PolygonMasks
 from detectron2.utils.events import EventStorage
 
 TRAIN, TEST, SCORED = "benchmark_train", "benchmark_val", "benchmark_scored"
 IMAGES, NOTED = 8, 10  # images to detect in; images for an evaluator to process
+WARM_UP = 8  # iterations on a GPU that are not measured
+DIVIDED = 3  # iterations that are divided into parts
+LONGEST = 12  # kernels to print
+DIVISION = (*("iteration", "matching", "proposals", "mask targets", "backward", "optimizer", "the rest", "kernels"),)
 
 
 class Case(NamedTuple):
@@ -108,6 +123,61 @@ class Training:
             self.waiting.append(storage.history("data_time").latest() / (time.perf_counter() - began))
         self.trainer.iter += 1
 
+    def divide(self, device: torch.device) -> dict[str, float]:
+        """Seconds of an iteration, of its parts and of the rest: medians over further iterations."""
+        model, optimizer = self.trainer.model, self.trainer._trainer.optimizer
+        proposing, heads = type(model.proposal_generator), type(model.roi_heads)
+        parts: tuple[tuple[str, Any, str], ...] = (
+            ("matching", proposing, "label_and_sample_anchors"),
+            ("proposals", proposing, "predict_proposals"),
+            ("matching", heads, "label_and_sample_proposals"),
+            ("mask targets", PolygonMasks, "crop_and_resize"),
+            ("mask targets", RegionPolygons, "crop_and_resize"),
+            ("backward", torch.Tensor, "backward"),
+            ("optimizer", optimizer, "step"),
+        )
+        found = []
+        for _ in range(DIVIDED):
+            seconds = dict.fromkeys(("iteration", *(name for name, *_ in parts)), 0.0)
+            with contextlib.ExitStack() as patches:
+                for name, owner, method in parts:
+                    timed = measured(getattr(owner, method), name, seconds, device)
+                    patches.enter_context(mock.patch.object(owner, method, timed))
+                measured(self, "iteration", seconds, device)()
+            found.append({**seconds, "the rest": 2 * seconds["iteration"] - sum(seconds.values())})
+        return {name: float(np.median([each[name] for each in found])) for name in found[0]}
+
+    def profile(self) -> tuple[float, str]:
+        """Seconds for which the GPU computes in an iteration, and the longest kernels as a table."""
+        activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+        with torch.profiler.profile(activities=activities) as profile:
+            self()
+            torch.cuda.synchronize()
+        totals: dict[str, list[float]] = {}
+        for event in profile.events():
+            if event.device_type == torch.autograd.DeviceType.CUDA and not event.is_user_annotation:
+                totals.setdefault(event.name, []).append(event.time_range.elapsed_us() / 1e6)
+        longest = sorted(totals.items(), key=lambda entry: -sum(entry[1]))[:LONGEST]
+        lines = [f"{sum(times):8.4f} s in {len(times):5} calls  {name[:90]}" for name, times in longest]
+        return sum(map(sum, totals.values())), "\n".join(lines)
+
+
+def measured(
+    function: Callable[..., Any], name: str, seconds: dict[str, float], device: torch.device
+) -> Callable[..., Any]:
+    """The function, which adds its time to `seconds[name]`, with the GPU's queue empty before and after."""
+    clock = clock_for(device)
+
+    def call(*args: Any, **options: Any) -> Any:
+        wait_for(device)
+        began = clock()
+        result = function(*args, **options)
+        wait_for(device)
+        seconds[name] += clock() - began
+        return result
+
+    return call
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure and print."""
@@ -117,6 +187,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch", type=int, default=0, help="another batch size")
     parser.add_argument("--precision", default="auto", help="ours: float32, bfloat16, or auto, by the device")
     parser.add_argument("--nchw", action="store_true", help="ours with PyTorch's default layout of memory on GPUs too")
+    parser.add_argument("--kernels", action="store_true", help="print the longest kernels of an iteration on a GPU")
     parser.add_argument("--images", type=int, default=500, help="images to score (%(default)s; val2017 has 5000)")
     parser.add_argument("--detections", type=int, default=100, help="in each image (%(default)s, the most that count)")
     args = parser.parse_args(argv)
@@ -130,15 +201,18 @@ def main(argv: Sequence[str] | None = None) -> None:
             large = device.type == "cuda" and not args.quick
             register_pictures(Path(folder), (480, 640) if large else (160, 192), 4 if args.quick else 32)
             configs = {name: configure(case, device, args, folder) for name, case in cases.items()}
-            header = ["model", "time of", "precision", "ours, s", "stock, s", "stock / ours", "waiting for data"]
-            print_table(
-                header,
-                (
-                    row
-                    for name, config in configs.items()
-                    for row in compare_models(name, config, rounds, device, args.nchw)
-                ),
+            divided: list[list[str]] = []
+            rows = (
+                row
+                for name, config in configs.items()
+                for row in compare_models(name, config, rounds, device, args, divided)
             )
+            header = ["model", "time of", "precision", "ours, s", "stock, s", "stock / ours", "waiting for data"]
+            try:
+                print_table(header, rows)
+            finally:
+                print()
+                print_table(["model", "side", *(f"{part}, s" for part in DIVISION), "memory, GiB", "retries"], divided)
     if args.part == "models":
         return
     print()
@@ -175,37 +249,116 @@ def configure(case: Case, device: torch.device, args: argparse.Namespace, folder
     return for_one_process(config)[0]
 
 
-def compare_models(name: str, config: CfgNode, rounds: int, device: torch.device, nchw: bool) -> Iterator[list[str]]:
-    """A row for an iteration of training, then one for an image that is evaluated."""
-    gc.collect()  # the trainers of the model before, which refer to each other, free the GPU's memory
+def compare_models(
+    name: str, config: CfgNode, rounds: int, device: torch.device, args: argparse.Namespace, divided: list[list[str]]
+) -> Iterator[list[str]]:
+    """A row for an iteration of training, then one for an image that is evaluated; for each side one to `divided`."""
     stock = config.clone()
     stock.SOLVER.PRECISION = "float32"
     if config.DATALOADER.NUM_WORKERS:
         stock.DATALOADER.NUM_WORKERS = 4  # Detectron2's default
-    sides = [Training(TransferTrainer(config)), Training(DefaultTrainer(stock))]
-    if nchw:
-        sides[0].trainer.model.to(memory_format=torch.contiguous_format)
-    share_weights(sides)
+
+    def build_ours() -> DefaultTrainer:
+        trainer = TransferTrainer(config)
+        if args.nchw:
+            trainer.model.to(memory_format=torch.contiguous_format)
+        return trainer
+
+    sides = {
+        "ours": (build_ours, partial(TransferTrainer.build_evaluator, config, TEST)),
+        "stock": (partial(DefaultTrainer, stock), partial(COCOEvaluator, TEST, use_fast_impl=False)),
+    }
+    if device.type == "cuda":
+        ours = measure([sides["ours"]], config, rounds, device, args.kernels)
+        found = [ours, measure([sides["stock"]], config, rounds, device, args.kernels, ours)]
+    else:
+        found = [measure(list(sides.values()), config, rounds, device, kernels=False)]
     precision = "bfloat16" if computes_in_bfloat16(config) else "float32"
-    training = alternate(sides, rounds, device)
-    waiting = f"{np.median(sides[0].waiting[1:]):.1%}"
+    rows = zip(sides, (row for each in found for row in each.divided), strict=True)
+    divided += [[name, side, *row] for side, row in rows]
+    training, evaluating = (
+        np.concatenate([each.training for each in found], axis=1),
+        np.concatenate([each.evaluating for each in found], axis=1),
+    )
     iteration = f"iteration of {config.SOLVER.IMS_PER_BATCH} images"
+    waiting = f"{found[0].waiting:.1%}"
     yield [name, iteration, precision, *medians(training), ratio(training, side=0, reference=1), waiting]
-    share_weights(sides)
-    batches = list(islice(TransferTrainer.build_test_loader(config, TEST), IMAGES))
-    evaluators = [TransferTrainer.build_evaluator(config, TEST), COCOEvaluator(TEST, use_fast_impl=False)]
-    detecting = [
-        Detecting(side.trainer.model, evaluator, batches) for side, evaluator in zip(sides, evaluators, strict=True)
-    ]
-    evaluating = alternate(detecting, rounds, device) / len(batches)
-    image = f"image evaluated, {detecting[0].found:.0f} detections"
+    image = f"image evaluated, {found[0].detections:.0f} detections"
     yield [name, image, precision, *medians(evaluating), ratio(evaluating, side=0, reference=1), ""]
 
 
-def share_weights(sides: Sequence[Training]) -> None:
-    """Give the second side the weights of the first."""
-    ours, stock = (side.trainer.model for side in sides)
-    stock.load_state_dict(ours.state_dict())
+class Measured(NamedTuple):
+    """Of sides that took turns.
+
+    Attributes:
+        training: seconds of iterations, (rounds, sides).
+        evaluating: seconds of images, (rounds, sides).
+        waiting: the first side's share of an iteration that is spent waiting for data.
+        detections: of the first side in an image.
+        divided: for each side the cells of the table of parts.
+        initial: the first side's weights before training.
+        trained: and after it.
+    """
+
+    training: np.ndarray
+    evaluating: np.ndarray
+    waiting: float
+    detections: float
+    divided: list[list[str]]
+    initial: dict[str, torch.Tensor]
+    trained: dict[str, torch.Tensor]
+
+
+def measure(
+    sides: Sequence[tuple[Callable[[], DefaultTrainer], Callable[[], DatasetEvaluator]]],
+    config: CfgNode,
+    rounds: int,
+    device: torch.device,
+    kernels: bool,
+    like: Measured | None = None,
+) -> Measured:
+    """Train with each side's trainer, then detect and evaluate, from the weights of `like` or else of the first."""
+    gc.collect()  # the trainers measured before, which refer to each other, free the GPU's memory
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    training = [Training(build()) for build, _ in sides]
+    models = [side.trainer.model for side in training]
+    initial = share_weights(models, like and like.initial)
+    for _ in range(WARM_UP if device.type == "cuda" else 0):
+        for side in training:
+            side()
+    seconds = alternate(training, rounds, device)
+    waiting = float(np.median(training[0].waiting[-rounds:]))
+    divided = [describe_parts(side, device, kernels) for side in training]
+    trained = share_weights(models, like and like.trained)
+    batches = list(islice(TransferTrainer.build_test_loader(config, TEST), IMAGES))
+    detecting = [Detecting(model, build(), batches) for model, (_, build) in zip(models, sides, strict=True)]
+    evaluating = alternate(detecting, rounds, device) / len(batches)
+    return Measured(seconds, evaluating, waiting, detecting[0].found, divided, initial, trained)
+
+
+def describe_parts(side: Training, device: torch.device, kernels: bool) -> list[str]:
+    """The cells of the parts of an iteration, the memory and how often it ran out and was freed."""
+    parts = side.divide(device)
+    if device.type != "cuda":
+        return [*(f"{parts[part]:.3g}" if part in parts else "" for part in DIVISION), "", ""]
+    parts["kernels"], longest = side.profile()
+    if kernels:
+        print(f"{type(side.trainer).__name__}\n{longest}\n", flush=True)
+    memory = torch.cuda.memory_stats()
+    gigabytes = memory["allocated_bytes.all.peak"] / 2**30
+    return [*(f"{parts[part]:.3g}" for part in DIVISION), f"{gigabytes:.1f}", f"{memory['num_alloc_retries']}"]
+
+
+def share_weights(
+    models: Sequence[torch.nn.Module], weights: dict[str, torch.Tensor] | None
+) -> dict[str, torch.Tensor]:
+    """Give all models the weights, or else those of the first; they are returned, on the CPU."""
+    weights = weights or {name: value.to("cpu", copy=True) for name, value in models[0].state_dict().items()}
+    for model in models:
+        model.load_state_dict(weights)
+    return weights
 
 
 def medians(seconds: np.ndarray) -> list[str]:

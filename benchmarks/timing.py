@@ -92,20 +92,26 @@ def alternate(sides: Sequence[Side], rounds: int, device: torch.device, waiting:
     Raises:
         UserError: the GPU is out of memory.
     """
-    alone = device.type == "cpu" and torch.get_num_threads() == 1 and not waiting
-    clock = time.process_time if alone else time.perf_counter
+    clock = time.perf_counter if waiting else clock_for(device)
     seconds = np.zeros((rounds + 1, len(sides)))
     for row in seconds:
         for place, side in enumerate(sides):
-            _wait_for(device)
+            wait_for(device)
             began = clock()
             side()
-            _wait_for(device)
+            wait_for(device)
             row[place] = clock() - began
     return seconds[1:]
 
 
-def _wait_for(device: torch.device) -> None:
+def clock_for(device: torch.device) -> Callable[[], float]:
+    """Computing time of the process with one thread on a CPU, else time on the wall."""
+    alone = device.type == "cpu" and torch.get_num_threads() == 1
+    return time.process_time if alone else time.perf_counter
+
+
+def wait_for(device: torch.device) -> None:
+    """Wait until a GPU has no work left."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

@@ -28,14 +28,19 @@ def test_quick_run_prints_all_tables(benchmark, capsys):
     machine, *lines = capsys.readouterr().out.splitlines()
     assert "1 thread(s)" in machine
     tables = [table.splitlines() for table in "\n".join(lines).split("\n\n")]
-    assert [len(table) for table in tables] == [4, 4, 4]
+    assert [len(table) for table in tables] == [4, 4, 4, 4]
     assert all(len({len(line) for line in table}) == 1 for table in tables)
     iteration, image = ([cell.strip() for cell in line.split("|")[1:-1]] for line in tables[0][2:])
     assert iteration[1] == "iteration of 2 images"
     assert image[1].startswith("image evaluated, ")
     assert float(iteration[5].split()[0]) == pytest.approx(float(iteration[4]) / float(iteration[3]), rel=0.02)
     assert 0 < float(iteration[6].rstrip("%")) < 100
-    noted, evaluated = ([cell.strip() for cell in line.split("|")[1:-1]] for line in tables[2][2:])
+    for line, side in zip(tables[1][2:], ("ours", "stock"), strict=True):
+        model, name, whole, *parts = [cell.strip() for cell in line.split("|")[1:-1]]
+        assert (model, name) == ("FPN", side)
+        assert all(float(part) > 0 for part in parts[:6])
+        assert sum(map(float, parts[:6])) == pytest.approx(float(whole), rel=0.02)
+    noted, evaluated = ([cell.strip() for cell in line.split("|")[1:-1]] for line in tables[3][2:])
     assert noted[:3] == ["notes images", "10", "1000"]
     assert evaluated[:3] == ["evaluates", "3", "300"]
 
