@@ -7,7 +7,8 @@ All are timed in turns with the default step; the table shows how many times as 
 """
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -25,9 +26,11 @@ from pretrain.batches.views import Batch, ViewDataset
 from pretrain.config import build_augmentations, resolve_precision
 from pretrain.images.sources import Source
 from pretrain.training.build import build_parts
+from pretrain.training.cuda_graph import capture_step, uses_graph
 from pretrain.training.dry_run import synthetic_batch
 from pretrain.training.step import Trainer
 
+WITHOUT_GRAPH = "no CUDA graph"
 AHEAD = 2  # batches for each worker, PyTorch's default and ours
 
 
@@ -68,24 +71,35 @@ def compare_steps(config: CfgNode, size: int, rounds: int, device: torch.device,
     if device.type == "cuda":
         batch = batch.pin_memory()
     names = ["float32", "NCHW", "unfused SGD"] + ["compiled"] * compiled
-    sides = [partial(build_variant(config, name, device).step, 0, batch) for name in ("default", *names)]
+    if uses_graph(config, device, size):
+        names.append(WITHOUT_GRAPH)
+    sides = [partial(build_variant(config, name, device, size).step, 0, batch) for name in ("default", *names)]
     if device.type == "cuda":
         names.append("cuDNN's own choice of convolutions")
-        sides.append(partial(step_without_search, build_variant(config, "default", device), batch))
+        with without_search():
+            trainer = build_variant(config, "default", device, size)
+        sides.append(partial(step_without_search, trainer, batch))
     seconds = alternate(sides, rounds, device)
     return [[name, ratio(seconds, side=0, reference=place)] for place, name in enumerate(names, start=1)]
 
 
 def step_without_search(trainer: Trainer, batch: Batch) -> None:
     """A step in which cuDNN does not try which of its convolutions is the fastest."""
+    with without_search():
+        trainer.step(0, batch)
+
+
+@contextmanager
+def without_search() -> Iterator[None]:
+    """While entered, cuDNN chooses its convolutions by itself."""
     torch.backends.cudnn.benchmark = False
-    trainer.step(0, batch)
+    yield
     torch.backends.cudnn.benchmark = True
 
 
 def compare_prefetching(config: CfgNode, size: int, rounds: int, device: torch.device) -> list[list[str]]:
     """A few steps fed by one worker, on photographs."""
-    trainer, others = build_variant(config, "default", device), (1, 4)
+    trainer, others = build_variant(config, "default", device, size), (1, 4)
     with tempfile.TemporaryDirectory() as folder:
         source = render_photographs(Path(folder), size)
         sides = [partial(take_steps, trainer, config, source, ahead) for ahead in (AHEAD, *others)]
@@ -104,8 +118,8 @@ def take_steps(trainer: Trainer, config: CfgNode, source: Source, ahead: int, st
         trainer.step(step, batch)
 
 
-def build_variant(config: CfgNode, variant: str, device: torch.device) -> Trainer:
-    """The step with one choice made differently, or none."""
+def build_variant(config: CfgNode, variant: str, device: torch.device, size: int) -> Trainer:
+    """The step with one choice made differently, or none. `size`: pairs of a batch."""
     parts = build_parts(config, device)
     if variant == "NCHW":
         parts["network"] = Planar(parts["network"])
@@ -114,7 +128,10 @@ def build_variant(config: CfgNode, variant: str, device: torch.device) -> Traine
     if variant == "unfused SGD":
         parts["optimizer"] = torch.optim.SGD(parts["network"].parameters(), lr=1e-3, momentum=0.9, weight_decay=1e-4)
     precision = "float32" if variant == "float32" else resolve_precision(config.TRAIN.PRECISION, device)
-    return build_trainer(config, parts, device, precision)
+    trainer = build_trainer(config, parts, device, precision)
+    if uses_graph(config, device, size) and variant not in (WITHOUT_GRAPH, "compiled"):
+        capture_step(trainer, size, config.DATA.IMAGE_SIZE)
+    return trainer
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 A GPU starts one kernel at least for each operation that is not a view, and the host takes some microseconds to
 dispatch either. Network, objective, check and optimizer are counted on a few images on the CPU, with the views passing
-the network as they do on a GPU, because the number of operations does not depend on the batch. The augmentation is
+the network as they do on a GPU, because the number of operations depends on the batch only in one way: which layers
+have maps that are large enough for the kernels of `gpu_kernels.py`. The augmentation is
 counted on a simulated GPU at the requested batch size, with the bytes that its operations read and write: from the
 shapes of the tensors, and for Triton's kernels from their description in `augment_kernels.py`.
 """
@@ -20,6 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from pretrain import gpu_kernels
 from pretrain.batches import augment
 from pretrain.batches.draws import Param
 from pretrain.batches.views import Batch
@@ -124,6 +126,22 @@ def _moved_by_kernels(values: int, params: np.ndarray) -> int:
     return round(values * (sum_grey + colour + blur_down + finish))
 
 
+@contextmanager
+def counted_kernels(size: int) -> Iterator[None]:
+    """While entered, the kernels of the encoder are operations on the CPU without a result.
+
+    Args:
+        size: images of the batch, which decides what maps are large enough.
+    """
+    with (
+        torch.library._scoped_library("corinfomax", "IMPL") as library,
+        mock.patch.object(gpu_kernels, "pays", lambda x: x[0].numel() * size >= gpu_kernels.LEAST_ELEMENTS),
+    ):
+        for name, simulate in gpu_kernels.SIMULATIONS.items():
+            library.impl(name, simulate, "CPU")
+        yield
+
+
 def count_step(config: CfgNode, size: int, build_trainer: BuildTrainer) -> list[list[str]]:
     """Rows of the table: part, operations, those that compute, and GB moved where they are counted."""
     parts = build_parts(config, torch.device("cpu"))
@@ -131,10 +149,11 @@ def count_step(config: CfgNode, size: int, build_trainer: BuildTrainer) -> list[
     trainer = build_trainer(config, parts, torch.device("cpu"), "bfloat16")
     batch = synthetic_batch(config, IMAGES)
     views = [trainer._augment(batch, view) for view in range(2)]
-    trainer.step(0, batch)  # the first one sets things up
-    rows = count_parts(trainer, batch, views, Operations)
-    for name, detaches in count_parts(trainer, batch, views, Detaches).items():
-        rows[name].dispatched += detaches.dispatched
+    with counted_kernels(size):
+        trainer.step(0, batch)  # the first one sets things up
+        rows = count_parts(trainer, batch, views, Operations)
+        for name, detaches in count_parts(trainer, batch, views, Detaches).items():
+            rows[name].dispatched += detaches.dispatched
     all_but_augmentation = rows.pop(STEP)
     large = synthetic_batch(config, size)
     augmentation, without = (count_augmentation(large, kernels) for kernels in (True, False))

@@ -19,6 +19,7 @@ OPTIMIZERS = ("sgd", "lars", "lars_vicreg")
 DECODES = ("exact", "scaled")
 PROBES = ("knn", "linear")
 PRECISIONS = ("auto", "float32", "bfloat16")
+CUDA_GRAPHS = ("auto", "on", "off")
 MAX_SEED = 2**32 - 1  # of scikit-learn's generators
 
 
@@ -103,6 +104,7 @@ def _add_training(c: CfgNode) -> None:
     c.TRAIN.WEIGHT_DECAY = 1e-4  # of the optimizer
     c.TRAIN.PRECISION = "auto"  # float32, bfloat16, or auto: bfloat16 where the hardware supports it
     c.TRAIN.COMPILE = False  # torch.compile
+    c.TRAIN.CUDA_GRAPH = "auto"  # on, off, or auto: where the host would slow down a GPU, and there is one process
     c.TRAIN.MICRO_BATCH = 0  # images at a time in each process; 0: all. The loss stays that of the whole batch
     c.TRAIN.MAX_STEPS = 0  # stop after this number of steps; 0: no limit
     c.TRAIN.MAX_SKIPPED = 10  # limit on skipped batches, whose loss or gradient is not finite
@@ -125,6 +127,7 @@ def check_values(config: CfgNode) -> None:
     one_of(config, "PROBE.KIND", PROBES)
     one_of(config, "TRAIN.OPTIMIZER", OPTIMIZERS)
     one_of(config, "TRAIN.PRECISION", PRECISIONS)
+    one_of(config, "TRAIN.CUDA_GRAPH", CUDA_GRAPHS)
     for key in (
         "DATA.WORKER_TIMEOUT",
         "TRAIN.PEER_TIMEOUT",

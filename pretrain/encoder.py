@@ -2,14 +2,59 @@
 
 from collections.abc import Sequence
 
-import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.models import resnet
 
 from pretrain.convolution import use_matrix_products
+from pretrain.distributed.batch_norm import ViewBatchNorm, add_and_activate
+from pretrain.pooling import MaxPool2d
 
-ENCODERS = ("resnet18", "resnet34", "resnet50", "resnet101")
 STEMS = ("imagenet", "cifar")
+
+
+class BasicBlock(resnet.BasicBlock):
+    """torchvision's, with each BatchNorm and what follows it as one call."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps -> maps."""
+        out = self.conv2(_normalize(self.bn1, self.conv1(x)))
+        return _normalize(self.bn2, out, x if self.downsample is None else self.downsample(x))
+
+
+class Bottleneck(resnet.Bottleneck):
+    """torchvision's, with each BatchNorm and what follows it as one call."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps -> maps."""
+        out = self.conv2(_normalize(self.bn1, self.conv1(x)))
+        out = self.conv3(_normalize(self.bn2, out))
+        return _normalize(self.bn3, out, x if self.downsample is None else self.downsample(x))
+
+
+class ResNet(resnet.ResNet):
+    """torchvision's, with the first BatchNorm and its ReLU as one call, and without a classifier."""
+
+    def _forward_impl(self, x: Tensor) -> Tensor:
+        x = self.maxpool(_normalize(self.bn1, self.conv1(x)))
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        return self.avgpool(x).flatten(1)
+
+
+def _normalize(norm: nn.Module, x: Tensor, residual: Tensor | None = None) -> Tensor:
+    """BatchNorm, the sum with the residual branch, ReLU."""
+    if isinstance(norm, ViewBatchNorm):
+        return norm(x, residual, relu=True)
+    return add_and_activate(norm(x), residual, relu=True)
+
+
+BLOCKS = {
+    "resnet18": (BasicBlock, (2, 2, 2, 2)),
+    "resnet34": (BasicBlock, (3, 4, 6, 3)),
+    "resnet50": (Bottleneck, (3, 4, 6, 3)),
+    "resnet101": (Bottleneck, (3, 4, 23, 3)),
+}
+ENCODERS = tuple(BLOCKS)
 
 
 def build_encoder(name: str, stem: str, zero_init_residual: bool = False) -> nn.Module:
@@ -22,12 +67,15 @@ def build_encoder(name: str, stem: str, zero_init_residual: bool = False) -> nn.
         zero_init_residual: initialise the last BatchNorm weight of each residual branch with 0 (Goyal et al. 2017,
             section 5.1), as the authors' code does, and that of SimSiam, Barlow Twins and VICReg.
     """
-    encoder = getattr(torchvision.models, name)(weights=None, zero_init_residual=zero_init_residual)
+    block, blocks = BLOCKS[name]
+    encoder = ResNet(block, list(blocks), zero_init_residual=zero_init_residual)
     encoder.fc = nn.Identity()
     if stem == "cifar":
         encoder.conv1 = nn.Conv2d(3, 64, kernel_size=3, stride=1, padding=1, bias=False)
         nn.init.kaiming_normal_(encoder.conv1.weight, mode="fan_out", nonlinearity="relu")
         encoder.maxpool = nn.Identity()
+    else:
+        encoder.maxpool = MaxPool2d()
     use_matrix_products(encoder)
     return encoder
 

@@ -22,9 +22,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from pretrain.distributed import batch_norm_gpu
+
 
 class ViewBatchNorm(_BatchNorm):
     """BatchNorm1d or BatchNorm2d that normalises each view of a batch. Same parameters, buffers and arguments.
+
+    It can do what follows it in a residual network too: add the other branch and apply ReLU. On a GPU this is one
+    operation (`batch_norm_gpu.py`).
 
     Attributes:
         views: V in (V N, C, ...), the images of the first view before those of the second. Each updates the running
@@ -40,14 +45,24 @@ class ViewBatchNorm(_BatchNorm):
         if input.dim() < 2 or (self.training and len(input) % self.views):
             raise ValueError(f"expected (N, C, ...) with {self.views} views in N, got {tuple(input.shape)}")
 
-    def forward(self, input: Tensor) -> Tensor:
-        """(V N, C, ...) -> (V N, C, ...), normalised; in eval mode by the running statistics."""
+    def forward(self, input: Tensor, residual: Tensor | None = None, relu: bool = False) -> Tensor:
+        """(V N, C, ...) -> (V N, C, ...), normalised; in eval mode by the running statistics.
+
+        Args:
+            residual: as the input; is added to the result.
+            relu: whether ReLU follows.
+        """
         if not self.training:
-            return super().forward(input)
+            return add_and_activate(super().forward(input), residual, relu)
         self._check_input_dim(input)
         if self.counts and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(self.views)
-        return self._normalize(input)
+        if self.views == 1 and batch_norm_gpu.applies(self, input):
+            return self._normalize_by_kernels(input, residual, relu)
+        return add_and_activate(self._normalize(input), residual, relu)
+
+    def _normalize_by_kernels(self, x: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
+        return batch_norm_gpu.normalize(self, x, residual, relu)
 
     def _normalize(self, x: Tensor) -> Tensor:
         if self.views > 1 and x.dim() == 4 and not x.is_cuda and not torch.compiler.is_compiling():
@@ -111,13 +126,21 @@ class _NormalizeViews(torch.autograd.Function):
 class GlobalBatchNorm(ViewBatchNorm):
     """`ViewBatchNorm` whose batch statistics are those of the images of all processes."""
 
+    def _normalize_by_kernels(self, x: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
+        _, mean, variance = self._statistics([x.detach()])
+        return batch_norm_gpu.normalize(self, x, residual, relu, (mean[0].float(), variance[0].float()))
+
     def _normalize(self, x: Tensor) -> Tensor:
-        parts = self._split(x.detach())
-        count, mean, variance = _global_statistics(parts, self.eps)
+        count, mean, variance = self._statistics(self._split(x.detach()))
+        return _NormalizeGlobally.apply(x, self.weight, self.bias, count, mean, variance, self.eps)
+
+    def _statistics(self, parts: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """As `_global_statistics`; updates the running statistics."""
+        count, mean, variance = _global_statistics(parts, self)
         if self.track_running_stats:
             for view in range(self.views):
                 self._update(count[view], mean[view], variance[view])
-        return _NormalizeGlobally.apply(x, self.weight, self.bias, count, mean, variance, self.eps)
+        return count, mean, variance
 
     @torch.no_grad()
     def _update(self, count: Tensor, mean: Tensor, variance: Tensor) -> None:
@@ -173,6 +196,13 @@ class _NormalizeGlobally(torch.autograd.Function):
         return inward, of_weight.to(weight.dtype), of_bias.sum(0).to(weight.dtype), None, None, None, None
 
 
+def add_and_activate(x: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
+    """Add a residual branch, if there is one, then apply ReLU, if asked for; in place."""
+    if residual is not None:
+        x += residual
+    return F.relu(x, inplace=True) if relu else x
+
+
 def _join(parts: Sequence[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
@@ -211,20 +241,22 @@ def _inward_on_gpu(
     return torch.batch_norm_backward_elemt(gradient, x, mean, inverse, weight, sums[0], sums[1], counts)
 
 
-def _global_statistics(parts: Sequence[Tensor], eps: float) -> tuple[Tensor, Tensor, Tensor]:
+def _global_statistics(parts: Sequence[Tensor], norm: _BatchNorm) -> tuple[Tensor, Tensor, Tensor]:
     """Count (V,), mean and biased variance (V, C) of V views over all processes, in float64. One all-reduce."""
-    sums = torch.stack([_own_sums(part, eps) for part in parts])
+    sums = torch.stack([_own_sums(part, norm) for part in parts])
     dist.all_reduce(sums)
     count = sums[:, :1]
     mean, square = (sums[:, 1:] / count).chunk(2, dim=1)
     return count[:, 0], mean, (square - mean.square()).clamp_min(0)
 
 
-def _own_sums(x: Tensor, eps: float) -> Tensor:
+def _own_sums(x: Tensor, norm: _BatchNorm) -> Tensor:
     """The sums of 1, x and x^2 for one view of this process, (1 + 2 C,) in float64."""
-    if x.is_cuda:
-        mean, inverse = (part.double() for part in torch.batch_norm_stats(x, eps))
-        variance = inverse.pow(-2) - eps
+    if batch_norm_gpu.applies(norm, x):
+        mean, variance = (part.double() for part in batch_norm_gpu.statistics(x))
+    elif x.is_cuda:
+        mean, inverse = (part.double() for part in torch.batch_norm_stats(x, norm.eps))
+        variance = inverse.pow(-2) - norm.eps
     else:
         axes = [axis for axis in range(x.dim()) if axis != 1]
         exact = x.to(torch.promote_types(x.dtype, torch.float32))

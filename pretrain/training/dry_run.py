@@ -30,6 +30,7 @@ from pretrain.training.build import (
     build_trainer,
     report_failed_compilation,
 )
+from pretrain.training.cuda_graph import capture_step, uses_graph
 from pretrain.training.schedule import StepRange
 
 BARS = "▁▂▃▄▅▆▇█"
@@ -335,6 +336,8 @@ def pairs_per_second(config: CfgNode, size: int, device: torch.device) -> float:
     """Speed of whole training steps, augmentation and optimizer included, on pairs of noise that are in memory."""
     parts = build_parts(config, device)
     trainer = build_trainer(config, parts, device, total_steps=TIMED_STEPS + 1, steps_per_epoch=TIMED_STEPS + 1)
+    if uses_graph(config, device, size):
+        capture_step(trainer, size, config.DATA.IMAGE_SIZE)
     batch = synthetic_batch(config, size)
     if device.type == "cuda":
         batch = batch.pin_memory()

@@ -30,6 +30,7 @@ from pretrain.training.build import (
     build_trainer,
     report_failed_compilation,
 )
+from pretrain.training.cuda_graph import capture_step, uses_graph
 from pretrain.training.loop import Skipped, train
 from pretrain.training.recorder import Recorder
 from pretrain.training.schedule import StepRange
@@ -83,6 +84,9 @@ def pretrain(
     group.check_same(position["step"], "the step to go on from", device)
     span = StepRange.of(config, len(source), position["step"])
     trainer = build_trainer(config, parts, device, span.total, span.per_epoch)
+    pairs = config.TRAIN.BATCH_SIZE // group.world_size()
+    if uses_graph(config, device, pairs):
+        capture_step(trainer, pairs, config.DATA.IMAGE_SIZE)
     loader = build_batches(config, source, span, device)
     if group.is_main() and 0 < span.first < span.last:
         withdraw_outcome(output)

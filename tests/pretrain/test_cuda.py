@@ -1,6 +1,7 @@
 """The code for GPUs, on fake tensors without one; and with a GPU, its results beside a CPU's."""
 
 import contextlib
+import json
 import os
 import signal
 import types
@@ -15,6 +16,7 @@ from fvcore.common.config import CfgNode
 
 from foundation.errors import UserError
 from foundation.images import OpenImage
+from pretrain import gpu_kernels, train
 from pretrain.batches import augment as augmentation
 from pretrain.batches.augment import augment
 from pretrain.batches.copying import copy_ahead
@@ -25,13 +27,15 @@ from pretrain.batches.views import Batch, ViewDataset
 from pretrain.config import get_defaults
 from pretrain.corinfomax import CorInfoMaxLoss, Terms
 from pretrain.distributed import group
-from pretrain.distributed.batch_norm import GlobalBatchNorm
+from pretrain.distributed.batch_norm import GlobalBatchNorm, ViewBatchNorm
 from pretrain.distributed.signals import StopRequest
 from pretrain.evaluation import knn, supervised
 from pretrain.evaluation.features import _from_cache
 from pretrain.images.sources import ArraySource, FileSource
+from pretrain.pooling import MaxPool2d
 from pretrain.runs import checkpoint
 from pretrain.training import build, loop
+from pretrain.training.cuda_graph import capture_step
 from pretrain.training.dry_run import synthetic_batch
 from pretrain.training.guard import PendingChecks
 from pretrain.training.step import Trainer
@@ -502,7 +506,9 @@ class TestOnAGpu:
         trainer.mean = mean
         assert trainer.step(2, batch).total.isfinite()
 
-    def test_batch_norm_over_processes(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("kernels", [False, True])
+    def test_batch_norm_over_processes(self, kernels: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(gpu_kernels, "LEAST_ELEMENTS", 0 if kernels else 1 << 40)
         store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
         torch.distributed.init_process_group("nccl", store=store, rank=0, world_size=1, device_id=CUDA)
         try:
@@ -520,6 +526,83 @@ class TestOnAGpu:
                     torch.testing.assert_close(found, expected, rtol=tolerance, atol=10 * tolerance)
         finally:
             torch.distributed.destroy_process_group()
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    @pytest.mark.parametrize(("adds", "relu"), [(False, False), (False, True), (True, True)])
+    def test_kernels_of_batch_norm(
+        self, dtype: torch.dtype, adds: bool, relu: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(gpu_kernels, "LEAST_ELEMENTS", 0)
+        assert gpu_kernels.can_build(CUDA)
+        for shape in ((3, 5, 4, 3), (64, 64, 56, 56), (8, 2048, 7, 7)):
+            own, reference = ViewBatchNorm(shape[1]).to(CUDA), torch.nn.BatchNorm2d(shape[1]).to(CUDA, torch.float64)
+            torch.nn.init.normal_(own.weight)
+            torch.nn.init.normal_(own.bias)
+            reference.load_state_dict(own.state_dict())
+            values = [torch.randn(shape, device=CUDA, dtype=dtype) for _ in range(3)]
+            x, branch, slope = (each.to(memory_format=torch.channels_last) for each in values)
+            inputs = [(3 * x + 5).requires_grad_(), branch.requires_grad_()]
+            exact = [each.detach().double().requires_grad_() for each in inputs]
+            y = own(inputs[0], inputs[1] if adds else None, relu)
+            assert y.grad_fn.name() == "_NormalizeBackward"
+            expected = reference(exact[0]) + (exact[1] if adds else 0)
+            expected = expected.relu() if relu else expected
+            y.backward(slope)
+            expected.backward(slope.double())
+            pairs = [(y, expected), (inputs[0].grad, exact[0].grad), (own.weight.grad, reference.weight.grad)]
+            pairs += [(own.bias.grad, reference.bias.grad), *zip(own.buffers(), reference.buffers(), strict=True)]
+            pairs += [(inputs[1].grad, exact[1].grad)] if adds else []
+            for found, wanted in pairs:
+                error = (found.double() - wanted).abs().mean() / wanted.double().abs().mean()
+                assert error < (1e-5 if dtype == torch.float32 else 1e-2)
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    def test_kernels_of_max_pooling(self, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(gpu_kernels, "LEAST_ELEMENTS", 0)
+        for shape in ((2, 5, 4, 3), (16, 64, 112, 112), (3, 200, 9, 6)):
+            x = torch.randn(shape, device=CUDA, dtype=dtype).relu().to(memory_format=torch.channels_last)
+            inputs = [x.clone().requires_grad_() for _ in range(2)]
+            y, expected = MaxPool2d()(inputs[0]), torch.nn.functional.max_pool2d(inputs[1], 3, 2, 1)
+            assert y.grad_fn.name() == "_MaxPoolBackward"
+            slope = torch.randn_like(expected)
+            y.backward(slope)
+            expected.backward(slope)
+            assert torch.equal(y, expected)
+            torch.testing.assert_close(inputs[0].grad, inputs[1].grad)
+
+    @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+    def test_a_graph_computes_the_same_steps(self, precision: str) -> None:
+        config = small(PRECISION=precision)
+        batches = [synthetic_batch(config, 16).pin_memory() for _ in range(4)]
+        losses, states = [], []
+        for graph in (False, True):
+            trainer = build_trainer(config)
+            if graph:
+                capture_step(trainer, 16, config.DATA.IMAGE_SIZE)
+            found = [trainer.step(0, batches[0]).total.item()]
+            mean, trainer.mean = trainer.mean, trainer.mean * float("nan")
+            trainer.step(1, batches[1])  # is skipped
+            assert trainer.flags.tolist() == [1, 0]
+            trainer.mean = mean
+            losses.append(found + [trainer.step(i, batches[i]).total.item() for i in (1, 2, 3)])
+            states.append(trainer.network.state_dict())
+        assert losses[1] == pytest.approx(losses[0], rel=1e-5 if precision == "float32" else 1e-2)
+        for name, tensor in states[0].items():
+            torch.testing.assert_close(states[1][name], tensor, rtol=1e-3, atol=1e-3)
+
+    def test_a_run_with_a_graph(self, photos: Path, tmp_path: Path) -> None:
+        # Workers and the thread that pins memory start after the capture; the probe uses the encoder in between.
+        keys = [*("DATA.ROOT", photos, "DATA.NAME", "folder", "DATA.IMAGE_SIZE", 32, "DATA.WORKERS", 1)]
+        keys += [*("TRAIN.BATCH_SIZE", 8, "TRAIN.EPOCHS", 2, "PROJECTOR.DIMS", [16, 8], "PROBE.EVERY", 1, "PROBE.K", 3)]
+        keys += ["LOG.PERIOD", 1, "TRAIN.PRECISION", "float32"]
+        totals = []
+        for choice in ("on", "off"):
+            arguments = ["--config", "shapes_R18", "--output", tmp_path / choice, *keys, "TRAIN.CUDA_GRAPH", choice]
+            train.main([str(argument) for argument in arguments])
+            lines = (tmp_path / choice / "metrics.json").read_text().splitlines()
+            totals.append([json.loads(line)["total"] for line in lines if "total" in line])
+        assert len(totals[0]) == 6
+        assert totals[0] == pytest.approx(totals[1], rel=1e-2)
 
     def test_neighbours(self) -> None:
         train, labels, test = torch.randn(100, 16), torch.arange(100), torch.randn(9, 16)

@@ -81,7 +81,7 @@ def test_encoder_begins_with_residual_branches_at_zero(name: str, expected: Expe
     assert all(set(norm.weight.tolist()) == {1.0} for norm in others)
     kernel, stride, pool = {"cifar": (3, 1, nn.Identity), "imagenet": (7, 2, nn.MaxPool2d)}[expected.stem]
     assert (encoder.conv1.kernel_size, encoder.conv1.stride) == ((kernel, kernel), (stride, stride))
-    assert type(encoder.maxpool) is pool
+    assert isinstance(encoder.maxpool, pool)
 
 
 encoder_of = cache(build_encoder)  # a ResNet-50 takes half a second
