@@ -6,12 +6,15 @@ four kernels compute all of them (`augment_kernels.py`); the functions here are 
 """
 
 import logging
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import permutations
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import conv2d
 
 from foundation.devices import send
 from pretrain.batches.draws import Param
@@ -19,8 +22,10 @@ from pretrain.batches.draws import Param
 GRAY_WEIGHTS = (0.2989, 0.587, 0.114)  # thesis B.1.1
 SOLARIZE_THRESHOLD = 128 / 255  # thesis B.1.1
 BLUR_RADIUS = 6  # pixels: three standard deviations of the widest blur, 2 pixels
-BLUR_BLOCK = 32  # pixels
-CACHE_BYTES = 2**21  # of images that a CPU core works on at a time
+BLUR_REACH = 5.7  # standard deviations; the weights beyond are below the resolution of float32
+CACHE_BYTES = 2**22  # of images that a CPU core works on at a time
+BLUR_BYTES = 2**20  # of images that are blurred at a time
+LARGE_BYTES = 2**17  # of an image; larger ones are taken one by one by a CPU core
 GPU_BYTES = 2**28  # of images that a GPU works on at a time; intermediate results take several times that
 ORDERS = np.array(list(permutations(range(4))))  # of the jitter
 
@@ -45,29 +50,54 @@ def augment(images: Tensor, params: Tensor, mean: Tensor, std: Tensor, dtype: to
     Returns:
         (N, 3, H, W) of `dtype`, normalised, in channels-last memory.
     """
-    result = torch.empty(images.shape, dtype=dtype, device=images.device, memory_format=torch.channels_last)
-    room = CACHE_BYTES * torch.get_num_threads() if images.device.type == "cpu" else GPU_BYTES
-    count = max(room // (4 * images[0].numel()), 1)
-    table = params.numpy()
+    result = _new_result(images.shape, dtype, images.device)
+    table = table_of(params.numpy())
+    shift, scale = mean[:, None, None], 1 / std[:, None, None]
+    count = _images_at_a_time(images)
     for start in range(0, len(images), count):
         part = slice(start, start + count)
         if images.device.type == "cuda" and _by_kernels(images[part], table[part], mean, std, result[part]):
             continue
-        x = _photometric(images[part], table[part])
-        result[part].copy_(x.sub_(mean[:, None, None]).div_(std[:, None, None]))
+        x = _photometric(images[part], table[part]).sub_(shift).mul_(scale)
+        if dtype != x.dtype:  # layout and type in one pass would take twice as long as in two
+            x = x.contiguous(memory_format=torch.channels_last)
+        result[part].copy_(x)
     return result
+
+
+def _new_result(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Memory for (N, 3, H, W), channels last.
+
+    On a CPU it is NumPy's, which from 4 MB on asks the system for huge pages, as PyTorch does not: a quarter of the
+    time would be spent on page faults.
+    """
+    if device.type != "cpu":
+        return torch.empty(*shape, dtype=dtype, device=device, memory_format=torch.channels_last)
+    count, channels, height, width = shape
+    memory = torch.from_numpy(np.empty(math.prod(shape) * dtype.itemsize, np.uint8))
+    return memory.view(dtype).view(count, height, width, channels).permute(0, 3, 1, 2)
+
+
+def _images_at_a_time(images: Tensor) -> int:
+    """How many images the operations take at a time.
+
+    Of large images a CPU core takes one: an operation that changes some of several images copies them first.
+    """
+    size = 4 * images[0].numel()
+    if images.device.type != "cpu":
+        return max(GPU_BYTES // size, 1)
+    return (CACHE_BYTES // size if size <= LARGE_BYTES else 1) * torch.get_num_threads()
 
 
 _kernels_work: dict[torch.device, bool] = {}  # by GPU, from the first attempt on
 
 
-def _by_kernels(images: Tensor, params: np.ndarray, mean: Tensor, std: Tensor, result: Tensor) -> bool:
+def _by_kernels(images: Tensor, table: np.ndarray, mean: Tensor, std: Tensor, result: Tensor) -> bool:
     """Fill the result with Triton's kernels. False where they cannot be used: the first attempt finds out."""
     if not _kernels_work.get(images.device, True):
         return False
-    table = send(torch.from_numpy(table_of(params)), images.device)
     try:
-        _launch(images.contiguous(), table, mean, std, result)
+        _launch(images.contiguous(), send(torch.from_numpy(table), images.device), mean, std, result)
     except Exception as error:
         if _kernels_work.get(images.device) or isinstance(error, torch.OutOfMemoryError):
             raise
@@ -109,97 +139,117 @@ def table_of(params: np.ndarray) -> np.ndarray:
 
 
 def _photometric(images: Tensor, table: np.ndarray) -> Tensor:
-    """The operations, on images (N, 3, H, W) uint8 with parameters (N, len(Param)) -> float32 in [0, 1]."""
+    """The operations, on images (N, 3, H, W) uint8 with a table (N, len(Param) + 4) of `table_of`.
+
+    Returns:
+        (N, 3, H, W) float32 in [0, 1].
+    """
+    sigma = table[:, Param.BLUR_SIGMA]
     # One pass for the type and for the layout: workers write channels last, these operations work on planes.
     x = torch.empty(images.shape, device=images.device).copy_(images).div_(255)
-    x = _apply(x, table[:, Param.FLIP] > 0, lambda part, _: part.flip(-1))
+    x = _apply(x, np.flatnonzero(table[:, Param.FLIP]), lambda part, _: part.flip(-1))
     x = _jitter(x, table)
-    x = _apply(x, table[:, Param.GRAY] > 0, lambda part, _: grayscale(part).expand_as(part).contiguous())
-    sigma = send(torch.from_numpy(table[:, Param.BLUR_SIGMA]), x.device)
-    x = _apply(x, table[:, Param.BLUR_SIGMA] > 0, lambda part, index: gaussian_blur(part, sigma[index]))
-    return _apply(x, table[:, Param.SOLARIZE] > 0, lambda part, _: solarize(part))
+    x = _apply(x, np.flatnonzero(table[:, Param.GRAY]), lambda part, _: grayscale(part))
+    x = _blur(x, sigma)
+    x = _apply(x, np.flatnonzero(table[:, Param.SOLARIZE]), lambda part, _: solarize(part))
+    return x if x.shape[1] == 3 else x.repeat(1, 3, 1, 1)
 
 
-def _apply(x: Tensor, chosen: np.ndarray, operation: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """Replace the chosen images by the operation's result. It gets the images and their indices. x may be changed."""
-    (where,) = np.nonzero(chosen)
+def _apply(x: Tensor, where: np.ndarray, operation: Callable[[Tensor, np.ndarray], Tensor]) -> Tensor:
+    """Replace some images by the operation's result. It gets the images and their indices. x may be changed."""
     if not len(where):
         return x
-    index = send(torch.from_numpy(where), x.device)
     if len(where) == len(x):
-        return operation(x, index)
-    return x.index_copy_(0, index, operation(x.index_select(0, index), index))
+        return operation(x, where)
+    index = send(torch.from_numpy(where), x.device)
+    return x.index_copy_(0, index, operation(x.index_select(0, index), where).expand(-1, x.shape[1], -1, -1))
 
 
 def _jitter(x: Tensor, table: np.ndarray) -> Tensor:
-    """Colour jitter: the four adjustments, in a random order for each image, as in torchvision."""
+    """Colour jitter: the four adjustments, in a random order for each image, as in torchvision. x may be changed."""
     adjustments = (
         (adjust_brightness, Param.BRIGHTNESS),
         (adjust_contrast, Param.CONTRAST),
         (adjust_saturation, Param.SATURATION),
         (adjust_hue, Param.HUE),
     )
-    factors = send(torch.from_numpy(table), x.device)
-    chosen = table[:, Param.JITTER_ORDER].astype(int)
-    for place in range(4):
-        at_place = np.where(chosen >= 0, ORDERS[chosen, place], -1)
-        for number, (adjust, column) in enumerate(adjustments):
-            x = _apply(x, at_place == number, lambda part, index, a=adjust, c=column: a(part, factors[index, c]))  # type: ignore[misc]
+    for at_place in table[:, len(Param) :].T:
+        for number in set(at_place.tolist()) - {-1}:
+            adjust, column = adjustments[int(number)]
+            operation = partial(_adjust, adjust, table[:, column])
+            x = _apply(x, np.flatnonzero(at_place == number), operation)
     return x
 
 
-def _per_image(factor: Tensor) -> Tensor:
-    return factor.view(-1, 1, 1, 1)
+def _adjust(
+    adjust: Callable[[Tensor, np.ndarray], Tensor], factors: np.ndarray, x: Tensor, where: np.ndarray
+) -> Tensor:
+    return adjust(x, factors[where])
+
+
+def _per_image(factors: np.ndarray, x: Tensor) -> Tensor | float:
+    """Factors (N,) to multiply images (N, C, H, W) by: of one image, a number, which takes less time than a tensor."""
+    if len(factors) == 1:
+        return float(factors[0])
+    return send(torch.from_numpy(factors), x.device).view(-1, 1, 1, 1)
 
 
 def grayscale(x: Tensor) -> Tensor:
     """Luma, (N, 3, H, W) -> (N, 1, H, W)."""
     red, green, blue = GRAY_WEIGHTS
-    return (x[:, 0] * red).add_(x[:, 1], alpha=green).add_(x[:, 2], alpha=blue).unsqueeze(1)
+    return (x[:, :1] * red).add_(x[:, 1:2], alpha=green).add_(x[:, 2:], alpha=blue)
 
 
-def adjust_brightness(x: Tensor, factor: Tensor) -> Tensor:
-    """Scale. x: (N, 3, H, W) in [0, 1]; factor: (N,), as in all adjustments."""
-    return (x * _per_image(factor)).clamp_(0, 1)
+def adjust_brightness(x: Tensor, factor: np.ndarray) -> Tensor:
+    """Scale. x: (N, 3, H, W) in [0, 1], is changed; factor: (N,), as in all adjustments."""
+    return x.mul_(_per_image(factor, x)).clamp_(0, 1)
 
 
-def adjust_contrast(x: Tensor, factor: Tensor) -> Tensor:
-    """Blend with the image's mean grey. Shapes as in `adjust_brightness`."""
-    return _blend(x, grayscale(x).mean(dim=(1, 2, 3), keepdim=True), factor)
+def adjust_contrast(x: Tensor, factor: np.ndarray) -> Tensor:
+    """Blend with the image's mean grey. Arguments as in `adjust_brightness`."""
+    return _blend(x, grayscale(x.mean(dim=(2, 3), keepdim=True)), factor)
 
 
-def adjust_saturation(x: Tensor, factor: Tensor) -> Tensor:
-    """Blend with the image in grey. Shapes as in `adjust_brightness`."""
+def adjust_saturation(x: Tensor, factor: np.ndarray) -> Tensor:
+    """Blend with the image in grey. Arguments as in `adjust_brightness`."""
     return _blend(x, grayscale(x), factor)
 
 
-def _blend(x: Tensor, base: Tensor, factor: Tensor) -> Tensor:
+def _blend(x: Tensor, base: Tensor, factor: np.ndarray) -> Tensor:
     # In two steps, because the CPU's vector code takes at most one operand that is constant over an image.
-    weight = _per_image(factor)
-    return (x * weight).add_(base * (1 - weight)).clamp_(0, 1)
+    weight = _per_image(factor, x)
+    return x.mul_(weight).add_(base.mul_(1 - weight)).clamp_(0, 1)
 
 
-def adjust_hue(x: Tensor, turns: Tensor) -> Tensor:
-    """Rotate the hue by `turns` (N,) of the colour circle, at constant HSV saturation and value.
+def adjust_hue(x: Tensor, turns: np.ndarray) -> Tensor:
+    """Rotate the hue by `turns` (N,) of the colour circle, at constant HSV saturation and value. x is changed.
 
-    It has no branches, which would take most of the time. In sixths of the circle, where red is 0, green 2 and blue -2,
-    the distance to red is e + f (3 - 2 e) with e = |green - blue| / chroma and f = (value - red) / chroma: of the
-    three sextants between red and cyan, f is 0 in the first, e is 1 in the second and f is 1 in the last.
+    Around the circle a channel is at the pixel's highest value for a third of a turn, falls for a sixth, is at the
+    lowest value for a third and rises for a sixth. The middle one of the pixel's three values is that of the channel
+    that falls or rises. So a rotation by up to a sixth of a turn needs neither the hue nor a division: where green is
+    above blue, red becomes 2 red - middle - 6 chroma turns, limited to the pixel's lowest and highest value, else
+    2 red - middle + 6 chroma turns; the same for green (blue, red) and for blue (red, green). For the middle channel
+    2 red - middle is its own value. For the others it exceeds the limits by the distance that the middle channel moves
+    before they do. Wider rotations are done in several steps.
     """
-    red, green, blue = x.unbind(1)
-    value = torch.maximum(red, green).maximum(blue)
-    chroma = value - torch.minimum(red, green).minimum(blue)
-    scale = chroma.clamp_min(1e-12).reciprocal_()
-    difference = green - blue
-    e, f = (difference * scale).abs_(), (value - red).mul_(scale)
-    hue = e.addcmul_(f, torch.sub(3, e, alpha=2)).copysign_(difference)  # green is on the positive side
-    hue += 6 * turns.view(-1, 1, 1)
-    result = torch.empty_like(x)
-    for channel, own in enumerate((0, 2, -2)):
-        distance = (hue - own).abs_()  # to the channel's own hue, perhaps the long way round
-        distance = torch.minimum(distance, (distance - 6).abs_())
-        torch.addcmul(value, distance.sub_(1).clamp_(0, 1), chroma, value=-1, out=result[:, channel])
-    return result
+    steps = max(math.ceil(6 * float(np.abs(turns).max())), 1)
+    sixths = _per_image(6 * turns / steps, x)
+    for _ in range(steps):
+        red, green, blue = x.split(1, dim=1)
+        high, low = torch.maximum(red, green), torch.minimum(red, green)
+        middle = torch.minimum(high, blue)
+        torch.maximum(middle, low, out=middle)
+        torch.maximum(high, blue, out=high)
+        torch.minimum(low, blue, out=low)
+        distance = (high - low).mul_(sixths)
+        rest = torch.sub(distance, middle, out=middle)
+        distance.mul_(2)
+        # 0 or 1, without the conversion from booleans
+        falls = [torch.ge(*pair, out=torch.empty_like(high)) for pair in ((green, blue), (blue, red), (red, green))]
+        for channel, fall in zip((red, green, blue), falls, strict=True):
+            torch.add(rest, channel, alpha=2, out=channel)
+            channel.addcmul_(fall, distance, value=-1).clamp_(low, high)
+    return x
 
 
 def solarize(x: Tensor) -> Tensor:
@@ -208,36 +258,47 @@ def solarize(x: Tensor) -> Tensor:
     return over.mul_(torch.sub(1, x, alpha=2)).add_(x)
 
 
-def gaussian_blur(x: Tensor, sigma: Tensor) -> Tensor:
-    """Blur with reflected borders. x: (N, 3, H, W); sigma: (N,) pixels.
+def _blur(x: Tensor, sigma: np.ndarray) -> Tensor:
+    """Blur the images with sigma (N,) > 0, some of similar sigma at a time, because the widest takes the most time."""
+    ranked = np.argsort(sigma)[np.count_nonzero(sigma == 0) :]
+    parts = math.ceil(4 * x[0].numel() * len(ranked) / BLUR_BYTES)
+    for some in np.array_split(ranked, max(parts, 1)):
+        x = _apply(x, np.sort(some), lambda part, where: gaussian_blur(part, sigma[where]))
+    return x
 
-    Along each axis it multiplies by a banded matrix for each image, block by block, leaving out the zeros.
+
+def gaussian_blur(x: Tensor, sigma: np.ndarray) -> Tensor:
+    """Blur with reflected borders. x: (N, C, H, W); sigma: (N,) pixels."""
+    radius = min(BLUR_RADIUS, math.ceil(BLUR_REACH * float(sigma.max())))
+    weights = np.exp(-0.5 * np.square(np.arange(-radius, radius + 1, dtype=np.float32) / sigma[:, None]))
+    down = _blur_axis(x.permute(1, 2, 0, 3), weights)  # (C, H, N, W)
+    across = _blur_axis(down.transpose(1, 3), weights)  # (C, W, N, H)
+    return across.permute(2, 0, 3, 1)
+
+
+def _blur_axis(x: Tensor, weights: np.ndarray) -> Tensor:
+    """Weighted means of the pixels along an axis.
+
+    Args:
+        x: (C, L, N, B). The axis is L.
+        weights: (N, 2 radius + 1), not normalised.
+
+    Returns:
+        As x.
     """
-    count, channels, height, width = x.shape
-    down = _blur_matrix(sigma, height).repeat_interleave(channels, dim=0)
-    x = x.reshape(-1, height, width)
-    x = torch.cat([down[:, to, near] @ x[:, near] for to, near in _blocks(height)], dim=1)
-    across = _blur_matrix(sigma, width).mT
-    x = x.view(count, -1, width)
-    x = torch.cat([x[..., near] @ across[:, near, to] for to, near in _blocks(width)], dim=2)
-    return x.view(count, channels, height, width)
-
-
-def _blocks(length: int) -> list[tuple[slice, slice]]:
-    """Blocks of pixels along an axis, and for each the surrounding pixels that its blur depends on."""
-    return [
-        (slice(start, start + BLUR_BLOCK), slice(max(start - BLUR_RADIUS, 0), start + BLUR_BLOCK + BLUR_RADIUS))
-        for start in range(0, length, BLUR_BLOCK)
-    ]
-
-
-def _blur_matrix(sigma: Tensor, length: int) -> Tensor:
-    """(N, length, length): row i holds the kernel's weights around i, folded back at the borders."""
-    radius = min(BLUR_RADIUS, length - 1)
-    offsets = torch.arange(-radius, radius + 1, device=sigma.device)
-    kernel = torch.exp(-0.5 * (offsets / sigma[:, None]).square())
-    kernel = kernel / kernel.sum(dim=1, keepdim=True)  # (N, 2 radius + 1)
-    positions = torch.arange(length, device=sigma.device)[:, None] + offsets
-    reflected = (length - 1 - (length - 1 - positions.abs()).abs()).expand(len(sigma), -1, -1)
-    matrix = torch.zeros(len(sigma), length, length, device=sigma.device)
-    return matrix.scatter_add_(2, reflected, kernel[:, None].expand(-1, length, -1))
+    channels, length, count, breadth = x.shape
+    cut = max(weights.shape[1] // 2 - (length - 1), 0)  # of the radius: images are reflected once
+    weights = weights[:, cut : weights.shape[1] - cut]
+    radius, last = weights.shape[1] // 2, length - 1
+    kernel = send(torch.from_numpy(weights / weights.sum(axis=1, keepdims=True)), x.device)
+    kernel = kernel.repeat_interleave(breadth, dim=0)  # for each line along the axis
+    reflected = send(torch.from_numpy(last - np.abs(last - np.abs(np.arange(-radius, length + radius)))), x.device)
+    lines = x.reshape(channels, length, count * breadth).index_select(1, reflected)
+    if x.device.type == "cpu" and torch.backends.mkldnn.is_available():
+        # The lines are the channels of a convolution, of which oneDNN computes many at once.
+        result = conv2d(lines.mT.unsqueeze(2), kernel[:, None, None], groups=count * breadth).squeeze(2).mT
+    else:
+        result = torch.zeros(channels, length, count * breadth, device=x.device)
+        for offset, weight in enumerate(kernel.T):
+            result.addcmul_(lines[:, offset : offset + length], weight)
+    return result.reshape(x.shape)

@@ -18,7 +18,7 @@ from foundation.errors import UserError
 from foundation.images import OpenImage
 from pretrain import gpu_kernels, train
 from pretrain.batches import augment as augmentation
-from pretrain.batches.augment import augment
+from pretrain.batches.augment import BLUR_RADIUS, augment
 from pretrain.batches.copying import copy_ahead
 from pretrain.batches.draws import Param
 from pretrain.batches.loader import build_loader, read_batches
@@ -105,7 +105,7 @@ def test_augmentation_takes_parts_of_a_large_batch(kernels: bool, monkeypatch: p
     if kernels:
         assert [shape for shape, _ in recorded.sent] == [(3, len(Param) + 4), (3, len(Param) + 4), (2, len(Param) + 4)]
     else:
-        assert recorded.largest == 3 * 3 * 16 * 16
+        assert recorded.largest == 3 * 3 * 16 * (16 + 2 * BLUR_RADIUS)  # a part with reflected borders
 
 
 def test_a_machine_that_cannot_build_the_kernels_augments_without(

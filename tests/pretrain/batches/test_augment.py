@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
 from pretrain.batches import augment
@@ -18,15 +17,16 @@ from pretrain.batches.draws import Augmentation, Param, draw_photometric, random
 
 IMAGES = (torch.rand(6, 3, 33, 40, generator=torch.Generator().manual_seed(0)) * 255).round().to(torch.uint8)
 IMAGES[5] = 77  # one without contrast, where hue and saturation are undefined
-FACTORS = torch.tensor([0.6, 0.8, 1.0, 1.2, 1.4, 0.9])
-TURNS = torch.tensor([-0.1, -0.03, 0.0, 0.05, 0.1, 0.07])
-SIGMAS = torch.tensor([0.1, 0.5, 1.0, 1.5, 2.0, 0.3])
+FACTORS = np.array([0.6, 0.8, 1.0, 1.2, 1.4, 0.9], np.float32)
+TURNS = np.array([-0.1, -0.03, 0.0, 0.05, 0.1, 0.07], np.float32)
+SIGMAS = np.array([0.1, 0.5, 1.0, 1.5, 2.0, 0.3], np.float32)
 JITTERS = [[1, 0, 2, 3], [0, 1, 3, 2], [3, 2, 1, 0], [2, 3, 0, 1]]  # the contrast, 1, first to last
-OPERATIONS: dict[str, tuple[Callable, Tensor, Callable]] = {
+OPERATIONS: dict[str, tuple[Callable, np.ndarray, Callable]] = {
     "brightness": (augment.adjust_brightness, FACTORS, tv.adjust_brightness),
     "contrast": (augment.adjust_contrast, FACTORS, tv.adjust_contrast),
     "saturation": (augment.adjust_saturation, FACTORS, tv.adjust_saturation),
     "hue": (augment.adjust_hue, TURNS, tv.adjust_hue),
+    "hue, far": (augment.adjust_hue, 5 * TURNS, tv.adjust_hue),
     "blur": (augment.gaussian_blur, SIGMAS, lambda x, sigma: tv.gaussian_blur(x, [13, 13], [sigma, sigma])),
     "grayscale": (
         lambda x, _: augment.grayscale(x).expand_as(x),
@@ -89,6 +89,14 @@ def test_whole_chain_equals_torchvision_image_by_image() -> None:
         # Near the threshold of solarize a rounding error of 1e-7 decides; all else agrees closely.
         close = ((out - expected).abs() < 1e-3).float().mean()
         assert close > (0.995 if row[Param.SOLARIZE] else 0.99999)
+
+
+@pytest.mark.parametrize(("height", "width"), [(33, 40), (5, 4), (1, 9)])
+def test_blur_without_onednn_is_the_same(height: int, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = IMAGES[..., :height, :width] / 255
+    expected = augment.gaussian_blur(images, SIGMAS)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    torch.testing.assert_close(augment.gaussian_blur(images, SIGMAS), expected, rtol=0, atol=1e-6)
 
 
 def test_probabilities_and_ranges_of_the_parameters() -> None:
