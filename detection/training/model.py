@@ -7,6 +7,7 @@ import torch
 from detectron2 import modeling
 from detectron2.layers import ROIAlign
 from detectron2.modeling.backbone import BACKBONE_REGISTRY
+from detectron2.modeling.proposal_generator import RPN
 from detectron2.modeling.proposal_generator.rpn import RPN_HEAD_REGISTRY
 from fvcore.common.config import CfgNode
 from torchvision.ops import roi_align
@@ -15,6 +16,7 @@ import detection.roi_heads  # registers the head that the C4 recipes name
 import detection.training.semantic  # noqa: F401  and the one for semantic segmentation
 from detection.config import computes_in_bfloat16, for_one_process
 from detection.training import weights
+from detection.training.proposals import BatchedRPN
 from foundation.config import one_of, value_of
 from foundation.errors import UserError
 
@@ -62,13 +64,16 @@ def build(config: CfgNode) -> torch.nn.Module:
             " that were changed with the recipe's"
         ) from error
     logger.debug("Model:\n%s", model)
-    if computes_in_bfloat16(config):
+    on_gpu, in_bfloat16 = config.MODEL.DEVICE == "cuda", computes_in_bfloat16(config)
+    for module in model.modules():
+        if in_bfloat16 and type(module) is ROIAlign:
+            module.__class__ = ExactROIAlign
+        if on_gpu and type(module) is RPN:
+            module.__class__ = BatchedRPN
+    if in_bfloat16:
         logger.info("The model computes in bfloat16")
-        if config.MODEL.DEVICE == "cuda":  # whose units for bfloat16 take the channels of a pixel together
+        if on_gpu:  # whose units for bfloat16 take the channels of a pixel together
             model.to(memory_format=torch.channels_last)
-        for module in model.modules():
-            if type(module) is ROIAlign:
-                module.__class__ = ExactROIAlign
         model.forward = torch.autocast(config.MODEL.DEVICE, torch.bfloat16)(model.forward)
     return model
 

@@ -3,6 +3,7 @@
 import copy
 import json
 
+import numpy
 import pytest
 import torch
 
@@ -10,7 +11,13 @@ pytest.importorskip("detectron2")
 
 from detection import config as configs
 from detection import train_net
+from detection.data.polygons import RegionPolygons
 from detection.training import trainer
+from detection.training.proposals import BatchedRPN
+
+# isort: split
+from detectron2.modeling.proposal_generator import RPN
+from detectron2.structures import PolygonMasks
 
 pytestmark = pytest.mark.cuda
 CUDA = torch.device("cuda")
@@ -34,6 +41,39 @@ def test_features_equal_those_of_a_cpu(recipe, layout):
         expected, found = on_cpu.backbone(images), on_gpu.backbone(images.to(CUDA))
     for name, features in expected.items():
         torch.testing.assert_close(found[name].cpu(), features, rtol=1e-3, atol=1e-3 * features.abs().max().item())
+
+
+@pytest.mark.parametrize("recipe", ["coco_R50_FPN_1x_moco", "coco_R50_C4_1x"])
+def test_proposals_of_a_batch_equal_detectron2s(recipe):
+    """As many as the recipes for COCO have: each image's are suppressed in a stream of its own."""
+    config, _ = configs.for_one_process(configs.load(recipe, ["MODEL.DEVICE", "cuda", "MODEL.WEIGHTS", ""]))
+    ours = trainer.TransferTrainer.build_model(config).proposal_generator
+    assert type(ours) is BatchedRPN
+    theirs = copy.copy(ours)
+    theirs.__class__ = RPN
+    generator = torch.Generator(CUDA).manual_seed(0)
+    shapes = [(192 // stride, 256 // stride) for stride in ((1, 2, 4, 8, 16) if "FPN" in recipe else (2,))]
+    anchors = ours.anchor_generator([torch.zeros(20, 1, *shape, device=CUDA) for shape in shapes])
+    logits = [torch.randn(20, len(each), generator=generator, device=CUDA) for each in anchors]
+    deltas = [torch.randn(20, len(each), 4, generator=generator, device=CUDA) for each in anchors]
+    sizes = [(700 + number, 1000 - number) for number in range(20)]
+    for training in (True, False):
+        expected = theirs.train(training).predict_proposals(anchors, logits, deltas, sizes)
+        for _ in range(3):  # the memory of the streams is used again
+            found = ours.train(training).predict_proposals(anchors, logits, deltas, sizes)
+            for one, other in zip(found, expected, strict=True):
+                assert torch.equal(one.proposal_boxes.tensor, other.proposal_boxes.tensor)
+                assert torch.equal(one.objectness_logits, other.objectness_logits)
+
+
+def test_mask_targets_of_boxes_on_a_gpu():
+    outline = numpy.array([3.0, 3, 90, 10, 60, 80, 9, 70])
+    boxes = torch.tensor([[0.0, 0, 50, 50], [10, 20, 95, 90], [5, 5, 7, 7]])
+    chosen = torch.tensor([0, 0, 1])
+    objects = [[outline], [outline / 9, outline / 5]]
+    expected = PolygonMasks(objects)[chosen].crop_and_resize(boxes, 28)
+    found = RegionPolygons(objects)[chosen.to(CUDA)][torch.tensor([True] * 3, device=CUDA)]
+    assert torch.equal(found.crop_and_resize(boxes.to(CUDA), 28).cpu(), expected)
 
 
 @pytest.fixture
