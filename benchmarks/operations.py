@@ -98,7 +98,7 @@ def simulated_gpu(kernels: bool) -> Iterator[torch.device]:
     """While entered, tensors on the device `cuda` have shapes but no content. `kernels`: whether Triton works there."""
     device = torch.device("cuda", 0)
     with (
-        mock.patch.dict(augment._kernels_work, {device: kernels}),
+        mock.patch.object(gpu_kernels, "can_build", return_value=kernels),
         mock.patch("torch.Tensor.pin_memory", lambda tensor: tensor),
         FakeTensorMode(allow_non_fake_inputs=True),
     ):

@@ -16,7 +16,7 @@ DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 # Elements of a map from which on computing takes longer than launching. PyTorch launches its own kernels in less time.
 LEAST_ELEMENTS = 1 << 23
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("pretrain")
 
 # Fewer calls of Python's on the way to a kernel than `torch.library.custom_op` makes.
 LIBRARY = torch.library.Library("corinfomax", "FRAGMENT")

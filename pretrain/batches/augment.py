@@ -5,7 +5,6 @@ torchvision's on floats (`torchvision.transforms.v2.functional`), and its uint8 
 four kernels compute all of them (`augment_kernels.py`); the functions here are the reference, and run everywhere else.
 """
 
-import logging
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -17,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import conv2d
 
 from foundation.devices import send
+from pretrain import gpu_kernels
 from pretrain.batches.draws import Param
 
 GRAY_WEIGHTS = (0.2989, 0.587, 0.114)  # thesis B.1.1
@@ -28,9 +28,6 @@ BLUR_BYTES = 2**20  # of images that are blurred at a time
 LARGE_BYTES = 2**17  # of an image; larger ones are taken one by one by a CPU core
 GPU_BYTES = 2**28  # of images that a GPU works on at a time; intermediate results take several times that
 ORDERS = np.array(list(permutations(range(4))))  # of the jitter
-
-
-logger = logging.getLogger("pretrain")
 
 
 def augment(images: Tensor, params: Tensor, mean: Tensor, std: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -89,39 +86,21 @@ def _images_at_a_time(images: Tensor) -> int:
     return (CACHE_BYTES // size if size <= LARGE_BYTES else 1) * torch.get_num_threads()
 
 
-_kernels_work: dict[torch.device, bool] = {}  # by GPU, from the first attempt on
-
-
 def _by_kernels(images: Tensor, table: np.ndarray, mean: Tensor, std: Tensor, result: Tensor) -> bool:
-    """Fill the result with Triton's kernels. False where they cannot be used: the first attempt finds out."""
-    if not _kernels_work.get(images.device, True):
+    """Fill the result with Triton's kernels. False where they cannot be used."""
+    if not gpu_kernels.can_build(images.device):
         return False
-    try:
-        _launch(images.contiguous(), send(torch.from_numpy(table), images.device), mean, std, result)
-    except Exception as error:
-        if _kernels_work.get(images.device) or isinstance(error, torch.OutOfMemoryError):
-            raise
-        if not isinstance(error, ImportError):  # PyTorch's builds for GPUs have Triton on Linux only
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-            logger.warning("Triton cannot build the augmentation's kernels here, so it will be slower: %s", reason)
-        _kernels_work[images.device] = False
-        return False
-    _kernels_work[images.device] = True
+    parameters = send(torch.from_numpy(table), images.device)
+    torch.ops.corinfomax.augment(images.contiguous(), parameters, mean, std, result, BLUR_RADIUS)
     return True
 
 
-@torch.library.custom_op("corinfomax::augment", mutates_args=("result",), device_types="cuda")
-def _launch(images: Tensor, table: Tensor, mean: Tensor, std: Tensor, result: Tensor) -> None:
-    """The kernels as one operation of PyTorch, so that simulated GPUs know it too."""
-    from pretrain.batches import augment_kernels
-
-    with torch.cuda.device(images.device):
-        augment_kernels.augment(images, table, mean, std, result, BLUR_RADIUS)
-
-
-@_launch.register_fake
-def _(images: Tensor, table: Tensor, mean: Tensor, std: Tensor, result: Tensor) -> None:
-    """Nothing is computed on a simulated GPU."""
+gpu_kernels.register(
+    "augment(Tensor images, Tensor table, Tensor mean, Tensor std, Tensor(a!) result, int radius) -> ()",
+    "pretrain.batches.augment_kernels",
+    "augment",
+    lambda *_: None,
+)
 
 
 def table_of(params: np.ndarray) -> np.ndarray:

@@ -10,21 +10,34 @@ import torch
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 
+from foundation.errors import UserError
 from pretrain.distributed import group
 from pretrain.training.step import Trainer
 
-MOST_PIXELS = 4_000_000  # of a view of the batch, for `auto`: more take longer to compute than to launch
+MOST_PIXELS = 8_000_000  # of a view of the batch, for `auto`: more take longer to compute than to launch
 
 
 def uses_graph(config: CfgNode, device: torch.device, pairs: int) -> bool:
-    """Whether TRAIN.CUDA_GRAPH asks for a graph of steps of this number of pairs, and there can be one.
+    """Whether steps of this number of pairs in each process are to be a graph.
 
-    There can be none with several processes, nor with micro-batches, whose first pass keeps BatchNorm's statistics.
+    There can be none with several processes, which exchange statistics in each layer; nor with micro-batches, whose
+    first pass keeps BatchNorm's statistics; nor of a compiled network.
+
+    Raises:
+        UserError: TRAIN.CUDA_GRAPH is `on`, and there can be none.
     """
-    wanted = {"on": True, "off": False, "auto": pairs * config.DATA.IMAGE_SIZE**2 <= MOST_PIXELS}
-    parts = 0 < config.TRAIN.MICRO_BATCH < pairs
-    possible = device.type == "cuda" and torch.cuda.is_available() and group.world_size() == 1
-    return wanted[config.TRAIN.CUDA_GRAPH] and possible and not parts and not config.TRAIN.COMPILE
+    choice = config.TRAIN.CUDA_GRAPH
+    wanted = choice == "on" or (choice == "auto" and pairs * config.DATA.IMAGE_SIZE**2 <= MOST_PIXELS)
+    obstacles = {
+        "a GPU": device.type != "cuda" or not torch.cuda.is_available(),
+        "a single process": group.world_size() > 1,
+        "TRAIN.MICRO_BATCH 0": 0 < config.TRAIN.MICRO_BATCH < pairs,
+        "TRAIN.COMPILE False": bool(config.TRAIN.COMPILE),
+    }
+    missing = [name for name, there in obstacles.items() if there]
+    if choice == "on" and missing:
+        raise UserError(f"TRAIN.CUDA_GRAPH on needs {', '.join(missing)}; set it to auto")
+    return wanted and not missing
 
 
 def capture(network: nn.Module, views: Sequence[Tensor], precision: str) -> None:

@@ -17,7 +17,6 @@ from fvcore.common.config import CfgNode
 from foundation.errors import UserError
 from foundation.images import OpenImage
 from pretrain import gpu_kernels, train
-from pretrain.batches import augment as augmentation
 from pretrain.batches.augment import BLUR_RADIUS, augment
 from pretrain.batches.copying import copy_ahead
 from pretrain.batches.draws import Param
@@ -58,7 +57,7 @@ def build_trainer(config: CfgNode, device: torch.device = CUDA) -> Trainer:
 
 def without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a GPU for which Triton could not build the kernels."""
-    monkeypatch.setitem(augmentation._kernels_work, CUDA, False)
+    monkeypatch.setattr(gpu_kernels, "can_build", lambda device: False)
 
 
 @pytest.mark.parametrize(("micro_batch", "precision", "kernels"), [(0, "auto", True), (4, "float32", False)])
@@ -106,28 +105,6 @@ def test_augmentation_takes_parts_of_a_large_batch(kernels: bool, monkeypatch: p
         assert [shape for shape, _ in recorded.sent] == [(3, len(Param) + 4), (3, len(Param) + 4), (2, len(Param) + 4)]
     else:
         assert recorded.largest == 3 * 3 * 16 * (16 + 2 * BLUR_RADIUS)  # a part with reflected borders
-
-
-def test_a_machine_that_cannot_build_the_kernels_augments_without(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    # Without a C compiler, say. It is told once, and later batches do not try again.
-    attempts: list[object] = []
-
-    def fail(*arguments: object) -> None:
-        attempts.append(arguments)
-        raise RuntimeError("first line\nFailed to find C compiler")
-
-    monkeypatch.setattr(augmentation, "_kernels_work", {})
-    monkeypatch.setattr(augmentation, "_launch", fail)
-    batch = synthetic_batch(small(), 8)
-    with fake_cuda():
-        pinned = pinned_batch(batch)
-        images, mean = pinned.images[0].to(CUDA), torch.zeros(3, device=CUDA)
-        for _ in range(2):
-            assert augment(images, pinned.params[0], mean, mean).shape == (8, 3, 16, 16)
-    assert len(attempts) == 1
-    assert [record.getMessage() for record in caplog.records if "Failed to find C compiler" in record.getMessage()]
 
 
 def test_images_are_copied_one_batch_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -420,7 +397,9 @@ class TestOnAGpu:
         batch = synthetic_batch(config, 64 if size < 100 else 8)
         statistics = torch.tensor([0.5, 0.4, 0.3]), torch.tensor([0.2, 0.2, 0.2])
         on_gpu = [part.to(CUDA) for part in statistics]
-        monkeypatch.setattr(augmentation, "_kernels_work", {} if kernels else {CUDA: False})
+        assert gpu_kernels.can_build(CUDA)
+        if not kernels:
+            without_kernels(monkeypatch)
         for images, params in zip(batch.images, batch.params, strict=True):
             expected = augment(images, params, *statistics)
             found = augment(images.to(CUDA), params, *on_gpu)
@@ -431,7 +410,6 @@ class TestOnAGpu:
             rounded = augment(images.to(CUDA), params, *on_gpu, dtype=torch.bfloat16)
             assert torch.equal(rounded, found.bfloat16())
             assert rounded.is_contiguous(memory_format=torch.channels_last)
-        assert augmentation._kernels_work == {CUDA: kernels}
 
     @pytest.mark.parametrize("rank", [8, 2])
     def test_objective(self, rank: int) -> None:

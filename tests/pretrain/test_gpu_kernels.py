@@ -13,10 +13,13 @@ from torch.nn import functional as F
 from torchvision.models import resnet
 
 from pretrain import gpu_kernels
+from pretrain.batches.augment import augment
+from pretrain.config import get_defaults
 from pretrain.distributed.batch_norm import GlobalBatchNorm, ViewBatchNorm, convert
 from pretrain.encoder import BasicBlock, Bottleneck, build_encoder
 from pretrain.pooling import MaxPool2d
-from tests.pretrain.fake_cuda import CUDA, fake_cuda
+from pretrain.training.dry_run import synthetic_batch
+from tests.pretrain.fake_cuda import CUDA, fake_cuda, pinned_batch
 
 
 def use_interpreter() -> None:
@@ -156,11 +159,14 @@ def test_a_machine_that_cannot_build_kernels_trains_without(
     monkeypatch.setattr(gpu_kernels, "LEAST_ELEMENTS", 0)
     gpu_kernels.can_build.cache_clear()
     encoder = convert(build_encoder("resnet18", "imagenet"), ViewBatchNorm)
+    batch = synthetic_batch(get_defaults(), 2)
     try:
         with fake_cuda():
+            pinned = pinned_batch(batch)
             encoder.to(CUDA, memory_format=torch.channels_last)
-            images = torch.zeros(2, 3, 64, 64, device=CUDA).to(memory_format=torch.channels_last)
-            assert encoder(images).shape == (2, 512)
+            for view in range(2):
+                images, mean = pinned.images[view].to(CUDA), torch.zeros(3, device=CUDA)
+                assert encoder(augment(images, pinned.params[view], mean, mean)).shape == (2, 512)
     finally:
         gpu_kernels.can_build.cache_clear()
     assert len([each for each in caplog.records if "Failed to find C compiler" in each.getMessage()]) == 1

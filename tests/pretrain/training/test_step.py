@@ -11,10 +11,12 @@ from torch import nn
 from foundation.errors import UserError
 from pretrain.batches.draws import Param
 from pretrain.batches.views import Batch
+from pretrain.config import get_defaults
 from pretrain.corinfomax import CorInfoMaxLoss
 from pretrain.encoder import SiameseNetwork, build_encoder, build_projector
 from pretrain.objectives import Objective
 from pretrain.training.build import report_failed_compilation
+from pretrain.training.cuda_graph import uses_graph
 from pretrain.training.step import Trainer
 
 
@@ -167,3 +169,31 @@ def test_a_failed_compilation_is_one_line() -> None:
     message = r"torch.compile failed \(OSError: a.so: file too short\); .* remove /\S+, or set TRAIN.COMPILE False"
     with pytest.raises(UserError, match=message), report_failed_compilation(True):
         raise InductorError(OSError("a.so: file too short\nmore"), None)
+
+
+@pytest.mark.parametrize(
+    ("choice", "device", "changes", "expected"),
+    [
+        ("auto", "cuda", {}, True),
+        ("auto", "cuda", {"DATA.IMAGE_SIZE": 224}, False),  # computing takes longer than launching
+        ("on", "cuda", {"DATA.IMAGE_SIZE": 224}, True),
+        ("off", "cuda", {}, False),
+        ("auto", "cpu", {}, False),
+        ("auto", "cuda", {"TRAIN.MICRO_BATCH": 64}, False),
+        ("auto", "cuda", {"TRAIN.COMPILE": True}, False),
+        ("on", "cpu", {}, "TRAIN.CUDA_GRAPH on needs a GPU; set it to auto"),
+        ("on", "cuda", {"TRAIN.COMPILE": True}, "TRAIN.CUDA_GRAPH on needs TRAIN.COMPILE False; set it to auto"),
+    ],
+)
+def test_when_steps_are_a_cuda_graph(
+    choice: str, device: str, changes: dict, expected: bool | str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    config = get_defaults()
+    config.merge_from_list(["DATA.IMAGE_SIZE", 40, "TRAIN.CUDA_GRAPH", choice])
+    config.merge_from_list([part for item in changes.items() for part in item])
+    if isinstance(expected, str):
+        with pytest.raises(UserError, match=expected):
+            uses_graph(config, torch.device(device), pairs=256)
+    else:
+        assert uses_graph(config, torch.device(device), pairs=256) is expected
