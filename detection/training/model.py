@@ -9,7 +9,9 @@ from detectron2.layers import ROIAlign
 from detectron2.modeling.backbone import BACKBONE_REGISTRY
 from detectron2.modeling.proposal_generator import RPN
 from detectron2.modeling.proposal_generator.rpn import RPN_HEAD_REGISTRY
+from detectron2.modeling.roi_heads.mask_head import MaskRCNNConvUpsampleHead
 from fvcore.common.config import CfgNode
+from torch.nn import functional
 from torchvision.ops import roi_align
 
 import detection.roi_heads  # registers the head that the C4 recipes name
@@ -46,6 +48,22 @@ class ExactROIAlign(ROIAlign):
         return roi_align(input, rois, self.output_size, self.spatial_scale, self.sampling_ratio, self.aligned)
 
 
+class PaddedMaskHead(MaskRCNNConvUpsampleHead):
+    """Detectron2's mask head, which in training sees a multiple of `MULTIPLE` regions.
+
+    The number of regions differs in each iteration. For each new number the host has cuDNN choose an algorithm for each
+    convolution and for the two of its backward pass, and the GPU waits.
+    """
+
+    MULTIPLE = 128  # 16 images have at most 2,048
+
+    def layers(self, x: torch.Tensor) -> torch.Tensor:
+        """Logits of the regions (N, channels, height, width). The regions that are added have no gradient."""
+        added = -len(x) % self.MULTIPLE if self.training else 0
+        logits: torch.Tensor = super().layers(functional.pad(x, (0, 0, 0, 0, 0, 0, 0, added)) if added else x)
+        return logits[: len(x)]
+
+
 def build(config: CfgNode) -> torch.nn.Module:
     """The model, described in the log file only; its `forward` computes in `SOLVER.PRECISION`.
 
@@ -70,6 +88,9 @@ def build(config: CfgNode) -> torch.nn.Module:
             module.__class__ = ExactROIAlign
         if on_gpu and type(module) is RPN:
             module.__class__ = BatchedRPN
+        # A norm's statistics would contain the added regions.
+        if on_gpu and type(module) is MaskRCNNConvUpsampleHead and not config.MODEL.ROI_MASK_HEAD.NORM:
+            module.__class__ = PaddedMaskHead
     if in_bfloat16:
         logger.info("The model computes in bfloat16")
         if on_gpu:  # whose units for bfloat16 take the channels of a pixel together

@@ -8,6 +8,9 @@ pytest.importorskip("detectron2")
 from detection import config as configs
 from detection.training import model as modeling
 
+# isort: split
+from detectron2.structures import Boxes
+
 
 @pytest.mark.filterwarnings("ignore:CUDA is not available")
 @pytest.mark.parametrize(("device", "precision"), [("cuda", "bfloat16"), ("cuda", "float32"), ("cpu", "bfloat16")])
@@ -49,3 +52,38 @@ def test_regions_are_not_rounded_to_bfloat16(recipe):
         with torch.autocast("cpu", torch.bfloat16):
             found = pooler(features, region)
         assert torch.equal(found, pooler(features.float(), region).bfloat16())
+
+
+def test_regions_of_c4_are_converted_once_to_the_layout_of_the_features():
+    changes = ["MODEL.DEVICE", "cpu", "SOLVER.PRECISION", "float32", "MODEL.WEIGHTS", ""]
+    config, _ = configs.for_one_process(configs.load("shapes_R50_C4", changes))
+    heads = modeling.build(config).roi_heads
+    seen = []
+    heads.res5.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    features = torch.rand(1, heads.res5[0].in_channels, 6, 8)
+    boxes = [Boxes(torch.tensor([[0.0, 0, 50, 60], [9, 9, 90, 80]]))]
+    results = [
+        heads._shared_roi_transform([features.contiguous(memory_format=layout)], boxes)
+        for layout in (torch.contiguous_format, torch.channels_last)
+    ]
+    torch.testing.assert_close(*results, rtol=1e-3, atol=1e-3)
+    assert [each.is_contiguous(memory_format=torch.channels_last) for each in seen] == [False, True]
+
+
+@pytest.mark.parametrize("count", [0, 5, 128, 130])
+def test_added_regions_change_neither_masks_nor_gradients(count):
+    changes = ["MODEL.DEVICE", "cpu", "SOLVER.PRECISION", "float32", "MODEL.WEIGHTS", ""]
+    config, _ = configs.for_one_process(configs.load("shapes_R18_FPN", changes))
+    head = modeling.build(config).roi_heads.mask_head
+    regions = torch.rand(count, 64, 4, 4, generator=torch.Generator().manual_seed(0))
+    results, sizes = [], []
+    head[0].register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    for kind in (modeling.MaskRCNNConvUpsampleHead, modeling.PaddedMaskHead):
+        head.__class__ = kind
+        inputs = regions.clone().requires_grad_()
+        logits = head.layers(inputs)
+        results.append([logits, *torch.autograd.grad(logits.square().sum(), [inputs, *head.parameters()])])
+    for found, expected in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    head.eval().layers(regions)
+    assert sizes == [count, -(-count // 128) * 128, count]
