@@ -60,7 +60,7 @@ quick: $(STAMP)
 	$(BIN)/python detection/report.py $(QUICK)/linear $(QUICK)/detection --output $(QUICK)/report
 	@echo "The report: $(QUICK)/report/report.html"
 
-# A process for each core. Files stay in their order: some tests fork, which those on imitated GPUs would disturb.
+# A process for each core, and the files in their order.
 test: $(STAMP)
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 

@@ -16,6 +16,10 @@ from foundation.errors import UserError
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(1)  # tiny tensors: threads would only wait for each other
+if not torch.cuda.is_available():
+    # The first backward pass starts a thread for each GPU, and a process with such threads cannot fork. It comes here,
+    # before a test that simulates a GPU.
+    torch.ones(1, requires_grad=True).backward()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

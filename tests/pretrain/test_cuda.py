@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import multiprocessing
 import os
 import signal
 import types
@@ -58,6 +59,19 @@ def build_trainer(config: CfgNode, device: torch.device = CUDA) -> Trainer:
 def without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a GPU for which Triton could not build the kernels."""
     monkeypatch.setattr(gpu_kernels, "can_build", lambda device: False)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="with a real GPU, no process forks after a backward pass")
+def test_a_process_forks_after_it_has_simulated_a_gpu() -> None:
+    """Tests of several processes fork; they come in the same process, in any order."""
+    backward = torch.ones(1, requires_grad=True).backward
+    with fake_cuda():
+        pass
+    backward()
+    child = multiprocessing.get_context("fork").Process(target=backward)
+    child.start()
+    child.join()
+    assert child.exitcode == 0
 
 
 @pytest.mark.parametrize(("micro_batch", "precision", "kernels"), [(0, "auto", True), (4, "float32", False)])
