@@ -19,6 +19,9 @@ Parts: what further iterations of each side consist of, each part from an empty 
 parts together take longer than an iteration does, in which the host works ahead of the GPU. `kernels` is how long the
 GPU computes in an iteration that is not divided.
 
+Targets: ours beside Detectron2's, the masks that the mask head learns, for the objects and regions of 16 images: 512
+regions of each, of which 128 are on objects. Timed are the choice of the regions' polygons and their rasterisation.
+
 Scores: both sides get the same detections in COCO's results format, and the same annotations in memory, and give AP.
 
 Evaluator: ours beside Detectron2's with pycocotools, on detections as models return them, with masks of the image's
@@ -67,6 +70,7 @@ from detectron2.utils.events import EventStorage
 
 TRAIN, TEST, SCORED = "benchmark_train", "benchmark_val", "benchmark_scored"
 IMAGES, NOTED = 8, 10  # images to detect in; images for an evaluator to process
+TARGET_IMAGES, REGIONS, ON_OBJECTS = 16, 512, 128  # the recipes' regions of an image; at most a quarter is on objects
 WARM_UP = 8  # iterations on a GPU that are not measured
 DIVIDED = 3  # iterations that are divided into parts
 LONGEST = 12  # kernels to print
@@ -182,7 +186,9 @@ def measured(
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure and print."""
     parser = build_parser("Seconds of an iteration, an evaluated image, an evaluation.", threads=1, rounds=5)
-    parser.add_argument("--part", choices=("models", "scores", "evaluator"), help="one of the tables; all by default")
+    parser.add_argument(
+        "--part", choices=("models", "targets", "scores", "evaluator"), help="one of the tables; all by default"
+    )
     parser.add_argument("--model", choices=CASES, help="one of the models; all by default")
     parser.add_argument("--batch", type=int, default=0, help="another batch size")
     parser.add_argument("--precision", default="auto", help="ours: float32, bfloat16, or auto, by the device")
@@ -213,7 +219,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             finally:
                 print()
                 print_table(["model", "side", *(f"{part}, s" for part in DIVISION), "memory, GiB", "retries"], divided)
-    if args.part == "models":
+    if args.part is None:
+        print()
+    if args.part in (None, "targets"):
+        header = ["targets for", "images", "regions", "side", "ours, s", "Detectron2's, s", "Detectron2's / ours"]
+        print_table(header, (compare_targets(*head, rounds) for head in (("FPN", 28), ("C4", 14))))
+    if args.part in ("models", "targets"):
         return
     print()
     scored = synthetic_results(3 if args.quick else args.images, args.detections)
@@ -364,6 +375,44 @@ def share_weights(
 def medians(seconds: np.ndarray) -> list[str]:
     """Of each side."""
     return [f"{time:.3g}" for time in np.median(seconds, axis=0)]
+
+
+def compare_targets(name: str, side: int, rounds: int) -> list[str]:
+    """A row: the targets of a mask head whose output has this side.
+
+    Raises:
+        RuntimeError: a target differs.
+    """
+    dataset, _ = synthetic_results(TARGET_IMAGES, 0)
+    objects: list[list[list[np.ndarray]]] = [[] for _ in range(TARGET_IMAGES)]
+    for entry in dataset["annotations"]:
+        objects[entry["image_id"] - 1].append([np.array(part) for part in entry["segmentation"]])
+    found: dict[str, list[torch.Tensor]] = {}
+    regions = [sample_regions(PolygonMasks(polygons)) for polygons in objects]
+
+    def rasterise(masks: Sequence[PolygonMasks], key: str) -> None:
+        found[key] = [
+            each[chosen][on_objects].crop_and_resize(boxes, side)
+            for each, (chosen, on_objects, boxes) in zip(masks, regions, strict=True)
+        ]
+
+    ours = partial(rasterise, [RegionPolygons(polygons) for polygons in objects], "ours")
+    theirs = partial(rasterise, [PolygonMasks(polygons) for polygons in objects], "theirs")
+    seconds = alternate_cleanly([ours, theirs], rounds)
+    if not all(map(torch.equal, found["ours"], found["theirs"])):
+        raise RuntimeError("the targets differ from Detectron2's")
+    count = sum(map(len, found["ours"]))
+    return [name, f"{TARGET_IMAGES}", f"{count}", f"{side}", *medians(seconds), ratio(seconds, side=0, reference=1)]
+
+
+def sample_regions(masks: PolygonMasks) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The objects of the regions of an image, those of the regions that are on objects, and these regions' boxes."""
+    generator = torch.Generator().manual_seed(0)
+    chosen = torch.randint(len(masks), (REGIONS,), generator=generator)
+    on_objects = torch.randperm(REGIONS, generator=generator)[:ON_OBJECTS]
+    boxes = masks.get_bounding_boxes().tensor[chosen][on_objects]
+    sides = (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2)
+    return chosen, on_objects, boxes + 0.08 * sides * torch.randn(len(boxes), 4, generator=generator)
 
 
 def compare_scores(task: str, dataset: dict[str, Any], results: list[dict[str, Any]], rounds: int) -> list[str]:

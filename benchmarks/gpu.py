@@ -47,7 +47,7 @@ NEEDED = (
     *("tensorboard", "tqdm", "filelock", "matplotlib", "sklearn", "scipy", "contourpy", "pytest"),
 )
 NEEDED_BY_DETECTOR = (
-    *("detectron2", "pycocotools", "faster_coco_eval", "omegaconf", "hydra", "cloudpickle", "packaging", "shapely"),
+    *("detectron2", "pycocotools", "faster_coco_eval", "omegaconf", "hydra", "cloudpickle", "packaging"),
 )
 Part = dict[str, Any]  # `complete`, `seconds`, `output`; then what is particular to the part
 

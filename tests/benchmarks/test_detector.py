@@ -28,7 +28,7 @@ def test_quick_run_prints_all_tables(benchmark, capsys):
     machine, *lines = capsys.readouterr().out.splitlines()
     assert "1 thread(s)" in machine
     tables = [table.splitlines() for table in "\n".join(lines).split("\n\n")]
-    assert [len(table) for table in tables] == [4, 4, 4, 4]
+    assert [len(table) for table in tables] == [4, 4, 4, 4, 4]
     assert all(len({len(line) for line in table}) == 1 for table in tables)
     iteration, image = ([cell.strip() for cell in line.split("|")[1:-1]] for line in tables[0][2:])
     assert iteration[1] == "iteration of 2 images"
@@ -40,7 +40,11 @@ def test_quick_run_prints_all_tables(benchmark, capsys):
         assert (model, name) == ("FPN", side)
         assert all(float(part) > 0 for part in parts[:6])
         assert sum(map(float, parts[:6])) == pytest.approx(float(whole), rel=0.02)
-    noted, evaluated = ([cell.strip() for cell in line.split("|")[1:-1]] for line in tables[3][2:])
+    for line, (head, side) in zip(tables[2][2:], (("FPN", "28"), ("C4", "14")), strict=True):
+        cells = [cell.strip() for cell in line.split("|")[1:-1]]
+        assert cells[:4] == [head, "16", "2048", side]
+        assert float(cells[6].split()[0]) > 1
+    noted, evaluated = ([cell.strip() for cell in line.split("|")[1:-1]] for line in tables[4][2:])
     assert noted[:3] == ["notes images", "10", "1000"]
     assert evaluated[:3] == ["evaluates", "3", "300"]
 
