@@ -5,7 +5,7 @@ Both can be resumed, run on one process or several, and end with results.json.
 
 import argparse
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,12 +17,13 @@ from foundation import devices, published
 from foundation.config import recipe_name
 from foundation.errors import UserError
 from foundation.files import report_disk_errors
-from foundation.run_kinds import KINDS
+from foundation.run_kinds import KINDS, read_results
 from pretrain.batches.loader import report_dead_workers
 from pretrain.batches.sampler import check_batch
 from pretrain.distributed import group
 from pretrain.runs.folder import open_run, write_results
 from pretrain.runs.weights import EncoderWeights, build_from, fingerprint, read_weights, resolve
+from pretrain.training.schedule import StepRange
 
 logger = logging.getLogger("pretrain")
 Evaluate = Callable[[CfgNode, EncoderWeights, Path, str, bool, torch.device], Mapping[str, Any]]
@@ -74,16 +75,25 @@ class Beginning(NamedTuple):
     encoder: nn.Module  # on the CPU
     encoder_sha256: str  # of all its tensors
     checkpoint: dict[str, Any] | None  # to resume from
+    results: dict[str, Any]  # of the run if it is complete already, which leaves nothing to do; else empty
 
 
 def begin(
-    config: CfgNode, weights: EncoderWeights, output: Path, *, recipe: str, resume: bool, images: int
+    config: CfgNode,
+    weights: EncoderWeights,
+    output: Path,
+    *,
+    recipe: str,
+    resume: bool,
+    images: int,
+    outcome: Sequence[str],
 ) -> Beginning:
     """Build the encoder and open the run folder.
 
     Args:
         recipe: the name of the config.
         images: to train on.
+        outcome: names of the files that a complete run has.
 
     Raises:
         UserError: the batch does not fit the images or processes, the weights do not fit the architecture, the run
@@ -96,7 +106,22 @@ def begin(
     checkpoint = open_run(output, config, resume, recipe)
     if checkpoint and checkpoint["encoder_sha256"] != sha256:
         raise UserError(f"{output} holds a run that began with another encoder; choose another --output")
-    return Beginning(encoder, sha256, checkpoint)
+    complete = checkpoint and checkpoint["position"]["step"] >= StepRange.of(config, images, first=0).last
+    results = _stored_results(output, outcome, sha256) if complete else {}
+    return Beginning(encoder, sha256, checkpoint, results)
+
+
+def _stored_results(output: Path, outcome: Sequence[str], encoder_sha256: str) -> dict[str, Any]:
+    """The results of a complete run, on every process; empty where they, or another of its files, are missing."""
+
+    def read() -> dict[str, Any]:
+        results = read_results(output) if all((output / name).is_file() for name in outcome) else {}
+        return results if results.get("encoder_sha256") == encoder_sha256 else {}
+
+    results = group.from_main(group.attempt(read) if group.is_main() else None)
+    if results:
+        logger.info("the run is complete; these are the results that it has stored")
+    return results
 
 
 def describe(config: CfgNode, weights: EncoderWeights, encoder_sha256: str) -> dict[str, Any]:

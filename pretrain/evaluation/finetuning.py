@@ -22,7 +22,7 @@ from pretrain.evaluation.linear import in_percent
 from pretrain.images.labelled import Subset, build_labelled_splits, class_balanced, listed, read_list
 from pretrain.images.sources import Source
 from pretrain.runs import checkpoint
-from pretrain.runs.folder import plain
+from pretrain.runs.folder import OUTCOME, plain
 from pretrain.runs.weights import RANDOM, EncoderWeights, write_encoder
 from pretrain.training.schedule import StepRange
 
@@ -35,7 +35,11 @@ def finetune(
     """Train as the configuration says, in a run folder. Returns the results."""
     train, val = build_labelled_splits(config.DATA.NAME, config.DATA.ROOT, build_streaming(config))
     train = Subset(train, choose(config, train))
-    encoder, before, start = begin(config, weights, output, recipe=recipe, resume=resume, images=len(train))
+    encoder, before, start, stored = begin(
+        config, weights, output, recipe=recipe, resume=resume, images=len(train), outcome=OUTCOME
+    )
+    if stored:
+        return stored
 
     torch.manual_seed(config.SEED)
     convert(encoder, ViewBatchNorm)  # which has faster kernels on GPUs

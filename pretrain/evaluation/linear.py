@@ -40,7 +40,11 @@ def evaluate(
         EncoderChanged: a defect of this project.
     """
     train, val = build_labelled_splits(config.DATA.NAME, config.DATA.ROOT, build_streaming(config))
-    encoder, before, start = begin(config, weights, output, recipe=recipe, resume=resume, images=len(train))
+    encoder, before, start, stored = begin(
+        config, weights, output, recipe=recipe, resume=resume, images=len(train), outcome=("results.json",)
+    )
+    if stored:
+        return stored
     encoder = encoder.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)  # type: ignore[call-overload]
     precision = resolve_precision(config.TRAIN.PRECISION, device)
     extractor = FeatureExtractor(encoder, build_pipeline(config, device), precision)

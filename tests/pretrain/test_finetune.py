@@ -13,6 +13,7 @@ import torch
 from foundation.config import config_folder, load_config
 from pretrain import finetune, linear
 from pretrain.encoder import build_encoder
+from pretrain.evaluation import finetuning
 from pretrain.evaluation.config import get_finetune_defaults, get_linear_defaults, validate_finetune, validate_linear
 from pretrain.runs import checkpoint
 from pretrain.runs.weights import fingerprint, read_weights, write_encoder
@@ -98,6 +99,24 @@ def test_resumed_equals_uninterrupted_bit_for_bit(
     whole, resumed = state_of(finished)["model"], state_of(tmp_path)["model"]
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     assert results(finished) == results(tmp_path)
+
+
+def test_a_complete_run_prints_its_results_without_computing(
+    finished: Path, photos: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    again = arguments(photos, weights, run, "--fraction", "0.5", "--resume")
+    monkeypatch.setattr(finetuning, "extract", None)
+    finetune.main(again)
+    assert results(run) == results(finished)
+    last = (run / "log.txt").read_text().splitlines()[-1]
+    assert last.endswith(f"top-1 {results(run)['top1']:.2f} %; all results are in {run}/results.json")
+    monkeypatch.undo()
+    (run / "encoder.safetensors").unlink()  # written again
+    finetune.main(again)
+    assert read_weights(str(run)).init == "corinfomax, fine-tuned"
+    assert results(run) == results(finished)
 
 
 def test_from_scratch_and_probed_afterwards(photos: Path, tmp_path: Path) -> None:

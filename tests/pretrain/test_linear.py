@@ -109,6 +109,24 @@ def test_resumed_equals_uninterrupted_bit_for_bit(
     assert results(finished) == results(tmp_path)
 
 
+def test_a_complete_run_prints_its_results_without_computing(
+    finished: Path, photos: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    monkeypatch.setattr(FeatureExtractor, "all", None)
+    linear.main(arguments(photos, weights, run, "--resume"))
+    assert results(run) == results(finished)
+    *_, said, last = (run / "log.txt").read_text().splitlines()
+    assert "the run is complete" in said
+    assert f"linear top-1 {results(run)['linear_top1']:.2f} %" in last
+    assert last.endswith(f"all results are in {run}/results.json")
+    monkeypatch.undo()
+    (run / "results.json").write_text("{")  # damaged: they are computed again
+    linear.main(arguments(photos, weights, run, "--resume"))
+    assert results(run) == results(finished)
+
+
 def test_cached_equals_fresh_where_the_views_are_the_same(
     finished: Path, photos: Path, weights: Path, tmp_path: Path
 ) -> None:
