@@ -83,7 +83,7 @@ def build_parser() -> ArgumentParser:
     own.add_argument("--hours", type=float, metavar="H", help="time that the plan for your own images may use")
     own.add_argument("--encoder", metavar="NAME", help="resnet18, resnet34, resnet50 or resnet101")
     own.add_argument("--weights", metavar="FILE", help="begin from these weights (ENCODER.WEIGHTS)")
-    only = parser.add_argument_group("print and stop")
+    only = parser.add_argument_group("print and stop (one of them)").add_mutually_exclusive_group()
     only.add_argument("--dry-run", action="store_true", help="the plan with its reasons, its cost and a verdict")
     only.add_argument("--check-data", action="store_true", help="read every image and list the damaged ones")
     only.add_argument("--list-runs", nargs="?", const="output", metavar="DIR", help="the runs below DIR (output)")

@@ -138,6 +138,8 @@ def test_bad_input_is_named(photos: Path, tmp_path: Path, error_of: Callable) ->
         (["TRAIN.BATCH_SIZE", "64"], "the dataset has 24 images"),
         (["TRAIN.EPOHCS", "3"], "did you mean 'TRAIN.EPOCHS'"),
         (["--confg", "x"], "unrecognized arguments"),
+        (["--dry-run", "--check-data"], "--check-data: not allowed with argument --dry-run"),
+        (["--list-runs", str(tmp_path), "--dry-run"], "--dry-run: not allowed with argument --list-runs"),
     ]:
         assert message in error_of(train.main, [*arguments(photos, run), *more])
     flat = photos / "train" / "circle"
