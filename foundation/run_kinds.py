@@ -157,13 +157,13 @@ def refuse_other_kind(folder: Path, kind: str) -> None:
 
     Args:
         folder: to write a run to; it need not exist.
-        kind: of that run. A series of detectors may share the folder with a detector.
+        kind: of that run. A detector may share the folder with a series of detectors.
 
     Raises:
         UserError: it is.
     """
     found = identify(folder)
-    if found is not None and found.name not in (kind, SERIES):
+    if found is not None and found.name != kind and (found.name, kind) != (SERIES, DETECTION):
         raise UserError(f"{folder} holds a run of {found.command}: choose another --output")
 
 

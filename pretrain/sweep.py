@@ -23,6 +23,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from foundation.config import load_config
     from foundation.files import make_folder, report_disk_errors
+    from foundation.run_kinds import refuse_other_kind
     from pretrain.evaluation.sweep import get_defaults, plan, sweep
     from pretrain.runs.metrics import start_logging
 
@@ -30,6 +31,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     plan(config)  # a wrong key or value is an error before there is a folder
     name = Path(args.config).stem
     output = Path(args.output or f"output/sweep_{name}")
+    refuse_other_kind(output, "sweep")
     make_folder(output)
     start_logging(output)
     with report_disk_errors(output):

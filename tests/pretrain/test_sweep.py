@@ -110,6 +110,25 @@ def test_every_run_is_checked_before_the_first(tmp_path: Path, error_of: Callabl
     assert not (tmp_path / "never").exists()
 
 
+@pytest.mark.parametrize(
+    ("file", "content", "command_name"),
+    [
+        ("config.yaml", "OBJECTIVE: {NAME: corinfomax}\n", "pretrain/train.py"),
+        ("results.json", '{"kind": "transfer"}', "pretrain/transfer.py"),
+        ("seeds.json", '{"kind": "series"}', "detection/train_net.py"),
+    ],
+)
+def test_a_run_of_another_command_is_not_replaced(
+    file: str, content: str, command_name: str, tmp_path: Path, error_of: Callable[..., str]
+) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / file).write_text(content)
+    given = ["--config", write(tmp_path, "RUNS: [[TRAIN.LR, 0.1]]"), "--output", str(tmp_path / "run")]
+    message = error_of(command.main, given)
+    assert message == f"{tmp_path / 'run'} holds a run of {command_name}: choose another --output"
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [file]
+
+
 def test_a_grid_is_every_combination(tmp_path: Path) -> None:
     text = "RUNS: [[SEED, 5]]\nGRID: [[OBJECTIVE.ATTRACTION, [250.0, 500.0]], [PROJECTOR.DIMS, [[8, 4], [8, 8]]]]\n"
     runs = sweep.plan(load_config(sweep.get_defaults(), write(tmp_path, text), "sweep"))
