@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from foundation.errors import UserError
 from pretrain.distributed import group
 from pretrain.evaluation.features import gather
 
@@ -13,6 +14,21 @@ TEMPERATURE = 0.07  # of the votes, as in DINO's protocol
 NO_NEIGHBOUR = float("-inf")  # similarity in the place of a neighbour that does not exist: its vote is 0
 TRAIN_CHUNK = 65536  # reference images at a time
 LEAST_CLASSES_FOR_TOP5 = 10
+
+
+def check_neighbours(key: str, k: int, images: int) -> None:
+    """Refuse more neighbours than there are reference images. Raises UserError.
+
+    Args:
+        key: of the config, which says k.
+        k: neighbours.
+        images: that they are found among.
+    """
+    if k > images:
+        raise UserError(
+            f"{key} asks for {k} nearest neighbours, and there are {images} reference images: lower it to at most "
+            f"{images}"
+        )
 
 
 def nearest(

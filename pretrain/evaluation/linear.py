@@ -15,7 +15,7 @@ from pretrain.distributed import group
 from pretrain.evaluation import supervised
 from pretrain.evaluation.command import begin, describe
 from pretrain.evaluation.features import FeatureExtractor, build_pipeline
-from pretrain.evaluation.knn import accuracies, knn_accuracy, merge_neighbours, nearest
+from pretrain.evaluation.knn import accuracies, check_neighbours, knn_accuracy, merge_neighbours, nearest
 from pretrain.images.labelled import build_labelled_splits
 from pretrain.images.sources import Source
 from pretrain.runs import checkpoint
@@ -40,6 +40,8 @@ def evaluate(
         EncoderChanged: a defect of this project.
     """
     train, val = build_labelled_splits(config.DATA.NAME, config.DATA.ROOT, build_streaming(config))
+    if config.KNN.K:
+        check_neighbours("KNN.K[0]", config.KNN.K[0], len(train))
     encoder, before, start, stored = begin(
         config, weights, output, recipe=recipe, resume=resume, images=len(train), outcome=("results.json",)
     )
@@ -62,23 +64,27 @@ def evaluate(
 def evaluate_knn(
     config: CfgNode, extractor: FeatureExtractor, train: Source, val_features: tuple[Tensor, Tensor]
 ) -> dict[str, Any]:
-    """Accuracy by nearest neighbours among the training images, on central crops.
+    """Accuracy by nearest neighbours among the training images, on central crops. Numbers k above theirs are left out.
 
     `val_features`: features (N, F) and labels (N,) of the validation images.
     """
+    ks = [k for k in config.KNN.K if k <= len(train)]
     references, labels = extractor.local(train, "features of the training images")
     device = extractor.pipeline.device
-    neighbours = nearest(references, labels, val_features[0], k=max(config.KNN.K), device=device)
+    neighbours = nearest(references, labels, val_features[0], k=max(ks), device=device)
     by_k = knn_accuracy(
         *merge_neighbours(*neighbours, device),
         val_features[1],
-        ks=config.KNN.K,
+        ks=ks,
         classes=len(train.classes),
         temperature=config.KNN.TEMPERATURE,
     )
     for k, values in by_k.items():
         logger.info("kNN, k %d: %s", k, in_percent(values))
-    first = config.KNN.K[0]
+    for k in config.KNN.K:
+        if k not in ks:
+            logger.warning("kNN, k %d: left out, because there are only %d training images", k, len(train))
+    first = ks[0]
     short = {f"knn_{name}": value for name, value in by_k[first].items()}
     return {**short, "k": first, "knn": {str(k): values for k, values in by_k.items()}}
 

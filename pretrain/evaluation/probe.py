@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from foundation.errors import UserError
 from pretrain.config import build_streaming, resolve_precision
 from pretrain.evaluation.features import build_pipeline, extract
-from pretrain.evaluation.knn import TEMPERATURE, accuracy, nearest, vote
+from pretrain.evaluation.knn import TEMPERATURE, accuracy, check_neighbours, nearest, vote
 from pretrain.images.labelled import build_labelled_splits, split_labelled_folder
 
 ITERATIONS = 100  # of L-BFGS at most, for the linear head
@@ -25,7 +25,7 @@ class OnlineProbe:
     same as an uninterrupted one.
 
     Raises:
-        UserError: the dataset has no labelled part.
+        UserError: the dataset has no labelled part, or it is smaller than PROBE.K.
     """
 
     def __init__(self, config: CfgNode, device: torch.device) -> None:
@@ -38,6 +38,8 @@ class OnlineProbe:
                 raise UserError(f"PROBE.EVERY needs labelled images: {error}, or set PROBE.ROOT") from error
             self._train, self._val = splits
         count = min(len(self._train), config.PROBE.MAX_TRAIN)
+        if config.PROBE.KIND == "knn":
+            check_neighbours("PROBE.K", config.PROBE.K, count)
         self._chosen = np.sort(np.random.Generator(np.random.Philox(0)).permutation(len(self._train))[:count])
         self._kind, self._k, self._device = config.PROBE.KIND, config.PROBE.K, device
         self._precision = resolve_precision(config.TRAIN.PRECISION, device)

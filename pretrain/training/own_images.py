@@ -184,7 +184,7 @@ def choose(
     _choose_micro_batch(plan, place, measures)
     _choose_steps(plan, facts, place, measures, start, bound, asked=hours is not None)
     _choose_workers(plan, place, measures)
-    _choose_monitoring(plan, labelled)
+    _choose_monitoring(plan, facts.count, labelled)
     return plan.config, plan.lines
 
 
@@ -387,10 +387,12 @@ def _choose_workers(plan: _Plan, place: Place, measures: Measures) -> None:
     plan.set("DATA.WORKERS", min(needed, most_workers(place)), reason)
 
 
-def _choose_monitoring(plan: _Plan, labelled: bool) -> None:
+def _choose_monitoring(plan: _Plan, images: int, labelled: bool) -> None:
     if labelled or plan.config.PROBE.ROOT:
         every = max(1, round(plan.config.TRAIN.EPOCHS / 20))
         plan.set("PROBE.EVERY", every, "kNN accuracy on the labelled images, about 20 times")
+        if not plan.config.PROBE.ROOT and images < plan.config.PROBE.K:
+            plan.set("PROBE.K", images, "neighbours, of so few images")
     else:
         reason = "no labels: loss terms, effective rank and LDMI are logged; PROBE.ROOT FOLDER adds kNN accuracy"
         plan.set("PROBE.EVERY", 0, reason)

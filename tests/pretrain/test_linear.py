@@ -26,7 +26,7 @@ from tests.convert.conftest import tiny_resnet
 
 TINY = [
     *("DATA.NAME", "folder", "DATA.IMAGE_SIZE", "32", "DATA.WORKERS", "0", "TRAIN.PRECISION", "float32"),
-    *("TRAIN.BATCH_SIZE", "8", "TRAIN.EPOCHS", "3", "LOG.PERIOD", "2", "KNN.K", "[3, 30]"),
+    *("TRAIN.BATCH_SIZE", "8", "TRAIN.EPOCHS", "3", "LOG.PERIOD", "2", "KNN.K", "[3, 20, 25]"),
     *("LINEAR.CACHED_VIEWS", "0", "LINEAR.LR", "[0.2, 0.01]"),
 ]
 SCRIPT = Path(linear.__file__)
@@ -78,7 +78,8 @@ def test_a_run_leaves_what_others_need(finished: Path, weights: Path) -> None:
         assert 0 <= found[key] <= 100
     assert "linear_top5" not in found  # of two classes every guess would be among five
     assert "knn_top5" not in found
-    assert found["knn"].keys() == {"3", "30"}
+    assert found["knn"].keys() == {"3", "20"}
+    assert "kNN, k 25: left out, because there are only 24 training images" in (finished / "log.txt").read_text()
     assert [head["lr"] for head in found["heads"]] == [0.2, 0.01]
     assert found["linear_top1"] == max(head["linear_top1"] for head in found["heads"])
     lines = [json.loads(line) for line in (finished / "metrics.json").read_text().splitlines()]
@@ -204,6 +205,8 @@ def test_bad_input_is_one_line(
     assert "LINEAR.LR[1] must be" in error(weights, "LINEAR.LR", "[1.0, -1.0]")
     assert "names a learning rate twice" in error(weights, "LINEAR.LR", "[1.0, 1.0]")
     assert "KNN.K[0] must be" in error(weights, "KNN.K", "[0]")
+    message = error(weights, "KNN.K", "[25, 3]")
+    assert message.startswith("KNN.K[0] asks for 25 nearest neighbours, and there are 24 reference images")
     assert "SEED must be between 0 and" in error(weights, "SEED", str(2**64))
     assert "TRAIN.OPTIMIZER is 'adam'" in error(weights, "TRAIN.OPTIMIZER", "adam")
     assert "lower the batch size, to at most 24" in error(weights, "TRAIN.BATCH_SIZE", "25")

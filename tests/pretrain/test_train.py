@@ -146,6 +146,10 @@ def test_bad_input_is_named(photos: Path, tmp_path: Path, error_of: Callable) ->
     message = error_of(train.main, [*arguments(flat, run), "PROBE.EVERY", "1"])
     assert "train does not exist" in message
     assert message.endswith("or set PROBE.ROOT")
+    probed = [*arguments(photos, run), "PROBE.EVERY", "1"]
+    message = error_of(train.main, [*probed, "PROBE.K", "25"])
+    assert message.startswith("PROBE.K asks for 25 nearest neighbours, and there are 24 reference images")
+    assert "and there are 5 reference" in error_of(train.main, [*probed, "PROBE.MAX_TRAIN", "5"])
     assert not list(tmp_path.rglob("*.pt"))
 
 

@@ -179,6 +179,7 @@ def test_labels_are_used_to_monitor() -> None:
     assert plan(6000, CPU, labelled=True)[0].PROBE.EVERY == 5
     assert plan(6000, CPU, given={"PROBE.ROOT": "/labelled"})[0].PROBE.EVERY == 5
     assert plan(6000, CPU)[0].PROBE.EVERY == 0
+    assert [plan(count, CPU, labelled=True)[0].PROBE.K for count in (16, 20, 100)] == [16, 20, 20]
 
 
 def test_too_few_images() -> None:
