@@ -72,7 +72,11 @@ class Stream:
 
     def random(self) -> float:
         """Uniform in [0, 1)."""
-        return (self._word() >> 11) * 2.0**-53
+        place = self._place
+        if place == len(self._words):
+            return (self._word() >> 11) * 2.0**-53
+        self._place = place + 1
+        return (self._words[place] >> 11) * 2.0**-53
 
     def uniform(self, low: float, high: float) -> float:
         """Uniform in [low, high)."""
@@ -154,17 +158,19 @@ def draw_crop(augmentation: Augmentation, rng: Stream, height: int, width: int) 
 def draw_photometric(augmentation: Augmentation, rng: Stream) -> list[float]:
     """Parameters of the operations that follow the crop, in the columns of `Param`."""
     flip, jitter, gray, blur, solarize = (rng.random() for _ in range(5))
-    params = [0.0] * len(Param)
-    params[Param.FLIP] = flip < augmentation.flip
-    params[Param.JITTER_ORDER] = rng.integers(JITTER_ORDERS) if jitter < augmentation.jitter else -1
-    for column, offset in (
-        (Param.BRIGHTNESS, augmentation.brightness),
-        (Param.CONTRAST, augmentation.contrast),
-        (Param.SATURATION, augmentation.saturation),
-    ):
-        params[column] = rng.uniform(max(0.0, 1 - offset), 1 + offset)
-    params[Param.HUE] = rng.uniform(-augmentation.hue, augmentation.hue)
-    params[Param.GRAY] = gray < augmentation.gray
-    params[Param.BLUR_SIGMA] = rng.uniform(*augmentation.blur_sigma) if blur < augmentation.blur else 0
-    params[Param.SOLARIZE] = solarize < augmentation.solarize
-    return params
+    order = rng.integers(JITTER_ORDERS) if jitter < augmentation.jitter else -1
+    factors = [
+        rng.uniform(max(0.0, 1 - offset), 1 + offset)
+        for offset in (augmentation.brightness, augmentation.contrast, augmentation.saturation)
+    ]
+    turns = rng.uniform(-augmentation.hue, augmentation.hue)
+    sigma = rng.uniform(*augmentation.blur_sigma) if blur < augmentation.blur else 0
+    return [
+        flip < augmentation.flip,
+        order,
+        *factors,
+        turns,
+        gray < augmentation.gray,
+        sigma,
+        solarize < augmentation.solarize,
+    ]

@@ -19,12 +19,15 @@ from pretrain.images.sources import Source
 
 Box = tuple[int, int, int, int]  # top, left, height, width
 
-RESIZE = {"bicubic": torch.ops.aten._upsample_bicubic2d_aa.out, "bilinear": torch.ops.aten._upsample_bilinear2d_aa.out}
+RESIZE: dict[str, Callable[..., Tensor]] = {
+    "bicubic": torch._C._nn._upsample_bicubic2d_aa,
+    "bilinear": torch._C._nn._upsample_bilinear2d_aa,
+}
 INTERPOLATIONS = tuple(RESIZE)
 MAX_REPLACEMENTS = 20
 WHOLE_IMAGE = (1.0, 1.0)
 KEPT_MEMORY = 2**25  # bytes, 11 megapixels: decoded images up to this size are written over one another
-AHEAD = 16  # images that are opened before the first of them is decoded
+AHEAD = 64  # images that are opened before the first of them is decoded
 
 
 def resize(image: Tensor, height: int, width: int, interpolation: str = "bicubic", out: Tensor | None = None) -> Tensor:
@@ -132,7 +135,7 @@ class ViewDataset:
         self.interpolation = interpolation
         self.region = region
         self.scaled = scaled
-        self._memory = np.empty(0, np.uint8)  # for decoded images, one after the other
+        self._memory = torch.empty(0, dtype=torch.uint8)  # for decoded images, one after the other
 
     def __len__(self) -> int:
         return len(self.source)
@@ -149,9 +152,9 @@ class ViewDataset:
         """
         views = max(len(self.augmentations), 1)
         images = _new_images(views, len(keys), self.size)
-        places = [view.split(1) for view in images]  # once for all, because views of memory cost time too
+        outputs = list(zip(*(view.split(1) for view in images), strict=True))  # memory of each image's views
         params = np.zeros((views, len(keys), len(Param)), np.float32)
-        labels: list[int] = []
+        steps: list[int] = []
         unreadable: list[str] = []
         ahead: deque[_Opened] = deque()
         for place, (epoch, index) in enumerate(keys):
@@ -159,11 +162,14 @@ class ViewDataset:
                 ahead.extend(self._open_some(keys[place : place + AHEAD], params[:, place:], begin, unreadable))
             begin(index)
             opened = ahead.popleft()
-            while not self._fill(opened, [view[place] for view in places], unreadable):
-                opened = self._open(epoch, index, opened.step + 1, params[:, place], unreadable)
-            labels.append(int(self.source.labels[(index + opened.step) % len(self.source)]))
+            while not self._fill(opened, outputs[place], unreadable):
+                image, step = self._open(index, opened.step + 1, unreadable)
+                opened = _Opened(image, self._draw(epoch, index, image, params[:, place]), step)
+            steps.append(opened.step)
+        total, labels = len(self.source), self.source.labels
+        chosen = [int(labels[(index + step) % total]) for (_, index), step in zip(keys, steps, strict=True)]
         indices = torch.tensor([index for _, index in keys])
-        return Batch(images, torch.from_numpy(params), torch.tensor(labels), indices, unreadable)
+        return Batch(images, torch.from_numpy(params), torch.tensor(chosen), indices, unreadable)
 
     def _open_some(
         self,
@@ -172,32 +178,36 @@ class ViewDataset:
         begin: Callable[[int], None],
         unreadable: list[str],
     ) -> Iterator["_Opened"]:
-        """Open images and draw for them, as many as fit `KEPT_MEMORY`, but at least one.
+        """Open images, as many as fit `KEPT_MEMORY`, but at least one; and then draw for them.
 
         Several at a time, because decoding drives Python's code from the processor's caches: image by image, opening
         and drawing take three times as long.
         """
+        images: list[tuple[OpenImage, int]] = []
         held = 0
-        for place, (epoch, index) in enumerate(keys):
+        for _, index in keys:
             begin(index)
-            opened = self._open(epoch, index, 0, params[:, place], unreadable)
-            yield opened
-            held += opened.image.nbytes
+            images.append(self._open(index, 0, unreadable))
+            held += images[-1][0].nbytes
             if held > KEPT_MEMORY:
-                return
+                break
+        for place, ((image, step), (epoch, index)) in enumerate(zip(images, keys, strict=False)):
+            yield _Opened(image, self._draw(epoch, index, image, params[:, place]), step)
 
-    def _open(self, epoch: int, index: int, step: int, params: np.ndarray, unreadable: list[str]) -> "_Opened":
-        """Open an image, or the next one that can be opened, which is always the same, and draw for its views.
+    def _open(self, index: int, step: int, unreadable: list[str]) -> tuple[OpenImage, int]:
+        """Open an image, or the next one that can be opened, which is always the same.
 
         Args:
+            index: of the image that was asked for.
             step: images after it to begin with.
-            params: (V, len(Param)), is filled.
             unreadable: takes the messages of damaged images.
+
+        Returns:
+            The image, and how many images after the one that was asked for it is.
         """
         while step < MAX_REPLACEMENTS:
             try:
-                image = self.source.open((index + step) % len(self.source))
-                return _Opened(image, self._draw(epoch, index, image, params), step)
+                return self.source.open((index + step) % len(self.source)), step
             except UnreadableImage as error:
                 unreadable.append(str(error))
                 step += 1
@@ -232,26 +242,37 @@ class ViewDataset:
         else:  # the central crop is cut of the whole image, resized
             reduction = reduction_for([(0, 0, opened.image.height, opened.image.width)], resized_side(self.size))
         try:
-            pixels = self._decode(opened.image, reduction)
+            pixels, kept = self._decode(opened.image, reduction)
         except UnreadableImage as error:
             unreadable.append(str(error))
             return False
         if not boxes:
-            images[0].copy_(center_crop(pixels, self.size, self.interpolation))
+            images[0].copy_(center_crop(_as_tensor(pixels), self.size, self.interpolation))
             return True
-        if pixels.shape[2:] != (opened.image.height, opened.image.width):
+        if pixels.shape[:2] != (opened.image.height, opened.image.width):
             boxes = [reduced(box, reduction) for box in boxes]
-        for box, image in zip(boxes, images, strict=True):
-            resize(crop(pixels, box), self.size, self.size, self.interpolation, out=image)
+        row = 3 * pixels.shape[1]
+        for (top, left, height, width), image in zip(boxes, images, strict=True):
+            if kept:  # one call instead of three, because decoding has driven the code from the processor's caches
+                part = self._memory.as_strided((1, 3, height, width), (row, 1, row, 3), row * top + 3 * left)
+            else:
+                part = _as_tensor(pixels[top : top + height, left : left + width])
+            resize(part, self.size, self.size, self.interpolation, out=image)
         return True
 
-    def _decode(self, image: OpenImage, reduction: int) -> Tensor:
-        """(1, 3, H, W) uint8, valid until the next image is decoded."""
+    def _decode(self, image: OpenImage, reduction: int) -> tuple[np.ndarray, bool]:
+        """(H, W, 3) uint8, valid until the next image is decoded, and whether it lies at the start of `_memory`."""
         needed = 3 * -(-image.height // reduction) * -(-image.width // reduction)
         if len(self._memory) < needed <= KEPT_MEMORY:
-            self._memory = np.empty(needed, np.uint8)
-        pixels = image.decode(reduction, self._memory if needed <= len(self._memory) else None)
-        return torch.from_numpy(pixels[None]).permute(0, 3, 1, 2)
+            self._memory = torch.empty(needed, dtype=torch.uint8)
+        memory = self._memory.numpy() if needed <= len(self._memory) else None
+        pixels = image.decode(reduction, memory)
+        return pixels, memory is not None and pixels.base is memory
+
+
+def _as_tensor(pixels: np.ndarray) -> Tensor:
+    """(H, W, 3) -> (1, 3, H, W), the same memory."""
+    return torch.from_numpy(pixels[None]).permute(0, 3, 1, 2)
 
 
 def _new_images(views: int, count: int, size: int) -> Tensor:
