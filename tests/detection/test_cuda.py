@@ -16,8 +16,10 @@ from detection.training import trainer
 from detection.training.proposals import BatchedRPN
 
 # isort: split
+from detectron2.modeling import build_model
 from detectron2.modeling.proposal_generator import RPN
-from detectron2.structures import PolygonMasks
+from detectron2.structures import Instances, PolygonMasks
+from detectron2.utils.events import EventStorage
 
 pytestmark = pytest.mark.cuda
 CUDA = torch.device("cuda")
@@ -64,6 +66,31 @@ def test_proposals_of_a_batch_equal_detectron2s(recipe):
             for one, other in zip(found, expected, strict=True):
                 assert torch.equal(one.proposal_boxes.tensor, other.proposal_boxes.tensor)
                 assert torch.equal(one.objectness_logits, other.objectness_logits)
+
+
+@pytest.mark.parametrize("recipe", ["shapes_R18_FPN", "shapes_R50_C4"])
+def test_losses_of_a_batch_equal_those_with_detectron2s_parts(recipe):
+    """The same regions are sampled, from the same random numbers."""
+    changes = ["MODEL.DEVICE", "cuda", "MODEL.WEIGHTS", "", "SOLVER.PRECISION", "float32"]
+    config, _ = configs.for_one_process(configs.load(recipe, changes))
+    torch.manual_seed(0)
+    ours = trainer.TransferTrainer.build_model(config)
+    theirs = build_model(config)
+    theirs.load_state_dict(ours.state_dict())
+    corners = numpy.array([[8.0, 8], [60, 12], [50, 70], [10, 60]])
+    batch, losses = [], []
+    for number in range(5):
+        outlines = [[(corners / (1 + shrunk) + number).reshape(-1)] for shrunk in range(number)]
+        objects = Instances((96, 128), gt_masks=PolygonMasks(outlines), gt_classes=torch.arange(number) % 3)
+        objects.gt_boxes = objects.gt_masks.get_bounding_boxes()
+        batch.append({**picture(number), "instances": objects})
+    for model, polygons in ((theirs, PolygonMasks), (ours, RegionPolygons)):
+        for image in batch:
+            image["instances"].gt_masks = polygons(image["instances"].gt_masks.polygons)
+        torch.manual_seed(0)
+        with EventStorage():
+            losses.append({name: loss.item() for name, loss in model(batch).items()})
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
 
 
 def test_mask_targets_of_boxes_on_a_gpu():

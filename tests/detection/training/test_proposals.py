@@ -15,7 +15,8 @@ from detection.training import model as modeling
 from detection.training import proposals
 
 # isort: split
-from detectron2.structures import Boxes
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import EventStorage
 
 SIZES = [(96, 128), (80, 100), (64, 128)]
 
@@ -61,6 +62,53 @@ def test_proposals_equal_those_of_detectron2(generators, training, dtype, spread
         found = ours.predict_proposals(*inputs, SIZES)
     assert all(len(each) > 0 for each in expected)
     assert_same(found, expected)
+
+
+def objects(boxes):
+    return Instances((96, 128), gt_boxes=Boxes(torch.tensor(boxes).reshape(-1, 4)))
+
+
+SCENES = [
+    [objects([[5.0, 5, 60, 70], [3, 4, 20, 30], [70, 10, 120, 90]]), objects([]), objects([[0.0, 0, 9, 9]])],
+    [objects([]), objects([]), objects([])],
+    [objects([[500.0, 500, 501, 501]]), objects([[8.0, 8, 40, 40]] * 5), objects([[1.0, 1, 2, 90]])],
+]
+
+
+@pytest.mark.parametrize("scene", range(len(SCENES)))
+@pytest.mark.parametrize("drawn", [16, 4000])  # fewer than there are, and more
+def test_labels_losses_and_gradients_equal_those_of_detectron2(generators, scene, drawn):
+    results = []
+    for generator in generators:
+        generator.batch_size_per_image = drawn
+        anchors, logits, deltas = predictions(generator)
+        learned = [each.requires_grad_() for each in (*logits, *deltas)]
+        torch.manual_seed(1)
+        labels, boxes = generator.label_and_sample_anchors(anchors, SCENES[scene])
+        after = torch.rand(1)  # as many random numbers have been drawn
+        with EventStorage() as storage:
+            losses = generator.losses(anchors, logits, labels, deltas, boxes)
+        scalars = {name: value for name, (value, _) in storage.latest().items()}
+        gradients = torch.autograd.grad(sum(losses.values()), learned)
+        results.append(([*labels, *boxes, after, *losses.values(), *gradients], scalars, list(losses)))
+    (expected, *others), (found, *own) = results
+    assert others == own
+    assert all(len(labels) > 0 for labels in found[: len(SIZES)])
+    for ours, theirs in zip(found, expected, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("changes", [{"anchor_boundary_thresh": 0}, {"box_reg_loss_type": "giou"}])
+def test_settings_that_are_detectron2s_own(generators, changes):
+    results = []
+    for generator in generators:
+        vars(generator).update(changes)
+        anchors, logits, deltas = predictions(generator)
+        torch.manual_seed(1)
+        labels, boxes = generator.label_and_sample_anchors(anchors, SCENES[0])
+        with EventStorage():
+            results.append(generator.losses(anchors, logits, labels, deltas, boxes))
+    assert results[0] == results[1]
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
