@@ -19,6 +19,7 @@ import detection.training.semantic  # noqa: F401  and the one for semantic segme
 from detection.config import computes_in_bfloat16, for_one_process
 from detection.training import weights
 from detection.training.proposals import BatchedRPN
+from detection.training.sampling import sample_together
 from foundation.config import one_of, value_of
 from foundation.errors import UserError
 
@@ -88,6 +89,8 @@ def build(config: CfgNode) -> torch.nn.Module:
             module.__class__ = ExactROIAlign
         if on_gpu and type(module) is RPN:
             module.__class__ = BatchedRPN
+        if on_gpu and isinstance(module, modeling.ROIHeads):
+            sample_together(module)
         # A norm's statistics would contain the added regions.
         if on_gpu and type(module) is MaskRCNNConvUpsampleHead and not config.MODEL.ROI_MASK_HEAD.NORM:
             module.__class__ = PaddedMaskHead

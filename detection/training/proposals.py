@@ -6,8 +6,8 @@ regression targets are computed for the positive anchors alone, instead of for a
 
 Proposals: Detectron2 checks and clips the boxes image by image, and suppresses the overlapping boxes of one image after
 the other. The last step of the suppression goes through the boxes one by one, on a single multiprocessor of the GPU, or
-on the CPU with older versions of torchvision. Here the boxes are checked and clipped for all images at once, and those of
-several images are suppressed at the same time, each image in a CUDA stream of its own.
+on the CPU with older versions of torchvision. Here the boxes are checked and clipped for all images at once, and
+several images are treated at the same time, each in a CUDA stream of its own.
 """
 
 import functools
@@ -23,6 +23,8 @@ from detectron2.utils.memory import retry_if_cuda_oom
 from fvcore.nn import smooth_l1_loss
 from torch.nn import functional
 
+from detection.training.sampling import match, sample
+
 AT_ONCE = 16  # images
 
 Suppress = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -37,36 +39,23 @@ class BatchedRPN(RPN):
     ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """For each image the labels of all anchors, 1, 0 or -1 (not sampled), and the box that each is matched to."""
         if self.anchor_boundary_thresh >= 0:  # a key of the models of 2018
-            found: tuple[list[torch.Tensor], list[torch.Tensor]] = super().label_and_sample_anchors(
+            theirs: tuple[list[torch.Tensor], list[torch.Tensor]] = super().label_and_sample_anchors(
                 anchors, gt_instances
             )
-            return found
+            return theirs
         joined = Boxes.cat(anchors)
         labels, boxes = [], []
         for instances in gt_instances:
             objects = instances.gt_boxes
             quality = retry_if_cuda_oom(pairwise_iou)(objects, joined)
-            matched, label = (each.to(objects.device) for each in retry_if_cuda_oom(self._match)(quality))
+            found = retry_if_cuda_oom(match)(self.anchor_matcher, quality)
+            matched, label = (each.to(objects.device) for each in found)
             labels.append(label)
             boxes.append(objects.tensor[matched] if len(objects) else torch.zeros_like(joined.tensor))
         sampled = torch.full_like(stacked := torch.stack(labels), -1).view(-1)
         positive, negative = sample(stacked, self.batch_size_per_image, self.positive_fraction, background=0)
         sampled.index_fill_(0, torch.cat(positive), 1).index_fill_(0, torch.cat(negative), 0)
         return list(sampled.view_as(stacked)), boxes
-
-    def _match(self, quality: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """What `anchor_matcher` returns: for each anchor the best object, and the label."""
-        matcher = self.anchor_matcher
-        if not quality.numel():
-            nothing: tuple[torch.Tensor, torch.Tensor] = matcher(quality)
-            return nothing
-        best, matches = quality.max(dim=0)
-        labels = torch.ones_like(matches, dtype=torch.int8)
-        for label, low, high in zip(matcher.labels, matcher.thresholds[:-1], matcher.thresholds[1:], strict=True):
-            labels.masked_fill_((best >= low) & (best < high), label)
-        if matcher.allow_low_quality_matches:
-            labels.masked_fill_((quality == quality.amax(dim=1, keepdim=True)).any(dim=0), 1)
-        return matches, labels
 
     def losses(
         self,
@@ -157,33 +146,6 @@ class BatchedRPN(RPN):
     def _suppress(self, boxes: torch.Tensor, scores: torch.Tensor, levels: torch.Tensor, most: int) -> torch.Tensor:
         """Indices of at most `most` boxes that overlap no better one of their level."""
         return batched_nms(boxes, scores.float(), levels, self.nms_thresh)[:most]
-
-
-def sample(
-    labels: torch.Tensor, count: int, fraction: float, background: int
-) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """What Detectron2's `subsample_labels` draws for one image after the other.
-
-    Args:
-        labels: (images, N); -1 is never drawn.
-        count: how many to draw in an image.
-        fraction: of them that may be positive.
-        background: the label that is not positive.
-
-    Returns:
-        for each image the drawn positive labels and the drawn negative ones, as indices of the flattened `labels`.
-    """
-    kinds = ((labels != -1) & (labels != background), labels == background)
-    counts = torch.stack([kind.sum(dim=1) for kind in kinds]).tolist()
-    found = [kind.view(-1).nonzero()[:, 0].split(each) for kind, each in zip(kinds, counts, strict=True)]
-    positive, negative = [], []
-    for of_positive, of_negative in zip(*found, strict=True):
-        wanted = min(len(of_positive), int(count * fraction))
-        first = torch.randperm(len(of_positive), device=labels.device)[:wanted]
-        second = torch.randperm(len(of_negative), device=labels.device)[: min(len(of_negative), count - wanted)]
-        positive.append(of_positive[first])
-        negative.append(of_negative[second])
-    return positive, negative
 
 
 def _clip(boxes: torch.Tensor, image_sizes: Sequence[tuple[int, int]]) -> torch.Tensor:
