@@ -118,12 +118,13 @@ class BatchedRPN(RPN):
             *complete, diverged = torch.cat([usable.all(dim=1), diverged[None]]).tolist()
             if diverged and self.training:
                 raise FloatingPointError("Predicted boxes or scores contain Inf/NaN. Training has diverged.")
-            images = [
-                (boxes[number], scores[number], levels)
-                if all_usable
-                else (boxes[number][usable[number]], scores[number][usable[number]], levels[usable[number]])
-                for number, all_usable in enumerate(complete)
-            ]
+            images = []
+            for number, all_usable in enumerate(complete):
+                image = [boxes[number], scores[number], levels]
+                if not all_usable:
+                    places = usable[number].nonzero()[:, 0]
+                    image = [each[places] for each in image]
+                images.append(image)
             kept = suppress(images, functools.partial(self._suppress, most=self.post_nms_topk[self.training]))
         results = []
         for size, (candidates, logits, _), keep in zip(image_sizes, images, kept, strict=True):
@@ -154,7 +155,7 @@ def _clip(boxes: torch.Tensor, image_sizes: Sequence[tuple[int, int]]) -> torch.
     return torch.minimum(boxes.clamp(min=0), limits[:, None])
 
 
-def suppress(images: Sequence[tuple[torch.Tensor, ...]], one: Suppress) -> list[torch.Tensor]:
+def suppress(images: Sequence[Sequence[torch.Tensor]], one: Suppress) -> list[torch.Tensor]:
     """What `one` returns for each image; on a GPU for several images at the same time."""
     device = images[0][0].device
     if device.type != "cuda" or len(images) == 1:

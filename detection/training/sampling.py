@@ -4,7 +4,7 @@ Detectron2 waits for the GPU several times in each image, to know how many boxes
 for a batch. Random numbers are drawn in the same order, so that the same boxes are sampled.
 """
 
-from typing import TYPE_CHECKING
+import functools
 
 import numpy
 import torch
@@ -27,12 +27,19 @@ def match(matcher: Matcher, quality: torch.Tensor) -> tuple[torch.Tensor, torch.
         nothing: tuple[torch.Tensor, torch.Tensor] = matcher(quality)
         return nothing
     best, matches = quality.max(dim=0)
-    labels = torch.ones_like(matches, dtype=torch.int8)
-    for label, low, high in zip(matcher.labels, matcher.thresholds[:-1], matcher.thresholds[1:], strict=True):
-        labels.masked_fill_((best >= low) & (best < high), label)
+    bounds, kinds = _on_device(tuple(matcher.thresholds[1:-1]), tuple(matcher.labels), quality.device)
+    labels = kinds[torch.bucketize(best, bounds, right=True)]
     if matcher.allow_low_quality_matches:
         labels.masked_fill_((quality == quality.amax(dim=1, keepdim=True)).any(dim=0), 1)
     return matches, labels
+
+
+@functools.lru_cache
+def _on_device(
+    thresholds: tuple[float, ...], labels: tuple[int, ...], device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A matcher's inner thresholds and its labels."""
+    return torch.tensor(thresholds, device=device), torch.tensor(labels, dtype=torch.int8, device=device)
 
 
 def sample(
@@ -62,9 +69,14 @@ def sample(
     return positive, negative
 
 
-# Mixed into the class of the ROI heads that a config names.
-class BatchedSampling(ROIHeads if TYPE_CHECKING else object):
-    """ROI heads that sample the regions of all images of a batch together."""
+class BatchedSampling:
+    """Mixed into a class of ROI heads: they sample the regions of all images of a batch together."""
+
+    proposal_append_gt: bool
+    proposal_matcher: Matcher
+    num_classes: int
+    batch_size_per_image: int
+    positive_fraction: float
 
     @torch.no_grad()
     def label_and_sample_proposals(self, proposals: list[Instances], targets: list[Instances]) -> list[Instances]:
