@@ -224,7 +224,7 @@ def resolve(
     from pretrain.images.paths import check_outside
     from pretrain.runs.folder import refuse_begun
     from pretrain.training.own_images import plan_run
-    from pretrain.training.suitability import check_inputs, check_recipe, print_warnings, probe_warning
+    from pretrain.training.suitability import check_inputs, memory_warning, probe_warning
 
     remarks: list[str] = []
     if not args.resume and not args.dry_run:
@@ -237,10 +237,9 @@ def resolve(
     if not args.resume:
         check_inputs(config)
     if not args.planned and not args.dry_run:
-        remarks = check_recipe(config, device, processes)
+        remarks = memory_warning(config, device, processes)
     if not args.resume:
-        # A dry run prints the remarks itself.
-        remarks = [*remarks, *(probe_warning(config) if args.dry_run else print_warnings(probe_warning(config)))]
+        remarks = [*remarks, *probe_warning(config)]
     return config, remarks
 
 

@@ -1,6 +1,5 @@
 """What is checked before a run begins: its inputs, and whether its recipe can work on the images at hand."""
 
-import sys
 from collections.abc import Collection
 
 import torch
@@ -49,15 +48,6 @@ def check_architecture(
             raise UserError(f"{weights.source} holds a {own}, but {key} is {asked}; set {key} {own}")
 
 
-def check_recipe(config: CfgNode, device: torch.device, processes: int) -> list[str]:
-    """Warnings about a recipe on this machine, for the log; they are printed to standard error at once, too.
-
-    Raises:
-        UserError: the activations alone are more than the memory of the device.
-    """
-    return print_warnings(memory_warning(config, device, processes))
-
-
 def probe_warning(config: CfgNode) -> list[str]:
     """A warning where keys of the online probe are set, and it does not run."""
     defaults = get_defaults().PROBE
@@ -71,7 +61,7 @@ def probe_warning(config: CfgNode) -> list[str]:
 
 
 def steps_warning(config: CfgNode, planned: bool, images: int) -> list[str]:
-    """A warning where a run takes too few steps on so many images to learn much; it is printed at once, too.
+    """A warning where a run takes too few steps on so many images to learn much.
 
     Args:
         config: of the run.
@@ -90,18 +80,10 @@ def steps_warning(config: CfgNode, planned: bool, images: int) -> list[str]:
             f"set TRAIN.EPOCHS {epochs}, lower TRAIN.BATCH_SIZE with P, or leave --config out and name the folder: "
             "`pretrain/train.py FOLDER --dry-run` plans for it"
         )
-    warning = (
+    return [
         f"warning: {steps} steps are too few to learn much ({images} images, TRAIN.BATCH_SIZE "
         f"{config.TRAIN.BATCH_SIZE}: {per_epoch} an epoch); {advice}"
-    )
-    return print_warnings([warning])
-
-
-def print_warnings(warnings: list[str]) -> list[str]:
-    """Print lines to standard error, in the first process only. Returns them."""
-    for line in warnings if group.is_main() else ():
-        print(line, file=sys.stderr)
-    return warnings
+    ]
 
 
 def memory_warning(config: CfgNode, device: torch.device, processes: int) -> list[str]:

@@ -376,10 +376,10 @@ def test_a_recipe_that_cannot_work_says_so(
     advice = (
         "warning: 3 steps are too few to learn much (24 images, TRAIN.BATCH_SIZE 8: 3 an epoch); set TRAIN.EPOCHS 1667"
     )
-    assert advice in capsys.readouterr().err
+    assert "".join(capsys.readouterr()).count(advice) == 1, "on a terminal, which shows both streams"
     assert advice in (tmp_path / "run" / "log.txt").read_text()
     train.main([*small, "--resume"])
-    assert advice not in capsys.readouterr().err, "a resumed run repeats it"
+    assert advice not in "".join(capsys.readouterr()), "a resumed run repeats it"
     huge = [*argv, "DATA.IMAGE_SIZE=4096", "--output", "huge"]
     monkeypatch.setattr(dry_run.machine, "available_memory", lambda: 1_000_000_000)
     message = error_of(train.main, huge)
@@ -388,11 +388,10 @@ def test_a_recipe_that_cannot_work_says_so(
     assert "add TRAIN.WARMUP_EPOCHS 0" in error_of(train.main, [*argv, "--epochs", "1"])
 
 
-def test_a_plan_with_too_few_steps_names_the_options_that_give_more(capsys: pytest.CaptureFixture) -> None:
+def test_a_plan_with_too_few_steps_names_the_options_that_give_more() -> None:
     config = get_defaults()
     config.DATA.NAME, config.TRAIN.BATCH_SIZE, config.TRAIN.EPOCHS, config.TRAIN.WARMUP_EPOCHS = "folder", 8, 1, 0
     (line,) = steps_warning(config, True, 24)
     assert line.endswith("(24 images, TRAIN.BATCH_SIZE 8: 3 an epoch); give --epochs 1667, or more --hours")
-    assert line in capsys.readouterr().err
     config.TRAIN.EPOCHS = 1667
     assert steps_warning(config, True, 24) == []
