@@ -159,7 +159,9 @@ class Training:
             torch.cuda.synchronize()
         totals: dict[str, list[float]] = {}
         for event in profile.events():
-            if event.device_type == torch.autograd.DeviceType.CUDA and not event.is_user_annotation:
+            if event.name.startswith("Optimizer.") or getattr(event, "is_user_annotation", False):
+                continue  # a span that holds kernels
+            if event.device_type == torch.autograd.DeviceType.CUDA:
                 totals.setdefault(event.name, []).append(event.time_range.elapsed_us() / 1e6)
         longest = sorted(totals.items(), key=lambda entry: -sum(entry[1]))[:LONGEST]
         lines = [f"{sum(times):8.4f} s in {len(times):5} calls  {name[:90]}" for name, times in longest]
