@@ -141,12 +141,18 @@ def draw_curves(settings: Sequence[Setting], colours: Colours, path: Path) -> bo
         for row, setting in zip(grid, rows, strict=True):
             draw = _draw_pretraining if setting.kind.name == PRETRAIN else _draw_detection
             draw(row, setting, colours)
-            for axes in row:
-                axes.set_xlabel("iteration")
-                if axes.lines:
-                    axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, min_n_ticks=1))
-                axes.margins(x=0.02)
+            _share_iterations(row)
     return True
+
+
+def _share_iterations(row: Sequence[Axes]) -> None:
+    """Give panels the axis of the whole training, so that a value which was measured once lies where that was."""
+    last = max([1.0, *(float(axes.dataLim.x1) for axes in row if axes.lines)])
+    for axes in row:
+        axes.set_xlabel("iteration")
+        if axes.lines:
+            axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, min_n_ticks=1))
+        axes.set_xlim(-0.02 * last, 1.02 * last)
 
 
 def _cut(label: str) -> str:
@@ -245,7 +251,7 @@ def _draw_detection(row: Sequence[Axes], setting: Setting, colours: Colours) -> 
             _draw_group(axes, [values for values in series if values], colours[group.label], marker)
         axes.set_title(title)
         axes.set_ylabel(unit)
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.05 * max(axes.dataLim.y1, 1e-9) if axes.lines else None)  # markers are not cut
         _mark_empty(axes)
 
 

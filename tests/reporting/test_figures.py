@@ -7,7 +7,7 @@ from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from foundation.run_kinds import PRETRAIN
+from foundation.run_kinds import DETECTION, PRETRAIN, Metric
 from reporting import figures
 
 
@@ -42,6 +42,22 @@ def test_iterations_are_whole_numbers(tmp_path, monkeypatch):
     assert figures.draw_curves([setting], {"corinfomax": "#0072b2"}, tmp_path / "curves.png")
     assert all(float(tick).is_integer() for axes in rows[0] for tick in axes.get_xticks())
     assert len(rows[0][0].get_xticks())
+
+
+def test_a_value_that_was_measured_once_lies_where_it_was_measured(tmp_path, monkeypatch):
+    metric, axes_of = Metric("box AP", ("results", "bbox", "AP")), []
+    series = {"total_loss": {19: 3.0, 299: 1.0, 599: 0.5}, metric.key: {599: 20.0}}
+    run = SimpleNamespace(lines=[{}], series=lambda key: series.get(key, {}))
+    group = SimpleNamespace(label="corinfomax", runs=[run])
+    setting = SimpleNamespace(
+        kind=SimpleNamespace(name=DETECTION), name="coco", groups=[group], runs=[run], tasks=[None], headline=[metric]
+    )
+    draw = figures._draw_detection
+    monkeypatch.setattr(figures, "_draw_detection", lambda row, *rest: axes_of.extend(row) or draw(row, *rest))
+    assert figures.draw_curves([setting], {"corinfomax": "#0072b2"}, tmp_path / "curves.png")
+    loss, ap = axes_of
+    assert ap.get_xlim() == loss.get_xlim() == pytest.approx((-0.02 * 599, 1.02 * 599))
+    assert ap.get_ylim() == pytest.approx((0, 21)), "the marker is not cut off"
 
 
 def test_a_panel_without_values_has_no_ticks():
