@@ -173,5 +173,5 @@ def _draw_matrix(axes: Axes, names: Sequence[str], counts: np.ndarray) -> None:
         for row, column in np.argwhere(counts > 0):
             ink = "white" if shares[row, column] > 0.6 else "#1a1a1a"
             axes.text(column, row, f"{100 * shares[row, column]:.0f}", ha="center", va="center", fontsize=7, color=ink)
-    axes.set_xlabel("detected as")
+    axes.set_xlabel("detected as (cells: % of the row)")
     axes.set_ylabel("ground truth")

@@ -4,9 +4,10 @@ import json
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
-from reporting import figures
+from reporting import diagnosis, figures
 from reporting.analysis import TASKS, confusion
 from reporting.diagnosis import draw_confusion, error_cost
 from reporting.groups import settings
@@ -71,6 +72,14 @@ def test_confusions_of_masks_where_boxes_were_not_evaluated(analysed, tmp_path):
     found = settings(read_runs([analysed("random", 1, {"segm": analysis()["bbox"]})]).runs)
     assert draw_confusion(found, tmp_path / "confusion.png")
     assert (tmp_path / "confusion.png").exists()
+
+
+def test_cells_of_a_confusion_matrix_say_what_they_count():
+    axes = Figure().subplots()
+    diagnosis._draw_matrix(axes, ["a", "b", "background"], np.array([[5, 1, 2], [0, 0, 0], [2, 6, 0]]))
+    written = {tuple(text.get_position()): text.get_text() for text in axes.texts}  # (column, row)
+    assert written == {(0, 0): "62", (1, 0): "12", (2, 0): "25", (0, 2): "25", (1, 2): "75"}
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("detected as (cells: % of the row)", "ground truth")
 
 
 def test_precision_over_recall_is_drawn_where_it_was_measured(analysed, detection, make_report, monkeypatch):
