@@ -65,8 +65,8 @@ def augment(images: Tensor, params: Tensor, mean: Tensor, std: Tensor, dtype: to
 def _new_result(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Memory for (N, 3, H, W), channels last.
 
-    On a CPU it is NumPy's, which from 4 MB on asks the system for huge pages, as PyTorch does not: a quarter of the
-    time would be spent on page faults.
+    On a CPU it is NumPy's, which asks the system for huge pages, as PyTorch does not: a result of more than 32 MB is
+    memory that is new in each step, and a third of the time would be spent on its page faults.
     """
     if device.type != "cpu":
         return torch.empty(*shape, dtype=dtype, device=device, memory_format=torch.channels_last)
@@ -248,7 +248,9 @@ def _blur(x: Tensor, sigma: np.ndarray) -> Tensor:
 
 def gaussian_blur(x: Tensor, sigma: np.ndarray) -> Tensor:
     """Blur with reflected borders. x: (N, C, H, W); sigma: (N,) pixels."""
-    radius = min(BLUR_RADIUS, math.ceil(BLUR_REACH * float(sigma.max())))
+    radius = min(BLUR_RADIUS, math.ceil(BLUR_REACH * float(sigma.max())) - 1)
+    if radius == 0:
+        return x
     weights = np.exp(-0.5 * np.square(np.arange(-radius, radius + 1, dtype=np.float32) / sigma[:, None]))
     down = _blur_axis(x.permute(1, 2, 0, 3), weights)  # (C, H, N, W)
     across = _blur_axis(down.transpose(1, 3), weights)  # (C, W, N, H)

@@ -141,7 +141,7 @@ def random_stream(seed: int, epoch: int, index: int, view: int) -> Stream:
 
 def draw_crop(augmentation: Augmentation, rng: Stream, height: int, width: int) -> tuple[int, int, int, int]:
     """(top, left, height, width) of a random crop, distributed as torchvision's RandomResizedCrop."""
-    flattest, tallest = (math.log(bound) for bound in augmentation.crop_ratio)
+    flattest, tallest = math.log(augmentation.crop_ratio[0]), math.log(augmentation.crop_ratio[1])
     for _ in range(10):
         area = height * width * rng.uniform(*augmentation.crop_scale)
         ratio = math.exp(rng.uniform(flattest, tallest))
