@@ -71,7 +71,7 @@ from detectron2.utils.events import EventStorage
 TRAIN, TEST, SCORED = "benchmark_train", "benchmark_val", "benchmark_scored"
 IMAGES, NOTED = 8, 10  # images to detect in; images for an evaluator to process
 TARGET_IMAGES, REGIONS, ON_OBJECTS = 16, 512, 128  # the recipes' regions of an image; at most a quarter is on objects
-WARM_UP = 8  # iterations on a GPU that are not measured
+WARM_UP = 6  # iterations on a GPU that are not measured
 DIVIDED = 3  # iterations that are divided into parts
 LONGEST = 12  # kernels to print
 DIVISION = (*("iteration", "matching", "proposals", "mask targets", "backward", "optimizer", "the rest", "kernels"),)
