@@ -9,7 +9,7 @@ pytest.importorskip("detectron2")
 from detection import config as configs
 from detection.data import training_data
 from detection.data.loading import ProcessBatch
-from detection.data.polygons import RegionPolygons
+from detection.data.polygons import RegionPolygons, _steps_before
 from detection.training import model as modeling
 
 # isort: split
@@ -62,9 +62,22 @@ def test_targets_equal_those_of_detectron2(kind, side):
         assert torch.equal(found, expected)
 
 
+@pytest.mark.parametrize(
+    ("start", "run", "rise"), [(0, 5, 10), (20, -5, 10), (3, 7, 9), (220, -5, 2460), (256, -10, 572), (77, -11, 2178)]
+)
+def test_steep_edges_pass_columns_where_their_points_do(start, run, rise):
+    """The last three: points whose rounding is not that of the quotient that they are found by."""
+    slope = run / rise
+    points = (start + slope * numpy.arange(rise + 1) + 0.5).astype(int)
+    passed = numpy.flatnonzero(numpy.diff(points))
+    beyond = numpy.maximum(points[passed], points[passed + 1])
+    found = _steps_before(beyond, numpy.full(len(beyond), start), numpy.full(len(beyond), slope))
+    assert found.tolist() == passed.tolist()
+
+
 def test_boxes_without_area_and_no_regions():
     objects = [[numpy.array([3.0, 3, 9, 3, 9, 8, 3, 8])]]
-    boxes = torch.tensor([[4.0, 4, 4, 4], [2, 2, 2.05, 10], [9, 9, 3, 3]])
+    boxes = torch.tensor([[4.0, 4, 4, 4], [8.95, 2, 9, 10], [9, 9, 3, 3]])
     expected = PolygonMasks(objects * 3).crop_and_resize(boxes, 14)
     assert expected.any()
     assert torch.equal(RegionPolygons(objects * 3).crop_and_resize(boxes, 14), expected)

@@ -15,6 +15,7 @@ from detection.training import sampling
 
 # isort: split
 from detectron2.modeling import ROIHeads
+from detectron2.modeling.matcher import Matcher
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
@@ -74,6 +75,18 @@ def test_regions_equal_those_of_detectron2(heads, objects, drawn):
             assert torch.equal(ours.get(name).tensor, theirs.get(name).tensor)
         if ours.has("gt_masks"):
             assert [each[0][0] for each in ours.gt_masks] == [each[0][0] for each in theirs.gt_masks]
+
+
+@pytest.mark.parametrize("low_quality", [False, True])
+def test_objects_matched_at_the_very_thresholds(low_quality):
+    matcher = Matcher([0.3, 0.7], [0, -1, 1], allow_low_quality_matches=low_quality)
+    values = [0.0, 0.29, 0.3, 0.31, 0.69, 0.7, 0.71, 1.0]
+    quality = torch.tensor([values, [0.3] * len(values), [0.0] * len(values)])
+    for ours, theirs in zip(sampling.match(matcher, quality[:2]), matcher(quality[:2]), strict=True):
+        assert ours.dtype == theirs.dtype
+        assert torch.equal(ours, theirs)
+    for ours, theirs in zip(sampling.match(matcher, quality[2:]), matcher(quality[2:]), strict=True):
+        assert torch.equal(ours, theirs)  # an object that no box overlaps
 
 
 def test_heads_that_sample_in_their_own_way_are_left_alone():
