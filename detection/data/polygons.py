@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 FINER = 5  # grid points in a pixel's side
 BETWEEN = 3  # column c ends before the grid point FINER * c + BETWEEN
 LEAST_SIDE = 0.1  # pixels; Detectron2 scales as if a smaller box had this side
+SCALE = (1 / np.float32(1)).dtype  # of Detectron2's scales, which it computes from scalars: float64 before NumPy 2
 
 Numbers = NDArray[np.int64]
 
@@ -129,7 +130,7 @@ class _Packed:
         self, boxes: NDArray[np.float32], region: Numbers, corner: Numbers, side: int
     ) -> tuple[Numbers, Numbers]:
         """Coordinates of corners on the fine grid of the region that each belongs to."""
-        scale = side / np.maximum(boxes[:, 2:] - boxes[:, :2], np.float32(LEAST_SIDE))
+        scale = side / np.maximum((boxes[:, 2:] - boxes[:, :2]).astype(SCALE), LEAST_SIDE)
         scaled = (self.corners[corner] - boxes[region, :2]) * scale[region]
         on_grid = (FINER * scaled + 0.5).astype(np.int64)
         return on_grid[:, 0], on_grid[:, 1]
