@@ -24,7 +24,7 @@ SOLARIZE_THRESHOLD = 128 / 255  # thesis B.1.1
 BLUR_RADIUS = 6  # pixels: three standard deviations of the widest blur, 2 pixels
 BLUR_REACH = 5.7  # standard deviations; the weights beyond are below the resolution of float32
 CACHE_BYTES = 2**22  # of images that a CPU core works on at a time
-BLUR_BYTES = 2**20  # of images that are blurred at a time
+BLUR_BYTES = 2**20  # of images that a CPU blurs at a time
 LARGE_BYTES = 2**17  # of an image; larger ones are taken one by one by a CPU core
 GPU_BYTES = 2**28  # of images that a GPU works on at a time; intermediate results take several times that
 ORDERS = np.array(list(permutations(range(4))))  # of the jitter
@@ -238,9 +238,9 @@ def solarize(x: Tensor) -> Tensor:
 
 
 def _blur(x: Tensor, sigma: np.ndarray) -> Tensor:
-    """Blur the images with sigma (N,) > 0, some of similar sigma at a time, because the widest takes the most time."""
+    """Blur the images with sigma (N,) > 0, on a CPU some of similar sigma at a time: the widest takes the most time."""
     ranked = np.argsort(sigma)[np.count_nonzero(sigma == 0) :]
-    parts = math.ceil(4 * x[0].numel() * len(ranked) / BLUR_BYTES)
+    parts = math.ceil(4 * x[0].numel() * len(ranked) / BLUR_BYTES) if x.device.type == "cpu" else 1
     for some in np.array_split(ranked, max(parts, 1)):
         x = _apply(x, np.sort(some), lambda part, where: gaussian_blur(part, sigma[where]))
     return x
@@ -275,11 +275,14 @@ def _blur_axis(x: Tensor, weights: np.ndarray) -> Tensor:
     kernel = kernel.repeat_interleave(breadth, dim=0)  # for each line along the axis
     reflected = send(torch.from_numpy(last - np.abs(last - np.abs(np.arange(-radius, length + radius)))), x.device)
     lines = x.reshape(channels, length, count * breadth).index_select(1, reflected)
-    if x.device.type == "cpu" and torch.backends.mkldnn.is_available():
-        # The lines are the channels of a convolution, of which oneDNN computes many at once.
-        result = conv2d(lines.mT.unsqueeze(2), kernel[:, None, None], groups=count * breadth).squeeze(2).mT
-    else:
-        result = torch.zeros(channels, length, count * breadth, device=x.device)
+    if x.device.type == "cpu" and not torch.backends.mkldnn.is_available():
+        result = torch.zeros(channels, length, count * breadth)
         for offset, weight in enumerate(kernel.T):
             result.addcmul_(lines[:, offset : offset + length], weight)
+        return result.reshape(x.shape)
+    # The lines are the channels of a convolution, of which oneDNN computes many at once.
+    lines = lines.mT.unsqueeze(2)  # in channels-last memory
+    if x.device.type != "cpu":
+        lines = lines.contiguous()  # else it would be computed by cuDNN, which may round to TF32
+    result = conv2d(lines, kernel[:, None, None], groups=count * breadth).squeeze(2).mT
     return result.reshape(x.shape)
