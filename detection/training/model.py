@@ -18,8 +18,7 @@ import detection.roi_heads  # registers the head that the C4 recipes name
 import detection.training.semantic  # noqa: F401  and the one for semantic segmentation
 from detection.config import computes_in_bfloat16, for_one_process
 from detection.training import weights
-from detection.training.proposals import BatchedRPN
-from detection.training.sampling import sample_together
+from detection.training.proposals import BatchedRPN, sample_together
 from foundation.config import one_of, value_of
 from foundation.errors import UserError
 

@@ -11,7 +11,7 @@ pytest.importorskip("detectron2")
 from detection import config as configs
 from detection.data.polygons import RegionPolygons
 from detection.training import model as modeling
-from detection.training import sampling
+from detection.training import proposals
 
 # isort: split
 from detectron2.modeling import ROIHeads
@@ -28,7 +28,7 @@ def heads(request):
     config, _ = configs.for_one_process(configs.load(request.param, ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", ""]))
     theirs = modeling.modeling.build_model(config).roi_heads
     ours = copy.copy(theirs)
-    sampling.sample_together(ours)
+    proposals.sample_together(ours)
     return theirs, ours
 
 
@@ -37,11 +37,11 @@ def boxes_near(random, centres, count):
     return Boxes(torch.from_numpy(numpy.sort(corners.reshape(-1, 2, 2), axis=1).reshape(-1, 4)).float())
 
 
-def batch(objects, proposals):
-    """Objects and proposals of images, as many of each as the lists say."""
+def batch(objects, candidates):
+    """Objects and candidates of images, as many of each as the lists say."""
     random = numpy.random.default_rng(0)
     targets, found = [], []
-    for count, regions in zip(objects, proposals, strict=True):
+    for count, regions in zip(objects, candidates, strict=True):
         centres = numpy.array([0, 0, 40, 40]) + random.uniform(0, 60, (max(count, 1), 4))
         instances = Instances(SIZE, gt_boxes=Boxes(torch.from_numpy(centres[:count]).float()))
         instances.gt_classes = torch.arange(count) % 3
@@ -58,10 +58,10 @@ def test_regions_equal_those_of_detectron2(heads, objects, drawn):
     results = []
     for each in heads:
         each.batch_size_per_image = drawn
-        targets, proposals = batch(objects, [30, 50, 20])
+        targets, candidates = batch(objects, [30, 50, 20])
         torch.manual_seed(3)
         with EventStorage() as storage:
-            regions = each.label_and_sample_proposals(proposals, targets)
+            regions = each.label_and_sample_proposals(candidates, targets)
         results.append((regions, torch.rand(1), {name: value for name, (value, _) in storage.latest().items()}))
     (expected, *others), (found, *own) = results
     assert others == own
@@ -82,10 +82,10 @@ def test_objects_matched_at_the_very_thresholds(low_quality):
     matcher = Matcher([0.3, 0.7], [0, -1, 1], allow_low_quality_matches=low_quality)
     values = [0.0, 0.29, 0.3, 0.31, 0.69, 0.7, 0.71, 1.0]
     quality = torch.tensor([values, [0.3] * len(values), [0.0] * len(values)])
-    for ours, theirs in zip(sampling.match(matcher, quality[:2]), matcher(quality[:2]), strict=True):
+    for ours, theirs in zip(proposals.match(matcher, quality[:2]), matcher(quality[:2]), strict=True):
         assert ours.dtype == theirs.dtype
         assert torch.equal(ours, theirs)
-    for ours, theirs in zip(sampling.match(matcher, quality[2:]), matcher(quality[2:]), strict=True):
+    for ours, theirs in zip(proposals.match(matcher, quality[2:]), matcher(quality[2:]), strict=True):
         assert torch.equal(ours, theirs)  # an object that no box overlaps
 
 
@@ -95,5 +95,5 @@ def test_heads_that_sample_in_their_own_way_are_left_alone():
             raise NotImplementedError
 
     own = object.__new__(Own)
-    sampling.sample_together(own)
+    proposals.sample_together(own)
     assert type(own) is Own
