@@ -25,7 +25,7 @@ BLUR_RADIUS = 6  # pixels: three standard deviations of the widest blur, 2 pixel
 BLUR_REACH = 5.7  # standard deviations; the weights beyond are below the resolution of float32
 CACHE_BYTES = 2**22  # of images that a CPU core works on at a time
 BLUR_BYTES = 2**20  # of images that a CPU blurs at a time
-LARGE_BYTES = 2**17  # of an image; larger ones are taken one by one by a CPU core
+LARGE_BYTES = 2**17  # of an image; larger ones are taken one by one by a single thread
 GPU_BYTES = 2**28  # of images that a GPU works on at a time; intermediate results take several times that
 ORDERS = np.array(list(permutations(range(4))))  # of the jitter
 
@@ -78,12 +78,14 @@ def _new_result(shape: Sequence[int], dtype: torch.dtype, device: torch.device) 
 def _images_at_a_time(images: Tensor) -> int:
     """How many images the operations take at a time.
 
-    Of large images a CPU core takes one: an operation that changes some of several images copies them first.
+    One thread takes large images one by one: an operation that changes some of several images copies them first. More
+    threads take several, because one image is too little work to divide.
     """
     size = 4 * images[0].numel()
     if images.device.type != "cpu":
         return max(GPU_BYTES // size, 1)
-    return (CACHE_BYTES // size if size <= LARGE_BYTES else 1) * torch.get_num_threads()
+    threads = torch.get_num_threads()
+    return 1 if threads == 1 and size > LARGE_BYTES else max(CACHE_BYTES // size, 1) * threads
 
 
 def _by_kernels(images: Tensor, table: np.ndarray, mean: Tensor, std: Tensor, result: Tensor) -> bool:
