@@ -123,7 +123,9 @@ def build_source(
     if name not in DATASETS:
         raise UserError(f"DATA.NAME {name!r} is not one of {', '.join(DATASETS)}")
     if not root:
-        raise UserError(f"DATA.ROOT is empty; set it to the folder of {name} (DATA.ROOT /path/to/images)")
+        raise UserError(
+            f"DATA.ROOT is empty: DATA.NAME {name} needs the folder of its images (DATA.ROOT /path/to/images)"
+        )
     if name == "folder" and len(roots := split_roots(root)) > 1:
         return JoinedSource([build_source(name, one, split, classes, streaming, together) for one in roots])
     if name == "webdataset" and is_listing(root) and not Path(root).is_dir():

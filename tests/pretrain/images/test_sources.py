@@ -149,7 +149,7 @@ def test_fashion_mnist_as_published(tmp_path: Path) -> None:
 
 def test_errors_name_the_folder(tmp_path: Path) -> None:
     for name, root, message in [
-        ("folder", "", "DATA.ROOT is empty"),
+        ("folder", "", "DATA.ROOT is empty: DATA.NAME folder needs the folder of its images"),
         ("folder", str(tmp_path / "gone"), "gone does not exist"),
         ("folder", str(tmp_path), "there is no image below"),
         ("imagenet1k", str(tmp_path), "train does not exist"),
