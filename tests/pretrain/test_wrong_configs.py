@@ -57,6 +57,7 @@ OUTSIDE: dict[str, list[str]] = {
     "TRAIN.WEIGHT_DECAY": ["-0.1"],
     "TRAIN.OPTIMIZER": ["adam", "LARS"],
     "TRAIN.PRECISION": ["float16", "bf16", "''"],
+    "TRAIN.CUDA_GRAPH": ["True", "yes", "''"],
     "TRAIN.MICRO_BATCH": ["-1"],
     "TRAIN.MAX_STEPS": ["-1"],
     "TRAIN.MAX_SKIPPED": ["-1"],
