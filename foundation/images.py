@@ -93,6 +93,11 @@ class OpenImage:
         """Memory that it holds."""
         return len(self._jpeg) if self._pixels is None else self._pixels.nbytes
 
+    @property
+    def fills_buffer(self) -> bool:
+        """Whether `decode` returns the buffer that it is given: of upright JPEGs."""
+        return self._pixels is None and self._orientation == 1
+
     def decode(self, reduction: int = 1, buffer: np.ndarray | None = None) -> np.ndarray:
         """The pixels, upright (H, W, 3) uint8 RGB.
 

@@ -5,8 +5,9 @@ drawn here (`draws.py`). On one core this is several times faster than the usual
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -96,11 +97,23 @@ def ignore(index: int) -> None:
 
 @dataclass(frozen=True)
 class _Opened:
-    """An image with the crops drawn for it. It is `step` images after the requested one, to replace a damaged one."""
+    """An image that is ready to be decoded.
+
+    Args:
+        image: the image.
+        step: how many images after the requested one it is, which is damaged.
+        boxes: the crops drawn for it.
+        reduction: by which the sides are divided.
+        buffer: memory for the pixels.
+        resizes: fill the views once the image is in the buffer. Empty where the boxes have to be cut from its pixels.
+    """
 
     image: OpenImage
-    boxes: Sequence[Box]
     step: int
+    boxes: Sequence[Box]
+    reduction: int
+    buffer: np.ndarray | None
+    resizes: Sequence[Callable[[], object]]
 
 
 class ViewDataset:
@@ -157,14 +170,17 @@ class ViewDataset:
         steps: list[int] = []
         unreadable: list[str] = []
         ahead: deque[_Opened] = deque()
-        for place, (epoch, index) in enumerate(keys):
+        for place, (_, index) in enumerate(keys):
             if not ahead:
-                ahead.extend(self._open_some(keys[place : place + AHEAD], params[:, place:], begin, unreadable))
+                part = slice(place, place + AHEAD)
+                images_ahead = self._open_some(keys[part], begin, unreadable)
+                ahead.extend(self._prepare(images_ahead, keys[part], params[:, part], outputs[part]))
             begin(index)
             opened = ahead.popleft()
             while not self._fill(opened, outputs[place], unreadable):
-                image, step = self._open(index, opened.step + 1, unreadable)
-                opened = _Opened(image, self._draw(epoch, index, image, params[:, place]), step)
+                part = slice(place, place + 1)
+                replacement = self._open(index, opened.step + 1, unreadable)
+                (opened,) = self._prepare([replacement], keys[part], params[:, part], outputs[part])
             steps.append(opened.step)
         total, labels = len(self.source), self.source.labels
         chosen = [int(labels[(index + step) % total]) for (_, index), step in zip(keys, steps, strict=True)]
@@ -172,17 +188,9 @@ class ViewDataset:
         return Batch(images, torch.from_numpy(params), torch.tensor(chosen), indices, unreadable)
 
     def _open_some(
-        self,
-        keys: Sequence[tuple[int, int]],
-        params: np.ndarray,
-        begin: Callable[[int], None],
-        unreadable: list[str],
-    ) -> Iterator["_Opened"]:
-        """Open images, as many as fit `KEPT_MEMORY`, but at least one; and then draw for them.
-
-        Several at a time, because decoding drives Python's code from the processor's caches: image by image, opening
-        and drawing take three times as long.
-        """
+        self, keys: Sequence[tuple[int, int]], begin: Callable[[int], None], unreadable: list[str]
+    ) -> list[tuple[OpenImage, int]]:
+        """Open images as `_open` does, as many as fit `KEPT_MEMORY`, but at least one."""
         images: list[tuple[OpenImage, int]] = []
         held = 0
         for _, index in keys:
@@ -191,8 +199,7 @@ class ViewDataset:
             held += images[-1][0].nbytes
             if held > KEPT_MEMORY:
                 break
-        for place, ((image, step), (epoch, index)) in enumerate(zip(images, keys, strict=False)):
-            yield _Opened(image, self._draw(epoch, index, image, params[:, place]), step)
+        return images
 
     def _open(self, index: int, step: int, unreadable: list[str]) -> tuple[OpenImage, int]:
         """Open an image, or the next one that can be opened, which is always the same.
@@ -215,6 +222,64 @@ class ViewDataset:
             f"{MAX_REPLACEMENTS} images in a row cannot be read, the first: {unreadable[-MAX_REPLACEMENTS]}"
         )
 
+    def _prepare(
+        self,
+        images: Sequence[tuple[OpenImage, int]],
+        keys: Sequence[tuple[int, int]],
+        params: np.ndarray,
+        outputs: Sequence[Sequence[Tensor]],
+    ) -> list[_Opened]:
+        """Draw for images, and do all that can be done before they are decoded.
+
+        Decoding drives Python's code from the processor's caches, so that what is done between two images takes about
+        three times as long as here.
+
+        Args:
+            images: with their steps, as `_open` returns them.
+            keys: (epoch, index) of the images that were asked for; there may be more of them.
+            params: (V, N or more, len(Param)), is filled.
+            outputs: for each image the memory of its views.
+        """
+        plans = []
+        for place, ((image, step), (epoch, index)) in enumerate(zip(images, keys, strict=False)):
+            boxes = self._draw(epoch, index, image, params[:, place])
+            reduction = self._reduction(image, boxes)
+            size = 3 * -(-image.height // reduction) * -(-image.width // reduction)
+            plans.append((image, step, boxes, reduction, size))
+        needed = max((size for *_, size in plans if size <= KEPT_MEMORY), default=0)
+        if len(self._memory) < needed:
+            self._memory = torch.empty(needed, dtype=torch.uint8)
+        buffer = self._memory.numpy()
+        return [
+            _Opened(image, step, boxes, reduction, buffer, self._resizes(image, boxes, reduction, views))
+            if size <= len(buffer)
+            else _Opened(image, step, boxes, reduction, None, ())
+            for (image, step, boxes, reduction, size), views in zip(plans, outputs, strict=False)
+        ]
+
+    def _resizes(
+        self, image: OpenImage, boxes: Sequence[Box], reduction: int, views: Sequence[Tensor]
+    ) -> Sequence[Callable[[], object]]:
+        """For each box, what `resize` does with this part of `_memory` and a view. Empty for other files than JPEGs."""
+        if reduction != 1 or not image.fills_buffer:
+            return ()
+        row, shape, operation = 3 * image.width, [self.size, self.size], RESIZE[self.interpolation]
+        resizes: list[Callable[[], object]] = []
+        for (top, left, height, width), view in zip(boxes, views, strict=False):
+            part = self._memory.as_strided((1, 3, height, width), (row, 1, row, 3), row * top + 3 * left)
+            same = height == width == self.size
+            work = partial(view.copy_, part) if same else partial(operation, part, shape, False, None, None, out=view)
+            resizes.append(work)
+        return resizes
+
+    def _reduction(self, image: OpenImage, boxes: Sequence[Box]) -> int:
+        """By how much to divide the sides. Without boxes the whole image is resized for the central crop."""
+        if not self.scaled:
+            return 1
+        if boxes:
+            return reduction_for(boxes, self.size)
+        return reduction_for([(0, 0, image.height, image.width)], resized_side(self.size))
+
     def _draw(self, epoch: int, index: int, image: OpenImage, params: np.ndarray) -> Sequence[Box]:
         """The boxes of the random views; none for the central crop."""
         if not self.augmentations:
@@ -232,42 +297,25 @@ class ViewDataset:
             params[view] = draw_photometric(augmentation, stream)
         return boxes
 
-    def _fill(self, opened: "_Opened", images: Sequence[Tensor], unreadable: list[str]) -> bool:
+    def _fill(self, opened: _Opened, views: Sequence[Tensor], unreadable: list[str]) -> bool:
         """Decode an image and fill in its views, (1, 3, S, S) each. False where it is damaged."""
-        boxes = opened.boxes
-        if not self.scaled:
-            reduction = 1
-        elif boxes:
-            reduction = reduction_for(boxes, self.size)
-        else:  # the central crop is cut of the whole image, resized
-            reduction = reduction_for([(0, 0, opened.image.height, opened.image.width)], resized_side(self.size))
+        image = opened.image
         try:
-            pixels, kept = self._decode(opened.image, reduction)
+            pixels = image.decode(opened.reduction, opened.buffer)
         except UnreadableImage as error:
             unreadable.append(str(error))
             return False
-        if not boxes:
-            images[0].copy_(center_crop(_as_tensor(pixels), self.size, self.interpolation))
-            return True
-        if pixels.shape[:2] != (opened.image.height, opened.image.width):
-            boxes = [reduced(box, reduction) for box in boxes]
-        row = 3 * pixels.shape[1]
-        for (top, left, height, width), image in zip(boxes, images, strict=True):
-            if kept:  # one call instead of three, because decoding has driven the code from the processor's caches
-                part = self._memory.as_strided((1, 3, height, width), (row, 1, row, 3), row * top + 3 * left)
-            else:
-                part = _as_tensor(pixels[top : top + height, left : left + width])
-            resize(part, self.size, self.size, self.interpolation, out=image)
+        if opened.resizes:
+            for each in opened.resizes:
+                each()
+        elif opened.boxes:
+            smaller = pixels.shape[:2] != (image.height, image.width)
+            for box, view in zip(opened.boxes, views, strict=True):
+                part = crop(_as_tensor(pixels), reduced(box, opened.reduction) if smaller else box)
+                resize(part, self.size, self.size, self.interpolation, view)
+        else:
+            views[0].copy_(center_crop(_as_tensor(pixels), self.size, self.interpolation))
         return True
-
-    def _decode(self, image: OpenImage, reduction: int) -> tuple[np.ndarray, bool]:
-        """(H, W, 3) uint8, valid until the next image is decoded, and whether it lies at the start of `_memory`."""
-        needed = 3 * -(-image.height // reduction) * -(-image.width // reduction)
-        if len(self._memory) < needed <= KEPT_MEMORY:
-            self._memory = torch.empty(needed, dtype=torch.uint8)
-        memory = self._memory.numpy() if needed <= len(self._memory) else None
-        pixels = image.decode(reduction, memory)
-        return pixels, memory is not None and pixels.base is memory
 
 
 def _as_tensor(pixels: np.ndarray) -> Tensor:
