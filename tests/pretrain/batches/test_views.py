@@ -10,7 +10,7 @@ from PIL import Image
 from torch.nn import functional
 from torchvision.transforms import v2
 
-from foundation.images import REDUCTIONS, OpenImage, UnreadableImage
+from foundation.images import REDUCTIONS, OpenImage, UnreadableImage, read_rgb
 from pretrain.batches.draws import Augmentation, draw_crop, random_stream
 from pretrain.batches.loader import build_loader
 from pretrain.batches.sampler import SequentialBatches
@@ -30,6 +30,29 @@ def test_views_do_not_depend_on_the_workers(photos: Path) -> None:
     alone, two = batches(photos, 0), batches(photos, 2)
     assert len(alone) == 12
     assert all(torch.equal(a, b) for a, b in zip(alone, two, strict=True))
+
+
+def test_views_are_the_resized_boxes_whatever_the_file(tmp_path: Path) -> None:
+    # JPEGs of several sizes, which are decoded into one memory; a turned one and a PNG, which are not; a damaged one.
+    rng = np.random.default_rng(0)
+    paths = [tmp_path / name for name in ("a.jpg", "turned.jpg", "c.png", "damaged.jpg", "e.jpg", "size.jpg")]
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for number, path in enumerate(paths):
+        blobs = Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8))
+        image = blobs.resize((16, 16) if path.stem == "size" else (40 + 9 * number, 60 - 7 * number))
+        image.save(path, **{"exif": exif} if path.stem == "turned" else {})
+    paths[3].write_bytes(paths[3].read_bytes()[:200])
+    whole = Augmentation(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0))  # of a square, a crop of the size of the view
+    dataset = ViewDataset(FileSource(paths, range(6), ["any"]), 16, [Augmentation(), whole], seed=1)
+    batch = dataset.read([(epoch, index) for epoch in range(3) for index in range(6)])
+    assert batch.labels.tolist() == [0, 1, 2, 4, 4, 5] * 3
+    for place, (epoch, index) in enumerate(itertools.product(range(3), range(6))):
+        pixels = torch.from_numpy(read_rgb(paths[index if index != 3 else 4])).permute(2, 0, 1)
+        for view, augmentation in enumerate(dataset.augmentations):
+            top, left, h, w = draw_crop(augmentation, random_stream(1, epoch, index, view), *pixels.shape[1:])
+            expected = resize(pixels[:, top : top + h, left : left + w], 16, 16)
+            assert torch.equal(batch.images[view, place], expected)
 
 
 def test_crops_are_distributed_as_torchvisions() -> None:
