@@ -2,7 +2,8 @@
 
 Each run has a folder of its own below OUTPUT_DIR. The same command again continues: finished runs are kept, an
 interrupted one is resumed. The metrics of all runs, their means and sample standard deviations are in `seeds.json`, or
-`sweep.json` where learning rates are compared.
+`sweep.json` where learning rates are given. They include the finished runs of earlier commands with other seeds or
+learning rates.
 """
 
 import statistics
@@ -14,11 +15,14 @@ from typing import Any
 from fvcore.common.config import CfgNode
 from tabulate import tabulate
 
+from detection import config as configs
 from detection.training import run_folder
+from foundation.config import RUN_CONFIG
 from foundation.errors import UserError
 from foundation.json_files import read_json
 
 HEADLINES = ("AP", "AP50", "AP75", "mIoU")  # of each task, for the table; the file has all
+OF_RATE, OF_SEED = "lr", "seed"  # with the value, the names of the folders
 Metrics = dict[str, float]  # "bbox/AP" and so on
 
 
@@ -52,7 +56,7 @@ def plan(config: CfgNode, learning_rates: Sequence[float], seeds: Sequence[int])
         for seed in seeds or [config.SEED]:
             own = config.clone()
             own.SOLVER.BASE_LR, own.SEED = learning_rate, seed
-            parts = [f"lr{learning_rate:g}"] * bool(learning_rates) + [f"seed{seed}"] * bool(seeds)
+            parts = [f"{OF_RATE}{learning_rate:g}"] * bool(learning_rates) + [f"{OF_SEED}{seed}"] * bool(seeds)
             own.OUTPUT_DIR = str(Path(config.OUTPUT_DIR, *parts))
             members.append(Member(learning_rate, seed, own))
     folders = [member.folder for member in members]
@@ -66,16 +70,20 @@ def plan(config: CfgNode, learning_rates: Sequence[float], seeds: Sequence[int])
 def run(folder: Path, members: Sequence[Member], train: Callable[[CfgNode], None]) -> None:
     """Train the runs that are not finished, then print the table. A run that fails does not end the series.
 
+    The table has the finished runs of earlier commands too, which gave other seeds or learning rates.
+
     Args:
-        folder: for the file, which is written after each run.
+        folder: of the series; for the file, which is written after each run.
         members: of the series.
         train: does one run, in the folder that its config names, from where it was.
 
     Raises:
         UserError: runs failed; the table has the others.
     """
-    name = "sweep.json" if len({member.learning_rate for member in members}) > 1 else "seeds.json"
-    found = {member: read_metrics(member.folder) for member in members if run_folder.is_finished(member.config)}
+    name = "sweep.json" if any(part.startswith(OF_RATE) for part in _layout(folder, members[0])) else "seeds.json"
+    earlier = _finished_earlier(folder, members)
+    finished = [*(member for member in members if run_folder.is_finished(member.config)), *earlier]
+    found = {member: read_metrics(member.folder) for member in finished}
     failed: dict[Member, str] = {}
     _write(folder / name, found)
     for number, member in enumerate(members, 1):
@@ -89,13 +97,39 @@ def run(folder: Path, members: Sequence[Member], train: Callable[[CfgNode], None
             print(f"{member.folder} failed: {error}", flush=True)
             continue
         found[member] = read_metrics(member.folder)
-        found = {each: found[each] for each in members if each in found}  # in the order of the command
+        found = {each: found[each] for each in [*members, *earlier] if each in found}  # in the order of the command
         _write(folder / name, found)
     if found:
         print(f"\n{table(summarise(found))}\n\nAll metrics are in {folder / name}")
     if failed:
         named = "; ".join(f"{member.folder}: {error}" for member, error in failed.items())
         raise UserError(f"{len(failed)} of {len(members)} runs failed: {named}")
+
+
+def _layout(folder: Path, member: Member) -> list[str]:
+    """The patterns of the folders from that of the series down to a run's."""
+    parts = member.folder.relative_to(folder).parts
+    return [f"{kind}*" for part in parts for kind in (OF_RATE, OF_SEED) if part.startswith(kind)]
+
+
+def _finished_earlier(folder: Path, members: Sequence[Member]) -> list[Member]:
+    """The finished runs of a series that are not among these, and differ from them in seed or learning rate alone."""
+    layout, known = _layout(folder, members[0]), {member.folder for member in members}
+    earlier = []
+    for path in sorted(set(folder.glob("/".join(layout))) - known):
+        own = members[0].config.clone()
+        try:
+            begun = configs.load(str(path / RUN_CONFIG))
+            if f"{OF_RATE}*" in layout:
+                own.SOLVER.BASE_LR = begun.SOLVER.BASE_LR
+            if f"{OF_SEED}*" in layout:
+                own.SEED = begun.SEED
+            own.OUTPUT_DIR = str(path)
+            if run_folder.is_finished(own):
+                earlier.append(Member(own.SOLVER.BASE_LR, own.SEED, own))
+        except UserError:  # of another config, or damaged
+            continue
+    return sorted(earlier, key=lambda member: (member.learning_rate, member.seed))
 
 
 def read_metrics(folder: Path) -> Metrics:

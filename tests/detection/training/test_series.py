@@ -115,6 +115,43 @@ def test_a_repeated_series_keeps_the_rows_of_the_runs_that_are_finished(config, 
     assert seeds() == [1, 2, 3]
 
 
+def test_later_seeds_join_those_that_are_finished(config, tmp_path, capsys):
+    """AP of seeds 1, 3, 4 is 33, 35, 36 and their mean 34.67. Seed 2 failed, and seed 9 trained with another config."""
+
+    def seeds(name):
+        return [row["seed"] for row in json.loads((tmp_path / name).read_text())["runs"]]
+
+    with pytest.raises(UserError, match="1 of 3 runs failed"):
+        series.run(tmp_path, series.plan(config, [], [3, 2, 1]), Training(failing=["seed2"]))
+    other = config.clone()
+    other.SOLVER.WEIGHT_DECAY = 0.5
+    Training()(series.plan(other, [], [9])[0].config)
+    (tmp_path / "seed10").mkdir()  # without a config
+    capsys.readouterr()
+    later = Training()
+    series.run(tmp_path, series.plan(config, [], [4]), later)
+    assert later.done == ["seed4"]
+    assert seeds("seeds.json") == [4, 1, 3]
+    row = capsys.readouterr().out.partition("| 0.02")[2].split("|")
+    assert [cell.strip() for cell in row[1:3]] == ["3", "34.67 ± 1.53"]
+
+
+def test_a_sweep_of_one_rate_is_a_sweep(config, tmp_path):
+    """And a later one has the rows of both, but not those with other seeds, nor a run with the config's own rate."""
+    series.run(tmp_path, series.plan(config, [0.1], []), Training())
+    assert not (tmp_path / "seeds.json").exists()
+    series.run(tmp_path, series.plan(config, [], [4]), Training())
+    config.SEED = 5
+    series.run(tmp_path, series.plan(config, [0.03], []), Training())
+    config.SEED = 4
+    series.run(tmp_path, series.plan(config, [0.01], []), Training())
+    content = json.loads((tmp_path / "sweep.json").read_text())
+    assert [(row["rate"], row["seed"]) for row in content["runs"]] == [(0.01, 4), (0.1, 4)]
+    assert [row["rate"] for row in content["means"]] == [0.01, 0.1]
+    content = json.loads((tmp_path / "seeds.json").read_text())
+    assert [(row["rate"], row["seed"]) for row in content["runs"]] == [(0.02, 4)]
+
+
 def test_where_every_run_fails_no_metrics_are_promised(config, tmp_path, capsys):
     with pytest.raises(UserError, match="2 of 2 runs failed"):
         series.run(tmp_path, series.plan(config, [], [1, 2]), Training(failing=["seed1", "seed2"]))
