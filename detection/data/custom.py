@@ -1,5 +1,6 @@
 """A user's own dataset in COCO's format: where its images are, and a part of it set aside to evaluate on."""
 
+import itertools
 import json
 import math
 import os
@@ -15,6 +16,7 @@ from foundation.files import write_atomic
 from foundation.json_files import read_json
 
 MOST_SHOWN = 100  # characters of a name
+MOST_TRIED = 100  # images that are looked for, because the first ones may be missing
 
 
 def find_images(annotations: Path) -> Path:
@@ -34,8 +36,10 @@ def find_images(annotations: Path) -> Path:
     parents = (annotations.parent, annotations.parent.parent)
     names = ("", "images", annotations.stem, annotations.stem.rpartition("_")[2])
     folders = [parent / each for parent in parents for each in names]
-    for folder in folders:
-        if os.path.isfile(folder / name):  # False for a name that is too long, such as a URL
+    more = [each for each in content["images"][1:MOST_TRIED] if isinstance(each, dict) and "file_name" in each]
+    listed = [name, *(str(each["file_name"]) for each in more)]
+    for one, folder in itertools.product(listed, folders):
+        if os.path.isfile(folder / one):  # False for a name that is too long, such as a URL
             return folder
     base = name.replace("\\", "/").rpartition("/")[2]  # tools on Windows write backslashes
     for folder in folders if base != name else ():
@@ -44,10 +48,11 @@ def find_images(annotations: Path) -> Path:
                 f"{annotations} names its first image {name!r}, which is not there, but {folder / base} is: write "
                 f"file_name relative to a folder of images ({base!r})"
             )
+    others = f", nor another of the first {len(listed)}" if more else ""
     shown = name if len(name) <= MOST_SHOWN else f"{name[:MOST_SHOWN]}..."
     raise UserError(
-        f"the images of {annotations} are not beside it ({shown} is not there): name their folder with --train-images"
-        " (or --test-images)"
+        f"the images of {annotations} are not beside it ({shown} is not there{others}): name their folder with"
+        " --train-images (or --test-images)"
     )
 
 

@@ -242,7 +242,10 @@ def _own_datasets(arguments: argparse.Namespace, output: Path) -> dict[str, str]
     if not train and not arguments.eval_only:
         raise UserError("data of your own to train on needs --train-json FILE; --test-json alone goes with --eval-only")
     folders: dict[str, Path] = {}
-    for file, images in ((train, arguments.train_images), (test, arguments.test_images)):
+    for part, file, images in (("train", train, arguments.train_images), ("test", test, arguments.test_images)):
+        is_needed = not arguments.check_data and not (part == "train" and arguments.eval_only)
+        if images and is_needed and not Path(images).is_dir():
+            raise UserError(f"--{part}-images {images}: there is no such folder")
         if file and (images or file not in folders):  # one file for both may have its folder named once
             folders[file] = Path(images) if images else custom.find_images(Path(file))
     if test:

@@ -57,6 +57,11 @@ ROOT = Path(train_net.__file__).parent
         (["--config", "coco_R50_C4", "--num-gpus", "0", "--sweep-lr", "0"], "--sweep-lr needs learning rates above 0"),
         (["--config", "coco_R50_C4", "--train-json", "a.json"], "a.json cannot be read: No such file"),
         (["--config", "coco_R50_C4", "--test-json", "a.json", "--test-images", "b"], "needs --train-json FILE"),
+        (["--train-json", "a.json", "--train-images", "/nowhere"], "--train-images /nowhere: there is no such folder"),
+        (
+            ["--eval-only", "--config", "coco_R50_C4", "--test-json", "a.json", "--test-images", "/nowhere"],
+            "--test-images /nowhere: there is no such folder",
+        ),
         (["--config", "coco_R50_C4", "--num-machines", "0"], "--num-machines 0 must be 1 or more"),
         (["--config", "coco_R50_C4", "--machine-rank", "1"], "--machine-rank 1 must be 0 to 0: there is 1 machine"),
         (["--train-json", "a.json", "--test-images", "b"], "--test-images is the folder of --test-json FILE, which is"),
@@ -220,6 +225,11 @@ def test_the_datasets_can_be_looked_through_instead_of_trained_on(coco_root, cap
     said = capsys.readouterr().out
     assert f"instances_train2017.json@{coco_root / 'coco' / 'train2017'} (training): 4 images, 8 objects" in said
     assert "(evaluation)" not in said
+    elsewhere = [*own_data(coco_root)[:3], str(tmp_path / "nowhere")]  # listed among the others
+    with pytest.raises(SystemExit) as stopped:
+        train_net.main([*fixed, *elsewhere, "--check-data"])
+    assert stopped.value.code == 2
+    assert "error 4 images whose file is missing" in " ".join(capsys.readouterr().out.split())
     assert not (tmp_path / "run").exists()
 
 

@@ -127,6 +127,12 @@ def test_the_images_are_found_beside_the_annotations(coco_root, tmp_path):
     elsewhere.write_text(json.dumps({"images": [{"file_name": "https://a.org/" + "x" * 300}]}))
     with pytest.raises(UserError, match=r"\(https://a\.org/x*\.\.\. is not there\)"):
         custom.find_images(elsewhere)
+    several = [{"file_name": "gone.png"}, {"file_name": "gone2.png"}, {"id": 3}]
+    elsewhere.write_text(json.dumps({"images": several}))
+    with pytest.raises(UserError, match=r"\(gone\.png is not there, nor another of the first 2\)"):
+        custom.find_images(elsewhere)
+    elsewhere.write_text(json.dumps({"images": [*several, {"file_name": "1.png"}]}))
+    assert custom.find_images(elsewhere) == tmp_path / "images"  # where others are, although the first is missing
     elsewhere.write_text("{}")
     with pytest.raises(UserError, match="it lists no images"):
         custom.find_images(elsewhere)
