@@ -62,6 +62,8 @@ ROOT = Path(train_net.__file__).parent
             ["--eval-only", "--config", "coco_R50_C4", "--test-json", "a.json", "--test-images", "/nowhere"],
             "--test-images /nowhere: there is no such folder",
         ),
+        (["--config", "coco_R50_C4", "--check-data", "--dry-run"], "--dry-run: not allowed with argument --check-data"),
+        (["--config", "coco_R50_C4", "--dry-run", "--show-data", "3"], "--show-data: not allowed with argument --dry"),
         (["--config", "coco_R50_C4", "--num-machines", "0"], "--num-machines 0 must be 1 or more"),
         (["--config", "coco_R50_C4", "--machine-rank", "1"], "--machine-rank 1 must be 0 to 0: there is 1 machine"),
         (["--train-json", "a.json", "--test-images", "b"], "--test-images is the folder of --test-json FILE, which is"),
