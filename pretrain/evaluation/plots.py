@@ -45,6 +45,7 @@ def training_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
         axes.set(xlabel="epoch", title=title)
         if key == "attraction":
             axes.set_yscale("log")
+        axes.set_xlim(left=0)  # a single value lies where it was measured, too
         _finish(axes)
     if len(runs) > 1:
         figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
@@ -85,6 +86,7 @@ def information_curves(
         second = left.secondary_yaxis(-0.25, functions=scales)
         second.set_ylabel(ARTICLE_LDMI, color="C0")
     left.set_xlabel("epoch")
+    left.set_xlim(left=0)
     return figure
 
 

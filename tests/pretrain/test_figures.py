@@ -94,9 +94,11 @@ def test_curves_of_collapse_are_drawn_and_no_empty_axis() -> None:
 @pytest.mark.parametrize(("epochs", "marker"), [(1, "o"), (2, "")])
 def test_a_curve_of_one_value_is_marked(epochs: int, marker: str) -> None:
     lines = [{"iteration": 9 * epoch, "epoch": epoch, "total": 5.0, "ldmi": 3.0} for epoch in range(1, epochs + 1)]
-    drawn = [axes.lines[0] for axes in plots.training_curves({"a": lines}).axes]
+    training = plots.training_curves({"a": lines}).axes
+    drawn = [axes.lines[0] for axes in training]
     information = figures.information(lines, dim=8)
     assert information is not None
+    assert {axes.get_xlim()[0] for axes in (*training, *information.axes)} == {0}, "the axis begins with the training"
     drawn.append(information.axes[0].lines[0])
     assert {line.get_marker() for line in drawn if len(line.get_xydata())} == {marker}
 
