@@ -25,7 +25,7 @@ BLUR_RADIUS = 6  # pixels: three standard deviations of the widest blur, 2 pixel
 BLUR_REACH = 5.7  # standard deviations; the weights beyond are below the resolution of float32
 CACHE_BYTES = 2**22  # of images that a CPU core works on at a time
 BLUR_BYTES = 2**20  # of images that a CPU blurs at a time
-LARGE_BYTES = 2**17  # of an image; larger ones are taken one by one by a single thread
+LARGE_BYTES = 2**18  # of an image; larger ones are taken one by one by a single thread
 GPU_BYTES = 2**28  # of images that a GPU works on at a time; intermediate results take several times that
 ORDERS = np.array(list(permutations(range(4))))  # of the jitter
 
