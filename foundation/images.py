@@ -206,8 +206,8 @@ def read_file(path: Path) -> bytes:
     try:
         descriptor, size = _open_file(path)
         try:
-            content = b""  # read here, because a file object takes twice as many system calls
-            while part := os.read(descriptor, max(size - len(content), 4096)):
+            content = os.read(descriptor, size or 4096)  # a file object would take twice as many system calls
+            while len(content) != size and (part := os.read(descriptor, 2**20)):
                 content += part
             return content
         finally:

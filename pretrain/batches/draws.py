@@ -157,7 +157,7 @@ def draw_crop(augmentation: Augmentation, rng: Stream, height: int, width: int) 
 
 def draw_photometric(augmentation: Augmentation, rng: Stream) -> list[float]:
     """Parameters of the operations that follow the crop, in the columns of `Param`."""
-    flip, jitter, gray, blur, solarize = (rng.random() for _ in range(5))
+    flip, jitter, gray, blur, solarize = rng.random(), rng.random(), rng.random(), rng.random(), rng.random()
     order = rng.integers(JITTER_ORDERS) if jitter < augmentation.jitter else -1
     factors = [
         rng.uniform(max(0.0, 1 - offset), 1 + offset)
