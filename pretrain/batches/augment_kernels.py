@@ -178,7 +178,12 @@ def _adjust(red, green, blue, adjustment, row, mean):
 
 @triton.jit
 def _rotate_hue(red, green, blue, turns):
-    """As `augment.adjust_hue`, which explains it."""
+    """Rotate the hue by `turns` of the colour circle, at constant HSV saturation and value.
+
+    It has no branches and, unlike `augment.adjust_hue`, no loop. In sixths of the circle, where red is 0, green 2 and
+    blue -2, the distance to red is e + f (3 - 2 e) with e = |green - blue| / chroma and f = (value - red) / chroma: of
+    the three sextants between red and cyan, f is 0 in the first, e is 1 in the second and f is 1 in the last.
+    """
     value = tl.maximum(tl.maximum(red, green), blue)
     chroma = value - tl.minimum(tl.minimum(red, green), blue)
     scale = 1.0 / tl.maximum(chroma, 1e-12)
