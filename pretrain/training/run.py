@@ -172,7 +172,7 @@ def run_probe(
         values = probe(network.encoder)
         recorder.write(step - 1, values)
         for name, value in values.items():
-            logger.info("epoch %d: %s %.2f %%", epoch, name.replace("_top1", " top-1"), value)
+            logger.info("epoch %d: %s %.2f %%", epoch, name.replace("knn", "kNN").replace("_top1", " top-1"), value)
 
 
 def export(config: CfgNode, output: Path, network: nn.Module) -> None:
