@@ -127,8 +127,8 @@ class GlobalBatchNorm(ViewBatchNorm):
     """`ViewBatchNorm` whose batch statistics are those of the images of all processes."""
 
     def _normalize_by_kernels(self, x: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
-        _, mean, variance = self._statistics([x.detach()])
-        return batch_norm_gpu.normalize(self, x, residual, relu, (mean[0].float(), variance[0].float()))
+        count, mean, variance = (each.float() for each in self._statistics([x.detach()]))
+        return batch_norm_gpu.normalize(self, x, residual, relu, (mean[0], variance[0], count))
 
     def _normalize(self, x: Tensor) -> Tensor:
         count, mean, variance = self._statistics(self._split(x.detach()))

@@ -27,7 +27,7 @@ def normalize(
     x: Tensor,
     residual: Tensor | None,
     relu: bool,
-    of_all: tuple[Tensor, Tensor] | None = None,
+    of_all: tuple[Tensor, Tensor, Tensor] | None = None,
 ) -> Tensor:
     """Normalise, add the residual branch, apply ReLU.
 
@@ -36,8 +36,8 @@ def normalize(
         x: (N, C, H, W) in channels-last memory.
         residual: (N, C, H, W), or None.
         relu: whether ReLU follows.
-        of_all: mean and biased variance (C,) of the images of all processes, float32. By default x is normalised by
-            its own. The gradient takes into account that they depend on x.
+        of_all: mean and biased variance (C,) of the images of all processes, and the number of values that they are of
+            (1,), float32. By default x is normalised by its own. The gradient takes into account that they depend on x.
     """
     if residual is not None:
         residual = residual.to(x.dtype).contiguous(memory_format=torch.channels_last)
@@ -55,23 +55,25 @@ class _Normalize(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor,
         running: tuple[Tensor | None, Tensor | None, float],
-        of_all: tuple[Tensor, Tensor] | None,
+        of_all: tuple[Tensor, Tensor, Tensor] | None,
         eps: float,
         relu: bool,
     ) -> Tensor:
         operations = torch.ops.corinfomax
-        mean, variance = of_all or operations.batch_norm_statistics(x, *running)
+        mean, variance, count = of_all or (*operations.batch_norm_statistics(x, *running), None)
         y: Tensor = operations.batch_norm_normalize(x, residual, mean, variance, weight, bias, eps, relu)
-        ctx.save_for_backward(x, None if residual is None else y, mean, variance, weight, bias)
-        ctx.options, ctx.across = (eps, relu), of_all is not None
+        ctx.save_for_backward(count, x, None if residual is None else y, mean, variance, weight, bias)
+        ctx.options = eps, relu
         return y
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        inputs = gradient.contiguous(memory_format=torch.channels_last), *ctx.saved_tensors, *ctx.options
+        count, *saved = ctx.saved_tensors
+        inputs = gradient.contiguous(memory_format=torch.channels_last), *saved, *ctx.options
         sums, of_weight, of_bias = torch.ops.corinfomax.batch_norm_sums(*inputs)
-        if ctx.across:
-            dist.all_reduce(sums)
+        if count is not None:
+            dist.all_reduce(sums[:-1])  # what a process sends that has too few images for the kernels
+            sums[-1:] = count
         inward, branch = torch.ops.corinfomax.batch_norm_propagate(*inputs, sums)
         return inward, branch if len(branch) else None, of_weight, of_bias, None, None, None, None
 

@@ -112,7 +112,7 @@ def sums(
 
     Returns:
         sums: (2 C + 1,) float32: the sums over the rows of g and of g * (x - mean) for each channel, where g is the
-            gradient before the ReLU, and the number of rows. These may be added over processes.
+            gradient before the ReLU, which may be added over processes, and the number of rows.
         of_weight, of_bias: (C,) float32, the gradients of weight and bias.
     """
     rows, channels = _shape(x)
@@ -148,7 +148,7 @@ def propagate(
     """The gradients of x and of the residual branch, each as x; the second is empty if y is None.
 
     Args:
-        total: `sums`, of all processes.
+        total: `sums`, with those of all processes.
     """
     rows, channels = _shape(x)
     block, columns = _tile(channels)

@@ -118,8 +118,34 @@ def compare_blocks() -> None:
                     torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
+def compare_processes() -> None:
+    """One of two processes with the same images, of which one may have too few for the kernels: they send the same."""
+    use_interpreter()
+    torch.manual_seed(0)
+    x, branch, slope = (channels_last(4, 20, 3, 3) for _ in range(3))
+    results, sent = [], []
+
+    def all_reduce(values: Tensor) -> None:
+        sent[-1].append((values.numel(), values.dtype))
+        values.mul_(2)
+
+    torch.distributed.all_reduce = all_reduce  # type: ignore[assignment]
+    for kernels in (True, False):
+        gpu_kernels.pays = lambda _, kernels=kernels: kernels  # type: ignore[misc]
+        norm, inputs = GlobalBatchNorm(20), [each.clone().requires_grad_() for each in (x, branch)]
+        sent.append([])
+        y = norm(*inputs, relu=True)
+        assert (y.grad_fn.name() == "_NormalizeBackward") is kernels
+        y.backward(slope)
+        results.append([y, *(each.grad for each in [*inputs, *norm.parameters()]), *norm.buffers()])
+    assert len(sent[0]) == 2
+    assert sent[0] == sent[1]
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("compare", [compare_batch_norm, compare_max_pool, compare_blocks])
+@pytest.mark.parametrize("compare", [compare_batch_norm, compare_max_pool, compare_blocks, compare_processes])
 def test_kernels_compute_what_pytorch_computes(compare: "object") -> None:
     pytest.importorskip("triton")
     program = f"from {__name__} import {compare.__name__} as compare; compare()"  # type: ignore[attr-defined]
