@@ -29,7 +29,7 @@ def max_pool(x: Tensor) -> tuple[Tensor, Tensor]:
     """
     count, channels, height, width = x.shape
     sides = (height + 1) // 2, (width + 1) // 2
-    y = x.new_empty(count, channels, *sides).contiguous(memory_format=torch.channels_last)
+    y = _empty_as(x, count, channels, *sides)
     places = torch.empty_like(y, dtype=torch.uint8)
     rows = count * sides[0] * sides[1]
     grid, block, columns = _grid(rows, channels)
@@ -40,11 +40,15 @@ def max_pool(x: Tensor) -> tuple[Tensor, Tensor]:
 def max_pool_backward(gradient: Tensor, places: Tensor, height: int, width: int) -> Tensor:
     """The gradient (N, C, H, W) of the input, from that of the output; both in channels-last memory."""
     count, channels, *sides = gradient.shape
-    inward = gradient.new_empty(count, channels, height, width).contiguous(memory_format=torch.channels_last)
+    inward = _empty_as(gradient, count, channels, height, width)
     rows = count * height * width
     grid, block, columns = _grid(rows, channels)
     _propagate[grid](gradient, places, inward, rows, channels, height, width, *sides, block, columns, num_warps=WARPS)
     return inward
+
+
+def _empty_as(x: Tensor, *shape: int) -> Tensor:
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
 
 def _grid(rows: int, channels: int) -> tuple[tuple[int, int], int, int]:
