@@ -27,12 +27,7 @@ def get_linear_defaults() -> CfgNode:
     c.LINEAR.GAMMA = 0.1  # at each of TRAIN.MILESTONES, where TRAIN.SCHEDULE is step
     c.LINEAR.CACHED_VIEWS = 0  # augmented views whose features are computed once; 0: fresh views in every epoch
     c.KNN = CfgNode()
-    c.KNN.K = [
-        20,
-        10,
-        100,
-        200,
-    ]  # the first is reported as knn_top1; empty: no kNN
+    c.KNN.K = [20, 10, 100, 200]  # the first is reported as knn_top1; empty: no kNN
     c.KNN.TEMPERATURE = 0.07  # of the votes: exp(similarity / temperature)
     return c
 
