@@ -12,7 +12,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from foundation import images
-from foundation.images import UnreadableImage, read_rgb, read_size
+from foundation.images import UnreadableImage, read_file, read_rgb, read_size
 
 RAMP = np.linspace(0, 255, 48).astype(np.uint8)[None, :].repeat(32, 0)  # dark left, bright right
 COLOUR = np.stack([RAMP, RAMP[:, ::-1], np.full_like(RAMP, 60)], axis=2)
@@ -135,6 +135,14 @@ def test_what_is_not_a_regular_file_or_too_large_is_not_opened(read: Callable[[P
         file.truncate(images.MAX_BYTES + 1)
     with pytest.raises(UnreadableImage, match="bytes are more than"):
         read(tmp_path / "huge.png")
+
+
+def test_files_are_read_whole_however_little_comes_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = bytes(range(256)) * 9
+    (tmp_path / "a.jpg").write_bytes(content)
+    read = os.read
+    monkeypatch.setattr(os, "read", lambda descriptor, count: read(descriptor, min(count, 1000)))
+    assert read_file(tmp_path / "a.jpg") == content
 
 
 def test_one_pixel(tmp_path: Path) -> None:

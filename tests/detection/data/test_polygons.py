@@ -81,6 +81,9 @@ def test_boxes_without_area_and_no_regions():
     expected = PolygonMasks(objects * 3).crop_and_resize(boxes, 14)
     assert expected.any()
     assert torch.equal(RegionPolygons(objects * 3).crop_and_resize(boxes, 14), expected)
+    uneven = [[], objects[0] * 2]  # as many polygons as objects
+    expected = PolygonMasks(uneven).crop_and_resize(boxes[:2], 14)
+    assert torch.equal(RegionPolygons(uneven).crop_and_resize(boxes[:2], 14), expected)
     assert RegionPolygons(objects)[[]].crop_and_resize(boxes[:0], 14).shape == (0, 14, 14)
     assert RegionPolygons([]).crop_and_resize(boxes[:0], 14).shape == (0, 14, 14)
     with pytest.raises(ValueError, match="3 boxes for 1 objects"):

@@ -7,6 +7,7 @@ pytest.importorskip("detectron2")
 
 from detection import config as configs
 from detection.training import model as modeling
+from detection.training.proposals import BatchedRPN, BatchedSampling
 
 # isort: split
 from detectron2.structures import Boxes
@@ -68,6 +69,31 @@ def test_regions_of_c4_are_converted_once_to_the_layout_of_the_features():
     ]
     torch.testing.assert_close(*results, rtol=1e-3, atol=1e-3)
     assert [each.is_contiguous(memory_format=torch.channels_last) for each in seen] == [False, True]
+
+
+@pytest.mark.parametrize("norm", ["", "BN"])
+def test_parts_for_a_gpu(norm, monkeypatch):
+    """The mask head sees added regions only where no norm's statistics would contain them."""
+    changes = [
+        "MODEL.DEVICE",
+        "cpu",
+        "SOLVER.PRECISION",
+        "float32",
+        "MODEL.WEIGHTS",
+        "",
+        "MODEL.ROI_MASK_HEAD.NORM",
+        norm,
+    ]
+    config, _ = configs.for_one_process(configs.load("shapes_R18_FPN", changes))
+    detector = modeling.modeling.build_model(config)
+    monkeypatch.setattr(modeling.modeling, "build_model", lambda _: detector)
+    config.MODEL.DEVICE = "cuda"
+    modeling.build(config)
+    assert type(detector.proposal_generator) is BatchedRPN
+    assert isinstance(detector.roi_heads, BatchedSampling)
+    assert type(detector.roi_heads.mask_head) is (
+        modeling.MaskRCNNConvUpsampleHead if norm else modeling.PaddedMaskHead
+    )
 
 
 @pytest.mark.parametrize("count", [0, 5, 128, 130])

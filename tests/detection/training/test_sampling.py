@@ -54,9 +54,11 @@ def batch(objects, candidates):
 
 @pytest.mark.parametrize("drawn", [8, 400])  # fewer than there are, and more
 @pytest.mark.parametrize("objects", [[3, 0, 5], [0, 0, 0], [1, 7, 40]])
-def test_regions_equal_those_of_detectron2(heads, objects, drawn):
+@pytest.mark.parametrize("thresholds", [[0.5], [0.3, 0.6]])  # regions between two are not sampled
+def test_regions_equal_those_of_detectron2(heads, objects, drawn, thresholds):
     results = []
     for each in heads:
+        each.proposal_matcher = Matcher(thresholds, [0, 1] if len(thresholds) == 1 else [0, -1, 1])
         each.batch_size_per_image = drawn
         targets, candidates = batch(objects, [30, 50, 20])
         torch.manual_seed(3)

@@ -147,6 +147,35 @@ def test_images_that_are_cut_off_behind_their_header_are_replaced_too(
     assert began == [0, 1, 2, 0, 1, 2, 3, 4, 3, 4]
 
 
+def test_an_image_that_cannot_be_opened_is_replaced_by_one_that_cannot_be_decoded(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{number}.jpg" for number in range(3)]
+    for number, path in enumerate(paths):
+        Image.new("RGB", (40, 30), (50 * number,) * 3).save(path)
+    paths[0].write_bytes(b"")
+    paths[1].write_bytes(paths[1].read_bytes()[:-30])
+    batch = ViewDataset(FileSource(paths, range(3), []), 8, RECIPES).read([(0, 0)])
+    assert batch.labels.tolist() == [2]
+    assert [message.split(":")[0] for message in batch.unreadable] == [str(paths[0]), str(paths[1])]
+
+
+def test_large_images_are_opened_one_by_one_and_their_memory_is_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [tmp_path / f"{number}.jpg" for number in range(3)]
+    for number, path in enumerate(paths):
+        Image.effect_noise((60 + number, 50), 99).convert("RGB").save(path)
+    keys = [(0, index) for index in range(3)]
+    expected = ViewDataset(FileSource(paths, range(3), []), 8, RECIPES).read(keys)
+    monkeypatch.setattr("pretrain.batches.views.KEPT_MEMORY", 100)
+    began: list[int] = []
+    dataset = ViewDataset(FileSource(paths, range(3), []), 8, RECIPES)
+    batch = dataset.read(keys, began.append)
+    assert torch.equal(batch.images, expected.images)
+    assert batch.unreadable == []
+    assert began == [0, 0, 1, 1, 2, 2]
+    assert len(dataset._memory) == 0
+
+
 def test_views_of_one_region_show_the_same_place() -> None:
     """Each pixel holds its place, so that a view tells where it was cropped."""
     side = 240

@@ -180,6 +180,7 @@ def test_a_failed_compilation_is_one_line() -> None:
         ("off", "cuda", {}, False),
         ("auto", "cpu", {}, False),
         ("auto", "cuda", {"TRAIN.MICRO_BATCH": 64}, False),
+        ("auto", "cuda", {"TRAIN.MICRO_BATCH": 256}, True),  # one part
         ("auto", "cuda", {"TRAIN.COMPILE": True}, False),
         ("on", "cpu", {}, "TRAIN.CUDA_GRAPH on needs a GPU; set it to auto"),
         ("on", "cuda", {"TRAIN.COMPILE": True}, "TRAIN.CUDA_GRAPH on needs TRAIN.COMPILE False; set it to auto"),
