@@ -10,7 +10,7 @@ from PIL import Image
 from torch.nn import functional
 from torchvision.transforms import v2
 
-from foundation.images import REDUCTIONS, OpenImage, UnreadableImage, read_rgb
+from foundation.images import REDUCTIONS, OpenImage, UnreadableImage, open_file, read_rgb
 from pretrain.batches.draws import Augmentation, draw_crop, random_stream
 from pretrain.batches.loader import build_loader
 from pretrain.batches.sampler import SequentialBatches
@@ -128,6 +128,12 @@ def test_unreadable_images_are_replaced_by_the_next_and_named() -> None:
     assert batch.unreadable == ["image 1: broken", "image 2: broken"]
 
 
+def cut_off(path: Path) -> None:
+    """Leave of a JPEG what can be opened, but not decoded."""
+    path.write_bytes(path.read_bytes()[:-8])
+    assert open_file(path).fills_buffer
+
+
 @pytest.mark.parametrize("views", [[], RECIPES])
 def test_images_that_are_cut_off_behind_their_header_are_replaced_too(
     views: list[Augmentation], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -136,7 +142,7 @@ def test_images_that_are_cut_off_behind_their_header_are_replaced_too(
     for number, path in enumerate(paths):
         Image.new("RGB", (40, 30), (50 * number,) * 3).save(path)
     for number in (1, 3):
-        paths[number].write_bytes(paths[number].read_bytes()[:-30])
+        cut_off(paths[number])
     monkeypatch.setattr("pretrain.batches.views.AHEAD", 3)
     began: list[int] = []
     dataset = ViewDataset(FileSource(paths, range(5), []), 8, views)
@@ -152,7 +158,7 @@ def test_an_image_that_cannot_be_opened_is_replaced_by_one_that_cannot_be_decode
     for number, path in enumerate(paths):
         Image.new("RGB", (40, 30), (50 * number,) * 3).save(path)
     paths[0].write_bytes(b"")
-    paths[1].write_bytes(paths[1].read_bytes()[:-30])
+    cut_off(paths[1])
     batch = ViewDataset(FileSource(paths, range(3), []), 8, RECIPES).read([(0, 0)])
     assert batch.labels.tolist() == [2]
     assert [message.split(":")[0] for message in batch.unreadable] == [str(paths[0]), str(paths[1])]
