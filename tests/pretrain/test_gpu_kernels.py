@@ -15,6 +15,7 @@ from torchvision.models import resnet
 from pretrain import gpu_kernels
 from pretrain.batches.augment import augment
 from pretrain.config import get_defaults
+from pretrain.distributed import batch_norm_gpu
 from pretrain.distributed.batch_norm import GlobalBatchNorm, ViewBatchNorm, convert
 from pretrain.encoder import BasicBlock, Bottleneck, build_encoder
 from pretrain.pooling import MaxPool2d
@@ -172,6 +173,22 @@ def test_large_maps_take_the_kernels(large: bool, monkeypatch: pytest.MonkeyPatc
     counts = [called.count(name) for name in ("batch_norm_statistics", "batch_norm_normalize", "max_pool")]
     assert counts == ([20, 20, 1] if large else [0, 0, 0])
     assert (called.count("relu_") + called.count("relu")) == (0 if large else 17)
+
+
+def test_maps_and_layers_that_the_kernels_do_not_compute(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_kernels, "LEAST_ELEMENTS", 72)
+    with fake_cuda():
+        maps = torch.zeros(2, 4, 3, 3, device=CUDA).to(memory_format=torch.channels_last)
+        assert batch_norm_gpu.applies(ViewBatchNorm(4), maps)
+        for other in (maps.double(), maps.contiguous(), maps[:, :, 0], maps[:1]):
+            assert not batch_norm_gpu.applies(ViewBatchNorm(4), other)
+        for settings in ({"dtype": torch.float64}, {"affine": False}, {"momentum": None}):
+            assert not batch_norm_gpu.applies(ViewBatchNorm(4, **settings), maps)
+    monkeypatch.setattr(batch_norm_gpu, "applies", lambda *_: True)
+    monkeypatch.setattr(batch_norm_gpu, "normalize", None)
+    norm = ViewBatchNorm(4)
+    norm.views = 2  # each has statistics of its own
+    assert norm(torch.rand(2, 4, 3, 3)).shape == (2, 4, 3, 3)
 
 
 def test_a_machine_that_cannot_build_kernels_trains_without(
