@@ -342,7 +342,7 @@ def _partial_sums(
         value = tl.load(x + at, inside, 0.0).to(tl.float32) - average[None, :]
         passed = _before_relu(gradient, y, at, inside, value, inverse * slope, offset, mode)
         total += passed
-        products += passed * tl.where(inside, value, 0.0)
+        products += passed * value
     to = partial + part * 2 * channels + column
     tl.store(to, tl.sum(total, axis=0), column < channels)
     tl.store(to + channels, tl.sum(products, axis=0), column < channels)
