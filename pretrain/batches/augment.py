@@ -49,13 +49,12 @@ def augment(images: Tensor, params: Tensor, mean: Tensor, std: Tensor, dtype: to
     """
     result = _new_result(images.shape, dtype, images.device)
     table = table_of(params.numpy())
-    shift, scale = mean[:, None, None], 1 / std[:, None, None]
     count = _images_at_a_time(images)
     for start in range(0, len(images), count):
         part = slice(start, start + count)
         if images.device.type == "cuda" and _by_kernels(images[part], table[part], mean, std, result[part]):
             continue
-        x = _photometric(images[part], table[part]).sub_(shift).mul_(scale)
+        x = _photometric(images[part], table[part]).sub_(mean[:, None, None]).mul_(1 / std[:, None, None])
         if dtype != x.dtype:  # layout and type in one pass would take twice as long as in two
             x = x.contiguous(memory_format=torch.channels_last)
         result[part].copy_(x)
