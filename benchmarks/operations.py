@@ -135,7 +135,7 @@ def counted_kernels(size: int) -> Iterator[None]:
     """
     with (
         torch.library._scoped_library("corinfomax", "IMPL") as library,
-        mock.patch.object(gpu_kernels, "pays", lambda x: x[0].numel() * size >= gpu_kernels.LEAST_ELEMENTS),
+        mock.patch.object(gpu_kernels, "should_use", lambda x: x[0].numel() * size >= gpu_kernels.LEAST_ELEMENTS),
     ):
         for name, simulate in gpu_kernels.SIMULATIONS.items():
             library.impl(name, simulate, "CPU")

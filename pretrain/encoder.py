@@ -18,8 +18,8 @@ class BasicBlock(resnet.BasicBlock):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps -> maps."""
-        out = self.conv2(_normalize(self.bn1, self.conv1(x)))
-        return _normalize(self.bn2, out, x if self.downsample is None else self.downsample(x))
+        out = self.conv2(_normalize_and_activate(self.bn1, self.conv1(x)))
+        return _normalize_and_activate(self.bn2, out, x if self.downsample is None else self.downsample(x))
 
 
 class Bottleneck(resnet.Bottleneck):
@@ -27,21 +27,21 @@ class Bottleneck(resnet.Bottleneck):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps -> maps."""
-        out = self.conv2(_normalize(self.bn1, self.conv1(x)))
-        out = self.conv3(_normalize(self.bn2, out))
-        return _normalize(self.bn3, out, x if self.downsample is None else self.downsample(x))
+        out = self.conv2(_normalize_and_activate(self.bn1, self.conv1(x)))
+        out = self.conv3(_normalize_and_activate(self.bn2, out))
+        return _normalize_and_activate(self.bn3, out, x if self.downsample is None else self.downsample(x))
 
 
 class ResNet(resnet.ResNet):
     """torchvision's, with the first BatchNorm and its ReLU as one call, and without a classifier."""
 
     def _forward_impl(self, x: Tensor) -> Tensor:
-        x = self.maxpool(_normalize(self.bn1, self.conv1(x)))
+        x = self.maxpool(_normalize_and_activate(self.bn1, self.conv1(x)))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         return self.avgpool(x).flatten(1)
 
 
-def _normalize(norm: nn.Module, x: Tensor, residual: Tensor | None = None) -> Tensor:
+def _normalize_and_activate(norm: nn.Module, x: Tensor, residual: Tensor | None = None) -> Tensor:
     """BatchNorm, the sum with the residual branch, ReLU."""
     if isinstance(norm, ViewBatchNorm):
         return norm(x, residual, relu=True)

@@ -44,8 +44,8 @@ def register(schema: str, module: str, function: str, simulate: Callable[..., An
     SIMULATIONS[name] = simulate
 
 
-def pays(x: Tensor) -> bool:
-    """Whether kernels for maps in channels-last memory can compute with these (N, C, H, W), and take less time."""
+def should_use(x: Tensor) -> bool:
+    """Whether kernels for channels-last memory can compute with maps (N, C, H, W), faster than PyTorch's."""
     return (
         x.is_cuda
         and x.dim() == 4

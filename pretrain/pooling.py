@@ -20,7 +20,7 @@ class MaxPool2d(nn.MaxPool2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Maps (N, C, H, W) -> maps (N, C, (H + 1) // 2, (W + 1) // 2)."""
-        if not gpu_kernels.pays(input):
+        if not gpu_kernels.should_use(input):
             return super().forward(input)
         result: Tensor = _MaxPool.apply(input)
         return result

@@ -57,7 +57,7 @@ class ViewBatchNorm(_BatchNorm):
         self._check_input_dim(input)
         if self.counts and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(self.views)
-        if self.views == 1 and batch_norm_gpu.applies(self, input):
+        if self.views == 1 and batch_norm_gpu.should_use(self, input):
             return self._normalize_by_kernels(input, residual, relu)
         return add_and_activate(self._normalize(input), residual, relu)
 
@@ -252,7 +252,7 @@ def _global_statistics(parts: Sequence[Tensor], norm: _BatchNorm) -> tuple[Tenso
 
 def _own_sums(x: Tensor, norm: _BatchNorm) -> Tensor:
     """The sums of 1, x and x^2 for one view of this process, (1 + 2 C,) in float64."""
-    if batch_norm_gpu.applies(norm, x):
+    if batch_norm_gpu.should_use(norm, x):
         mean, variance = (part.double() for part in batch_norm_gpu.statistics(x))
     elif x.is_cuda:
         mean, inverse = (part.double() for part in torch.batch_norm_stats(x, norm.eps))

@@ -10,10 +10,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from pretrain import gpu_kernels
 
 
-def applies(norm: _BatchNorm, x: Tensor) -> bool:
+def should_use(norm: _BatchNorm, x: Tensor) -> bool:
     """Whether the kernels compute this layer on this input."""
     affine = norm.weight is not None and norm.weight.dtype == torch.float32
-    return affine and norm.momentum is not None and gpu_kernels.pays(x)
+    return affine and norm.momentum is not None and gpu_kernels.should_use(x)
 
 
 def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -72,7 +72,8 @@ class _Normalize(torch.autograd.Function):
         inputs = gradient.contiguous(memory_format=torch.channels_last), *saved, *ctx.options
         sums, of_weight, of_bias = torch.ops.corinfomax.batch_norm_sums(*inputs)
         if count is not None:
-            dist.all_reduce(sums[:-1])  # what a process sends that has too few images for the kernels
+            # Without the count, as in `GlobalBatchNorm` without kernels, which other processes may use in this layer.
+            dist.all_reduce(sums[:-1])
             sums[-1:] = count
         inward, branch = torch.ops.corinfomax.batch_norm_propagate(*inputs, sums)
         return inward, branch if len(branch) else None, of_weight, of_bias, None, None, None, None

@@ -201,6 +201,7 @@ def _parts(x: Tensor, rows: int, channels: int) -> tuple[int, int]:
 
 @functools.cache
 def _multiprocessors(device: torch.device) -> int:
+    # On a CPU, where Triton interprets the kernels, any small number.
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
 
 

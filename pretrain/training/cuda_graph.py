@@ -14,7 +14,7 @@ from foundation.errors import UserError
 from pretrain.distributed import group
 from pretrain.training.step import Trainer
 
-MOST_PIXELS = 8_000_000  # of a view of the batch, for `auto`: more take longer to compute than to launch
+MOST_PIXELS = 8_000_000  # of a view of the batch, for `auto`; above, computing probably takes longer than launching
 
 
 def uses_graph(config: CfgNode, device: torch.device, pairs: int) -> bool:

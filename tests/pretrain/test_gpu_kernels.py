@@ -34,7 +34,7 @@ def use_interpreter() -> None:
         gpu_kernels.LIBRARY.impl(name, getattr(pooling_kernels, name), "CPU")
     batch_norm_kernels.TILE = pooling_kernels.TILE = 256  # so that a map takes several programs
     batch_norm_kernels.TILES = 2
-    gpu_kernels.pays = lambda x: x.dim() == 4  # type: ignore[assignment]
+    gpu_kernels.should_use = lambda x: x.dim() == 4  # type: ignore[assignment]
 
 
 def channels_last(*shape: int) -> Tensor:
@@ -132,7 +132,7 @@ def compare_processes() -> None:
 
     torch.distributed.all_reduce = all_reduce  # type: ignore[assignment]
     for kernels in (True, False):
-        gpu_kernels.pays = lambda _, kernels=kernels: kernels  # type: ignore[misc]
+        gpu_kernels.should_use = lambda _, kernels=kernels: kernels  # type: ignore[misc]
         norm, inputs = GlobalBatchNorm(20), [each.clone().requires_grad_() for each in (x, branch)]
         sent.append([])
         y = norm(*inputs, relu=True)
@@ -161,7 +161,7 @@ def test_large_maps_take_the_kernels(large: bool, monkeypatch: pytest.MonkeyPatc
     encoder = convert(build_encoder("resnet18", "imagenet"), ViewBatchNorm)
 
     class Recorded(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]  # noqa: ANN
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
             called.append(func.__name__.partition(".")[0])
             return func(*args, **(kwargs or {}))
 
@@ -179,12 +179,12 @@ def test_maps_and_layers_that_the_kernels_do_not_compute(monkeypatch: pytest.Mon
     monkeypatch.setattr(gpu_kernels, "LEAST_ELEMENTS", 72)
     with fake_cuda():
         maps = torch.zeros(2, 4, 3, 3, device=CUDA).to(memory_format=torch.channels_last)
-        assert batch_norm_gpu.applies(ViewBatchNorm(4), maps)
+        assert batch_norm_gpu.should_use(ViewBatchNorm(4), maps)
         for other in (maps.double(), maps.contiguous(), maps[:, :, 0], maps[:1]):
-            assert not batch_norm_gpu.applies(ViewBatchNorm(4), other)
+            assert not batch_norm_gpu.should_use(ViewBatchNorm(4), other)
         for settings in ({"dtype": torch.float64}, {"affine": False}, {"momentum": None}):
-            assert not batch_norm_gpu.applies(ViewBatchNorm(4, **settings), maps)
-    monkeypatch.setattr(batch_norm_gpu, "applies", lambda *_: True)
+            assert not batch_norm_gpu.should_use(ViewBatchNorm(4, **settings), maps)
+    monkeypatch.setattr(batch_norm_gpu, "should_use", lambda *_: True)
     monkeypatch.setattr(batch_norm_gpu, "normalize", None)
     norm = ViewBatchNorm(4)
     norm.views = 2  # each has statistics of its own
