@@ -68,6 +68,8 @@ def pretrain(
     data = config.DATA
     source = build_source(data.NAME, data.ROOT, "pretrain", data.CLASSES, build_streaming(config), together=True)
     check_batch(len(source), config.TRAIN.BATCH_SIZE, group.world_size())
+    pairs = config.TRAIN.BATCH_SIZE // group.world_size()
+    graph = uses_graph(config, device, pairs)
     probe = build_probe() if config.PROBE.EVERY and group.is_main() else None
     start = open_run(output, config, resume)
     for line in [*remarks, *check_count(len(source))]:
@@ -84,8 +86,7 @@ def pretrain(
     group.check_same(position["step"], "the step to go on from", device)
     span = StepRange.of(config, len(source), position["step"])
     trainer = build_trainer(config, parts, device, span.total, span.per_epoch)
-    pairs = config.TRAIN.BATCH_SIZE // group.world_size()
-    if uses_graph(config, device, pairs):
+    if graph:
         capture_step(trainer, pairs, config.DATA.IMAGE_SIZE)
     loader = build_batches(config, source, span, device)
     if group.is_main() and 0 < span.first < span.last:

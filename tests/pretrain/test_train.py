@@ -176,3 +176,13 @@ def test_one_line_and_status_two(tmp_path: Path) -> None:
         r"error: the command line: TRAIN.LR must be of type float like \S+, not str 'fast'\n", done.stderr
     )
     assert done.stdout == ""
+
+
+def test_a_graph_that_cannot_be_is_refused_before_there_is_a_run(
+    photos: Path, tmp_path: Path, error_of: Callable
+) -> None:
+    message = error_of(
+        train.main, [*arguments(photos, tmp_path / "run"), "TRAIN.MICRO_BATCH", "4", "TRAIN.CUDA_GRAPH", "on"]
+    )
+    assert "TRAIN.MICRO_BATCH 0" in message
+    assert not (tmp_path / "run" / "config.yaml").exists()
