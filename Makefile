@@ -11,7 +11,7 @@ QUICK ?= output/quick
 .PHONY: demo demo-convert quick test test-slow gpu lint format clean
 .DEFAULT_GOAL := test
 
-$(STAMP): requirements.txt requirements-datasets.txt setup.py
+$(STAMP): requirements.txt requirements-datasets.txt setup.py pretrain/batches/resizing.c
 	$(PYTHON) -m venv --clear .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-datasets.txt

@@ -5,7 +5,7 @@ Packages are listed by hand, because a search would ship the tests as a top-leve
 
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import Extension, setup
 
 DETECTION = [
     # What Detectron2's Python tree imports. Detectron2 itself: python -m detection.install
@@ -41,6 +41,15 @@ setup(
         *(f"pretrain.{room}" for room in ("batches", "distributed", "evaluation", "images", "runs", "training")),
         "reporting",
         "shapes",
+    ],
+    # Not a Python module: pretrain/batches/resizing.py loads it, and does without it where there is no C compiler.
+    ext_modules=[
+        Extension(
+            "pretrain.batches._resizing",
+            ["pretrain/batches/resizing.c"],
+            extra_compile_args=["-O3"],
+            optional=True,
+        )
     ],
     package_data={"configs": ["*.yaml", "*/*.yaml", "*/*.txt"], "reporting": ["templates/*.html"]},
     install_requires=[

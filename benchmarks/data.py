@@ -8,7 +8,8 @@ and make the two views of thesis Table B.1. Four tables:
 
 - the worker against the conventional chain of Pillow operations, which ends with augmented float tensors: ours leaves
   the photometric part to the training device;
-- the same work: files to a batch of two uint8 crops, beside decoding alone (simplejpeg, files in memory);
+- the same work: files to a batch of two uint8 crops, beside the same with PyTorch's resizing, and beside decoding alone
+  (simplejpeg, files in memory);
 - the whole chain on this device: files to two augmented, normalised views;
 - the cost of augmentation on the device.
 """
@@ -17,6 +18,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import simplejpeg
@@ -27,6 +29,7 @@ from timing import Side, alternate, build_parser, print_table, ratio, start
 from torch import Tensor
 
 from foundation.errors import run
+from pretrain.batches import resizing
 from pretrain.batches.augment import augment
 from pretrain.batches.views import Batch, ViewDataset
 from pretrain.config import build_augmentations, get_defaults
@@ -57,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 ours = partial(read_ours, dataset)
                 seconds = alternate((ours, partial(read_all, source, libraries[0].views)), rounds, CPU)
                 workers.append([f"{size}", *speeds(seconds, count), ratio(seconds, side=0, reference=1)])
-                same += compare(size, ours, source, libraries, lambda library: library.crops, rounds, decoding=True)
+                same += compare(size, ours, source, libraries, lambda library: library.crops, rounds, parts=True)
                 both = partial(read_and_augment, dataset, device)
                 whole += compare(size, both, source, libraries, lambda library: library.views, rounds, device)
                 devices.append([f"{size}", *measure_device(ours(), rounds, device)])
@@ -92,12 +95,13 @@ def compare(
     work: Callable[[Library], Callable[[bytes], object]],
     rounds: int,
     device: torch.device = CPU,
-    decoding: bool = False,
+    parts: bool = False,
 ) -> list[list[str]]:
-    """Rows of a table: ours, the libraries in turns with it, and, if asked for, decoding alone."""
+    """Rows of a table: ours, the libraries in turns with it, and, if asked for, what parts of ours cost."""
     sides = {"ours": ours}
     sides |= {library.name: partial(read_all, source, work(library), device) for library in libraries}
-    if decoding:
+    if parts:
+        sides["ours, PyTorch's resizing"] = partial(without_compiled_resizing, ours)
         sides["decoding alone"] = partial(decode_all, [path.read_bytes() for path in source.paths])
     seconds = alternate(list(sides.values()), rounds, device)
     rates = speeds(seconds, len(source))
@@ -118,6 +122,12 @@ def render_photographs(folder: Path, count: int) -> FileSource:
 def read_ours(dataset: ViewDataset) -> Batch:
     """All images once, as a batch."""
     return dataset.read([(0, index) for index in range(len(dataset))])
+
+
+def without_compiled_resizing(side: Side) -> None:
+    """The work of a side with PyTorch's operation in place of resizing.c."""
+    with mock.patch.object(resizing, "load_library", return_value=None):
+        side()
 
 
 def read_and_augment(dataset: ViewDataset, device: torch.device) -> list[Tensor]:

@@ -7,7 +7,6 @@ drawn here (`draws.py`). On one core this is several times faster than the usual
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
@@ -16,41 +15,15 @@ from torch.utils.data import get_worker_info
 
 from foundation.images import REDUCTIONS, OpenImage, UnreadableImage
 from pretrain.batches.draws import Augmentation, Param, draw_crop, draw_photometric, random_stream
+from pretrain.batches.resizing import prepare_resize, resize
 from pretrain.images.sources import Source
 
 Box = tuple[int, int, int, int]  # top, left, height, width
 
-RESIZE: dict[str, Callable[..., Tensor]] = {
-    "bicubic": torch._C._nn._upsample_bicubic2d_aa,
-    "bilinear": torch._C._nn._upsample_bilinear2d_aa,
-}
-INTERPOLATIONS = tuple(RESIZE)
 MAX_REPLACEMENTS = 20
 WHOLE_IMAGE = (1.0, 1.0)
 KEPT_MEMORY = 2**25  # bytes, 11 megapixels: decoded images up to this size are written over one another
 AHEAD = 64  # images that are opened before the first of them is decoded
-
-
-def resize(image: Tensor, height: int, width: int, interpolation: str = "bicubic", out: Tensor | None = None) -> Tensor:
-    """Resize with antialiasing, uint8 (3, H, W) or (1, 3, H, W) -> as many dimensions, in channels-last memory.
-
-    It is the operation behind `torch.nn.functional.interpolate`, which cannot write into given memory. In channels-last
-    memory, which decoders write too, two crops of a photograph take two thirds of the time.
-
-    Args:
-        interpolation: one of `INTERPOLATIONS`; bicubic in the article (thesis B.1.3).
-        out: (1, 3, height, width) memory for the result of an image with four dimensions, channels last.
-    """
-    if image.dim() == 3:
-        return resize(image.permute(1, 2, 0)[None].permute(0, 3, 1, 2), height, width, interpolation)[0]
-    if out is None:
-        out = torch.empty(1, height, width, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
-    if image.shape[2:] == (height, width):
-        return out.copy_(image)
-    if image.stride(1) != 1:
-        # Where input and result differ in layout, PyTorch 2.14 gives wrong pixels or an internal error.
-        image = image.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
-    return RESIZE[interpolation](image, [height, width], False, None, None, out=out)
 
 
 def resized_side(size: int) -> int:
@@ -124,7 +97,7 @@ class ViewDataset:
         size: pixels of the square views.
         augmentations: one for each view; none: a single central crop, the same in every epoch.
         seed: of all random numbers.
-        interpolation: of every resize, one of `INTERPOLATIONS`.
+        interpolation: of every resize, one of `resizing.INTERPOLATIONS`.
         region: (low, high) fraction of the image's area. All random views of an image are cropped from one region of
             this area, drawn for each epoch: in scenes of several objects, views of one place show the same object.
         scaled: whether to decode JPEGs at 1/2, 1/4 or 1/8 of their size, the smallest at which no crop has to be
@@ -263,14 +236,15 @@ class ViewDataset:
         """For each box, what `resize` does with this part of `_memory` and a view. Empty for other files than JPEGs."""
         if reduction != 1 or not image.fills_buffer:
             return ()
-        row, shape, operation = 3 * image.width, [self.size, self.size], RESIZE[self.interpolation]
-        resizes: list[Callable[[], object]] = []
-        for (top, left, height, width), view in zip(boxes, views, strict=False):
-            part = self._memory.as_strided((1, 3, height, width), (row, 1, row, 3), row * top + 3 * left)
-            same = height == width == self.size
-            work = partial(view.copy_, part) if same else partial(operation, part, shape, False, None, None, out=view)
-            resizes.append(work)
-        return resizes
+        row = 3 * image.width
+        return [
+            prepare_resize(
+                self._memory.as_strided((1, 3, height, width), (row, 1, row, 3), row * top + 3 * left),
+                view,
+                self.interpolation,
+            )
+            for (top, left, height, width), view in zip(boxes, views, strict=False)
+        ]
 
     def _reduction(self, image: OpenImage, boxes: Sequence[Box]) -> int:
         """By how much to divide the sides. Without boxes the whole image is resized for the central crop."""

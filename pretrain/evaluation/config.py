@@ -7,7 +7,7 @@ from fvcore.common.config import CfgNode
 
 from foundation.config import each_in_range, in_range, one_of
 from foundation.errors import UserError
-from pretrain.batches.views import INTERPOLATIONS
+from pretrain.batches.resizing import INTERPOLATIONS
 from pretrain.config import DECODES, MAX_SEED, PRECISIONS
 from pretrain.encoder import ENCODERS, STEMS
 from pretrain.images.sources import DATASETS

@@ -30,7 +30,7 @@ class Pipeline:
         workers: loader processes.
         device: where the encoder is.
         max_unreadable: fraction of damaged images above which an error is raised.
-        interpolation: of every resize, one of `views.INTERPOLATIONS`.
+        interpolation: of every resize, one of `resizing.INTERPOLATIONS`.
         scaled: whether to decode JPEGs at 1/2, 1/4 or 1/8 of their size where views keep their size.
     """
 

@@ -19,7 +19,7 @@ from foundation.images import UnreadableImage
 from foundation.json_files import as_number
 from foundation.names import short_names
 from pretrain.batches.augment import augment
-from pretrain.batches.views import resize
+from pretrain.batches.resizing import resize
 from pretrain.config import build_streaming, build_views, resolve_precision
 from pretrain.evaluation import plots
 from pretrain.evaluation.features import build_pipeline, extract

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.nn import functional
 from torchvision.transforms import v2
 
 from foundation.images import REDUCTIONS, OpenImage, UnreadableImage, open_file, read_rgb
 from pretrain.batches.draws import Augmentation, draw_crop, random_stream
 from pretrain.batches.loader import build_loader
+from pretrain.batches.resizing import INTERPOLATIONS, resize
 from pretrain.batches.sampler import SequentialBatches
-from pretrain.batches.views import INTERPOLATIONS, ViewDataset, center_crop, reduced, reduction_for, resize
+from pretrain.batches.views import ViewDataset, center_crop, reduced, reduction_for
 from pretrain.images.sources import ArraySource, FileSource, build_source
 
 RECIPES = [Augmentation(flip=0.5, jitter=0.8, brightness=0.4, blur=1.0), Augmentation(flip=0.5, solarize=0.2)]
@@ -77,29 +77,6 @@ def test_any_image_has_a_crop(height: int, width: int) -> None:
         assert 0 <= top <= height - h
         assert 0 <= left <= width - w
     assert center_crop(torch.zeros(3, height, width, dtype=torch.uint8), 8).shape == (3, 8, 8)
-
-
-def test_resize_equals_pillow_to_two_levels() -> None:
-    pixels = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
-    theirs = np.asarray(Image.fromarray(pixels).resize((24, 20), Image.Resampling.BICUBIC)).astype(int)
-    ours = resize(torch.from_numpy(pixels).permute(2, 0, 1), 20, 24).permute(1, 2, 0).numpy().astype(int)
-    assert np.abs(ours - theirs).max() <= 2
-
-
-@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
-@pytest.mark.parametrize("layout", ["channels last", "channels first"])
-def test_resize_is_interpolate_whatever_the_layout_and_the_sides(layout: str, interpolation: str) -> None:
-    whole = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (12, 14, 3), dtype=np.uint8)).permute(2, 0, 1)
-    whole = whole.contiguous() if layout == "channels first" else whole
-    for height, width, to_height, to_width in itertools.product((1, 2, 9), (1, 7), (2, 7, 9, 20), (1, 7, 9)):
-        image = whole[:, 2 : 2 + height, 3 : 3 + width]
-        theirs = functional.interpolate(
-            image.contiguous()[None], (to_height, to_width), mode=interpolation, antialias=True
-        )
-        batch = torch.empty(2, to_height, to_width, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
-        assert torch.equal(resize(image[None], to_height, to_width, interpolation, out=batch[1:]), theirs)
-        assert torch.equal(batch[1], theirs[0])
-        assert torch.equal(resize(image, to_height, to_width, interpolation), theirs[0])
 
 
 @pytest.mark.parametrize("interpolation", INTERPOLATIONS)
