@@ -191,9 +191,7 @@ class ViewDataset:
             except UnreadableImage as error:
                 unreadable.append(str(error))
                 step += 1
-        raise UnreadableImage(
-            f"{MAX_REPLACEMENTS} images in a row cannot be read, the first: {unreadable[-MAX_REPLACEMENTS]}"
-        )
+        raise UnreadableImage(f"{MAX_REPLACEMENTS} images in a row cannot be read, the last: {unreadable[-1]}")
 
     def _prepare(
         self,

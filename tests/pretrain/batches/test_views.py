@@ -1,6 +1,7 @@
 """Crops and random numbers: what a view depends on, and what it does not."""
 
 import itertools
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -139,6 +140,20 @@ def test_an_image_that_cannot_be_opened_is_replaced_by_one_that_cannot_be_decode
     batch = ViewDataset(FileSource(paths, range(3), []), 8, RECIPES).read([(0, 0)])
     assert batch.labels.tolist() == [2]
     assert [message.split(":")[0] for message in batch.unreadable] == [str(paths[0]), str(paths[1])]
+
+
+@pytest.mark.parametrize("damage", [cut_off, lambda path: path.write_bytes(b"")])
+def test_too_many_damaged_images_in_a_row_are_an_error_that_names_the_last(
+    damage: Callable[[Path], object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [tmp_path / f"{number}.jpg" for number in range(8)]
+    for path in paths:
+        Image.new("RGB", (40, 30)).save(path)
+    for number in (0, 1, 4, 5, 6):
+        damage(paths[number])
+    monkeypatch.setattr("pretrain.batches.views.MAX_REPLACEMENTS", 3)
+    with pytest.raises(UnreadableImage, match=r"^3 images in a row cannot be read, the last: .*/6\.jpg"):
+        ViewDataset(FileSource(paths, range(8), []), 8, RECIPES).read([(0, index) for index in range(8)])
 
 
 def test_large_images_are_opened_one_by_one_and_their_memory_is_not_kept(
