@@ -3,8 +3,6 @@
 import ctypes
 import itertools
 import mmap
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,19 +14,15 @@ from torch.nn import functional
 from pretrain.batches import resizing
 from pretrain.batches.resizing import INTERPOLATIONS, compute_weights, prepare_resize, resize
 
-WAYS = [
-    pytest.param(
-        True, id="AVX-512", marks=pytest.mark.skipif(not resizing.load_library(), reason="not compiled, or no AVX-512")
-    ),
-    pytest.param(False, id="PyTorch"),
-]
+LOAD = resizing.load_library.__wrapped__  # without its cache
+LIBRARY = resizing.load_library()
+NEEDS_LIBRARY = pytest.mark.skipif(not LIBRARY, reason="not compiled, or the processor does not have the instructions")
 
 
-@pytest.fixture(params=WAYS, autouse=True)
+@pytest.fixture(params=[pytest.param(True, id="AVX-512", marks=NEEDS_LIBRARY), pytest.param(False, id="PyTorch")])
 def compiled(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
-    """Whether resizing.c is used."""
-    if not request.param:
-        monkeypatch.setattr(resizing, "load_library", lambda: None)
+    """Whether resizing.c is used; otherwise PyTorch does the work."""
+    monkeypatch.setattr(resizing, "load_library", lambda: LIBRARY if request.param else None)
     return request.param
 
 
@@ -42,6 +36,7 @@ def interpolate(image: torch.Tensor, height: int, width: int, interpolation: str
     return functional.interpolate(image.contiguous(), (height, width), mode=interpolation, antialias=True)
 
 
+@pytest.mark.usefixtures("compiled")
 def test_resize_equals_pillow_to_two_levels() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
     theirs = np.asarray(Image.fromarray(pixels).resize((24, 20), Image.Resampling.BICUBIC)).astype(int)
@@ -49,6 +44,7 @@ def test_resize_equals_pillow_to_two_levels() -> None:
     assert np.abs(ours - theirs).max() <= 2
 
 
+@pytest.mark.usefixtures("compiled")
 @pytest.mark.parametrize("interpolation", INTERPOLATIONS)
 @pytest.mark.parametrize("layout", ["channels last", "channels first"])
 def test_resize_is_interpolate_whatever_the_layout_and_the_sides(layout: str, interpolation: str) -> None:
@@ -63,6 +59,7 @@ def test_resize_is_interpolate_whatever_the_layout_and_the_sides(layout: str, in
         assert torch.equal(resize(image, to_height, to_width, interpolation), theirs[0])
 
 
+@pytest.mark.usefixtures("compiled")
 @pytest.mark.parametrize("interpolation", INTERPOLATIONS)
 def test_resize_is_interpolate_for_random_sizes(interpolation: str) -> None:
     rng, whole = np.random.default_rng(1), random_pixels(400, 600)
@@ -79,6 +76,7 @@ def test_resize_is_interpolate_for_random_sizes(interpolation: str) -> None:
         )
 
 
+@pytest.mark.usefixtures("compiled")
 @pytest.mark.parametrize("interpolation", INTERPOLATIONS)
 def test_resize_is_interpolate_for_each_width(interpolation: str) -> None:
     """Each width has weights of its own, and some of them lie close to the middle between two integers."""
@@ -89,7 +87,7 @@ def test_resize_is_interpolate_for_each_width(interpolation: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("width", "to_width"), [(1, 5), (21, 22), (22, 21), (100, 64), (300, 64), (450, 64), (700, 64)]
+    ("width", "to_width"), [(1, 5), (2, 9), (21, 22), (22, 21), (100, 64), (300, 64), (450, 64), (700, 64)]
 )
 def test_only_the_memory_of_both_images_is_touched(width: int, to_width: int) -> None:
     """The image ends where no page of memory follows: reading one byte further would end this process."""
@@ -111,6 +109,7 @@ def test_only_the_memory_of_both_images_is_touched(width: int, to_width: int) ->
     assert (target[-64:] == 7).all()
 
 
+@pytest.mark.usefixtures("compiled")
 def test_a_prepared_resize_reads_the_pixels_of_its_time() -> None:
     image, out = random_pixels(9, 9), torch.empty(1, 5, 5, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
     work = prepare_resize(image, out, "bicubic")
@@ -119,10 +118,9 @@ def test_a_prepared_resize_reads_the_pixels_of_its_time() -> None:
     assert torch.equal(out, interpolate(image, 5, 5, "bicubic"))
 
 
-def test_the_way_that_is_tested_is_the_one_that_is_used(compiled: bool) -> None:
+def test_what_is_tested_is_used(compiled: bool) -> None:
     image, out = random_pixels(40, 30), torch.empty(1, 20, 20, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
-    work = prepare_resize(image, out, "bicubic")
-    assert (work.func is resizing._resize_rgb) == compiled  # type: ignore[attr-defined]
+    assert (prepare_resize(image, out, "bicubic").func is resizing._resize_rgb) == compiled  # type: ignore[attr-defined]
 
 
 def test_weights_by_hand() -> None:
@@ -138,18 +136,16 @@ def test_weights_by_hand() -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"not a library"])
-def test_a_library_that_cannot_be_loaded_is_left_out(tmp_path: Path, content: bytes) -> None:
+def test_a_library_that_cannot_be_loaded_is_left_out(
+    content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "library.so").write_bytes(content)
-    script = (
-        "import sys, pathlib; from pretrain.batches import resizing\n"
-        "resizing.LIBRARIES = [pathlib.Path(sys.argv[1])]\n"
-        "assert resizing.load_library() is None"
-    )
-    subprocess.run([sys.executable, "-c", script, str(tmp_path / "library.so")], check=True)
+    monkeypatch.setattr(resizing, "LIBRARIES", [tmp_path / "library.so"])
+    assert LOAD() is None
 
 
-def test_a_library_with_other_arguments_is_left_out(monkeypatch: pytest.MonkeyPatch, compiled: bool) -> None:
-    if not compiled:
-        pytest.skip("the library is not used")
+@NEEDS_LIBRARY
+def test_a_library_of_another_version_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert LOAD() is not None
     monkeypatch.setattr(resizing, "INTERFACE", resizing.INTERFACE + 1)
-    assert resizing.load_library.__wrapped__() is None
+    assert LOAD() is None
