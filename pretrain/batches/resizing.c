@@ -1,9 +1,8 @@
 /* Antialiased resizing of uint8 RGB images with AVX-512, bit for bit as PyTorch does it: first across, rounded to uint8,
  * then down, both with int16 weights and int32 sums. resizing.py computes the weights and calls `resize_rgb`.
  *
- * Across, 16 values (one channel of a pixel each) are computed together. The bytes that they need for one pair of taps lie
- * in one window of 64 or 128 bytes, from which one instruction selects them. PyTorch's AVX2 kernel computes one pixel at a
- * time.
+ * Across, 16 values (one channel of a pixel each) are computed together. The bytes that they need for a pair of taps lie in
+ * a window of 128 bytes, from which one instruction selects them. PyTorch's AVX2 kernel computes one pixel at a time.
  */
 
 #include <stddef.h>
@@ -12,7 +11,7 @@
 #include <string.h>
 
 /* Changes with what resizing.py passes, so that a library of another version is not used. */
-#define INTERFACE 2
+#define INTERFACE 3
 
 /* How one direction is resized. The arrays belong to the caller. */
 typedef struct {
@@ -20,7 +19,7 @@ typedef struct {
     int32_t outputs;         /* and after */
     int32_t pairs;           /* of taps, the same for all outputs; unneeded ones have weight 0 */
     int32_t precision;       /* weights are multiples of 2^-precision */
-    int32_t windows;         /* across: of 64 bytes, that 16 values need, 1 or 2 */
+    int32_t reach;           /* across: pairs that are taken from a window before it moves */
     const int32_t *first;    /* across: the first byte of each 16 values; down: the first row of each output */
     const int32_t *weights;  /* two int16 each; across: (16 values, pairs, value); down: (outputs, pairs) */
     const uint8_t *places;   /* across: four for each value; first and third: where the first pair is in the window */
@@ -30,8 +29,8 @@ typedef struct {
 
 #include <immintrin.h>
 
-#define ROWS 4   /* that are resized across together, because they share places and weights */
-#define BEHIND 128 /* bytes of windows that begin before the end of a row */
+#define ROWS 4     /* that are resized across together, because they share places and weights */
+#define WINDOW 128 /* bytes */
 
 #define AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni")))
 
@@ -43,28 +42,23 @@ AVX512 static void resize_across(const uint8_t *const *rows, const direction *ac
     const __mmask64 low_bytes = 0x5555555555555555; /* of int16 */
     const int32_t *weights = across->weights;
     for (int block = 0; block < blocks; block++) {
-        __m512i places = _mm512_loadu_si512(across->places + 64 * block);
-        __m512i sums[ROWS] = {half, half, half, half};
-        ptrdiff_t from = across->first[block];
-        if (across->windows == 1) { /* for all pairs together */
-            __m512i window[ROWS];
-            for (int row = 0; row < ROWS; row++) window[row] = _mm512_loadu_si512(rows[row] + from);
-            for (int t = 0; t < pairs; t++, weights += 16) {
+        const uint8_t *places_in_window = across->places + 64 * block;
+        __m512i low[ROWS], high[ROWS], sums[ROWS] = {half, half, half, half};
+        for (int t = 0; t < pairs;) {
+            __m512i places = _mm512_loadu_si512(places_in_window);
+            ptrdiff_t from = across->first[block] + 6 * t;
+            int end = t + across->reach < pairs ? t + across->reach : pairs;
+            for (int row = 0; row < ROWS; row++) {
+                low[row] = _mm512_loadu_si512(rows[row] + from);
+                high[row] = _mm512_loadu_si512(rows[row] + from + 64);
+            }
+            for (; t < end; t++, weights += 16) {
                 __m512i weight = _mm512_loadu_si512(weights);
                 for (int row = 0; row < ROWS; row++) {
-                    __m512i values = _mm512_maskz_permutexvar_epi8(low_bytes, places, window[row]);
+                    __m512i values = _mm512_maskz_permutex2var_epi8(low_bytes, low[row], places, high[row]);
                     sums[row] = _mm512_dpwssd_epi32(sums[row], values, weight);
                 }
                 places = _mm512_add_epi8(places, pair);
-            }
-        } else { /* they move with the pairs */
-            for (int t = 0; t < pairs; t++, weights += 16, from += 6) {
-                __m512i weight = _mm512_loadu_si512(weights);
-                for (int row = 0; row < ROWS; row++) {
-                    __m512i low = _mm512_loadu_si512(rows[row] + from), high = _mm512_loadu_si512(rows[row] + from + 64);
-                    __m512i values = _mm512_maskz_permutex2var_epi8(low_bytes, low, places, high);
-                    sums[row] = _mm512_dpwssd_epi32(sums[row], values, weight);
-                }
             }
         }
         for (int row = 0; row < ROWS; row++) {
@@ -102,7 +96,7 @@ AVX512 static void resize_down(const uint8_t *const *rows, const int32_t *weight
 int resize_rgb(const uint8_t *source, int64_t pitch, const direction *across, const direction *down, uint8_t *target) {
     const int taps = 2 * down->pairs, size = 3 * across->outputs, last = down->inputs - 1;
     const size_t row_size = ((size_t)size + 63) / 64 * 64, source_size = 3 * (size_t)across->inputs;
-    const size_t read_size = source_size + 6 * (size_t)across->pairs + BEHIND; /* by the functions above, from a row's begin */
+    const size_t read_size = source_size + 6 * (size_t)across->pairs + WINDOW; /* by `resize_across`, of each row */
     size_t kept = ROWS; /* rows resized across, in a ring */
     while (kept < (size_t)taps + ROWS) kept *= 2;
     uint8_t *ring = aligned_alloc(64, kept * row_size), *copies = malloc(ROWS * read_size);

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-INTERFACE = 2  # of the functions in resizing.c; another library is not used
+INTERFACE = 3  # of the functions in resizing.c; another library is not used
 LIBRARIES = [Path(__file__).with_name(f"_resizing{suffix}") for suffix in EXTENSION_SUFFIXES]
 OPERATIONS: dict[str, Callable[..., Tensor]] = {
     "bicubic": torch._C._nn._upsample_bicubic2d_aa,
@@ -24,7 +24,7 @@ OPERATIONS: dict[str, Callable[..., Tensor]] = {
 INTERPOLATIONS = tuple(OPERATIONS)
 REACH = {"bicubic": 2, "bilinear": 1}  # pixels of a filter to each side
 BLOCK = 16  # values of a row that are computed together; a value is one channel of a pixel
-WINDOW = 64  # bytes
+WINDOW = 128  # bytes, from which those of a block are taken for a pair of taps
 KEPT_SIZES = 1024  # the weights of a size need up to 20 KB at 224 pixels
 
 
@@ -94,7 +94,7 @@ class _Direction(ctypes.Structure):
         ("outputs", ctypes.c_int32),
         ("pairs", ctypes.c_int32),
         ("precision", ctypes.c_int32),
-        ("windows", ctypes.c_int32),
+        ("reach", ctypes.c_int32),
         ("first", ctypes.c_void_p),
         ("weights", ctypes.c_void_p),
         ("places", ctypes.c_void_p),
@@ -107,14 +107,14 @@ class _Direction(ctypes.Structure):
         first: np.ndarray,
         weights: np.ndarray,
         places: np.ndarray | None = None,
-        windows: int = 0,
+        reach: int = 0,
     ) -> None:
         # PyTorch's memory begins at a multiple of 64 bytes, so that no vector lies in two lines of the cache.
         self.arrays = [torch.from_numpy(np.ascontiguousarray(each)).clone() for each in (first, weights)]
         if places is not None:
             self.arrays.append(torch.from_numpy(places).clone())
         pointers = [each.data_ptr() for each in self.arrays]
-        super().__init__(*sizes, weights.shape[1], precision, windows, *pointers)
+        super().__init__(*sizes, weights.shape[1], precision, reach, *pointers)
 
 
 def compute_weights(inputs: int, outputs: int, interpolation: str) -> tuple[np.ndarray, np.ndarray, int]:
@@ -169,7 +169,7 @@ def _down(inputs: int, outputs: int, interpolation: str) -> _Direction:
 
 @lru_cache(KEPT_SIZES)
 def _across(inputs: int, outputs: int, interpolation: str) -> _Direction | None:
-    """None where the bytes that a block of values needs do not fit two windows."""
+    """None where the bytes that a block of values needs for a pair of taps do not fit a window."""
     first, weights, precision = compute_weights(inputs, outputs, interpolation)
     pairs = weights.view(np.int32)
     pixel, channel = np.divmod(np.arange(-(-3 * outputs // BLOCK) * BLOCK), 3)
@@ -178,10 +178,10 @@ def _across(inputs: int, outputs: int, interpolation: str) -> _Direction | None:
     begin = 3 * first[pixel[::BLOCK]]
     place = (3 * first[pixel] + channel).reshape(-1, BLOCK) - begin[:, None]
     last = place.max() + 3
-    if last >= 2 * WINDOW:
+    if last >= WINDOW:
         return None
-    windows = 1 if last + 6 * (pairs.shape[1] - 1) < WINDOW else 2
+    reach = 1 + (WINDOW - 1 - last) // 6  # a pair of taps is six bytes from the next
     places = np.zeros((*place.shape, 4), np.uint8)
     places[..., 0], places[..., 2] = place, place + 3
     blocks = np.where(inside[:, None], pairs[pixel], 0).reshape(-1, BLOCK, pairs.shape[1]).transpose(0, 2, 1)
-    return _Direction((inputs, outputs), precision, begin, blocks, places, windows)
+    return _Direction((inputs, outputs), precision, begin, blocks, places, reach)
