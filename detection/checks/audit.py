@@ -19,7 +19,7 @@ from detection.checks.content import check_files, check_objects
 from detection.checks.findings import Content, Findings
 from detection.checks.folders import check_cityscapes, check_semantic
 from detection.checks.voc import check_voc
-from detection.data import datasets
+from detection.data import custom, datasets
 from detection.data.requirements import Requirements, requirements_of
 
 if TYPE_CHECKING:
@@ -105,10 +105,14 @@ def check_dataset(
 
 
 def _compare_files(content: Content, trained: list[Content], findings: Findings) -> None:
-    files = {str(content.folder / each.file_name) for each in content.images}
+    files = _resolve_files(content)
     for other in trained:
-        shared = sorted(files & {str(other.folder / each.file_name) for each in other.images})
+        shared = sorted(files & _resolve_files(other))
         findings.add(defects.SHARED_FILES, shared)
+
+
+def _resolve_files(content: Content) -> set[str]:
+    return {custom.resolve(content.folder, each.file_name) for each in content.images}
 
 
 def _listing(name: str, content: Content | None, findings: Findings) -> str:

@@ -125,7 +125,11 @@ NOT_ANNOTATED = Defect(
     Consequence("error", "name annotated images for training"),
     Consequence("note", "the results are written, and not evaluated"),
 )
-REPEATED_FILES = _warning("files listed as several images", "seen as often as listed", "counted as often as listed")
+REPEATED_FILES = _warning(
+    "files listed as several images",
+    "seen as often as listed; a random split (--val-fraction) keeps these images in one part",
+    "counted as often as listed",
+)
 FRACTIONAL_BOXES = _fatal(
     "datasets whose boxes are fractions of the image", "write bbox as left, top, width and height in pixels"
 )

@@ -56,6 +56,12 @@ def find_images(annotations: Path) -> Path:
     )
 
 
+def resolve(folder: Path, name: str) -> str:
+    """The path of an image's file without links, by which images with the same file are recognised."""
+    path = os.path.join(folder, name)
+    return path if "\0" in path else os.path.realpath(path)
+
+
 class Parts(NamedTuple):
     """A dataset divided by its images, in COCO's format."""
 
@@ -63,13 +69,16 @@ class Parts(NamedTuple):
     val: dict[str, Any]
 
 
-def divide(annotations: Path, fraction: float, seed: int = 0) -> Parts:
-    """Divide a dataset by its images.
+def divide(annotations: Path, folder: Path, fraction: float, seed: int = 0, by_file: bool = True) -> Parts:
+    """Divide a dataset by its images. Images with the same file, as merged exports list them, come into one part.
 
     Args:
         annotations: file in COCO's format.
-        fraction: of the images, to evaluate on; in (0, 1).
-        seed: of the choice. The same file, fraction and seed give the same parts.
+        folder: of its images.
+        fraction: of the image files, to evaluate on; in (0, 1).
+        seed: of the choice. The same files, fraction and seed give the same parts.
+        by_file: False divides by the records of the images, as earlier versions did. The parts differ only where
+            several records have the same file.
 
     Raises:
         UserError: the file cannot be read or is not in the format, has a record that cannot be used, or fewer than two
@@ -79,11 +88,17 @@ def divide(annotations: Path, fraction: float, seed: int = 0) -> Parts:
     refuse_problems(read_annotations(annotations))
     content = read_json(annotations, MAX_BYTES)
     images = content["images"]
-    if "annotations" not in content or len(images) < 2:
-        raise UserError(f"{annotations} cannot be split: it must list two images or more, and annotations")
-    count = min(len(images) - 1, max(1, math.floor(len(images) * fraction + 0.5)))
-    chosen = numpy.random.default_rng(seed).permutation(len(images))[:count].tolist()
-    held_out = {read_id(images[index]["id"]) for index in chosen}
+    files: dict[Any, list[int | str]] = {}
+    for index, image in enumerate(images):
+        files.setdefault(resolve(folder, str(image["file_name"])) if by_file else index, []).append(
+            read_id(image["id"])
+        )
+    if "annotations" not in content or len(files) < 2:
+        raise UserError(f"{annotations} cannot be split: it must list two image files or more, and annotations")
+    count = min(len(files) - 1, max(1, math.floor(len(files) * fraction + 0.5)))
+    together = list(files.values())
+    chosen = numpy.random.default_rng(seed).permutation(len(files))[:count].tolist()
+    held_out = {identity for index in chosen for identity in together[index]}
     return Parts(*(
         {
             **content,

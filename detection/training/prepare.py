@@ -257,7 +257,7 @@ def _own_datasets(arguments: argparse.Namespace, output: Path) -> dict[str, str]
     if arguments.check_data:  # of the whole file, which a run divides afterwards
         name = datasets.custom_name(Path(train), folders[train])
         return {"TRAIN": name, "TEST": name}
-    folder = _divide(Path(train), fraction, arguments, output)
+    folder = _divide(Path(train), folders[train], fraction, arguments, output)
     print(f"note: {fraction:.0%} of the images, drawn at random, are for evaluation (--val-fraction)")
     files = custom.part_files(folder)
     names = [datasets.custom_name(file, folders[train].resolve()) for file in files]
@@ -266,13 +266,13 @@ def _own_datasets(arguments: argparse.Namespace, output: Path) -> dict[str, str]
     return dict(zip(("TRAIN", "TEST"), names, strict=True))
 
 
-def _divide(train: Path, fraction: float, arguments: argparse.Namespace, output: Path) -> Path:
+def _divide(train: Path, images: Path, fraction: float, arguments: argparse.Namespace, output: Path) -> Path:
     """The folder with the two parts of a dataset. Those of a run that has begun are never replaced.
 
     Raises:
         UserError: the run in the folder has other parts, or they cannot be made.
     """
-    parts = custom.divide(train, fraction)
+    parts = custom.divide(train, images, fraction)
     if arguments.dry_run or arguments.show_data is not None:  # these leave no trace
         folder = Path(tempfile.mkdtemp(prefix="split-"))
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
@@ -286,7 +286,9 @@ def _divide(train: Path, fraction: float, arguments: argparse.Namespace, output:
             folder = used.parent
     if not ((begun or is_held(output)) and _has_parts(folder)):
         custom.write_parts(parts, output / SPLIT)
-    elif not custom.are_written(parts, folder):
+    elif not any(
+        custom.are_written(each, folder) for each in (parts, custom.divide(train, images, fraction, by_file=False))
+    ):
         raise UserError(
             f"{output} holds a run on other images than {train} with --val-fraction {fraction:g} gives:"
             " choose another --output, or give the file and the fraction that the run began with"

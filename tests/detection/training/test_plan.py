@@ -147,15 +147,61 @@ def test_the_keys_of_the_plan_are_listed():
 def test_a_split_is_seeded_and_loses_nothing(coco_root):
     file = coco_root / "coco" / "annotations" / "instances_train2017.json"
     whole = json.loads(file.read_text())
-    parts = custom.divide(file, 0.25)
-    assert parts == custom.divide(file, 0.25)
+    parts = custom.divide(file, file.parent, 0.25)
+    assert parts == custom.divide(file, file.parent, 0.25)
     assert [len(part["images"]) for part in parts] == [3, 1]
     for key in ("images", "annotations"):
         assert sorted(each["id"] for part in parts for each in part[key]) == [each["id"] for each in whole[key]]
     for part in parts:
         assert {each["image_id"] for each in part["annotations"]} == {each["id"] for each in part["images"]}
         assert part["categories"] == whole["categories"]
-    assert custom.divide(file, 0.25, seed=1).val["images"] != parts.val["images"]
+    assert custom.divide(file, file.parent, 0.25, seed=1).val["images"] != parts.val["images"]
+
+
+@pytest.fixture
+def merged(coco_root):
+    """Annotations that list each of four files under two ids, once by another path."""
+    file = coco_root / "coco" / "annotations" / "instances_train2017.json"
+    content = json.loads(file.read_text())
+    (coco_root / "coco" / "train2017" / "again").symlink_to(".")
+    for key in ("images", "annotations"):
+        content[key] += [{**each, "id": each["id"] + 100} for each in content[key]]
+    for each in content["images"][4:]:
+        each["file_name"] = f"again/{each['file_name']}"
+    for each in content["annotations"][8:]:
+        each["image_id"] += 100
+    file.write_text(json.dumps(content))
+    return file
+
+
+def test_images_with_the_same_file_come_into_one_part(merged):
+    folder = custom.find_images(merged)
+    for fraction in (0.25, 0.5, 0.75):
+        parts = custom.divide(merged, folder, fraction)
+        files = [{custom.resolve(folder, each["file_name"]) for each in part["images"]} for part in parts]
+        assert [len(each) for each in files] == [4 - 4 * fraction, 4 * fraction]
+        assert not files[0] & files[1]
+        assert [len(part["images"]) for part in parts] == [8 - 8 * fraction, 8 * fraction]
+        assert [len(part["annotations"]) for part in parts] == [16 - 16 * fraction, 16 * fraction]
+    content = json.loads(merged.read_text())
+    content["images"] = [each for each in content["images"] if each["id"] % 100 == 1]
+    content["annotations"] = []
+    merged.write_text(json.dumps(content))
+    with pytest.raises(UserError, match="cannot be split: it must list two image files or more"):
+        custom.divide(merged, folder, 0.5)
+
+
+def test_a_run_of_an_earlier_version_keeps_its_split_of_repeated_files(merged, tmp_path):
+    run, folder = tmp_path / "run", custom.find_images(merged)
+    words = ["--train-json", str(merged), "--num-gpus", "0", "--output", str(run), "--val-fraction", "0.5"]
+    config = prepare.configure(train_net.parse([*words, "--config", "shapes_R18_FPN"]))
+    before = custom.divide(merged, folder, 0.5, by_file=False)
+    assert before != custom.divide(merged, folder, 0.5)
+    custom.write_parts(before, run / "data")
+    (run / "model_0000001.pth").touch()
+    run_folder.write_config(run, config, "shapes_R18_FPN")
+    prepare.configure(train_net.parse([*words, "--resume"]))
+    assert custom.are_written(before, run / "data")
 
 
 def test_images_with_one_id_are_refused_whichever_part_they_would_come_into(coco_root):
@@ -166,14 +212,15 @@ def test_images_with_one_id_are_refused_whichever_part_they_would_come_into(coco
     file.write_text(json.dumps(content))
     for fraction in (0.25, 0.5, 0.75):
         with pytest.raises(UserError, match=r"instances_train2017.json: images\[3\]\.id is 1, which another image has"):
-            custom.divide(file, fraction)
+            custom.divide(file, file.parent, fraction)
 
 
 @pytest.mark.parametrize("options", [[], ["--dry-run"]])
 @pytest.mark.parametrize("use", ["train", "evaluate"])
 def test_messages_about_a_part_name_the_file_that_was_divided(use, options, coco_root, tmp_path):
     file = coco_root / "coco" / "annotations" / "instances_train2017.json"
-    images, parts = custom.find_images(file), custom.divide(file, 0.5)
+    images = custom.find_images(file)
+    parts = custom.divide(file, images, 0.5)
     words = ["--train-json", str(file), "--train-images", str(images), "--val-fraction", "0.5", "--num-gpus", "0"]
     words += ["--output", str(tmp_path / "run")]
     image = (parts.train if use == "train" else parts.val)["images"][0]["file_name"]
@@ -326,9 +373,9 @@ def test_parts_that_hold_nan_are_known_again(coco_root, tmp_path):
     for each in content["annotations"]:
         each["area"] = float("nan")
     file.write_text(json.dumps(content))
-    custom.write_parts(custom.divide(file, 0.3), tmp_path)
-    assert custom.are_written(custom.divide(file, 0.3), tmp_path)
-    assert not custom.are_written(custom.divide(file, 0.6), tmp_path)
+    custom.write_parts(custom.divide(file, file.parent, 0.3), tmp_path)
+    assert custom.are_written(custom.divide(file, file.parent, 0.3), tmp_path)
+    assert not custom.are_written(custom.divide(file, file.parent, 0.6), tmp_path)
 
 
 @pytest.mark.parametrize("option", [["--dry-run"], ["--show-data", "2"]])
