@@ -6,10 +6,10 @@ import numpy as np
 import torch
 
 from foundation.errors import UserError
-from foundation.images import UnreadableImage
 from pretrain.batches.loader import build_loader, read_batches
 from pretrain.batches.sampler import SequentialBatches
 from pretrain.images.sources import Source
+from pretrain.images.survey import fault_of
 from pretrain.runs.metrics import Progress
 
 BATCH = 64  # images between two updates of the progress
@@ -30,11 +30,7 @@ class Readings:
 
     def _read(self, index: int, begin: Callable[[int], None]) -> str:
         begin(index)
-        try:
-            self.source.open(index).decode()
-        except UnreadableImage as error:
-            return str(error)
-        return ""
+        return fault_of(self.source, index)
 
 
 def find_unreadable(source: Source, workers: int, timeout: float) -> Sequence[str]:

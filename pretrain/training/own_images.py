@@ -22,7 +22,7 @@ from pretrain.config import build_streaming
 from pretrain.distributed.group import announced_here
 from pretrain.images.labelled import build_labelled_splits
 from pretrain.images.sources import Source, build_source
-from pretrain.images.survey import Survey, survey
+from pretrain.images.survey import Survey, check_readable, survey
 from pretrain.runs.weights import EncoderWeights, read_weights
 from pretrain.training import dry_run
 from pretrain.training.dry_run import ENOUGH_STEPS, Memory, format_size
@@ -77,13 +77,14 @@ def plan_run(
         hours: that the run may take; None: as the rules say.
 
     Raises:
-        UserError: too few images, none that can be read, or weights that cannot be read.
+        UserError: too few images, more damaged ones than allowed, or weights that cannot be read.
     """
     source = build_source(config.DATA.NAME, config.DATA.ROOT, "pretrain", config.DATA.CLASSES, build_streaming(config))
     weights = read_weights(config.ENCODER.WEIGHTS) if config.ENCODER.WEIGHTS else None
     if weights:
         check_architecture(weights, config, given)  # before anything is measured
     facts = survey(source)
+    damage = check_readable(source, config.DATA.MAX_UNREADABLE)
     cores = max(1, machine.usable_cores() // announced_here(processes))
     place = Place(device.type, cores, dry_run.device_memory(device, processes), processes)
     measures = Measures(
@@ -94,7 +95,7 @@ def plan_run(
     planned, reasons = choose(
         config, given, facts, place, measures, weights=weights, hours=hours, labelled=_is_labelled(config)
     )
-    return planned, [*describe_facts(config, source, facts, place), *reasons]
+    return planned, [*describe_facts(config, source, facts, place), *damage, *reasons]
 
 
 def time_pair(config: CfgNode, device: torch.device) -> float:
@@ -130,9 +131,6 @@ def describe_facts(config: CfgNode, source: Source, facts: Survey, place: Place)
     lines = [
         f"plan for {facts.count:,} images (median {facts.long_side} x {facts.short_side} pixels) on {device}{memory}",
     ]
-    if facts.damaged:
-        tried = facts.damaged + facts.sampled
-        lines.append(f"  {facts.damaged} of {tried} sampled images cannot be read; --check-data lists all of them")
     if config.DATA.NAME == "folder" and (Path(config.DATA.ROOT) / "train").is_dir():
         left = [entry.name for entry in sorted(Path(config.DATA.ROOT).iterdir()) if entry.is_dir()]
         left.remove("train")

@@ -1,5 +1,6 @@
 """Measuring a set of images, and joining several."""
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,12 @@ import pytest
 from PIL import Image
 
 from foundation.errors import UserError
+from foundation.images import OpenImage, UnreadableImage
+from pretrain.images import survey as surveys
 from pretrain.images.paths import locate
 from pretrain.images.sources import ArraySource, build_source
 from pretrain.images.stream import Streaming
-from pretrain.images.survey import sample_indices, survey
+from pretrain.images.survey import check_readable, sample_indices, survey
 
 
 def test_pixel_statistics_by_hand() -> None:
@@ -25,14 +28,56 @@ def test_pixel_statistics_by_hand() -> None:
     assert survey(ArraySource(np.full((2, 4, 4), 100, np.uint8), [0, 0], ["one"])).is_grey
 
 
-def test_damaged_images_are_counted(tmp_path: Path) -> None:
+def test_damaged_images_are_not_measured(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "good.png")
     (tmp_path / "bad.png").write_bytes(b"no image")
     found = survey(build_source("folder", str(tmp_path), "pretrain"))
-    assert (found.damaged, found.sampled) == (1, 1)
+    assert (found.count, found.sampled) == (2, 1)
     (tmp_path / "good.png").unlink()
     with pytest.raises(UserError, match="none of 1 images tried can be read"):
         survey(build_source("folder", str(tmp_path), "pretrain"))
+
+
+class Damaged(ArraySource):
+    """One-pixel images, of which every n-th cannot be read."""
+
+    every = 100
+
+    def open(self, index: int) -> OpenImage:
+        if index % self.every == 0:
+            raise UnreadableImage(f"{index}.jpg: not an image")
+        return super().open(index)
+
+
+def damaged_source(count: int) -> Damaged:
+    return Damaged(np.zeros((count, 1, 1), np.uint8), [0] * count, ["one"])
+
+
+def test_every_image_of_a_small_set_is_tried() -> None:
+    source = damaged_source(260)  # of which 0, 100 and 200 are damaged
+    with pytest.raises(
+        UserError, match=r"^3 of 260 images cannot be read, more than DATA.MAX_UNREADABLE \(0.01\)"
+    ) as one:
+        check_readable(source, 0.01)
+    assert all(f"{index}.jpg: not an image" in str(one.value) for index in (0, 100, 200))
+    (line,) = check_readable(source, 3 / 260)
+    assert "3 of 260 images cannot be read and are replaced by others" in line
+    assert len(check_readable(damaged_source(1), 0.0)) == 1, "one damaged image never stops a run"
+    assert check_readable(ArraySource(np.zeros((9, 2, 2), np.uint8), [0] * 9, ["one"]), 0.0) == []
+
+
+def test_a_large_set_is_judged_by_what_the_time_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = damaged_source(1_000_000)
+
+    def judge(allowed: float) -> list[str]:
+        clock = itertools.count()
+        monkeypatch.setattr(surveys.time, "monotonic", lambda: next(clock))
+        return check_readable(source, allowed, seconds=999)  # 1,000 images, at one a second
+
+    (line,) = judge(0.01)  # about ten damaged ones: within three standard deviations of what is allowed
+    assert "of 1,000 images tried (of 1,000,000) cannot be read" in line
+    with pytest.raises(UserError, match=r"of 1,000 images tried \(of 1,000,000\) cannot be read, more than"):
+        judge(0.001)
 
 
 def test_several_folders_are_one_source(photos: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ GPU = Place("cuda", cores=16, memory=24_000_000_000)
 
 
 def facts(count: int, side: int = 300, grey: bool = False) -> Survey:
-    return Survey(count, side, 2 * side, [0.4, 0.4, 0.4], [0.2, 0.2, 0.2], grey, damaged=0, sampled=96)
+    return Survey(count, side, 2 * side, [0.4, 0.4, 0.4], [0.2, 0.2, 0.2], grey, sampled=96)
 
 
 def measures(second_per_pair: float = 0.01, megabytes: int = 10) -> Measures:
@@ -245,6 +246,23 @@ def test_a_run_by_plan_and_its_exact_continuation(
     # Without --resume it is refused, before the plan measures anything.
     monkeypatch.setattr(own_images, "plan_run", lambda *_: pytest.fail("the plan was made"))
     assert "add --resume to continue it" in error_of(train.main, [str(photos / "train")])
+
+
+def test_too_many_damaged_images_are_refused_before_there_is_a_run(
+    slow_machine: None, photos: Path, tmp_path: Path, error_of: Callable, capsys: pytest.CaptureFixture
+) -> None:
+    damaged = tmp_path / "damaged"
+    shutil.copytree(photos / "train" / "circle", damaged / "circle")
+    shutil.copytree(photos / "train" / "square", damaged / "square")
+    for name in ("circle/03.jpg", "square/11.jpg"):
+        content = (damaged / name).read_bytes()
+        (damaged / name).write_bytes(content[: len(content) // 2])  # its header is in order
+    refused = error_of(train.main, [str(damaged), "--epochs", "1"])
+    assert refused.startswith("2 of 24 images cannot be read, more than DATA.MAX_UNREADABLE (0.01) allows")
+    assert "circle/03.jpg" in refused
+    assert not (tmp_path / "output").exists()
+    train.main([str(damaged), "--dry-run", "DATA.MAX_UNREADABLE=0.1"])
+    assert "2 of 24 images cannot be read and are replaced by others" in capsys.readouterr().out
 
 
 def test_folders_are_joined_and_a_plan_is_printed(
