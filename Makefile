@@ -58,7 +58,7 @@ quick: $(STAMP)
 		--train-json $(QUICK)/shapes/scenes/annotations/instances_train.json --train-images $(QUICK)/shapes/scenes/train \
 		--test-json $(QUICK)/shapes/scenes/annotations/instances_val.json --test-images $(QUICK)/shapes/scenes/val
 	$(BIN)/python detection/report.py $(QUICK)/linear $(QUICK)/detection --output $(QUICK)/report
-	@echo "The report: $(QUICK)/report/report.html"
+	@echo "The report: $(QUICK)/report/report.html; for further commands: source .venv/bin/activate"
 
 # A process for each core, and the files in their order.
 test: $(STAMP)
