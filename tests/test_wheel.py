@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import zipfile
 from email.parser import Parser
@@ -82,7 +83,8 @@ def test_the_wheel_holds_every_module_and_every_recipe(wheel: Path) -> None:
     held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     compiled = {name for name in held if name.endswith(".so")}
     assert held - compiled == {name for name in expected if not name.endswith(".c")}
-    assert len(compiled) == (1 if shutil.which("cc") else 0)
+    compiler = os.environ.get("CC") or sysconfig.get_config_var("CC")
+    assert len(compiled) == (1 if shutil.which(compiler.split()[0]) else 0)
 
 
 def test_the_metadata_tells_what_it_is(site: Path) -> None:
