@@ -9,6 +9,7 @@ import statistics
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from foundation.names import short_names
 from foundation.run_kinds import DETECTION, KINDS, PRETRAIN, Metric, RunKind
@@ -83,8 +84,11 @@ class Group:
 
     @property
     def seeds(self) -> str:
-        """The seeds, in order."""
-        return ", ".join(str(run.seed) for run in self.runs if run.seed is not None)
+        """The seeds, in order; where one occurs twice, each with that of its encoder's pretraining."""
+        known = [run for run in self.runs if run.seed is not None]
+        if len({run.seed for run in known}) == len(known):
+            return ", ".join(str(run.seed) for run in known)
+        return ", ".join(f"{run.seed} (pretraining {run.pretrained.get('SEED', '?')})" for run in known)
 
 
 @dataclass(frozen=True)
@@ -261,8 +265,12 @@ def differing_keys(runs: Iterable[Run]) -> list[str]:
 
 def shared_keys(runs: Iterable[Run]) -> set[str]:
     """The config keys that all runs with a config have: runs of an earlier version lack the later ones."""
-    configs = [set(run.config) for run in runs if run.config]
-    return set.intersection(*configs) if configs else set()
+    return _common_keys(run.config for run in runs)
+
+
+def _common_keys(configs: Iterable[Mapping[str, Any]]) -> set[str]:
+    known = [set(config) for config in configs if config]
+    return set.intersection(*known) if known else set()
 
 
 def short_dataset(name: str) -> str:
@@ -321,10 +329,12 @@ def _in_order(settings: Sequence[Setting]) -> list[Setting]:
 
 def _groups(runs: Sequence[Run]) -> Iterator[Group]:
     """The baseline first. Of an initialisation with several variants, each is named after its first run."""
-    shared = shared_keys(runs)  # the others do not tell runs apart
+    configs, pretrainings = [run.config for run in runs], [run.pretrained for run in runs]
+    shared, pretrained = _common_keys(configs), _common_keys(pretrainings)  # the others do not tell runs apart
     by_init: dict[str, dict[object, list[Run]]] = {}
     for run in sorted(runs, key=lambda run: run.init != BASELINE):
-        by_init.setdefault(run.init, {}).setdefault(_variant(run, shared), []).append(run)
+        variant = _variant(run.config, shared), _variant(run.pretrained, pretrained)
+        by_init.setdefault(run.init, {}).setdefault(variant, []).append(run)
     for init, variants in by_init.items():
         parts = [part for members in variants.values() for part in _split_repeats(members)]
         ordered = [tuple(sorted(part, key=lambda run: str(run.seed).zfill(9))) for part in parts]
@@ -333,14 +343,18 @@ def _groups(runs: Sequence[Run]) -> Iterator[Group]:
             yield Group(init if len(parts) == 1 else f"{init} ({name})", part)
 
 
-def _variant(run: Run, keys: Collection[str]) -> object:
-    fixed = {key: value for key, value in run.config.items() if key in keys and key not in WHERE_KEYS | REPEAT_KEYS}
-    return bool(run.config), repr(sorted(fixed.items()))
+def _variant(config: Mapping[str, Any], keys: Collection[str]) -> object:
+    """What repetitions of one experiment have in common of a config."""
+    fixed = {key: value for key, value in config.items() if key in keys and key not in WHERE_KEYS | REPEAT_KEYS}
+    return bool(config), repr(sorted(fixed.items()))
 
 
 def _split_repeats(runs: list[Run]) -> list[list[Run]]:
-    """Runs whose seeds all differ repeat one another. If a seed occurs twice, the weights tell the groups apart."""
-    if len({run.seed for run in runs}) == len(runs):
+    """Runs whose seeds all differ repeat one another; the seed of an evaluated encoder's pretraining counts too.
+
+    If a pair of seeds occurs twice, the weights tell the groups apart.
+    """
+    if len({(run.seed, str(run.pretrained.get("SEED"))) for run in runs}) == len(runs):
         return [runs]
     by_weights: dict[str, list[Run]] = {}
     for run in runs:

@@ -14,6 +14,7 @@ from foundation.run_kinds import DETECTION, EVALUATED_WITH, KINDS, PRETRAIN, Run
 from foundation.run_states import RUN_FILES, RunState, find_runs, read_state
 
 PREDICTIONS = "predictions"
+CHECKPOINTS = "checkpoints"  # folder, in a run's, of some of its weights
 ANALYSIS = "analysis.json"
 CLASS_AP = "AP-"  # before the name of a class, in results.json
 DATASET_LISTS = ("DATASETS.TRAIN", "DATASETS.TEST")  # config keys
@@ -38,6 +39,8 @@ class Run:
         analysis: analysis.json of the predictions, which `detection/evaluation/analysis.py` describes; empty if there
             is none.
         predictions: the folder in the run's that holds them.
+        pretrained: of an evaluation of an encoder, the config of the run that trained it, dotted keys to values; empty
+            where that run is not on this machine.
     """
 
     path: Path
@@ -51,6 +54,7 @@ class Run:
     detector: Path | None = field(repr=False, default=None)
     analysis: Mapping[str, Any] = field(repr=False, default_factory=dict)
     predictions: str = field(repr=False, default=PREDICTIONS)
+    pretrained: Mapping[str, Any] = field(repr=False, default_factory=dict)
 
     def measured(self, *keys: str) -> float | None:
         """A number of results.json, by the keys that lead to it; None where it was not measured.
@@ -183,7 +187,20 @@ def _read_run(state: RunState) -> Run:
         _read_metrics(folder),
         detector.resolve(),
         analysis,
+        pretrained={} if kind.name == DETECTION else _read_pretraining(folder, results),
     )
+
+
+def _read_pretraining(folder: Path, results: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of the run that an evaluated encoder is of; empty where there is none."""
+    weights = results.get("weights")
+    if not isinstance(weights, str) or not weights:
+        return {}
+    trained = Path(weights).parent
+    trained = trained.parent if trained.name == CHECKPOINTS else trained
+    # In a sweep that was moved, or is read from another working directory, the runs still lie side by side.
+    found = (flatten(read_config(place)) for place in (trained, folder.resolve().parent / trained.name))
+    return next((config for config in found if config), {})
 
 
 def _further_evaluations(run: Run) -> list[Run]:

@@ -159,3 +159,49 @@ def test_a_single_value_is_drawn_as_a_point():
     figures._draw_group(axes, [{39: 1.5}], "red", "")
     figures._draw_group(axes, [{9: 2.0, 39: 1.5}], "red", "")
     assert [line.get_marker() for line in axes.lines] == ["o", "o", "None"]
+
+
+@pytest.fixture
+def sweep(tmp_path, write):
+    """Runs as a sweep writes them: two learning rates, two seeds; sweep(seed of the evaluation, place of weights)."""
+
+    def make(seed_of=lambda seed: seed, place=tmp_path / "sweep"):
+        for rate, accuracy in ((0.1, 40.0), (0.2, 60.0)):
+            for seed in (0, 1):
+                folder = tmp_path / "sweep" / f"TRAIN.LR={rate}" / f"seed{seed}"
+                config = {"SEED": seed, "OBJECTIVE": {"NAME": "corinfomax"}, "TRAIN": {"LR": rate}}
+                write(folder / "pretrain", config=config)
+                weights = place / folder.relative_to(tmp_path / "sweep") / "pretrain" / "encoder.safetensors"
+                own = {"SEED": seed_of(seed), "LINEAR": {"LR": 1.0}}
+                results = {"kind": "linear", "init": "corinfomax", "seed": seed_of(seed), "weights": str(weights)}
+                write(folder / "linear", results | {"linear_top1": accuracy + 2 * seed}, own)
+        untrained = {"kind": "linear", "init": "random", "weights": "random", "seed": 0, "linear_top1": 9.0}
+        write(tmp_path / "sweep" / "untrained" / "seed0" / "linear", untrained, {"SEED": 0, "LINEAR": {"LR": 1.0}})
+        return [setting for setting in settings(read_runs([tmp_path / "sweep"]).runs) if setting.kind.name == "linear"]
+
+    return make
+
+
+def test_a_sweeps_seeds_are_averaged_for_each_of_its_settings(sweep):
+    (setting,) = sweep()
+    assert [(group.label, group.seeds) for group in setting.groups] == [
+        ("random", "0"),
+        ("corinfomax (TRAIN.LR=0.1)", "0, 1"),
+        ("corinfomax (TRAIN.LR=0.2)", "0, 1"),
+    ]
+    assert [group.statistic(setting.headline[0]).mean for group in setting.groups] == [9.0, 41.0, 61.0]
+
+
+def test_a_moved_sweep_and_evaluations_with_one_seed_are_averaged_too(sweep, tmp_path):
+    (setting,) = sweep(seed_of=lambda seed: 5, place=tmp_path / "before")
+    assert [(group.label, group.seeds) for group in setting.groups[1:]] == [
+        (f"corinfomax (TRAIN.LR={rate})", "5 (pretraining 0), 5 (pretraining 1)") for rate in (0.1, 0.2)
+    ]
+
+
+def test_weights_whose_pretraining_is_not_known_are_told_apart_by_their_seeds(sweep, tmp_path):
+    sweep()
+    for config in (tmp_path / "sweep").glob("*/seed*/pretrain/config.yaml"):
+        config.unlink()
+    (setting,) = settings(read_runs([tmp_path / "sweep"]).runs)
+    assert [len(group.runs) for group in setting.groups] == [1, 1, 1, 1, 1]
