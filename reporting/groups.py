@@ -59,14 +59,11 @@ class Difference:
     """Of two means.
 
     Attributes:
-        value: of the means themselves.
         spread: the standard deviation of a difference of single runs; None if it is not known.
-        shown: of the means as they are printed, with one decimal: what a reader gets who subtracts them.
     """
 
     value: float
     spread: float | None
-    shown: float
 
 
 @dataclass(frozen=True)
@@ -203,7 +200,7 @@ def difference(base: Statistic, other: Statistic) -> Difference:
     """`other` minus `base`. The runs are independent, so their variances add up."""
     known = base.spread is not None and other.spread is not None
     spread = math.hypot(base.spread or 0.0, other.spread or 0.0) if known else None
-    return Difference(other.mean - base.mean, spread, round(other.mean, 1) - round(base.mean, 1))
+    return Difference(other.mean - base.mean, spread)
 
 
 def settings(runs: Sequence[Run]) -> list[Setting]:

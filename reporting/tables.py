@@ -69,7 +69,7 @@ def variant_tables(setting: Setting) -> list[Block]:
 
 def _with_gain(group: Group, plain: Metric, other: Metric) -> str:
     before, after = group.statistic(plain), group.statistic(other)
-    gain = f" ({difference(before, after).shown:+.1f})".replace("-", "−") if before and after else ""
+    gain = f" ({difference(before, after).value:+.1f})".replace("-", "−") if before and after else ""
     return f"{value_text(after)}{gain}"
 
 

@@ -137,7 +137,7 @@ def _comparisons(setting: Setting) -> Iterator[str]:
 def _difference_text(name: str, base_name: str, base: Statistic, other: Statistic) -> str:
     """The difference of two means beside its spread, as a sentence."""
     gap = difference(base, other)
-    by = f"a difference of {_number(gap.shown, sign=True)}"
+    by = f"a difference of {_number(gap.value, sign=True)}"
     if gap.spread is None:
         return f"{by}; its spread over seeds was not measured"
     if abs(gap.value) <= gap.spread:
@@ -220,7 +220,7 @@ def signed_text(gap: Difference | None) -> str:
     if gap is None:
         return ""
     spread = "" if gap.spread is None else f" ± {_number(gap.spread)}"
-    return f"{_number(gap.shown, sign=True)}{spread}"
+    return f"{_number(gap.value, sign=True)}{spread}"
 
 
 def _number(value: float, sign: bool = False) -> str:

@@ -146,11 +146,12 @@ def test_the_short_name_of_a_dataset():
     assert short_dataset("a@b") == "a@b"
 
 
-def test_a_printed_difference_is_that_of_the_printed_means():
-    """0.3 after 0.5 is a difference of -0.2, although 0.254 - 0.546 rounds to -0.3."""
-    gap = difference(Statistic((0.546,)), Statistic((0.254,)))
-    assert gap.value == pytest.approx(-0.292)
-    assert signed_text(gap) == "−0.2"
+@pytest.mark.parametrize(
+    ("base", "other", "shown"), [(100 / 3, 125 / 3, "+8.3"), (100 / 3, 50 / 3, "−16.7"), (0.0, 0.04, "0.0")]
+)
+def test_a_printed_difference_is_the_true_one_rounded(base, other, shown):
+    """41.67 after 33.33 is 8.33 more, although 41.7 - 33.3 is 8.4."""
+    assert signed_text(difference(Statistic((base,)), Statistic((other,)))) == shown
 
 
 def test_a_single_value_is_drawn_as_a_point():
