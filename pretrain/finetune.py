@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from foundation.command_line import add_keys_option, add_run_options
-from foundation.errors import ArgumentParser, run
+from foundation.errors import ArgumentParser, UserError, run
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -25,8 +25,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     from pretrain.evaluation.finetuning import finetune
     from pretrain.runs.folder import with_earlier_values
 
+    if args.fraction is not None and not 0 < args.fraction <= 1:
+        raise UserError(f"--fraction must be above 0 and at most 1, not {args.fraction:g}")
     # --fraction replaces the list that a recipe may name.
-    fraction = [] if args.fraction is None else ["DATA.FRACTION", args.fraction, "DATA.LIST", "", "DATA.LIST_URL", ""]
+    lists = ["DATA.LIST", "", "DATA.LIST_URL", ""]
+    fraction = [] if args.fraction is None else ["DATA.FRACTION", str(args.fraction), *lists]
     config = load_config(
         with_earlier_values(get_finetune_defaults(), args.config), args.config, "finetune", [*args.overrides, *fraction]
     )
@@ -42,7 +45,10 @@ def build_parser() -> ArgumentParser:
         "--weights", default="random", help="checkpoint, run folder, safetensors, or `random` (the default)"
     )
     parser.add_argument(
-        "--fraction", help="of the training images of each class, above 0 and at most 1; instead of a list"
+        "--fraction",
+        type=float,
+        metavar="F",
+        help="of the training images of each class, above 0 and at most 1; instead of a list",
     )
     add_run_options(parser, "output/finetune_<config>")
     add_keys_option(parser, "pretrain.evaluation.config:get_finetune_defaults")

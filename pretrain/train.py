@@ -118,9 +118,8 @@ def inspect(args: argparse.Namespace) -> None:
     config = load_settings(args)
     device = torch.device("cuda" if devices.is_usable() else "cpu")
     if args.check_data:
-        source = build_source(
-            config.DATA.NAME, config.DATA.ROOT, "pretrain", config.DATA.CLASSES, build_streaming(config)
-        )
+        data, origin = config.DATA, "PATH" if args.paths else "DATA.ROOT"
+        source = build_source(data.NAME, data.ROOT, "pretrain", data.CLASSES, build_streaming(config), origin=origin)
         check_data(source, config.DATA.WORKERS, config.DATA.WORKER_TIMEOUT)
         return
     config, plan = resolve(args, config, device, processes)

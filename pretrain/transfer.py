@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"{weights.source} does not say which encoder it holds; name it with --encoder")
     # Everything that can be wrong with the images is found before the encoder is built.
     voc07 = read_voc07(Path(args.voc07)) if args.voc07 else None
-    splits = voc07 or build_labelled_splits("folder", args.data)
+    splits = voc07 or build_labelled_splits("folder", args.data, origin="--data")
     if not voc07:
         check_classes(splits[0])
     about = {

@@ -105,9 +105,8 @@ def validate_linear(config: CfgNode) -> None:
 def validate_finetune(config: CfgNode) -> None:
     """Refuse values that could not work. Raises UserError naming the key."""
     _validate_common(config)
-    in_range(config, "DATA.FRACTION", 0, 1)
-    if config.DATA.FRACTION == 0:
-        raise UserError("DATA.FRACTION (--fraction) must be above 0")
+    if not 0 < config.DATA.FRACTION <= 1:
+        raise UserError(f"DATA.FRACTION must be above 0 and at most 1, not {config.DATA.FRACTION:g}")
     if config.DATA.LIST_URL and not config.DATA.LIST_SHA256:
         raise UserError("DATA.LIST_URL needs DATA.LIST_SHA256, to verify the download")
     if config.DATA.FRACTION < 1 and (config.DATA.LIST or config.DATA.LIST_URL):

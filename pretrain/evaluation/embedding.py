@@ -85,8 +85,11 @@ def embed_folders(
     found = read_weights(weights)
     network = _build_network(found, encoder)
     pipeline = _build_pipeline(found, side or _trained_side(Path(weights)) or SIDE, workers, network.device)
-    own = embed(network, build_source(*locate([images]), "pretrain"), pipeline, "features")
-    other = embed(network, build_source(*locate([against]), "pretrain"), pipeline, "the other") if against else None
+    own = embed(network, build_source(*locate([images]), "pretrain", origin="PHOTOS"), pipeline, "features")
+    other = None
+    if against:
+        source = build_source(*locate([against]), "pretrain", origin="--against")
+        other = embed(network, source, pipeline, "the other")
     pairs = near_duplicates(own, other, threshold)
     with report_disk_errors(output):
         _write_features(own, output)

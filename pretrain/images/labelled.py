@@ -47,9 +47,11 @@ class Subset:
         return self.source.name(int(self.indices[index]))
 
 
-def build_labelled_source(name: str, root: str, split: str, streaming: Streaming | None = None) -> Source:
-    """The `train` or `val` images of a dataset. Raises UserError where they have no labels."""
-    source = build_source(name, root, split, streaming=streaming)
+def build_labelled_source(
+    name: str, root: str, split: str, streaming: Streaming | None = None, origin: str = "DATA.ROOT"
+) -> Source:
+    """The `train` or `val` images of a dataset; see `build_source`. Raises UserError where they have no labels."""
+    source = build_source(name, root, split, streaming=streaming, origin=origin)
     if (np.asarray(source.labels) == UNLABELED).any():
         expected = (
             f"each needs a {LABEL} member with the number of its class"
@@ -60,18 +62,20 @@ def build_labelled_source(name: str, root: str, split: str, streaming: Streaming
     return source
 
 
-def build_labelled_splits(name: str, root: str, streaming: Streaming | None = None) -> tuple[Source, Source]:
-    """The `train` and `val` images of a dataset.
+def build_labelled_splits(
+    name: str, root: str, streaming: Streaming | None = None, origin: str = "DATA.ROOT"
+) -> tuple[Source, Source]:
+    """The `train` and `val` images of a dataset; see `build_source`.
 
     Raises:
         UserError: as `build_source`; no labels; or the two splits differ in their classes.
     """
-    train, val = (build_labelled_source(name, root, split, streaming) for split in ("train", "val"))
+    train, val = (build_labelled_source(name, root, split, streaming, origin) for split in ("train", "val"))
     if list(train.classes) != list(val.classes):
         odd = sorted(set(train.classes) ^ set(val.classes))
         raise UserError(
             f"train ({len(train.classes)} classes) and val ({len(val.classes)} classes) of {name} {root} differ: "
-            f"{', '.join(map(repr, odd[:3]))} {'is' if len(odd) == 1 else 'are'} in one of them only; check DATA.ROOT"
+            f"{', '.join(map(repr, odd[:3]))} {'is' if len(odd) == 1 else 'are'} in one of them only; check {origin}"
         )
     if len(train.classes) < 2:
         raise UserError(f"{name} {root} has one class only, {train.classes[0]!r}; a classifier needs two or more")
@@ -86,8 +90,8 @@ def split_labelled_folder(root: str) -> tuple[Source, Source]:
     """
     try:
         if (Path(root) / "val").is_dir():
-            return build_labelled_splits("folder", root)
-        source = build_labelled_source("folder", root, "pretrain")
+            return build_labelled_splits("folder", root, origin="the path")
+        source = build_labelled_source("folder", root, "pretrain", origin="the path")
     except UserError as error:
         raise UserError(f"PROBE.ROOT: {error}") from error
     if len(source.classes) < 2:

@@ -176,7 +176,7 @@ def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
 
 def _open_source(folder: Path, split: str) -> FileSource:
     """The images of a folder, see `build_source`."""
-    files = build_source("folder", str(folder), split)
+    files = build_source("folder", str(folder), split, origin="PHOTOS")
     assert isinstance(files, FileSource)  # of several folders it would be another source
     return files
 

@@ -139,7 +139,10 @@ def _named(root: str, stall: float) -> Sequence[Shard]:
     lines = index.get("shardlist") if isinstance(index, dict) else None
     base = index.get("base_path", root) if isinstance(index, dict) else root
     if not isinstance(lines, list) or not isinstance(base, str):
-        raise UserError(f'{root} is not an index of tars, {{"shardlist": [{{"url": ..., "nsamples": ...}}, ...]}}')
+        raise UserError(
+            f'{root} is not an index of tars, {{"shardlist": [{{"url": ..., "nsamples": ...}}, ...]}}; of images in a '
+            "folder, give the folder"
+        )
     return [_entry(line, number, root, base) for number, line in enumerate(lines)]
 
 

@@ -96,6 +96,7 @@ def build_source(
     classes: str = "",
     streaming: Streaming | None = None,
     together: bool = False,
+    origin: str = "DATA.ROOT",
 ) -> Source:
     """The images of a dataset.
 
@@ -108,6 +109,7 @@ def build_source(
             list in a folder that holds more than its classes.
         streaming: how to keep remote tars; by default as `Streaming` says.
         together: whether every process of the run calls this. Then a folder is listed once on each machine.
+        origin: the option or key that `root` comes from, for messages.
 
     Raises:
         UserError: unknown name; the folder is missing, empty or not laid out as expected; a class is absent; or tars
@@ -127,7 +129,7 @@ def build_source(
             f"DATA.ROOT is empty: DATA.NAME {name} needs the folder of its images (DATA.ROOT /path/to/images)"
         )
     if name == "folder" and len(roots := split_roots(root)) > 1:
-        return JoinedSource([build_source(name, one, split, classes, streaming, together) for one in roots])
+        return JoinedSource([build_source(name, one, split, classes, streaming, together, origin) for one in roots])
     if name == "webdataset" and is_listing(root) and not Path(root).is_dir():
         return _listed_tars(root, split, streaming or Streaming())
     if name == "tiny_imagenet" and split == "val" and not classes:
@@ -138,12 +140,12 @@ def build_source(
         subfolder = folder
     if name == "webdataset":
         tars = training_tars(folder) if split == "pretrain" else sorted(subfolder.glob("[!.]*.tar"))
-        return local_tars(tars, str(subfolder), split != "pretrain")
+        return local_tars(tars, str(subfolder), split != "pretrain", origin)
     chosen = read_class_list(classes) if classes else ()
     if name == "imagenet100" and not classes and subfolder.is_dir():
         own = read_class_list(name)
         chosen = own if set(own) < {entry.name for entry in subfolder.iterdir()} else ()
-    return _folder(subfolder, split, chosen, together)
+    return _folder(subfolder, split, chosen, together, origin)
 
 
 def read_class_list(classes: str) -> Sequence[str]:
@@ -171,13 +173,15 @@ def read_class_list(classes: str) -> Sequence[str]:
     return names
 
 
-def _folder(root: Path, split: str, chosen: Sequence[str] = (), together: bool = False) -> FileSource:
+def _folder(
+    root: Path, split: str, chosen: Sequence[str] = (), together: bool = False, origin: str = "DATA.ROOT"
+) -> FileSource:
     """Every image file below a folder. The first folder level names the classes, if no image lies beside it.
 
     `chosen`: the class folders to use; empty: all.
     """
     if not root.is_dir():
-        raise UserError(f"the image folder {root} does not exist; check the path (DATA.ROOT)")
+        raise UserError(f"the image folder {root} does not exist; check {origin}")
     absent = [name for name in chosen if not (root / name).is_dir()]
     if absent:
         raise UserError(
@@ -187,7 +191,7 @@ def _folder(root: Path, split: str, chosen: Sequence[str] = (), together: bool =
     paths = group.once_on_each_machine(lambda: find_images(root, chosen)) if together else find_images(root, chosen)
     unread = ", ".join(f"{count:,} {extension}" for extension, count in paths.unread.most_common())
     if not len(paths):
-        advice = f"convert its files to JPEG or PNG: {unread}" if unread else "check the path (DATA.ROOT)"
+        advice = f"convert its files to JPEG or PNG: {unread}" if unread else f"check {origin}"
         raise UserError(f"there is no image below {root} (looked for {' '.join(EXTENSIONS)}); {advice}")
     if unread and group.is_main():
         logger.warning("%s: files of kinds that are not read are left out (%s); convert them to JPEG", root, unread)

@@ -113,9 +113,7 @@ class TarSource:
         known = [index for index in indexes if index is not None]
         _warn_of_ignored(known, root, total)
         if not total:
-            raise UserError(
-                f"there is no image in the tars of {root} (looked for {' '.join(EXTENSIONS)}); check DATA.ROOT"
-            )
+            raise UserError(f"there is no image in the tars of {root} (looked for {' '.join(EXTENSIONS)})")
         self.labels: np.ndarray = np.broadcast_to(np.int32(UNLABELED), total)  # takes no memory
         if labelled and len(known) == len(indexes):
             self.labels = np.concatenate([index.labels for index in known])
@@ -178,14 +176,14 @@ class TarSource:
         return os.pread(tar.descriptor, size, offset)
 
 
-def local_tars(tars: Sequence[Path], root: str, labelled: bool) -> TarSource:
-    """The images of local tars; see `TarSource`.
+def local_tars(tars: Sequence[Path], root: str, labelled: bool, origin: str = "DATA.ROOT") -> TarSource:
+    """The images of local tars; see `TarSource`. `origin`: the option or key that `root` comes from, for messages.
 
     Raises:
         UserError: as `TarSource`; or there is no tar, or one is damaged or compressed.
     """
     if not tars:
-        raise UserError(f"there is no .tar in {root}; check DATA.ROOT")
+        raise UserError(f"there is no .tar in {root}; check {origin}")
     indexes = [index_tar(path, str(path)) for path in tars]
     return TarSource([str(path) for path in tars], indexes, [len(index) for index in indexes], root, labelled)
 

@@ -57,7 +57,7 @@ def read_weights(source: str) -> EncoderWeights:
     if source == RANDOM:
         return EncoderWeights(source, RANDOM)
     if not Path(source).exists():
-        raise UserError(f"the weights {source} do not exist; check --weights (or use `--weights random`)")
+        raise UserError(f"the weights {source} do not exist; check --weights")
     file = read_checkpoint(checkpoint_in(Path(source)))
     if file.metadata.get("format") == "corinfomax-encoder":
         return _from_encoder_file(file)

@@ -79,12 +79,14 @@ def plan_run(
     Raises:
         UserError: too few images, more damaged ones than allowed, or weights that cannot be read.
     """
-    source = build_source(config.DATA.NAME, config.DATA.ROOT, "pretrain", config.DATA.CLASSES, build_streaming(config))
+    data = config.DATA
+    origin = "DATA.ROOT" if "DATA.ROOT" in given else "PATH"
+    source = build_source(data.NAME, data.ROOT, "pretrain", data.CLASSES, build_streaming(config), origin=origin)
     weights = read_weights(config.ENCODER.WEIGHTS) if config.ENCODER.WEIGHTS else None
     if weights:
         check_architecture(weights, config, given)  # before anything is measured
     facts = survey(source)
-    damage = check_readable(source, config.DATA.MAX_UNREADABLE)
+    damage = check_readable(source, data.MAX_UNREADABLE)
     cores = max(1, machine.usable_cores() // announced_here(processes))
     place = Place(device.type, cores, dry_run.device_memory(device, processes), processes)
     measures = Measures(

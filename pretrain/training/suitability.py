@@ -41,7 +41,7 @@ def check_architecture(
 ) -> None:
     """Raises UserError where weights are random, or of another encoder than these keys of the configuration say."""
     if weights.init == RANDOM:
-        raise UserError("ENCODER.WEIGHTS random is the default: leave it out, or name a file")
+        raise UserError("--weights random (ENCODER.WEIGHTS) is the default here: leave it out, or name a file")
     encoder = config.ENCODER
     for key, asked, own in (("ENCODER.NAME", encoder.NAME, weights.name), ("ENCODER.STEM", encoder.STEM, weights.stem)):
         if key in keys and own and own != asked:

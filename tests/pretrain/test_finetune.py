@@ -158,7 +158,9 @@ def test_images_by_list(photos: Path, weights: Path, tmp_path: Path, error_of: C
 
 @pytest.mark.parametrize("fraction", ["0", "-0.1", "1.01", "nan", "inf"])
 def test_a_fraction_is_above_0_and_at_most_1(fraction: str, error_of: Callable[..., str]) -> None:
-    assert "DATA.FRACTION" in error_of(finetune.main, ["--config", "shapes_R18", f"--fraction={fraction}"])
+    wrong = f"must be above 0 and at most 1, not {fraction}"
+    assert error_of(finetune.main, ["--config", "shapes_R18", f"--fraction={fraction}"]) == f"--fraction {wrong}"
+    assert error_of(finetune.main, ["--config", "shapes_R18", f"DATA.FRACTION={fraction}"]) == f"DATA.FRACTION {wrong}"
 
 
 def test_bad_input_is_one_line(

@@ -212,7 +212,7 @@ def test_bad_input_is_one_line(
     assert "SEED must be between 0 and" in error(weights, "SEED", str(2**64))
     assert "TRAIN.OPTIMIZER is 'adam'" in error(weights, "TRAIN.OPTIMIZER", "adam")
     assert "lower the batch size, to at most 24" in error(weights, "TRAIN.BATCH_SIZE", "25")
-    assert "does not exist" in error(weights, "DATA.ROOT", str(tmp_path / "no"))
+    assert "no/train does not exist; check DATA.ROOT" in error(weights, "DATA.ROOT", str(tmp_path / "no"))
     assert not (tmp_path / "never").exists()
     assert "add --resume" in error(weights, output=finished)
     assert "LINEAR.LR: [0.2, 0.01] then, [0.5] now" in error(weights, "--resume", "LINEAR.LR", "[0.5]", output=finished)

@@ -306,8 +306,10 @@ def _header(path: Path) -> bytes:
 
 def test_wrong_paths_are_named(slow_machine: None, photos: Path, tmp_path: Path, error_of: Callable) -> None:
     picture = next((photos / "train" / "circle").iterdir())
-    tars = tmp_path / "tars"
+    tars, empty = tmp_path / "tars", tmp_path / "empty"
     tars.mkdir()
+    empty.mkdir()
+    (tmp_path / "annotations.json").write_text('{"images": []}')
     (tars / "a.tar").write_bytes(b"")
     for argv, message in [
         (["nowhere"], "there is no folder or tar nowhere"),
@@ -317,9 +319,17 @@ def test_wrong_paths_are_named(slow_machine: None, photos: Path, tmp_path: Path,
         ([str(photos / "train"), str(photos)], f"{photos}/train lies in {photos}, so its images would count twice"),
         (["--hours", "2"], "--hours is the time that a plan may use"),
         ([str(tmp_path / "tars")], "a.tar"),
+        ([str(empty)], ".pgm); check PATH"),
+        ([str(empty), "--check-data"], ".pgm); check PATH"),
+        (["annotations.json"], "of images in a folder, give the folder"),
+        ([str(photos), "PROBE.ROOT", "nowhere"], "PROBE.ROOT: the image folder nowhere does not exist; check the path"),
+        ([str(photos), "--weights", "nowhere.pt"], "the weights nowhere.pt do not exist; check --weights"),
+        ([str(photos), "--weights", "random"], "--weights random (ENCODER.WEIGHTS) is the default here: leave it out"),
         ([str(photos), "--output", str(photos / "runs" / "a")], f"runs/a, among the images of {photos}: add --output"),
     ]:
-        assert message in error_of(train.main, argv)
+        found = error_of(train.main, argv)
+        assert message in found
+        assert "DATA.ROOT" not in found, "an option that the user has not given"
 
 
 @pytest.mark.parametrize(
