@@ -166,7 +166,7 @@ _PRECISION_CAPTION = (
 )
 _THRESHOLD_CAPTION = (
     "Precision, recall and F1 of all classes together at an IoU of 0.5, if only detections above a score count. Thick"
-    " lines are means over runs, thin lines single runs."
+    " lines are means over runs, thin lines single runs; points are the thresholds with the best F1 of each run."
 )
 _ERRORS_CAPTION = (
     "By how many points AP50 would rise if every error of a kind, and no other, were corrected; whiskers: sample"

@@ -11,6 +11,7 @@ from reporting.analysis import (
     IOUS,
     Task,
     analysed_tasks,
+    best_threshold,
     confusion,
     error_costs,
     precision_recall,
@@ -43,7 +44,13 @@ def draw_thresholds(settings: Sequence[Setting], colours: Colours, path: Path) -
     rows = [(setting, task) for setting, tasks in analysed(settings, "thresholds") for task in tasks]
     measures = {"precision": "Precision", "recall": "Recall", "f1": "F1"}
     title = "Precision, recall and F1 over the score threshold"
-    return _draw_curves(rows, colours, path, title, measures, threshold_curve, ("score threshold", ""))
+    return _draw_curves(rows, colours, path, title, measures, threshold_curve, ("score threshold", ""), _best_point)
+
+
+def _best_point(run: Run, task: Task, measure: str) -> tuple[float, float] | None:
+    """The best score threshold of a run and the measure there."""
+    best = best_threshold(run, task)
+    return (float(best["score"]), float(best[measure])) if best else None
 
 
 def _draw_curves(
@@ -54,6 +61,7 @@ def _draw_curves(
     columns: Mapping[str, str],
     curve_of: Callable[[Run, Task, str], tuple[np.ndarray, np.ndarray] | None],
     labels: tuple[str, str],
+    point_of: Callable[[Run, Task, str], tuple[float, float] | None] = lambda *_: None,
 ) -> bool:
     """Curves in the unit square: a row of panels for each setting and task. False if there is no row.
 
@@ -65,6 +73,7 @@ def _draw_curves(
         columns: key -> title of each panel of a row.
         curve_of: (run, task, key) -> x and y, or None.
         labels: of the axes; that of y is written once for each row.
+        point_of: (run, task, key) -> x and y of a point that is marked, or None.
     """
     if not rows:
         return False
@@ -75,6 +84,8 @@ def _draw_curves(
                 for group in setting.groups:
                     curves = [curve for run in group.runs if (curve := curve_of(run, task, key)) is not None]
                     _draw_runs(axes, curves, colours[group.label])
+                    for point in filter(None, (point_of(run, task, key) for run in group.runs)):
+                        axes.plot(*point, "o", ms=4, mfc=colours[group.label], mec="white", mew=0.7, clip_on=False)
                 axes.set_title(heading)
                 axes.set_xlabel(labels[0])
                 axes.set(xlim=(0, 1), ylim=(0, 1.02))

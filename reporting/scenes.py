@@ -26,6 +26,7 @@ from reporting.instances import (
 )
 from reporting.runs import PREDICTIONS as PREDICTIONS_FOLDER
 from reporting.runs import Run
+from reporting.text import score_text
 
 PREDICTIONS = "coco_instances_results.json"
 ROWS = 5
@@ -108,7 +109,7 @@ def draw_predictions(evaluation: Evaluation, colours: Mapping[str, str], path: P
     chosen = evenly_spaced(evaluation.images, ROWS)
     _draw_sheet(evaluation, evaluation.detectors, chosen, colours, path)
     detectors = ", ".join(
-        f"{each.group.label}: seed {each.group.runs[0].seed}, scores from {each.threshold:.2f}"
+        f"{each.group.label}: seed {each.group.runs[0].seed}, scores from {score_text(each.threshold)}"
         for each in evaluation.detectors
     )
     return (
@@ -140,7 +141,7 @@ def draw_worst(evaluation: Evaluation, colours: Mapping[str, str], path: Path) -
     parts += [f"{'then ' if missed else ''}the {len(false)} with most false detections"] if false else []
     return (
         f"The worst images of {detector.group.label} (seed {detector.group.runs[0].seed}): {', '.join(parts)}. Objects"
-        f" and detections that match have no label; scores from {detector.threshold:.2f}."
+        f" and detections that match have no label; scores from {score_text(detector.threshold)}."
     )
 
 

@@ -10,7 +10,7 @@ from reporting.diagnosis import analysed, error_cost
 from reporting.groups import Group, LabelCurve, Setting, difference
 from reporting.page import Block, Table
 from reporting.runs import Run
-from reporting.text import signed_text, value_text
+from reporting.text import score_text, signed_text, value_text
 
 MAX_CLASSES = 100  # that are all listed
 FEW_CLASSES = 20  # otherwise so many from each end
@@ -143,8 +143,11 @@ def _thresholds(label: str, run: Run, task: Task) -> list[list[str]]:
     if len(classes) > MAX_CLASSES:
         classes = {}
     entries = ([("all", best)] if best else []) + list(classes.items())
-    keys = ("score", "precision", "recall", "f1")
-    return [[label, name, *(f"{float(entry[key]):.2f}" for key in keys)] for name, entry in entries]
+    keys = ("precision", "recall", "f1")
+    return [
+        [label, name, score_text(float(entry["score"])), *(f"{float(entry[key]):.2f}" for key in keys)]
+        for name, entry in entries
+    ]
 
 
 def class_table(setting: Setting) -> list[Block]:

@@ -14,7 +14,7 @@ from detection.evaluation.errors import MATCH_IOU, Outcome, Outcomes, match
 from foundation.errors import UserError
 from foundation.json_files import read_json
 
-CURVE = np.linspace(0, 1, 101)  # score thresholds
+CURVE = np.arange(1001) / 1000  # score thresholds: those of a detector that is still unsure lie close together
 DECIMALS = 4  # of a best threshold
 MAX_CLASSES = 100  # of a confusion matrix that is kept
 BACKGROUND = "background"
@@ -52,7 +52,7 @@ def thresholds(joined: Outcomes, names: Sequence[str]) -> dict[str, Any]:
     Returns:
         `best`: {"score", "precision", "recall", "f1"} of all classes together, or None where nothing is correct;
         `classes`: the same with `name` for each class, `score` None where nothing of it is correct;
-        `curve`: {"score", "precision", "recall", "f1"}, each a list of 101 numbers; precision is None where nothing
+        `curve`: {"score", "precision", "recall", "f1"}, each a list of 1,001 numbers; precision is None where nothing
         is detected.
     """
     nothing = dict.fromkeys(("score", "precision", "recall", "f1"))

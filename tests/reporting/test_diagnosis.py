@@ -10,8 +10,10 @@ from PIL import Image
 from reporting import diagnosis, figures
 from reporting.analysis import TASKS, confusion
 from reporting.diagnosis import draw_confusion, error_cost
+from reporting.figures import label_colours
 from reporting.groups import settings
 from reporting.runs import read_runs
+from reporting.text import score_text
 
 
 def analysis(precision=0.5, cost=1.0):
@@ -58,8 +60,8 @@ def test_what_lies_behind_the_ap(analysed, make_report):
     assert page.rows("corinfomax", below)[0] == ["corinfomax", *["2.0"] * 6]
     below = "Boxes: the score threshold with the best F1"
     assert page.rows("corinfomax", below)[:2] == [
-        ["corinfomax", "all", "0.50", "0.80", "0.25", "0.40"],
-        ["corinfomax", r"a\<b\>&c", "0.50", "0.80", "0.25", "0.40"],
+        ["corinfomax", "all", "0.5000", "0.80", "0.25", "0.40"],
+        ["corinfomax", r"a\<b\>&c", "0.5000", "0.80", "0.25", "0.40"],
     ]
     (setting,) = settings(read_runs(folders).runs)
     assert error_cost(setting.groups[0], TASKS[0], "missed").values == (4.0, 6.0)
@@ -130,3 +132,17 @@ def test_a_damaged_analysis_is_named_once(analysed, make_report, caplog):
     make_report(folder)
     (record,) = caplog.records
     assert record.getMessage().startswith(str(folder / "predictions" / "analysis.json"))
+
+
+def test_a_printed_threshold_keeps_what_the_exact_one_keeps():
+    """Of a detection with a score of 0.0852, 0.09 would leave nothing."""
+    assert [score_text(score) for score in (0.0852, 0.5, 0.08528, 1.0)] == ["0.0852", "0.5000", "0.0852", "1.0000"]
+
+
+def test_the_best_threshold_is_marked_on_the_curves(analysed, tmp_path, monkeypatch):
+    found, axes_of = settings(read_runs([analysed("random", 1, analysis())]).runs), []
+    draw = diagnosis._draw_runs
+    monkeypatch.setattr(diagnosis, "_draw_runs", lambda axes, *rest: axes_of.append(axes) or draw(axes, *rest))
+    assert diagnosis.draw_thresholds(found, label_colours(["random"]), tmp_path / "thresholds.png")
+    marked = [axes.lines[-1].get_xydata().tolist() for axes in axes_of]
+    assert marked == [[[0.5, 0.5]], [[0.5, 0.25]], [[0.5, 0.4]]]

@@ -43,6 +43,14 @@ def test_the_best_threshold_by_hand():
     np.testing.assert_allclose([curve["f1"][place] for place in at.values()], [4 / 7, 2 / 5, 0], atol=1e-6)
 
 
+def test_the_curve_passes_near_the_best_threshold_of_low_scores():
+    """An object found with a score of 0.0852: a grid of hundredths has an F1 of 0.5 at 0.08, and of 0 at 0.09."""
+    scene = image([[0.9], [0.0]], [0.0852, 0.0811], [0, 0], [0])
+    found = thresholds(outcomes(scene), NAMES)
+    assert (found["best"]["score"], found["best"]["f1"]) == (0.0852, 1.0)
+    assert max(found["curve"]["f1"]) == 1.0
+
+
 def test_no_other_threshold_has_a_higher_f1():
     rng = np.random.default_rng(0)
     scenes = []
@@ -65,7 +73,7 @@ def test_nothing_correct_has_no_threshold():
         found = thresholds(outcomes(scene), NAMES)
         assert found["best"] is None
         assert found["classes"] == [{"name": name, **none} for name in NAMES]
-        assert len(found["curve"]["f1"]) == 101
+        assert len(found["curve"]["f1"]) == 1001
 
 
 def test_confusions_by_hand():
