@@ -251,7 +251,8 @@ def _draw_detection(row: Sequence[Axes], setting: Setting, colours: Colours) -> 
             _draw_group(axes, [values for values in series if values], colours[group.label], marker)
         axes.set_title(title)
         axes.set_ylabel(unit)
-        axes.set_ylim(0, 1.05 * max(axes.dataLim.y1, 1e-9) if axes.lines else None)  # markers are not cut
+        highest = float(axes.dataLim.y1) if axes.lines else 0.0
+        axes.set_ylim(0, 1.05 * highest if highest > 0 else 1)  # markers are not cut
         _mark_empty(axes)
 
 

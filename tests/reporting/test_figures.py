@@ -44,9 +44,10 @@ def test_iterations_are_whole_numbers(tmp_path, monkeypatch):
     assert len(rows[0][0].get_xticks())
 
 
-def test_a_value_that_was_measured_once_lies_where_it_was_measured(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("value", "top"), [(20.0, 21), (0.0, 1)])
+def test_a_value_that_was_measured_once_lies_where_it_was_measured(value, top, tmp_path, monkeypatch):
     metric, axes_of = Metric("box AP", ("results", "bbox", "AP")), []
-    series = {"total_loss": {19: 3.0, 299: 1.0, 599: 0.5}, metric.key: {599: 20.0}}
+    series = {"total_loss": {19: 3.0, 299: 1.0, 599: 0.5}, metric.key: {599: value}}
     run = SimpleNamespace(lines=[{}], series=lambda key: series.get(key, {}))
     group = SimpleNamespace(label="corinfomax", runs=[run])
     setting = SimpleNamespace(
@@ -57,7 +58,7 @@ def test_a_value_that_was_measured_once_lies_where_it_was_measured(tmp_path, mon
     assert figures.draw_curves([setting], {"corinfomax": "#0072b2"}, tmp_path / "curves.png")
     loss, ap = axes_of
     assert ap.get_xlim() == loss.get_xlim() == pytest.approx((-0.02 * 599, 1.02 * 599))
-    assert ap.get_ylim() == pytest.approx((0, 21)), "the marker is not cut off"
+    assert ap.get_ylim() == pytest.approx((0, top)), "the marker is not cut off"
 
 
 def test_a_panel_without_values_has_no_ticks():
