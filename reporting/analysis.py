@@ -17,6 +17,8 @@ SIZES = {"APs": "small (below 32²)", "APm": "medium", "APl": "large (above 96²
 VARIANTS = {"TTA": "test-time augmentation", "EMA": "the moving average of the weights"}  # by suffix of the task
 ERRORS = ("classification", "localisation", "both", "duplicate", "background", "missed")
 
+SCORE_DECIMALS = 4  # as evaluations store the best thresholds
+
 
 @dataclass(frozen=True)
 class Task:
@@ -138,6 +140,12 @@ def best_threshold(run: Run, task: Task) -> Mapping[str, Any] | None:
     best = part(run, task, "thresholds").get("best")
     keys = ("score", "precision", "recall", "f1")
     return best if isinstance(best, dict) and all(as_number(best.get(key)) is not None for key in keys) else None
+
+
+def score_text(score: float) -> str:
+    """A score threshold, rounded down, so that who uses the printed one keeps the same detections."""
+    shown = round(score, SCORE_DECIMALS)
+    return f"{shown if shown <= score else shown - 10**-SCORE_DECIMALS:.{SCORE_DECIMALS}f}"
 
 
 def confusion(run: Run, task: Task) -> tuple[list[str], NDArray[np.int64]] | None:

@@ -10,7 +10,7 @@ from foundation.canvas import INK, Overlay, Point, class_colours, compose_sheet,
 from foundation.coco_ids import id_order
 from foundation.errors import UserError
 from foundation.files import complete_file
-from reporting.analysis import TASKS, best_threshold
+from reporting.analysis import TASKS, best_threshold, score_text
 from reporting.groups import Group, Setting
 from reporting.instances import (
     MATCH_IOU,
@@ -26,7 +26,6 @@ from reporting.instances import (
 )
 from reporting.runs import PREDICTIONS as PREDICTIONS_FOLDER
 from reporting.runs import Run
-from reporting.text import score_text
 
 PREDICTIONS = "coco_instances_results.json"
 ROWS = 5

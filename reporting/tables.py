@@ -5,12 +5,12 @@ from collections.abc import Sequence
 
 from foundation.published import of_recipe
 from foundation.run_kinds import Metric
-from reporting.analysis import ERRORS, VARIANTS, Task, best_threshold, best_thresholds, class_sizes, variant
+from reporting.analysis import ERRORS, VARIANTS, Task, best_threshold, best_thresholds, class_sizes, score_text, variant
 from reporting.diagnosis import analysed, error_cost
 from reporting.groups import Group, LabelCurve, Setting, difference
 from reporting.page import Block, Table
 from reporting.runs import Run
-from reporting.text import score_text, signed_text, value_text
+from reporting.text import signed_text, value_text
 
 MAX_CLASSES = 100  # that are all listed
 FEW_CLASSES = 20  # otherwise so many from each end

@@ -18,7 +18,6 @@ from reporting.groups import (
 from reporting.page import Block, BulletList, Heading, Paragraph, Table
 from reporting.runs import Run, Skipped
 
-SCORE_DECIMALS = 4  # as evaluations store the best thresholds
 LONGEST_VALUE = 60  # letters of a config value that are shown
 IDENTITY_KEYS = ("weights", "encoder_sha256", "images")  # of results.json
 COMPARED_WITH_PUBLISHED = ("linear", "finetune")  # in a sentence; for detectors there is only the table
@@ -222,12 +221,6 @@ def signed_text(gap: Difference | None) -> str:
         return ""
     spread = "" if gap.spread is None else f" ± {_number(gap.spread)}"
     return f"{_number(gap.value, sign=True)}{spread}"
-
-
-def score_text(score: float) -> str:
-    """A score threshold, rounded down, so that who uses the printed one keeps the same detections."""
-    shown = round(score, SCORE_DECIMALS)
-    return f"{shown if shown <= score else shown - 10**-SCORE_DECIMALS:.{SCORE_DECIMALS}f}"
 
 
 def _number(value: float, sign: bool = False) -> str:

@@ -8,12 +8,11 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from reporting import diagnosis, figures
-from reporting.analysis import TASKS, confusion
+from reporting.analysis import TASKS, confusion, score_text
 from reporting.diagnosis import draw_confusion, error_cost
 from reporting.figures import label_colours
 from reporting.groups import settings
 from reporting.runs import read_runs
-from reporting.text import score_text
 
 
 def analysis(precision=0.5, cost=1.0):
