@@ -107,10 +107,10 @@ def check_batch(count: int, batch_size: int, world_size: int) -> None:
             f"the nearest that is: {max(batch_size // world_size, 1) * world_size}"
         )
     if batch_size > count:
-        raise UserError(
-            f"TRAIN.BATCH_SIZE is {batch_size}, but the dataset has {count} images; lower the batch size, "
-            f"to at most {count // world_size * world_size}"
-        )
+        most = count // world_size * world_size
+        divisible = f", in multiples of the {world_size} processes" if world_size > 1 else ""
+        advice = f"set TRAIN.BATCH_SIZE {most} or lower{divisible}" if most else f"use at most {count} processes"
+        raise UserError(f"TRAIN.BATCH_SIZE is {batch_size}, but the dataset has {count} images: {advice}")
 
 
 class SequentialBatches(Sampler):

@@ -172,7 +172,7 @@ def test_bad_input_is_one_line(
     assert "--config" in error_of(finetune.main, [])
     assert "the weights nosuch do not exist" in error("nosuch")
     assert "ENCODER.NAME 'resnet18', but the config says 'resnet50'" in error(weights, "ENCODER.NAME", "resnet50")
-    assert "lower the batch size" in error(weights, "--fraction", "0.01")
+    assert "set TRAIN.BATCH_SIZE 2 or lower" in error(weights, "--fraction", "0.01")
     assert "FINETUNE.HEAD_LR must be" in error(weights, "FINETUNE.HEAD_LR", "-1")
     assert "TRAIN.SCHEDULE is 'linear'" in error(weights, "TRAIN.SCHEDULE", "linear")
     assert not (tmp_path / "never").exists()

@@ -211,7 +211,7 @@ def test_bad_input_is_one_line(
     assert message.startswith("KNN.K[0] asks for 25 nearest neighbours, and there are 24 reference images")
     assert "SEED must be between 0 and" in error(weights, "SEED", str(2**64))
     assert "TRAIN.OPTIMIZER is 'adam'" in error(weights, "TRAIN.OPTIMIZER", "adam")
-    assert "lower the batch size, to at most 24" in error(weights, "TRAIN.BATCH_SIZE", "25")
+    assert "the dataset has 24 images: set TRAIN.BATCH_SIZE 24 or lower" in error(weights, "TRAIN.BATCH_SIZE", "25")
     assert "no/train does not exist; check DATA.ROOT" in error(weights, "DATA.ROOT", str(tmp_path / "no"))
     assert not (tmp_path / "never").exists()
     assert "add --resume" in error(weights, output=finished)

@@ -100,7 +100,15 @@ def test_windows_are_resumed_and_shared_among_processes() -> None:
     assert [one + two for one, two in zip(steps(0, 0, 2), steps(0, 1, 2), strict=True)] == steps(0)
 
 
-@pytest.mark.parametrize(("batch", "world", "word"), [(10, 4, "divisible"), (32, 1, "has 20 images")])
+@pytest.mark.parametrize(
+    ("batch", "world", "word"),
+    [
+        (10, 4, "divisible"),
+        (32, 1, "has 20 images: set TRAIN.BATCH_SIZE 20 or lower$"),
+        (32, 8, "set TRAIN.BATCH_SIZE 16 or lower, in multiples of the 8 processes$"),
+        (32, 32, "use at most 20 processes$"),
+    ],
+)
 def test_impossible_batches_are_refused(batch: int, world: int, word: str, error_of: Callable) -> None:
     with pytest.raises(UserError, match=word):
         check_batch(20, batch, world)
