@@ -39,10 +39,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     from pretrain.images.voc07 import read_voc07
     from pretrain.runs.folder import write_results
     from pretrain.runs.metrics import start_logging
-    from pretrain.runs.weights import read_weights
+    from pretrain.runs.weights import read_weights, trained_side
 
     weights = read_weights(args.weights)
     name, stem = weights.name or args.encoder, weights.stem or args.stem
+    side = args.image_size or trained_side(args.weights)
     if not name:
         raise UserError(f"{weights.source} does not say which encoder it holds; name it with --encoder")
     # Everything that can be wrong with the images is found before the encoder is built.
@@ -57,16 +58,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         "encoder": name,
         "stem": stem,
         "data": args.data or args.voc07,
-        "image_size": args.image_size,
+        "image_size": side,
         "seed": args.seed,
     }
     output = Path(args.output)
     refuse_other_results(output, about)
     torch.manual_seed(args.seed)
-    features = build_features(weights, name, stem, args.image_size, args.workers, group.start(devices.is_usable()))
+    features = build_features(weights, name, stem, side, args.workers, group.start(devices.is_usable()))
     make_folder(output)
     start_logging(output)
-    logger.info("%s (%s), %d and %d images", weights.source, name, *(len(split) for split in splits))
+    counts = [len(split) for split in splits]
+    logger.info("%s (%s), %d and %d images, crops of %d pixels", weights.source, name, *counts, side)
     with (
         report_disk_errors(output),
         report_dead_workers(),
@@ -85,7 +87,7 @@ def check_options(args: argparse.Namespace) -> None:
         ("--workers", args.workers, 0),
         ("--seed", args.seed, 0),
     ):
-        if value < least:
+        if value is not None and value < least:
             raise UserError(f"{option} must be at least {least}, not {value}")
 
     from pretrain.config import MAX_SEED
@@ -108,7 +110,7 @@ def build_parser() -> ArgumentParser:
     parser.add_argument("--data", default="", help="a folder with train/ and val/, a folder for each class in both")
     parser.add_argument("--voc07", default="", help="the folder VOC2007, as its archives unpack")
     parser.add_argument("--output", default="output/transfer", help="folder for results.json and log.txt")
-    parser.add_argument("--image-size", type=int, default=224, help="side of the images in pixels")
+    parser.add_argument("--image-size", type=int, metavar="S", help="side of the crops; that of the run, or 224")
     parser.add_argument("--encoder", default="", help="architecture (resnet50), where the weights do not name it")
     parser.add_argument("--stem", default="imagenet", help="imagenet or cifar, where the weights do not name it")
     parser.add_argument("--workers", type=int, default=2, help="loader processes")

@@ -15,10 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from foundation import devices
-from foundation.config import RUN_CONFIG
 from foundation.errors import UserError
 from foundation.files import complete_file, report_disk_errors, write_atomic
-from foundation.run_kinds import flatten, read_config
 from pretrain.config import resolve_precision
 from pretrain.encoder import ENCODERS
 from pretrain.evaluation.features import Pipeline, extract
@@ -28,9 +26,8 @@ from pretrain.evaluation.plots import image_sheet
 from pretrain.images.labelled import Subset
 from pretrain.images.paths import locate
 from pretrain.images.sources import Source, build_source
-from pretrain.runs.weights import RANDOM, EncoderWeights, build_from, read_weights
+from pretrain.runs.weights import RANDOM, EncoderWeights, build_from, read_weights, trained_side
 
-SIDE = 224  # of the views, where no run says otherwise
 THUMBNAIL = 16  # pixels a side
 CANDIDATES = 5  # nearest thumbnails that are looked at for each image
 PAIRS_SHOWN = 8
@@ -74,7 +71,7 @@ def embed_folders(
         images: a folder or tar.
         against: another one; empty: near-duplicates are looked for within `images`.
         output: an existing folder.
-        side: of the views in pixels; 0: that of the run, or `SIDE`.
+        side: of the views in pixels; 0: as `trained_side` says.
         workers: loader processes.
         threshold: correlation of the thumbnails from which two images count as near-duplicates.
         encoder: its name, where the weights do not say; ResNet-18 for random ones.
@@ -84,7 +81,7 @@ def embed_folders(
     """
     found = read_weights(weights)
     network = _build_network(found, encoder)
-    pipeline = _build_pipeline(found, side or _trained_side(Path(weights)) or SIDE, workers, network.device)
+    pipeline = _build_pipeline(found, side or trained_side(weights), workers, network.device)
     own = embed(network, build_source(*locate([images]), "pretrain", origin="PHOTOS"), pipeline, "features")
     other = None
     if against:
@@ -175,15 +172,6 @@ def _build_pipeline(weights: EncoderWeights, side: int, workers: int, device: to
     mean, std = (torch.tensor(values, device=device) for values in weights.statistics)
     # Features of one photograph decoded both ways have a cosine of 1.000.
     return Pipeline(side, mean, std, workers, device, scaled=True)
-
-
-def _trained_side(weights: Path) -> int:
-    """The image size of the run that the weights are of; 0 where there is no run."""
-    for folder in (weights, weights.parent, weights.parent.parent):
-        if weights.exists() and (folder / RUN_CONFIG).is_file():
-            side = flatten(read_config(folder)).get("DATA.IMAGE_SIZE")
-            return side if isinstance(side, int) else 0
-    return 0
 
 
 def _write_features(embedded: Embedded, output: Path) -> None:

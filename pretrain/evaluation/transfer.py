@@ -94,6 +94,13 @@ def evaluate_folder(train: Source, val: Source, features: Features, seed: int) -
     """Accuracy of logistic regression on class folders."""
     results = logistic_regression(*features(train), *features(val), seed=seed)
     logger.info("logistic regression, C %g: top-1 %.2f %%", results["c"], results["top1"])
+    held_out = list(results["held_out"].values())
+    if is_at_end(results["c"], STRENGTHS):
+        logger.info(
+            "C %g is at the end of its grid, %g to %g: a better value may lie beyond it; %d of the %d values are "
+            "equally good on the images held out",
+            *(results["c"], STRENGTHS[0], STRENGTHS[-1], held_out.count(max(held_out)), len(held_out)),
+        )
     return results
 
 
@@ -103,7 +110,16 @@ def evaluate_voc07(train: MultiLabelSource, test: MultiLabelSource, features: Fe
     results = voc07_svm(train_rows, train.present, test_rows, test.present)
     by_class = dict(zip(train.classes, results["ap"], strict=True))
     logger.info("VOC07: mAP %.2f %%", results["map"])
+    ends = [name for name, cost in zip(train.classes, results["c"], strict=True) if is_at_end(cost, VOC07_COSTS)]
+    if ends:
+        grid = f"{VOC07_COSTS[0]:g} to {VOC07_COSTS[-1]:g}"
+        logger.info("C is at the end of its grid, %s, for %d of the classes: %s", grid, len(ends), ", ".join(ends))
     return {"map": results["map"], "ap": by_class}
+
+
+def is_at_end(best: float, grid: Sequence[float]) -> bool:
+    """Whether a search has chosen the first or the last value of its grid."""
+    return best in (grid[0], grid[-1])
 
 
 def logistic_regression(

@@ -15,13 +15,16 @@ from convert.architecture import TORCHVISION_NAMES
 from convert.encoders import read_encoder
 from convert.reader import Source, checkpoint_in, load_tensors, read_checkpoint
 from convert.sidecar import unfinished
+from foundation.config import RUN_CONFIG
 from foundation.errors import UserError
+from foundation.run_kinds import flatten, read_config
 from pretrain.encoder import build_encoder
 from pretrain.runs import checkpoint
 
 logger = logging.getLogger("pretrain")
 RANDOM = "random"
 UNKNOWN = "unknown"  # what trained it, where a file does not say
+USUAL_SIDE = 224  # pixels of the views of public encoders
 IMAGENET_MEAN = [0.485, 0.456, 0.406]  # RGB, of values in [0, 1]
 IMAGENET_STD = [0.229, 0.224, 0.225]
 
@@ -124,6 +127,16 @@ def _from_other_projects(path: Path) -> EncoderWeights:
         mean=[round(value / 255, 6) for value in about["pixel_mean"]],
         std=[round(value / 255, 6) for value in about["pixel_std"]],
     )
+
+
+def trained_side(source: str) -> int:
+    """The DATA.IMAGE_SIZE of the run that weights lie in, `USUAL_SIDE` where they lie in none. See `read_weights`."""
+    path = Path(source)
+    for folder in (path, path.parent, path.parent.parent):
+        if path.exists() and (folder / RUN_CONFIG).is_file():
+            side = flatten(read_config(folder)).get("DATA.IMAGE_SIZE")
+            return side if isinstance(side, int) else USUAL_SIDE
+    return USUAL_SIDE
 
 
 def resolve(config: CfgNode, weights: EncoderWeights) -> CfgNode:

@@ -10,9 +10,12 @@ import pytest
 
 from foundation.errors import UserError
 from pretrain import transfer
+from pretrain.encoder import build_encoder
 from pretrain.evaluation import transfer as protocols
 from pretrain.evaluation.transfer import logistic_regression, voc07_svm
-from pretrain.images.voc07 import IGNORED, read_voc07
+from pretrain.images.sources import build_source
+from pretrain.images.voc07 import IGNORED, MultiLabelSource, read_voc07
+from pretrain.runs.weights import write_encoder
 
 
 def test_map_by_hand() -> None:
@@ -102,6 +105,50 @@ def test_both_commands(photos: Path, voc: Path, tmp_path: Path, monkeypatch: pyt
     assert b["map"] == pytest.approx(sum(b["ap"].values()) / 2)
 
 
+@pytest.mark.parametrize(("best", "message"), [(1e-6, True), (1.0, False), (1e4, True)])
+def test_a_choice_at_the_end_of_the_grid_is_logged(
+    best: float, message: bool, photos: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    held_out = {f"{c:g}": 90.0 if c == best else 50.0 for c in protocols.STRENGTHS}
+    found = {"top1": 80.0, "c": best, "held_out": held_out}
+    monkeypatch.setattr(protocols, "logistic_regression", lambda *_, **__: found)
+    caplog.set_level("INFO", "pretrain")
+    source = build_source("folder", str(photos), "val")
+    rows = np.zeros((len(source), 2)), np.asarray(source.labels)
+    protocols.evaluate_folder(source, source, lambda _: rows, 0)
+    text = f"C {best:g} is at the end of its grid, 1e-06 to 10000: a better value may lie beyond it; 1 of the 11 values"
+    assert (text in caplog.text) == message
+    svm = {"map": 50.0, "ap": [40.0, 60.0], "c": [1.0, 1000.0]}
+    monkeypatch.setattr(protocols, "voc07_svm", lambda *_: svm)
+    some = MultiLabelSource([], [], ["circle", "square"], np.zeros((0, 2)))
+    protocols.evaluate_voc07(some, some, lambda _: rows)
+    assert "C is at the end of its grid, 0.01 to 1000, for 1 of the classes: square" in caplog.text
+
+
+def test_crops_are_as_large_as_the_views_of_the_run(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(protocols, "evaluate_folder", lambda *_, **__: {"top1": 2.0})
+    run = tmp_path / "run"
+    run.mkdir()
+    encoder = build_encoder("resnet18", "imagenet")
+    write_encoder(run, encoder, objective="x", name="resnet18", stem="imagenet", mean=[0.5] * 3, std=[0.2] * 3)
+    shutil.copy(run / "encoder.safetensors", tmp_path / "alone.safetensors")
+    (run / "config.yaml").write_text("DATA: {IMAGE_SIZE: 48}")
+    cases = [
+        (run, [], 48),
+        (run / "encoder.safetensors", [], 48),
+        (run, ["--image-size", "32"], 32),
+        (tmp_path / "alone.safetensors", [], 224),
+        ("random", ["--encoder", "resnet18"], 224),
+    ]
+    for number, (weights, more, side) in enumerate(cases):
+        output = tmp_path / str(number)
+        common = ["--weights", str(weights), "--data", str(photos), "--output", str(output), "--workers", "0"]
+        transfer.main([*common, *more])
+        assert json.loads((output / "results.json").read_text())["image_size"] == side
+
+
 def test_results_of_another_evaluation_are_not_replaced(
     photos: Path, tmp_path: Path, error_of: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -129,6 +176,7 @@ def test_bad_input_is_one_line(photos: Path, tmp_path: Path, error_of: Callable[
         "/train does not exist; check --data"
     )
     assert "aeroplane_trainval.txt does not exist" in error_of(transfer.main, [*TINY, "--voc07", str(tmp_path)])
+    assert "--image-size must be at least 1" in error_of(transfer.main, [*TINY, "--data", "x", "--image-size", "0"])
     assert "--workers must be at least 0" in error_of(transfer.main, [*TINY, "--data", str(photos), "--workers", "-1"])
     assert "--seed must be at least 0" in error_of(transfer.main, [*TINY, "--data", str(photos), "--seed", "-1"])
     assert "--seed must be at most" in error_of(transfer.main, [*TINY, "--data", str(photos), "--seed", str(2**32)])
