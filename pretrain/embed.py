@@ -5,7 +5,7 @@
 
 Writes to --output (default: output/embed_<folder>):
 
-    features.npy     (N, F) float32, one row per image; damaged images are left out
+    features.npy     (N, F) float32, one row per image; images that cannot be read are left out
     names.txt        the image of each row
     neighbours.png   some images with their nearest neighbours by the features
     duplicates.csv   pairs of images that look the same: within PHOTOS, or between PHOTOS and TEST
@@ -31,15 +31,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         if not 0 <= getattr(args, option) <= most:
             raise UserError(f"--{option} must be from 0 to {most}, not {getattr(args, option)}")
 
-    from foundation.files import make_folder
     from pretrain.evaluation.embedding import embed_folders
     from pretrain.images.paths import check_outside
-    from pretrain.runs.metrics import start_logging
 
     output = Path(args.output or f"output/embed_{Path(args.images).resolve().name}")
     check_outside(output, [args.images, *([args.against] if args.against else [])])
-    make_folder(output)
-    start_logging(output)
     embed_folders(
         args.weights,
         args.images,

@@ -245,13 +245,23 @@ def _died(dataset: "WatchedDataset | None", dead: Sequence[int]) -> str:
     return f"{who} has died; the usual reason is that memory ran out: lower DATA.WORKERS"
 
 
-def report_unreadable(batch: Batch, known: set[str], allowed: float) -> None:
-    """Warn once of each damaged image. Raises UserError where there are more than `allowed` images."""
+def report_unreadable(batch: Batch, known: set[str], allowed: float | None) -> None:
+    """Warn once of each damaged image.
+
+    Args:
+        batch: the next batch.
+        known: the messages so far, to which those of the batch are added.
+        allowed: number of images; None where the caller leaves out those that the batch has replaced, however many.
+
+    Raises:
+        UserError: there are more than `allowed`.
+    """
+    done = "left out" if allowed is None else "replaced by the next one"
     for message in batch.unreadable:
         if message not in known:
             known.add(message)
-            logger.warning("unreadable image, replaced by the next one: %s", message)
-    if len(known) > max(allowed, 1):
+            logger.warning("unreadable image, %s: %s", done, message)
+    if allowed is not None and len(known) > max(allowed, 1):
         listed = "; ".join(sorted(known)[:20])
         raise UserError(
             f"{len(known)} images cannot be read, more than DATA.MAX_UNREADABLE allows; replace them or raise it: "

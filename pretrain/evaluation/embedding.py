@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from foundation import devices
 from foundation.errors import UserError
-from foundation.files import complete_file, report_disk_errors, write_atomic
+from foundation.files import complete_file, make_folder, report_disk_errors, write_atomic
 from pretrain.config import resolve_precision
 from pretrain.encoder import ENCODERS
 from pretrain.evaluation.features import Pipeline, extract
@@ -26,6 +26,7 @@ from pretrain.evaluation.plots import image_sheet
 from pretrain.images.labelled import Subset
 from pretrain.images.paths import locate
 from pretrain.images.sources import Source, build_source
+from pretrain.runs.metrics import start_logging
 from pretrain.runs.weights import RANDOM, EncoderWeights, build_from, read_weights, trained_side
 
 THUMBNAIL = 16  # pixels a side
@@ -70,7 +71,7 @@ def embed_folders(
         weights: as in `read_weights`.
         images: a folder or tar.
         against: another one; empty: near-duplicates are looked for within `images`.
-        output: an existing folder.
+        output: a folder, which is made once weights and images are found.
         side: of the views in pixels; 0: as `trained_side` says.
         workers: loader processes.
         threshold: correlation of the thumbnails from which two images count as near-duplicates.
@@ -82,11 +83,12 @@ def embed_folders(
     found = read_weights(weights)
     network = _build_network(found, encoder)
     pipeline = _build_pipeline(found, side or trained_side(weights), workers, network.device)
-    own = embed(network, build_source(*locate([images]), "pretrain", origin="PHOTOS"), pipeline, "features")
-    other = None
-    if against:
-        source = build_source(*locate([against]), "pretrain", origin="--against")
-        other = embed(network, source, pipeline, "the other")
+    source = build_source(*locate([images]), "pretrain", origin="PHOTOS")
+    reference = build_source(*locate([against]), "pretrain", origin="--against") if against else None
+    make_folder(output)
+    start_logging(output)
+    own = embed(network, source, pipeline, "features")
+    other = embed(network, reference, pipeline, "the other") if reference is not None else None
     pairs = near_duplicates(own, other, threshold)
     with report_disk_errors(output):
         _write_features(own, output)
@@ -96,12 +98,18 @@ def embed_folders(
 
 
 def embed(network: "WithThumbnail", source: Source, pipeline: Pipeline, title: str) -> Embedded:
-    """Features and thumbnails of the images of a source that can be read, from their central crops."""
+    """Features and thumbnails of the images of a source that can be read, from their central crops.
+
+    Raises:
+        UserError: none can be read, or so many in a row cannot that the loader gives up.
+    """
     precision = resolve_precision("auto", pipeline.device)
     rows, read = extract(network, _Numbered(source, np.arange(len(source))), pipeline, precision=precision, title=title)
     (intact,) = np.nonzero(read.numpy() == np.arange(len(source)))
     if len(intact) < len(source):  # in the place of the others the next image was read, which is no duplicate
-        logger.warning("%d damaged images are left out", len(source) - len(intact))
+        if not len(intact):
+            raise UserError(f"none of the {len(source)} images can be read, such as {source.name(0)}")
+        logger.warning("%d of %d images cannot be read and are left out", len(source) - len(intact), len(source))
         rows, source = rows[intact], Subset(source, intact)
     split = 3 * THUMBNAIL**2
     thumbnails = rows[:, -split:]
@@ -171,7 +179,7 @@ def _build_network(weights: EncoderWeights, encoder: str) -> WithThumbnail:
 def _build_pipeline(weights: EncoderWeights, side: int, workers: int, device: torch.device) -> Pipeline:
     mean, std = (torch.tensor(values, device=device) for values in weights.statistics)
     # Features of one photograph decoded both ways have a cosine of 1.000.
-    return Pipeline(side, mean, std, workers, device, scaled=True)
+    return Pipeline(side, mean, std, workers, device, max_unreadable=None, scaled=True)
 
 
 def _write_features(embedded: Embedded, output: Path) -> None:

@@ -29,7 +29,7 @@ class Pipeline:
         mean, std: (3,) of values in [0, 1], on the device.
         workers: loader processes.
         device: where the encoder is.
-        max_unreadable: fraction of damaged images above which an error is raised.
+        max_unreadable: fraction of damaged images above which an error is raised; None: the caller leaves them out.
         interpolation: of every resize, one of `resizing.INTERPOLATIONS`.
         scaled: whether to decode JPEGs at 1/2, 1/4 or 1/8 of their size where views keep their size.
     """
@@ -39,9 +39,13 @@ class Pipeline:
     std: Tensor
     workers: int
     device: torch.device
-    max_unreadable: float = 0.01
+    max_unreadable: float | None = 0.01
     interpolation: str = "bicubic"
     scaled: bool = False
+
+    def allowed_unreadable(self, images: int) -> float | None:
+        """The number of damaged images among so many above which an error is raised."""
+        return None if self.max_unreadable is None else self.max_unreadable * images
 
 
 def build_pipeline(config: CfgNode, device: torch.device) -> Pipeline:
@@ -73,7 +77,7 @@ def random_views(
     )
     unreadable: set[str] = set()
     for batch in read_batches(build_loader(dataset, batches, pipeline.workers, pipeline.device)):
-        report_unreadable(batch, unreadable, pipeline.max_unreadable * len(source))
+        report_unreadable(batch, unreadable, pipeline.allowed_unreadable(len(source)))
         images = batch.images[0].to(pipeline.device, non_blocking=True)
         labels = batch.labels.to(pipeline.device, non_blocking=True)
         yield augment(images, batch.params[0], pipeline.mean, pipeline.std), labels
@@ -118,7 +122,7 @@ def extract(
     features, labels, filled = torch.empty(0), torch.empty(len(chosen), dtype=torch.int64), 0
     unreadable: set[str] = set()
     for batch in read_batches(build_loader(dataset, batches, pipeline.workers, pipeline.device)):
-        report_unreadable(batch, unreadable, pipeline.max_unreadable * len(source))
+        report_unreadable(batch, unreadable, pipeline.allowed_unreadable(len(source)))
         images = batch.images[0].to(pipeline.device, non_blocking=True)
         images = augment(images, batch.params[0], pipeline.mean, pipeline.std)
         with torch.autocast(pipeline.device.type, torch.bfloat16, enabled=precision == "bfloat16"):

@@ -80,15 +80,25 @@ def test_a_name_that_is_not_unicode_and_a_full_disk(
         assert "out: File too large" in error_of(embed.main, [str(tmp_path / "one"), *common])
 
 
-def test_a_damaged_image_is_left_out_and_has_no_duplicate(folders: tuple[Path, Path], tmp_path: Path) -> None:
+def test_damaged_images_are_left_out_and_have_no_duplicates(
+    folders: tuple[Path, Path], tmp_path: Path, error_of: Callable
+) -> None:
     own, _ = folders
-    (own / "4.png").write_bytes(b"")
+    for damaged in "457":
+        (own / f"{damaged}.png").write_bytes(b"")
     output = tmp_path / "out"
-    embed.main([str(own), "--weights", "random", "--size", "32", "--workers", "0", "--output", str(output)])
+    argv = [str(own), "--weights", "random", "--size", "32", "--workers", "0", "--output", str(output)]
+    embed.main(argv)
     assert rows(output) == []
     names = (output / "names.txt").read_text().splitlines()
-    assert [Path(name).stem for name in names] == list("012356789")
-    assert len(np.load(output / "features.npy")) == 9
+    assert [Path(name).stem for name in names] == list("0123689")
+    assert len(np.load(output / "features.npy")) == 7
+    log = (output / "log.txt").read_text()
+    assert "3 of 10 images cannot be read and are left out" in log
+    assert "replaced" not in log
+    for path in own.glob("*.png"):
+        path.write_bytes(b"")
+    assert "cannot be read" in error_of(embed.main, argv)
 
 
 def test_pairs_within_a_folder_are_named_once() -> None:
@@ -121,5 +131,6 @@ def test_bad_input(folders: tuple[Path, Path], tmp_path: Path, error_of: Callabl
         argv = [str(outside), "--against", str(inside), "--weights", "random", "--output", str(inside / "sheets")]
         assert f"sheets, among the images of {inside}: add --output" in error_of(embed.main, argv)
     assert not (own / "sheets").exists()
+    assert not (tmp_path / "out").exists(), "a wrong path leaves no folder"
     for option, value in (("--threshold", "2"), ("--workers", "-1"), ("--size", "-5"), ("--size", "5000")):
         assert option in error_of(embed.main, [str(own), "--weights", "random", option, value])
