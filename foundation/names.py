@@ -1,9 +1,16 @@
-"""Names of runs in tables and legends."""
+"""Names of runs in tables and legends, and counts of things in messages."""
 
 import os
 from collections.abc import Sequence
 from itertools import takewhile
 from pathlib import Path
+
+
+def counted(count: float, noun: str) -> str:
+    """A number with its noun: `1 image`, `2,500 images`, `1.5 hours`, `3 processes`."""
+    number = f"{count:,}" if isinstance(count, int) else f"{count:g}"
+    ending = "" if count == 1 else "es" if noun.endswith(("s", "ch")) else "s"
+    return f"{number} {noun}{ending}"
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:

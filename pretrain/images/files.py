@@ -8,7 +8,7 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import overload
 
@@ -19,6 +19,21 @@ from foundation.images import EXTENSIONS, UNREAD_EXTENSIONS, OpenImage, open_fil
 logger = logging.getLogger("pretrain")
 
 
+@dataclass
+class LeftOut:
+    """What was found beside the images that are listed.
+
+    Args:
+        unread: how many pictures of kinds that are not read, by extension.
+        hidden_images: images whose name begins with a dot.
+        hidden_folders: folders whose name does. What is in them is not listed.
+    """
+
+    unread: Counter[str] = field(default_factory=Counter)
+    hidden_images: int = 0
+    hidden_folders: int = 0
+
+
 class PathList(Sequence[Path]):
     """Paths below a root: an immutable sequence in three buffers.
 
@@ -27,7 +42,7 @@ class PathList(Sequence[Path]):
         folders: relative to the root; "" is the root itself.
         names: for each folder, the names of its files, separated by zero characters.
         counts: for each folder, the number of its files.
-        unread: how many pictures of a kind that is not read were found beside them, by extension.
+        left_out: what was found beside them.
     """
 
     def __init__(
@@ -36,9 +51,9 @@ class PathList(Sequence[Path]):
         folders: Sequence[str],
         names: Sequence[str],
         counts: Sequence[int],
-        unread: Counter[str],
+        left_out: LeftOut,
     ) -> None:
-        self.unread = unread
+        self.left_out = left_out
         self._root = root
         self._folders = os.fsencode("\0".join(folders)).split(b"\0")
         self._names = os.fsencode("\0".join(text for text in names if text))
@@ -108,19 +123,19 @@ def find_images(root: Path, tops: Sequence[str] = ()) -> PathList:
     folders: list[str] = []
     names: list[str] = []
     counts: list[int] = []
-    unread: Counter[str] = Counter()
-    for folder, files in _walk(str(root), sorted(tops), unread):
+    left_out = LeftOut()
+    for folder, files in _walk(str(root), sorted(tops), left_out):
         folders.append(folder)
         names.append("\0".join(files))
         counts.append(len(files))
-    return PathList(str(root), folders, names, counts, unread)
+    return PathList(str(root), folders, names, counts, left_out)
 
 
-def _walk(root: str, tops: Sequence[str], unread: Counter[str]) -> Iterator[tuple[str, Sequence[str]]]:
+def _walk(root: str, tops: Sequence[str], left_out: LeftOut) -> Iterator[tuple[str, Sequence[str]]]:
     """Folders relative to the root, with image files that follow one another in the order of the sorted paths.
 
-    A folder comes several times where its files and subfolders alternate in that order. `unread` counts pictures of
-    kinds that are not read.
+    A folder comes several times where its files and subfolders alternate in that order. `left_out` counts what is not
+    listed.
     """
     # A stack of what is left to visit in each folder down to the present one, with the folder's own identity.
     visiting: list[tuple[str, Iterator[tuple[str, bool]], tuple[int, int]]] = []
@@ -131,7 +146,7 @@ def _walk(root: str, tops: Sequence[str], unread: Counter[str]) -> Iterator[tupl
             status = os.stat(path)
             identity = status.st_dev, status.st_ino
             if all(identity != above for _, _, above in visiting):
-                visiting.append((folder, iter(_list(path, unread) if entries is None else entries), identity))
+                visiting.append((folder, iter(_list(path, left_out) if entries is None else entries), identity))
         except OSError as error:  # a folder without permission, or removed in the meantime
             logger.warning("%s: %s; its images are left out", path, error.strerror or error)
 
@@ -153,20 +168,24 @@ def _walk(root: str, tops: Sequence[str], unread: Counter[str]) -> Iterator[tupl
             enter(f"{folder}/{name}" if folder else name)
 
 
-def _list(path: str, unread: Counter[str]) -> Sequence[tuple[str, bool]]:
+def _list(path: str, left_out: LeftOut) -> Sequence[tuple[str, bool]]:
     """The image files and folders in a folder, sorted: (name, whether it is a folder)."""
     found = []
     with os.scandir(path) as entries:
         for entry in entries:
             name = entry.name
             if name[0] == ".":
+                if _is_folder(entry):
+                    left_out.hidden_folders += 1
+                elif name.lower().endswith(EXTENSIONS):
+                    left_out.hidden_images += 1
                 continue
             if _is_folder(entry):
                 found.append((name, True))
             elif name.lower().endswith(EXTENSIONS):
                 found.append((name, False))
             elif (extension := os.path.splitext(name)[1].lower()) in UNREAD_EXTENSIONS:
-                unread[extension] += 1
+                left_out.unread[extension] += 1
     found.sort()
     return found
 

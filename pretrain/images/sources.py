@@ -8,6 +8,7 @@ import logging
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
@@ -20,7 +21,7 @@ from foundation.errors import UserError
 from foundation.images import EXTENSIONS, OpenImage
 from pretrain.distributed import group
 from pretrain.images.fetch import stall_of
-from pretrain.images.files import FileSource, find_images
+from pretrain.images.files import FileSource, PathList, find_images
 from pretrain.images.joined import JoinedSource
 from pretrain.images.paths import split_roots, training_tars
 from pretrain.images.shards import is_listing, list_shards
@@ -189,12 +190,12 @@ def _folder(
             f"{', '.join(absent[:5])}{', ...' if len(absent) > 5 else ''}"
         )
     paths = group.once_on_each_machine(lambda: find_images(root, chosen)) if together else find_images(root, chosen)
-    unread = ", ".join(f"{count:,} {extension}" for extension, count in paths.unread.most_common())
+    unread = ", ".join(f"{count:,} {extension}" for extension, count in paths.left_out.unread.most_common())
     if not len(paths):
         advice = f"convert its files to JPEG or PNG: {unread}" if unread else f"check {origin}"
         raise UserError(f"there is no image below {root} (looked for {' '.join(EXTENSIONS)}); {advice}")
     if unread and group.is_main():
-        logger.warning("%s: files of kinds that are not read are left out (%s); convert them to JPEG", root, unread)
+        _warn_of_unread(root, unread)
     classes, labels = paths.top_folders()
     if "" not in classes:
         return FileSource(paths, labels, classes)
@@ -202,6 +203,20 @@ def _folder(
         loose = paths[int((labels == 0).argmax())]
         raise UserError(f"{loose} lies beside the class folders of {root}; move it into one of them, or away")
     return FileSource(paths, np.broadcast_to(np.int32(UNLABELED), len(paths)), [])
+
+
+@lru_cache
+def _warn_of_unread(root: Path, unread: str) -> None:
+    """Warn once in a process, which may list a folder several times."""
+    logger.warning("%s: files of kinds that are not read are left out (%s); convert them to JPEG", root, unread)
+
+
+def hidden_in(source: Source) -> tuple[int, int]:
+    """The images and folders whose names begin with a dot, found while the folders of a source were listed."""
+    parts = source.sources if isinstance(source, JoinedSource) else [source]
+    lists = [part.paths for part in parts if isinstance(part, FileSource)]
+    found = [paths.left_out for paths in lists if isinstance(paths, PathList)]
+    return sum(one.hidden_images for one in found), sum(one.hidden_folders for one in found)
 
 
 def _listed_tars(root: str, split: str, streaming: Streaming) -> TarSource:

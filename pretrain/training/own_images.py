@@ -17,11 +17,12 @@ from fvcore.common.config import CfgNode
 
 from foundation import machine
 from foundation.errors import UserError
+from foundation.names import counted
 from pretrain.batches.sampler import check_batch
 from pretrain.config import build_streaming
 from pretrain.distributed.group import announced_here
 from pretrain.images.labelled import build_labelled_splits
-from pretrain.images.sources import Source, build_source
+from pretrain.images.sources import Source, build_source, hidden_in
 from pretrain.images.survey import Survey, check_readable, survey
 from pretrain.runs.weights import EncoderWeights, read_weights
 from pretrain.training import dry_run
@@ -138,6 +139,12 @@ def describe_facts(config: CfgNode, source: Source, facts: Survey, place: Place)
         left.remove("train")
         if left:
             lines.append(f"  images of train/ only; {', '.join(left)} left out, as test images must be")
+    images, folders = hidden_in(source)
+    if images or folders:
+        hidden = " and ".join(
+            counted(count, f"hidden {noun}") for count, noun in ((images, "image"), (folders, "folder")) if count
+        )
+        lines.append(f"  left out: {hidden} (names that begin with a dot)")
     if facts.short_side >= LARGE and config.DATA.NAME == "folder":
         lines.append("  large images: pretrain/pack.py resizes them once; loading takes a fraction of the time then")
     if len(source) < 1000:

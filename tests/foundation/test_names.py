@@ -1,10 +1,18 @@
-"""Names of runs."""
+"""Names of runs, and counts."""
 
 from pathlib import Path
 
 import pytest
 
-from foundation.names import short_names
+from foundation.names import counted, short_names
+
+
+def test_counts() -> None:
+    nouns = [(0, "image"), (1, "image"), (2500, "image"), (1, "process"), (2, "process"), (3, "batch"), (1.0, "hour")]
+    assert [counted(*one) for one in nouns] == [
+        *("0 images", "1 image", "2,500 images", "1 process", "2 processes", "3 batches", "1 hour")
+    ]
+    assert counted(1.5, "hour") == "1.5 hours"
 
 
 def test_names_are_as_short_as_tells_apart() -> None:

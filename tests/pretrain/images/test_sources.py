@@ -18,7 +18,7 @@ from PIL import Image
 from foundation.errors import UserError
 from pretrain.images.files import find_images
 from pretrain.images.labelled import build_labelled_source
-from pretrain.images.sources import UNLABELED, build_source, read_class_list
+from pretrain.images.sources import UNLABELED, build_source, hidden_in, read_class_list
 
 
 def test_folder_with_classes(photos: Path) -> None:
@@ -84,8 +84,21 @@ def test_pictures_of_kinds_that_are_not_read_are_named(tmp_path: Path, photos: P
     with pytest.raises(UserError, match=r"convert its files to JPEG or PNG: 2 \.heic, 1 \.avif"):
         build_source("folder", str(tmp_path), "pretrain")
     shutil.copy(next(photos.rglob("*.jpg")), tmp_path)
-    assert len(build_source("folder", str(tmp_path), "pretrain")) == 1
-    assert "left out (2 .heic, 1 .avif); convert them to JPEG" in caplog.text
+    for _ in range(2):
+        assert len(build_source("folder", str(tmp_path), "pretrain")) == 1
+    assert caplog.text.count("left out (2 .heic, 1 .avif); convert them to JPEG") == 1
+
+
+def test_hidden_images_and_folders_are_counted(tmp_path: Path, photos: Path) -> None:
+    one = next(photos.rglob("*.jpg"))
+    for name in ("a/1.jpg", "a/.2.jpg", "b/3.jpg", "b/.ipynb_checkpoints/4.jpg", ".old/5.jpg", "b/.notes"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(one, tmp_path / name)
+    source = build_source("folder", str(tmp_path), "pretrain")
+    assert (len(source), hidden_in(source)) == (2, (1, 2))
+    joined = build_source("folder", f"{{{tmp_path}/a,{tmp_path}/b}}", "pretrain")
+    assert (len(joined), hidden_in(joined)) == (2, (1, 1))
+    assert hidden_in(build_source("folder", str(photos), "pretrain")) == (0, 0)
 
 
 def test_a_loose_image_beside_class_folders(tmp_path: Path, photos: Path) -> None:

@@ -265,6 +265,18 @@ def test_too_many_damaged_images_are_refused_before_there_is_a_run(
     assert "2 of 24 images cannot be read and are replaced by others" in capsys.readouterr().out
 
 
+def test_the_plan_counts_hidden_files(
+    slow_machine: None, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    shutil.copytree(photos / "train", tmp_path / "all")
+    (tmp_path / "all" / "circle" / "02.jpg").rename(tmp_path / "all" / "circle" / ".02.jpg")
+    (tmp_path / "all" / ".new").mkdir()
+    train.main([str(tmp_path / "all"), "--dry-run"])
+    printed = capsys.readouterr().out
+    assert "plan for 23 images" in printed
+    assert "  left out: 1 hidden image and 1 hidden folder (names that begin with a dot)" in printed
+
+
 def test_folders_are_joined_and_a_plan_is_printed(
     slow_machine: None, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
