@@ -7,9 +7,9 @@ Writes to --output (default: output/embed_<folder>):
 
     features.npy     (N, F) float32, one row per image; images that cannot be read are left out
     names.txt        the image of each row
-    neighbours.png   some images with their nearest neighbours by the features
+    neighbours.png   some images with their nearest neighbours by the features, with names and cosine similarities
     duplicates.csv   pairs of images that look the same: within PHOTOS, or between PHOTOS and TEST
-    duplicates.png   the first of these pairs
+    duplicates.png   the first of these pairs, with names and correlations
 
 Images of pretraining that are also in a test set make its results too good: check with --against before training.
 `--weights random` needs no checkpoint and finds near-duplicates as well, since these are compared by their pixels.

@@ -4,6 +4,7 @@ import csv
 import io
 import logging
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +21,9 @@ from foundation.files import complete_file, make_folder, report_disk_errors, wri
 from pretrain.config import resolve_precision
 from pretrain.encoder import ENCODERS
 from pretrain.evaluation.features import Pipeline, extract
-from pretrain.evaluation.figures import neighbours, thumbnail
+from pretrain.evaluation.figures import most_similar, thumbnail
 from pretrain.evaluation.knn import nearest
-from pretrain.evaluation.plots import image_sheet
+from pretrain.evaluation.plots import caption_letters, image_sheet
 from pretrain.images.labelled import Subset
 from pretrain.images.paths import locate
 from pretrain.images.sources import Source, build_source
@@ -32,6 +33,7 @@ from pretrain.runs.weights import RANDOM, EncoderWeights, build_from, read_weigh
 THUMBNAIL = 16  # pixels a side
 CANDIDATES = 5  # nearest thumbnails that are looked at for each image
 PAIRS_SHOWN = 8
+SIDE_NEIGHBOURS, SIDE_PAIR = 1.2, 2.2  # inches: of an image in neighbours.png and duplicates.png
 logger = logging.getLogger("pretrain")
 
 
@@ -191,8 +193,27 @@ def _write_features(embedded: Embedded, output: Path) -> None:
     names = "".join(f"{source.name(i)}\n" for i in range(len(source)))
     write_atomic(output / "names.txt", os.fsencode(names))
     if len(source) > 1:
-        whole = Subset(source, np.arange(len(source)))
-        _save(neighbours(embedded.features, whole), output / "neighbours.png")
+        _save(_draw_neighbours(embedded), output / "neighbours.png")
+
+
+def _draw_neighbours(embedded: Embedded) -> Figure:
+    """Some images, and the others whose features are the most similar, with their names, ranks and similarities."""
+    images = Subset(embedded.source, np.arange(len(embedded.source)))
+    queries, nearest, similarities = most_similar(embedded.features)
+    rows = [[thumbnail(images, int(i)) for i in (query, *found)] for query, found in zip(queries, nearest, strict=True)]
+    captions = [[_shown(images.name(int(query)))] for query in queries]
+    for row, found, values in zip(captions, nearest, similarities, strict=True):
+        names = [_shown(images.name(int(i))) for i in found]
+        row += [f"{name}\n{rank}: {v:.3f}" for rank, (name, v) in enumerate(zip(names, values, strict=True), 1)]
+    return image_sheet(rows, ["image", "nearest: similarity"], captions=captions, side=SIDE_NEIGHBOURS)
+
+
+def _shown(name: str, side: float = SIDE_NEIGHBOURS) -> str:
+    """A file's name with its folder's, the end of it where a line below an image of this side is too short for all."""
+    text = os.fsencode("/".join(Path(name).parts[-2:])).decode("utf-8", "replace")  # a name may be no text
+    text = "".join(letter if letter.isprintable() else "?" for letter in text)
+    most = caption_letters(side)
+    return text if len(text) <= most else f"…{text[1 - most :]}"
 
 
 def _write_pairs(pairs: Sequence[Pair], own: Source, other: Source, output: Path) -> None:
@@ -210,9 +231,15 @@ def _write_pairs(pairs: Sequence[Pair], own: Source, other: Source, output: Path
         shown = pairs[:PAIRS_SHOWN]
         subsets = [Subset(own, np.array([p.first for p in shown])), Subset(other, np.array([p.second for p in shown]))]
         rows = [[thumbnail(subset, i) for subset in subsets] for i in range(len(shown))]
-        _save(image_sheet(rows, ["image", "near-duplicate"]), sheet)
+        captions = [
+            [_shown(own.name(p.first), SIDE_PAIR), f"{_shown(other.name(p.second), SIDE_PAIR)}\n{p.correlation:.4f}"]
+            for p in shown
+        ]
+        titles = ["image", "near-duplicate: correlation"]
+        _save(image_sheet(rows, titles, captions=captions, side=SIDE_PAIR), sheet)
 
 
 def _save(figure: Figure, path: Path) -> None:
-    with complete_file(path) as draft:
+    with complete_file(path) as draft, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # letters of names that the typeface lacks are boxes
         figure.savefig(draft, dpi=150, bbox_inches="tight")

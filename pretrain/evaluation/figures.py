@@ -170,17 +170,28 @@ def tsne(features: Tensor, images: Subset, seed: int) -> Figure:
 
 
 def neighbours(features: Tensor, images: Subset) -> Figure:
-    """Some images, and the others whose features (N, F) are the most similar to theirs."""
-    unit = F.normalize(features, dim=1)
-    queries = np.linspace(0, len(images) - 1, min(QUERIES, len(images))).astype(int)
-    similarity = unit[queries] @ unit.T
-    similarity[torch.arange(len(queries)), torch.from_numpy(queries)] = -torch.inf  # not the image itself
-    nearest = similarity.topk(min(NEIGHBOURS, len(images) - 1), dim=1).indices.numpy()
+    """Some images, and the others whose features (N, F) are the most similar to theirs; frames tell classes apart."""
+    queries, nearest, _ = most_similar(features)
     rows, frames = [], []
     for query, found in zip(queries, nearest, strict=True):
         rows.append([thumbnail(images, int(i)) for i in (query, *found)])
         frames.append([None, *(_frame(images.labels[query], images.labels[i]) for i in found)])
     return plots.image_sheet(rows, ["query", "nearest"], frames)
+
+
+def most_similar(features: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """At most `QUERIES` images at even distances, their nearest neighbours, and the cosines of the features (N, F).
+
+    Returns:
+        The images (Q,); for each the `NEIGHBOURS` most similar others, or all where there are fewer, (Q, K), the most
+        similar first; and their similarities (Q, K).
+    """
+    unit = F.normalize(features, dim=1)
+    queries = np.linspace(0, len(features) - 1, min(QUERIES, len(features))).astype(int)
+    similarity = unit[queries] @ unit.T
+    similarity[torch.arange(len(queries)), torch.from_numpy(queries)] = -torch.inf  # not the image itself
+    values, nearest = similarity.topk(min(NEIGHBOURS, len(features) - 1), dim=1)
+    return queries, nearest.numpy(), values.numpy()
 
 
 def _frame(label: int, other: int) -> str | None:

@@ -7,11 +7,14 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 from foundation.json_files import as_number
 
 FRAME_RIGHT, FRAME_WRONG = "#2e8b57", "#c0392b"
 LINE_WIDTH = 1.4  # points
+CAPTION_SIZE = 6  # points, of the text below the images of a sheet
+LINE_HEIGHT = 0.11  # inches, of such a text
 CELLS = 18  # a side, of a picture with images at the points of an embedding
 ARTICLE_LDMI = "4 LDMI / P (nats; scale of the thesis)"
 Line = tuple[np.ndarray, np.ndarray]  # x, y
@@ -147,17 +150,25 @@ def embedding_images(points: np.ndarray, images: Sequence[np.ndarray]) -> Figure
 
 
 def image_sheet(
-    rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str], frames: Sequence[Sequence[str | None]] | None = None
+    rows: Sequence[Sequence[np.ndarray]],
+    titles: Sequence[str],
+    frames: Sequence[Sequence[str | None]] | None = None,
+    captions: Sequence[Sequence[str]] | None = None,
+    side: float = 1.1,
 ) -> Figure:
     """Images in rows and columns.
 
     Args:
         rows: images (H, W, 3) uint8.
         titles: of the columns; as many as there are, or fewer.
-        frames: colour of the frame of each image, None for none.
+        frames: colour of the frame of each image, None for none. A legend explains `FRAME_RIGHT` and `FRAME_WRONG`.
+        captions: the lines of text below each image.
+        side: of an image with its margins, in inches.
     """
     columns = max(len(row) for row in rows)
-    figure = Figure(figsize=(1.1 * columns, 1.1 * len(rows) + 0.3), layout="constrained")
+    lines = max((text.count("\n") + 1 for row in captions for text in row), default=0) if captions else 0
+    height = (side + LINE_HEIGHT * lines) * len(rows) + 0.3
+    figure = Figure(figsize=(side * columns, height), layout="constrained")
     grid = figure.subplots(len(rows), columns, squeeze=False)
     for i, j in np.ndindex(len(rows), columns):
         axes: Any = grid[i, j]
@@ -167,9 +178,21 @@ def image_sheet(
             spine.set(visible=colour is not None, color=colour, linewidth=2.5)
         if j < len(rows[i]):
             axes.imshow(rows[i][j])
+            if captions:
+                axes.set_xlabel(captions[i][j], fontsize=CAPTION_SIZE, labelpad=2, parse_math=False)
         if i == 0 and j < len(titles):
             axes.set_title(titles[j], fontsize=8)
+    meanings = {FRAME_RIGHT: "the class of the query", FRAME_WRONG: "another class"}
+    drawn = {colour for row in frames or () for colour in row}
+    handles = [Patch(facecolor="none", edgecolor=c, lw=2, label=text) for c, text in meanings.items() if c in drawn]
+    if handles:
+        figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False, fontsize=8)
     return figure
+
+
+def caption_letters(side: float) -> int:
+    """How many letters a line below an image of `image_sheet` holds."""
+    return int(72 * (side - 0.1) / (0.66 * CAPTION_SIZE))
 
 
 def _marker(x: np.ndarray) -> str:

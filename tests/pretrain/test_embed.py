@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from pretrain import embed
+from pretrain.evaluation import embedding
 from pretrain.evaluation.embedding import THUMBNAIL, Embedded, near_duplicates
 from pretrain.images.sources import ArraySource
 
@@ -64,6 +65,35 @@ def test_features_neighbours_and_duplicates(folders: tuple[Path, Path], tmp_path
     assert rows(output) == []
     assert not (output / "duplicates.png").exists()
     assert np.array_equal(np.load(output / "features.npy"), features)
+
+
+def test_sheets_name_the_files_with_ranks_and_similarities_and_frame_nothing(
+    folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The names of nested folders are not classes that an image could be right or wrong about."""
+    for number in range(10):
+        name = "2019-08-12_holiday_in_the_mountains.png" if number == 3 else f"{number}.png"
+        (tmp_path / "nested" / f"{number % 2}").mkdir(parents=True, exist_ok=True)
+        shutil.copy(folders[0] / f"{number}.png", tmp_path / "nested" / f"{number % 2}" / name)
+    drawn = {}
+    monkeypatch.setattr(embedding, "_save", lambda figure, path: drawn.setdefault(path.name, figure))
+    common = ["--weights", "random", "--size", "32", "--workers", "0", "--output", str(tmp_path / "out")]
+    embed.main([str(tmp_path / "nested"), "--against", str(folders[1]), *common])
+    sheet = drawn["neighbours.png"]
+    assert not any(spine.get_visible() for axes in sheet.axes for spine in axes.spines.values())
+    names = (tmp_path / "out" / "names.txt").read_text().splitlines()
+    first, nearest, *_ = [axes.get_xlabel() for axes in sheet.axes]
+    assert first == "0/0.png"
+    features = torch.from_numpy(np.load(tmp_path / "out" / "features.npy"))
+    similar = torch.nn.functional.cosine_similarity(features[:1], features[1:])
+    best = Path(names[1 + int(similar.argmax())])
+    assert nearest == f"{embedding._shown(str(best))}\n1: {similar.max():.3f}"
+    long = embedding._shown("/a/1/2019-08-12_holiday_in_the_mountains.png")
+    assert long == "…_the_mountains.png"
+    pairs = [axes.get_xlabel() for axes in drawn["duplicates.png"].axes]
+    (pair,) = [row for row in rows(tmp_path / "out") if row[1].endswith("copy.jpg")]
+    assert f"test/copy.jpg\n{pair[2]}" in pairs
+    assert "…2019-08-12_holiday_in_the_mountains.png"[-30:] in "".join(pairs)
 
 
 def test_a_name_that_is_not_unicode_and_a_full_disk(

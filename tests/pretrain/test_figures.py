@@ -14,6 +14,7 @@ from pretrain.config import get_defaults
 from pretrain.evaluation import figures, plots
 from pretrain.images.files import FileSource
 from pretrain.images.labelled import Subset
+from pretrain.images.sources import ArraySource
 from tests.pretrain.tiny_encoder import use_tiny_encoder
 
 
@@ -175,6 +176,14 @@ def test_a_flat_folder_without_labels_is_drawn_without_classes(pretrained: Path,
         plots.FRAME_RIGHT,
         plots.FRAME_WRONG,
     ]
+
+
+@pytest.mark.parametrize(("labels", "meanings"), [([0, 0, 1], 2), ([0, 0, 0], 1), ([-1, -1, -1], 0)])
+def test_a_legend_says_what_frames_mean(labels: list[int], meanings: int) -> None:
+    images = Subset(ArraySource(np.zeros((3, 4, 4, 3), np.uint8), labels, ["one", "two"]), np.arange(3))
+    sheet = figures.neighbours(torch.eye(3) + 0.1, images)
+    texts = [text.get_text() for legend in sheet.legends for text in legend.get_texts()]
+    assert texts == ["the class of the query", "another class"][:meanings]
 
 
 def test_a_damaged_image_is_white_in_a_sheet(tmp_path):
