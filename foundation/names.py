@@ -9,7 +9,7 @@ from pathlib import Path
 def counted(count: float, noun: str) -> str:
     """A number with its noun: `1 image`, `2,500 images`, `1.5 hours`, `3 processes`."""
     number = f"{count:,}" if isinstance(count, int) else f"{count:g}"
-    ending = "" if count == 1 else "es" if noun.endswith(("s", "ch")) else "s"
+    ending = "" if count == 1 else "es" if noun.endswith(("s", "tch")) else "s"
     return f"{number} {noun}{ending}"
 
 

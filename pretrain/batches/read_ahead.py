@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 from torch.utils.data import DataLoader
 
+from foundation.names import counted
 from pretrain.distributed import group
 from pretrain.images.cache import key_of
 from pretrain.images.labelled import Subset
@@ -119,4 +120,5 @@ class ReadAhead:
         progress.close()
         waited = time.monotonic() - started
         if waited > LONG:
-            logger.info("waited %.0f s for %d tars, the last of them %s", waited, len(missing), self._places[i].url)
+            count = counted(len(missing), "tar")
+            logger.info("waited %.0f s for %s, the last of them %s", waited, count, self._places[i].url)

@@ -6,6 +6,7 @@ import numpy as np
 from torch.utils.data import Sampler
 
 from foundation.errors import UserError
+from foundation.names import counted
 
 
 def epoch_order(count: int, seed: int, epoch: int, shards: Sequence[int] = (), window: int = 0) -> np.ndarray:
@@ -109,7 +110,8 @@ def check_batch(count: int, batch_size: int, world_size: int) -> None:
     if batch_size > count:
         most = count // world_size * world_size
         divisible = f", in multiples of the {world_size} processes" if world_size > 1 else ""
-        advice = f"set TRAIN.BATCH_SIZE {most} or lower{divisible}" if most else f"use at most {count} processes"
+        fewer = f"use at most {counted(count, 'process')}"
+        advice = f"set TRAIN.BATCH_SIZE {most} or lower{divisible}" if most else fewer
         raise UserError(f"TRAIN.BATCH_SIZE is {batch_size}, but the dataset has {count} images: {advice}")
 
 

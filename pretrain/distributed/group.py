@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from foundation.errors import UserError
+from foundation.names import counted
 from pretrain.distributed import batch_norm, slurm
 
 T = TypeVar("T")
@@ -88,8 +89,8 @@ def start(use_cuda: bool, timeout: timedelta = TIMEOUT) -> torch.device:
         local_rank = 0
     elif use_cuda and local_size > count:
         raise UserError(
-            f"{local_size} processes were asked for on this machine, but it has {count} GPUs; start torchrun with "
-            "--nproc_per_node, or srun with --ntasks-per-node, at most that"
+            f"{local_size} processes were asked for on this machine, but it has {counted(count, 'GPU')}; start "
+            "torchrun with --nproc_per_node, or srun with --ntasks-per-node, at most that"
         )
     device = torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
     if use_cuda:

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from foundation import devices
 from foundation.errors import UserError
 from foundation.files import complete_file, make_folder, report_disk_errors, write_atomic
+from foundation.names import counted
 from pretrain.config import resolve_precision
 from pretrain.encoder import ENCODERS
 from pretrain.evaluation.features import Pipeline, extract
@@ -96,7 +97,8 @@ def embed_folders(
         _write_features(own, output)
         _write_pairs(pairs, own.source, (other or own).source, output)
     where = f"between {images} and {against}" if against else f"within {images}"
-    logger.info("%d near-duplicates %s; features of %d images are in %s", len(pairs), where, len(own.source), output)
+    found_pairs, images_of = counted(len(pairs), "near-duplicate"), counted(len(own.source), "image")
+    logger.info("%s %s; features of %s in %s", found_pairs, where, images_of, output)
 
 
 def embed(network: "WithThumbnail", source: Source, pipeline: Pipeline, title: str) -> Embedded:

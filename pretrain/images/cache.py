@@ -21,6 +21,7 @@ from filelock import FileLock, Timeout
 from foundation.errors import UserError
 from foundation.files import sync_folder, write_atomic
 from foundation.json_files import read_json
+from foundation.names import counted
 from pretrain.images.fetch import CHUNK, Interrupted, disk_error, fetch, stall_of
 from pretrain.images.shards import MAX_INDEX, Shard
 from pretrain.images.tars import TarIndex, index_tar
@@ -216,8 +217,8 @@ def _check_count(shard: Shard, index: TarIndex) -> None:
     """Raises UserError where the number of images is not the expected one."""
     if shard.samples not in (None, len(index)):
         raise UserError(
-            f"{shard.url} has {len(index)} images, but its index says {shard.samples} samples; correct the index, or "
-            "leave nsamples out"
+            f"{shard.url} has {counted(len(index), 'image')}, but its index says {shard.samples} samples; correct the "
+            "index, or leave nsamples out"
         )
 
 

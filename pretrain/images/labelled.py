@@ -14,6 +14,7 @@ import numpy as np
 from foundation.errors import UserError
 from foundation.files import write_atomic
 from foundation.images import OpenImage
+from foundation.names import counted
 from pretrain.images.files import FileSource
 from pretrain.images.sources import Source, build_source
 from pretrain.images.stream import Streaming
@@ -73,8 +74,9 @@ def build_labelled_splits(
     train, val = (build_labelled_source(name, root, split, streaming, origin) for split in ("train", "val"))
     if list(train.classes) != list(val.classes):
         odd = sorted(set(train.classes) ^ set(val.classes))
+        in_train, in_val = (counted(len(split.classes), "class") for split in (train, val))
         raise UserError(
-            f"train ({len(train.classes)} classes) and val ({len(val.classes)} classes) of {name} {root} differ: "
+            f"train ({in_train}) and val ({in_val}) of {name} {root} differ: "
             f"{', '.join(map(repr, odd[:3]))} {'is' if len(odd) == 1 else 'are'} in one of them only; check {origin}"
         )
     if len(train.classes) < 2:
@@ -99,7 +101,7 @@ def split_labelled_folder(root: str) -> tuple[Source, Source]:
     reference = class_balanced(source.labels, 0.8, seed=0)
     queries = np.setdiff1d(np.arange(len(source)), reference)
     if not len(queries):
-        raise UserError(f"PROBE.ROOT {root} has {len(source)} images; kNN needs a class of three or more")
+        raise UserError(f"PROBE.ROOT {root} has {counted(len(source), 'image')}; kNN needs a class of three or more")
     return Subset(source, reference), Subset(source, queries)
 
 
@@ -140,8 +142,8 @@ def listed(source: Source, names: Sequence[str], origin: str) -> np.ndarray:
     absent = [name for name in names if name not in place]
     if absent:
         raise UserError(
-            f"{origin} names {len(absent)} files, of {len(names)}, that are not among the {len(source)} training "
-            f"images, for example {absent[0]}; check DATA.ROOT"
+            f"{origin} names {counted(len(absent), 'file')}, of {len(names)} in all, not found among the {len(source)} "
+            f"training images, for example {absent[0]}; check DATA.ROOT"
         )
     return np.sort([place[name] for name in names])
 

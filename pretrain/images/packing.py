@@ -23,6 +23,7 @@ from foundation.files import report_disk_errors, write_atomic
 from foundation.images import UnreadableImage, decode_rgb, read_file
 from foundation.json_files import read_json
 from foundation.locks import end_with_parent
+from foundation.names import counted
 from pretrain.images.files import FileSource
 from pretrain.images.sources import build_source
 from pretrain.images.tars import UNLABELED, index_tar
@@ -83,7 +84,8 @@ def pack(source: Path, target: Path, form: Form, workers: int) -> None:
     if damaged:
         logger.warning("%d damaged images are left out; they are listed in %s", len(damaged), target / "damaged.txt")
     count, size = (sum(tar[key] for tar in state["tars"].values()) for key in ("nsamples", "filesize"))
-    logger.info("%d images, %.1f MB, %d tars in %s", count, size / 1e6, len(state["tars"]), target)
+    parts = counted(count, "image"), size / 1e6, counted(len(state["tars"]), "tar")
+    logger.info("%s, %.1f MB, %s in %s", *parts, target)
 
 
 def resize_to(pixels: np.ndarray, side: int) -> np.ndarray:

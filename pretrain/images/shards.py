@@ -21,6 +21,7 @@ from urllib.parse import urljoin
 
 from foundation.errors import UserError
 from foundation.json_files import parse_json, read_json
+from foundation.names import counted
 from pretrain.images.fetch import read_url
 
 PIPE = "pipe:"
@@ -77,7 +78,7 @@ def list_shards(root: str, split: str, stall: float) -> Sequence[Shard]:
     shards = [shard for found in named for shard in _each(found)]
     repeated = len(shards) - len({shard.url for shard in shards})
     if not shards or repeated:
-        raise UserError(f"DATA.ROOT {root} names " + (f"{repeated} tars twice" if repeated else "no tar"))
+        raise UserError(f"DATA.ROOT {root} names " + (f"{counted(repeated, 'tar')} twice" if repeated else "no tar"))
     for shard in shards:
         if shard.url.startswith(PIPE) and not root.startswith(PIPE):  # what braces in an index expand to counts, too
             raise UserError(

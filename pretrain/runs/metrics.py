@@ -18,6 +18,7 @@ from tqdm import tqdm
 from foundation.errors import UserError
 from foundation.files import write_atomic
 from foundation.json_files import read_json_lines
+from foundation.names import counted
 from pretrain.distributed import group
 
 PROGRESS = "progress"  # attribute of log records that a progress bar on the terminal replaces
@@ -143,7 +144,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     lines = read_json_lines(path)
     complete = [line for line in lines if type(line.get("iteration")) is int]
     if len(complete) < len(lines):
-        logger.warning("%s: skipped %d lines without an iteration", path, len(lines) - len(complete))
+        logger.warning("%s: skipped %s without an iteration", path, counted(len(lines) - len(complete), "line"))
     return complete
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from foundation import machine
 from foundation.images import UnreadableImage
+from foundation.names import counted
 from pretrain.batches.draws import Param, draw_photometric, random_stream
 from pretrain.batches.views import Batch
 from pretrain.config import build_augmentations, build_views, resolve_precision
@@ -139,10 +140,12 @@ def describe_training(
     total = per_epoch * epochs
     share = batch_size // processes
     passes = -(-share // micro_batch) if micro_batch else 1
-    yield f"batch             {batch_size} = {processes} process(es) x {share}, each in {passes} pass(es)"
+    in_passes = f"each in {counted(passes, 'pass')}"
+    yield f"batch             {batch_size} = {counted(processes, 'process')} x {share}, {in_passes}"
     rest = images - per_epoch * batch_size
-    yield f"epoch             {per_epoch} steps; {rest} of {images} images are left out, a different set each epoch"
-    yield f"steps             {last_step} of {total} ({epochs} epochs)"
+    left_out = f"{rest} of {images} images left out, a different set each epoch"
+    yield f"epoch             {counted(per_epoch, 'step')}; {left_out}"
+    yield f"steps             {last_step} of {total} ({counted(epochs, 'epoch')})"
     yield from _describe_schedule(schedule, total, per_epoch * warmup_epochs)
     yield from _describe_sizes(network, dim)
 
@@ -285,7 +288,7 @@ def _compare(needed: float, available: int | None, who: str, whose: str) -> tupl
 def describe_hours(seconds: float) -> str:
     """A number of seconds as text, such as `about 2.5 hours`."""
     if seconds < 5400:
-        return f"about {max(1, round(seconds / 60))} minutes"
+        return f"about {counted(max(1, round(seconds / 60)), 'minute')}"
     return f"about {seconds / 3600:.1f} hours" if seconds < 172800 else f"about {seconds / 86400:.1f} days"
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch.utils.data import DataLoader
 
+from foundation.names import counted
 from pretrain.batches.copying import copy_ahead
 from pretrain.batches.loader import read_batches, report_unreadable
 from pretrain.batches.sampler import ShuffledBatches
@@ -136,8 +137,9 @@ class Skipped:
                 logger.warning("step %d skipped: its loss or gradient is not finite; images %s", check.step, images)
             if self.total > self._allowed:
                 raise NonFiniteLoss(
-                    f"{self.total} batches gave a loss or gradient that is not finite, more than TRAIN.MAX_SKIPPED "
-                    f"({self._allowed}) allows, the last at step {check.step}; none of them has changed the weights, "
-                    "and the last checkpoint is intact: lower TRAIN.LR or increase TRAIN.WARMUP_EPOCHS"
+                    f"{counted(self.total, 'batch')} gave a loss or gradient that is not finite, more than "
+                    f"TRAIN.MAX_SKIPPED ({self._allowed}) allows, the last at step {check.step}; none of them has "
+                    "changed the weights, and the last checkpoint is intact: lower TRAIN.LR or increase "
+                    "TRAIN.WARMUP_EPOCHS"
                 )
         return stop

@@ -130,7 +130,7 @@ def _is_labelled(config: CfgNode) -> bool:
 def describe_facts(config: CfgNode, source: Source, facts: Survey, place: Place) -> list[str]:
     """What the plan is for: the images and the machine."""
     memory = "" if place.memory is None else f", {format_size(place.memory)} of memory free"
-    device = f"{place.cores} CPU core(s)" if place.kind == "cpu" else "a GPU"
+    device = counted(place.cores, "CPU core") if place.kind == "cpu" else "a GPU"
     lines = [
         f"plan for {facts.count:,} images (median {facts.long_side} x {facts.short_side} pixels) on {device}{memory}",
     ]
@@ -180,7 +180,7 @@ def choose(
         UserError: there are fewer than `MIN_IMAGES` images.
     """
     if facts.count < MIN_IMAGES:
-        raise UserError(f"{facts.count} images are too few: give at least {MIN_IMAGES}, better 1,000 or more")
+        raise UserError(f"too few images, {facts.count}: give at least {MIN_IMAGES}, better 1,000 or more")
     plan = _Plan(config.clone(), given)
     start = weights is not None
     bound = hours if hours is not None else CPU_HOURS if place.kind == "cpu" else None
@@ -299,18 +299,19 @@ def _choose_side(
         reason = "no more than the images have" if own < full else "224 is usual; 128 costs a third, for small sets"
         plan.set("DATA.IMAGE_SIZE", min(own, full), reason)
     else:
+        assert hours is not None  # of a CPU there is always a bound
         wanted = target_steps(facts.count, place.kind, start)
         pairs = wanted * (plan.config.TRAIN.BATCH_SIZE // place.processes)
-        reason = f"the largest up to {CPU_SIDES[0]} that takes {wanted:,} steps in {hours:g} hours"
+        reason = f"the largest up to {CPU_SIDES[0]} that takes {wanted:,} steps in {counted(hours, 'hour')}"
         sides = [side for side in CPU_SIDES if side <= own] or [own]
         if "DATA.IMAGE_SIZE" in plan.given:
             sides = [plan.config.DATA.IMAGE_SIZE]
         for side in sides:
             plan.config.DATA.IMAGE_SIZE = side
-            if pairs * plan.seconds(measures, place) <= (hours or math.inf) * 3600:
+            if pairs * plan.seconds(measures, place) <= hours * 3600:
                 break
         else:
-            reason = f"the smallest; even so {wanted:,} steps take more than {hours:g} hours"
+            reason = f"the smallest; even so {wanted:,} steps take more than {counted(hours, 'hour')}"
         plan.set("DATA.IMAGE_SIZE", side, reason)
     small = plan.config.DATA.IMAGE_SIZE <= 64
     plan.set("AUGMENT.BLUR", [0.5, 0.1] if small else [1.0, 0.1], "less on small views" if small else "the article's")
@@ -366,8 +367,8 @@ def _choose_steps(
     if hours is not None:
         affordable = int(hours * 3600 / (batch // place.processes * plan.seconds(measures, place)))
         if affordable < steps:
-            epochs, why = max(1, affordable // per_epoch), f"what {hours:g} hours allow here"
-    plan.set("TRAIN.EPOCHS", epochs, f"{epochs * per_epoch:,} steps: {why}")
+            epochs, why = max(1, affordable // per_epoch), f"as many as fit into {counted(hours, 'hour')} here"
+    plan.set("TRAIN.EPOCHS", epochs, f"{counted(epochs * per_epoch, 'step')}: {why}")
     epochs = plan.config.TRAIN.EPOCHS
     plan.set("TRAIN.WARMUP_EPOCHS", min(math.ceil(0.05 * epochs), epochs - 1), "5 % of the epochs, rounded up")
     if start:
@@ -390,7 +391,8 @@ def _choose_workers(plan: _Plan, place: Place, measures: Measures) -> None:
         return
     load, compute = measures.loading(plan.config), plan.compute(measures)
     needed = max(1, math.ceil(1.25 * load / compute))
-    reason = f"{1 / load:.0f} images/s a worker, and the GPU takes {1 / compute:.0f}; {place.cores} core(s) a process"
+    cores = f"{counted(place.cores, 'core')} a process"
+    reason = f"{1 / load:.0f} images/s a worker, and the GPU takes {1 / compute:.0f}; {cores}"
     plan.set("DATA.WORKERS", min(needed, most_workers(place)), reason)
 
 

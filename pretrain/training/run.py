@@ -12,6 +12,7 @@ from fvcore.common.config import CfgNode
 from torch import nn
 
 from foundation.errors import UserError
+from foundation.names import counted
 from pretrain.batches.loader import report_dead_workers
 from pretrain.batches.sampler import check_batch
 from pretrain.config import build_streaming
@@ -119,7 +120,7 @@ def pretrain(
 def log_start(images: int, span: StepRange, precision: str, device: torch.device) -> None:
     """Log the steps that are left, and what they are taken on."""
     logger.info("%d images, steps %d to %d, %d an epoch", images, span.first, span.last, span.per_epoch)
-    logger.info("%s on %d %s process(es)", precision, group.world_size(), device.type)
+    logger.info("%s on %s", precision, counted(group.world_size(), f"{device.type} process"))
     if group.world_size() == 1 and torch.cuda.device_count() > 1:
         logger.info("one of %d GPUs is used; torchrun --nproc_per_node uses more", torch.cuda.device_count())
 

@@ -6,6 +6,7 @@ import torch
 from fvcore.common.config import CfgNode
 
 from foundation.errors import UserError
+from foundation.names import counted
 from foundation.wandb_mirror import require_wandb
 from pretrain.config import get_defaults
 from pretrain.distributed import group
@@ -81,8 +82,8 @@ def steps_warning(config: CfgNode, planned: bool, images: int) -> list[str]:
             "`pretrain/train.py FOLDER --dry-run` plans for it"
         )
     return [
-        f"warning: {steps} steps are too few to learn much ({images} images, TRAIN.BATCH_SIZE "
-        f"{config.TRAIN.BATCH_SIZE}: {per_epoch} an epoch); {advice}"
+        f"warning: {counted(steps, 'step')} {'is' if steps == 1 else 'are'} too few to learn much ({images} images, "
+        f"TRAIN.BATCH_SIZE {config.TRAIN.BATCH_SIZE}: {per_epoch} an epoch); {advice}"
     ]
 
 

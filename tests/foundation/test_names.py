@@ -8,9 +8,18 @@ from foundation.names import counted, short_names
 
 
 def test_counts() -> None:
-    nouns = [(0, "image"), (1, "image"), (2500, "image"), (1, "process"), (2, "process"), (3, "batch"), (1.0, "hour")]
+    nouns = [
+        (0, "image"),
+        (1, "image"),
+        (2500, "image"),
+        (1, "process"),
+        (2, "process"),
+        (3, "batch"),
+        (4, "epoch"),
+        (1.0, "hour"),
+    ]
     assert [counted(*one) for one in nouns] == [
-        *("0 images", "1 image", "2,500 images", "1 process", "2 processes", "3 batches", "1 hour")
+        *("0 images", "1 image", "2,500 images", "1 process", "2 processes", "3 batches", "4 epochs", "1 hour")
     ]
     assert counted(1.5, "hour") == "1.5 hours"
 

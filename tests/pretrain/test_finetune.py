@@ -148,7 +148,7 @@ def test_images_by_list(photos: Path, weights: Path, tmp_path: Path, error_of: C
     assert results(tmp_path / "run")["images"] == 6
     names.write_text("circle_00.jpg\nn01440764_10074.JPEG\n")
     never = arguments(root, weights, tmp_path / "never", "DATA.LIST", str(names))
-    assert "1 files, of 2, that are not among the 24 training images" in error_of(finetune.main, never)
+    assert "names 1 file, of 2 in all, not found among the 24 training images" in error_of(finetune.main, never)
     assert "is not the file expected" in error_of(finetune.main, [*never, "DATA.LIST_SHA256", digest])
     assert "set only one of them" in error_of(finetune.main, [*never, "DATA.FRACTION", "0.5"])
     assert not (tmp_path / "never").exists()

@@ -108,7 +108,7 @@ def test_two_processes_share_the_work(photos: Path, tmp_path: Path, free_port: i
     done = subprocess.run([*command, *arguments_], capture_output=True, text=True, env=environment, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     assert [line["iteration"] for line in log_lines(tmp_path)] == [0, 1]
-    assert "2 cpu process(es)" in (tmp_path / "log.txt").read_text()
+    assert "2 cpu processes" in (tmp_path / "log.txt").read_text()
 
 
 def test_online_probe(photos: Path, tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ def test_an_index_gives_urls_from_its_own_place_on(tmp_path: Path, site) -> None
         ("https://host/a.tar.gz", "is compressed"),
         ("https://host/{5..3}.tar", r"\{5..3\} in .* does not go from a number up"),
         ("https://host/{0..1}{0,00,1}.tar", None),
-        ("https://host/{a,a}.tar", "names 1 tars twice"),
+        ("https://host/{a,a}.tar", "names 1 tar twice"),
         ("/no/such/a.tar", "/no/such/a.tar does not exist"),
         ("/no/such.json", "/no/such.json cannot be read: No such file"),
     ],

@@ -41,7 +41,7 @@ def test_a_damaged_line_is_skipped_with_a_warning(damage: bytes, tmp_path: Path,
     path.write_bytes(lines[0] + damage + lines[1])
     start_logging(None)
     assert read_metrics(path) == GOOD
-    assert re.search(rf"{path}: skipped (line 2|1 lines without)", capsys.readouterr().out)
+    assert re.search(rf"{path}: skipped (line 2|1 line without)", capsys.readouterr().out)
     JsonLines(path, first_step=4).close()  # as a resume does
     assert [json.loads(line) for line in path.read_text().splitlines()] == GOOD[:1]
 

@@ -46,8 +46,8 @@ def test_dry_run_says_what_a_recipe_comes_to(
     printed = capsys.readouterr().out
     lines = {line[:18].strip(): line[18:] for line in printed.partition("verdict\n")[0].splitlines()}
     assert "  BATCH_SIZE: 10\n" in printed
-    assert lines["batch"] == "10 = 2 process(es) x 5, each in 3 pass(es)"
-    assert lines["epoch"] == "2 steps; 4 of 24 images are left out, a different set each epoch"
+    assert lines["batch"] == "10 = 2 processes x 5, each in 3 passes"
+    assert lines["epoch"] == "2 steps; 4 of 24 images left out, a different set each epoch"
     assert lines["steps"] == "20 of 20 (10 epochs)"
     # Warm-up is one epoch, so two steps: from 0.003 half way to 0.5.
     assert lines["first"] == "0.003 (step 0)"
@@ -79,7 +79,7 @@ def test_one_of_the_processes_that_srun_has_started_says_what_it_comes_to_for_al
         monkeypatch.setenv(f"SLURM_{name}", value)
     train.main(["--dry-run", *SETTINGS, "DATA.ROOT", str(photos), "TRAIN.BATCH_SIZE", "12", "DATA.WORKERS", "0"])
     printed = capsys.readouterr().out
-    assert ("12 = 4 process(es) x 3" in printed) if place == "0" else not printed
+    assert ("12 = 4 processes x 3" in printed) if place == "0" else not printed
 
 
 class TwoLayers(nn.Module):
