@@ -6,12 +6,13 @@
     training      loss, its terms and the learning rate
     information   LDMI and the accuracy of the online probe over the epochs (thesis Fig. 5.1), if they were logged
     eigenvalues   of the projector covariance of the first views, sorted (thesis Fig. 5.3)
-    tsne          t-SNE of the encoder's features of validation images (thesis Fig. 5.4, with its parameters);
-                  without classes, images at the places of their features
-    neighbours    validation images and their nearest neighbours; framed in green where the class agrees
+    tsne          t-SNE of the encoder's features of validation images (thesis Fig. 5.4, with its parameters), in three
+                  dimensions; without classes, a map in two dimensions with the images themselves
+    neighbours    validation images and their nearest neighbours; framed in green where the class agrees, else in red
     views         pairs of augmented views, as the encoder sees them
 
-All but `training` and `eigenvalues` are of the first run; the last three need its dataset. LDMI is in nats;
+Of several runs, `training` and `eigenvalues` compare all, and the others are of the first run, whose `figures` folder
+gets them all unless there is an --output. The last three need the run's dataset. LDMI is in nats;
 `--ldmi-scale article` draws 4 LDMI / P, the scale of the thesis's figure.
 """
 
@@ -40,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"--only {unknown[0]!r} is not one of {', '.join(NAMES)}")
     runs = [Path(name) for name in args.runs]
     for folder in runs:
+        refuse_other_runs(folder)
         if not (folder / RUN_CONFIG).is_file() or not (folder / "metrics.json").is_file():
             raise UserError(f"{folder} is not the directory of a pretraining run: no config.yaml or no metrics.json")
     config = load_config(get_defaults(), str(runs[0] / RUN_CONFIG), "pretrain", ["DATA.WORKERS", "0"])
@@ -52,11 +54,21 @@ def main(argv: Sequence[str] | None = None) -> None:
         draw(runs, config, only, args.images, output, args.ldmi_scale)
 
 
+def refuse_other_runs(folder: Path) -> None:
+    """Raises UserError where a folder holds a run of another command than pretraining."""
+    from foundation.run_kinds import DETECTION, PRETRAIN, identify
+
+    kind = identify(folder)
+    if kind is not None and kind.name != PRETRAIN:
+        other = "; detection/report.py draws figures of detectors" if kind.name == DETECTION else ""
+        raise UserError(f"{folder} is a run of {kind.command}, not of pretraining{other}")
+
+
 def build_parser() -> ArgumentParser:
     """The command line."""
     parser = ArgumentParser(prog="pretrain/figures.py", description="Draw figures of pretraining runs, as PNG and SVG.")
     parser.add_argument("runs", nargs="+", metavar="RUN_DIR", help="directories of pretraining runs")
-    parser.add_argument("--output", default="", help="folder for the figures; RUN_DIR/figures by default")
+    parser.add_argument("--output", default="", help="folder for the figures; figures in the first RUN_DIR by default")
     parser.add_argument(
         "--only", default="", help="some of them, with commas: training,information,eigenvalues,tsne,neighbours,views"
     )

@@ -25,12 +25,14 @@ from pretrain.evaluation import plots
 from pretrain.evaluation.features import build_pipeline, extract
 from pretrain.images.joined import JoinedSource
 from pretrain.images.labelled import Subset, build_labelled_source, split_labelled_folder
+from pretrain.images.paths import split_roots
 from pretrain.images.sources import UNLABELED, Source, build_source
 from pretrain.runs import checkpoint
 from pretrain.runs.metrics import read_metrics
 from pretrain.runs.weights import build_from, read_weights
 
 NAMES = ("training", "information", "eigenvalues", "tsne", "neighbours", "views")
+COMPARING = ("training", "eigenvalues")  # show all runs in one plot; the others are of the first
 QUERIES, NEIGHBOURS, PAIRS = 8, 8, 8
 THUMBNAIL = 128  # pixels of a side, in sheets
 # Thesis Section 5.6: three dimensions, perplexity 50, early exaggeration 12, 1000 iterations, random initialisation.
@@ -50,6 +52,8 @@ def draw(
 ) -> None:
     """Draw the figures that are asked for. One that the runs have no data for is skipped with a warning.
 
+    Of several runs, those of `COMPARING` show all; the others show the first, whose name they bear.
+
     Args:
         runs: directories of pretraining runs.
         config: of the first run.
@@ -59,6 +63,9 @@ def draw(
         ldmi_scale: as in `plots.information_curves`.
     """
     named = dict(zip(short_names(runs), runs, strict=True))
+    first = next(iter(named))
+    if len(named) > 1:
+        _tell(named, only, output)
     lines = {name: read_metrics(folder / "metrics.json") for name, folder in named.items()}
     features: list[tuple[Tensor, Subset]] = []
 
@@ -69,9 +76,9 @@ def draw(
 
     figures: dict[str, Callable[[], Figure | None]] = {
         "training": lambda: plots.training_curves(lines),
-        "information": lambda: information(lines[next(iter(lines))], config.PROJECTOR.DIMS[-1], ldmi_scale),
+        "information": lambda: information(lines[first], config.PROJECTOR.DIMS[-1], ldmi_scale),
         "eigenvalues": lambda: eigenvalues(named),
-        "tsne": lambda: tsne(*embedded(), seed=config.SEED),
+        "tsne": lambda: tsne(*embedded(), seed=config.SEED, name=first),
         "neighbours": lambda: neighbours(*embedded()),
         "views": lambda: view_pairs(config),
     }
@@ -80,10 +87,20 @@ def draw(
         if figure is None:
             logger.warning("no %s: the run has logged nothing for it", name)
             continue
+        if len(named) > 1 and name not in (*COMPARING, "tsne"):  # which has the name in its title
+            figure.suptitle(first, fontsize=9, parse_math=False)
         for suffix in ("png", "svg"):
             with complete_file(output / f"{name}.{suffix}") as draft:
                 figure.savefig(draft, dpi=150, bbox_inches="tight")
         logger.info("%s", output / f"{name}.png")
+
+
+def _tell(named: Mapping[str, Path], only: Sequence[str], output: Path) -> None:
+    """Log which figures show all runs, which the first, and where they are written."""
+    compared, single = ([name for name in only if (name in COMPARING) == wanted] for wanted in (True, False))
+    parts = [f"of {', '.join(named)}: {', '.join(compared)}"] if compared else []
+    parts += [f"of {next(iter(named))} only: {', '.join(single)}"] if single else []
+    logger.info("%s; all are written to %s", "; ".join(parts), output)
 
 
 def information(lines: Sequence[dict[str, float]], dim: int, ldmi_scale: str = "nats") -> Figure | None:
@@ -147,26 +164,34 @@ def evaluation_images(config: CfgNode) -> Source:
     data, streaming = config.DATA, build_streaming(config)
     if config.PROBE.ROOT:
         return split_labelled_folder(config.PROBE.ROOT)[1]
-    try:
-        return build_labelled_source(data.NAME, data.ROOT, "val", streaming)
-    except UserError as error:
-        logger.warning(
-            "no labelled images (%s); tsne and neighbours show the images of pretraining, without classes", error
-        )
-        return JoinedSource([build_source(data.NAME, data.ROOT, "pretrain", data.CLASSES, streaming)])
+    if data.NAME == "folder" and not any((Path(root) / "val").is_dir() for root in split_roots(data.ROOT)):
+        logger.info("there is no folder val: tsne and neighbours show the images of pretraining, without classes")
+    else:
+        try:
+            return build_labelled_source(data.NAME, data.ROOT, "val", streaming)
+        except UserError as error:
+            logger.warning(
+                "no labelled images (%s); tsne and neighbours show the images of pretraining, without classes", error
+            )
+    return JoinedSource([build_source(data.NAME, data.ROOT, "pretrain", data.CLASSES, streaming)])
 
 
-def tsne(features: Tensor, images: Subset, seed: int) -> Figure:
-    """The t-SNE of features (N, F), coloured by class; without classes, images at the places of their features."""
+def tsne(features: Tensor, images: Subset, seed: int, name: str) -> Figure:
+    """The t-SNE of features (N, F) by the run of this name: points in space, coloured by class; without classes, images
+    on a map.
+    """
     from sklearn.manifold import TSNE as Embedding  # takes seconds to import
 
     perplexity = min(TSNE["perplexity"], (len(features) - 1) / 3)
     flat = {} if images.classes else {"n_components": 2}
     points = Embedding(**{**TSNE, **flat, "perplexity": perplexity}, random_state=seed).fit_transform(features.numpy())
+    title = f"t-SNE of the features of {len(features):,} images, {name}"
     if images.classes:
-        return plots.embedding_scatter(points, np.asarray(images.labels), images.classes)
+        return plots.embedding_scatter(points, np.asarray(images.labels), images.classes, title)
     chosen = plots.spread_out(points)
-    return plots.embedding_images(points[chosen], [thumbnail(images, int(i)) for i in chosen])
+    if len(chosen) < len(points):
+        title += f"; {len(chosen)} of them are shown"
+    return plots.embedding_images(points[chosen], [thumbnail(images, int(i)) for i in chosen], title)
 
 
 def neighbours(features: Tensor, images: Subset) -> Figure:

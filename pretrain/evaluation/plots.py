@@ -15,6 +15,7 @@ FRAME_RIGHT, FRAME_WRONG = "#2e8b57", "#c0392b"
 LINE_WIDTH = 1.4  # points
 CAPTION_SIZE = 6  # points, of the text below the images of a sheet
 LINE_HEIGHT = 0.11  # inches, of such a text
+MARGIN = 1.5  # halves of an image beyond the outermost points of an embedding, so that none lies under the border
 CELLS = 18  # a side, of a picture with images at the points of an embedding
 ARTICLE_LDMI = "4 LDMI / P (nats; scale of the thesis)"
 Line = tuple[np.ndarray, np.ndarray]  # x, y
@@ -111,7 +112,7 @@ def eigenvalue_spectra(spectra: Mapping[str, np.ndarray]) -> Figure:
     return figure
 
 
-def embedding_scatter(points: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> Figure:
+def embedding_scatter(points: np.ndarray, labels: np.ndarray, classes: Sequence[str], title: str = "") -> Figure:
     """Points (N, 2) or (N, 3), coloured by class (thesis Fig. 5.4)."""
     figure = Figure(figsize=(7, 5.5), layout="constrained")
     axes: Any = figure.add_subplot(projection="3d" if points.shape[1] == 3 else None)
@@ -121,6 +122,7 @@ def embedding_scatter(points: np.ndarray, labels: np.ndarray, classes: Sequence[
         chosen = points[labels == number]
         axes.scatter(*chosen.T, s=6, color=colours(number), label=name if len(classes) <= 20 else None, linewidths=0)
     axes.set(xticklabels=[], yticklabels=[])
+    axes.set_title(title, fontsize=10, parse_math=False)
     if points.shape[1] == 3:
         axes.set_zticklabels([])
     if len(classes) <= 20:
@@ -135,7 +137,7 @@ def spread_out(points: np.ndarray) -> np.ndarray:
     return np.sort(np.unique(cells, axis=0, return_index=True)[1])
 
 
-def embedding_images(points: np.ndarray, images: Sequence[np.ndarray]) -> Figure:
+def embedding_images(points: np.ndarray, images: Sequence[np.ndarray], title: str = "") -> Figure:
     """Images (H, W, 3) uint8 at their points (N, 2)."""
     figure = Figure(figsize=(9, 9), layout="constrained")
     axes: Any = figure.add_subplot()
@@ -143,9 +145,9 @@ def embedding_images(points: np.ndarray, images: Sequence[np.ndarray]) -> Figure
     half = np.maximum(high - low, 1e-12) / CELLS / 2
     for (x, y), image in zip(points, images, strict=True):
         axes.imshow(image, extent=(x - half[0], x + half[0], y - half[1], y + half[1]), aspect="auto")
-    axes.set(
-        xlim=(low[0] - half[0], high[0] + half[0]), ylim=(low[1] - half[1], high[1] + half[1]), xticks=[], yticks=[]
-    )
+    low, high = low - MARGIN * half, high + MARGIN * half
+    axes.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), xticks=[], yticks=[])
+    axes.set_title(title, fontsize=10, parse_math=False)
     return figure
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from pretrain import figures as command
 from pretrain import train
@@ -156,6 +157,45 @@ def test_runs_of_a_sweep_are_told_apart(pretrained: Path, tmp_path: Path, monkey
     assert list(drawn) == ["vicreg", "simclr"]
 
 
+def test_of_several_runs_it_is_said_which_figures_show_which(
+    pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "other").symlink_to(pretrained)
+    titles = []
+
+    def save(figure: Figure, path: str, **_: object) -> None:
+        titles.append(figure.get_suptitle())
+        Path(path).touch()
+
+    monkeypatch.setattr(Figure, "savefig", save)
+    only = ["--only", "training,information,views", "--output", str(tmp_path / "out")]
+    command.main([str(pretrained), str(tmp_path / "other"), *only])
+    log = (tmp_path / "out" / "log.txt").read_text()
+    assert f"of run, other: training; of run only: information, views; all are written to {tmp_path}/out" in log
+    assert titles[::2] == ["", "run", "run"]  # each is saved twice
+
+
+@pytest.mark.parametrize("classes", [["one", "two"], []])
+def test_an_embedding_has_a_title_and_no_image_lies_under_its_border(classes: list[str]) -> None:
+    labels = [0, 1] * 4 if classes else [-1] * 8
+    images = Subset(ArraySource(np.zeros((8, 4, 4, 3), np.uint8), labels, classes), np.arange(8))
+    (axes,) = figures.tsne(torch.eye(8) + 0.1, images, seed=0, name="run").axes
+    assert axes.get_title().startswith("t-SNE of the features of 8 images, run")
+    for image in axes.images:
+        left, right, bottom, top = image.get_extent()
+        assert axes.get_xlim()[0] < left
+        assert right < axes.get_xlim()[1]
+        assert axes.get_ylim()[0] < bottom
+        assert top < axes.get_ylim()[1]
+
+
+def test_a_detector_is_no_pretraining(tmp_path: Path, error_of: Callable[..., str]) -> None:
+    (tmp_path / "config.yaml").write_text("SOLVER: {MAX_ITER: 5}\nCUDNN_BENCHMARK: false\n")
+    (tmp_path / "metrics.json").write_text("{}\n")
+    error = error_of(command.main, [str(tmp_path)])
+    assert "is a run of detection/train_net.py, not of pretraining; detection/report.py draws" in error
+
+
 def test_bad_input_is_one_line(pretrained: Path, tmp_path: Path, error_of: Callable[..., str]) -> None:
     assert "not the directory of a pretraining run" in error_of(command.main, [str(tmp_path)])
     assert "--images must be at least 2" in error_of(command.main, [str(pretrained), "--images", "0"])
@@ -168,7 +208,9 @@ def test_a_flat_folder_without_labels_is_drawn_without_classes(pretrained: Path,
     flat = str(photos / "train" / "circle")
     command.main([str(pretrained), "--root", flat, "--output", str(tmp_path), "--only", "tsne,neighbours"])
     assert {path.name for path in tmp_path.glob("*.png")} == {"tsne.png", "neighbours.png"}
-    assert "no labelled images (the image folder" in (tmp_path / "log.txt").read_text()
+    log = (tmp_path / "log.txt").read_text()
+    assert "there is no folder val: tsne and neighbours show the images of pretraining" in log
+    assert "does not exist" not in log
     points = np.array([[0.0, 0.0], [0.001, 0.0], [1.0, 1.0], [0.5, 1.0]])
     assert plots.spread_out(points).tolist() == [0, 2, 3]  # the second is in the cell of the first
     assert [figures._frame(*labels) for labels in [(-1, -1), (1, 1), (1, 2)]] == [
