@@ -49,6 +49,7 @@ class Overlay:
         colour: as #rrggbb.
         points: keypoints, as x and y in pixels of the photograph.
         limbs: lines between two keypoints.
+        score: of a detection, which stands behind the text, and is seen where the text is too long for the picture.
     """
 
     box: Box | None
@@ -57,6 +58,7 @@ class Overlay:
     colour: str
     points: Sequence[Point] = ()
     limbs: Sequence[tuple[Point, Point]] = ()
+    score: float | None = None
 
 
 def class_colours(ids: Iterable[Key]) -> dict[Key, str]:
@@ -109,7 +111,7 @@ def compose_sheet(
     Args:
         titles: of the columns, each a text and its colour.
         rows: of cells.
-        names: of the rows, written upright at their left.
+        names: of the rows, written upright at their left; of one that is too long, the end is shown.
     """
     widths = [max(cell.width for cell in column) for column in zip(*rows, strict=True)]
     heights = [max(cell.height for cell in row) for row in rows]
@@ -118,12 +120,14 @@ def compose_sheet(
     pen = ImageDraw.Draw(sheet)
     lefts = [MARGIN + sum(widths[:i]) + GAP * i for i in range(len(widths))]
     for left, width, (text, colour) in zip(lefts, widths, titles, strict=True):
-        pen.text((left, 8), _shortened(text, width), fill=colour, font=_font(20, bold=True))
+        font = _font(20, bold=True)
+        pen.text((left, 8), _shortened(text, width, font), fill=colour, font=font)
         pen.line((left, TITLE_HEIGHT - 9, left + width - 1, TITLE_HEIGHT - 9), fill=colour, width=3)
     top = TITLE_HEIGHT
     for row, height, name in zip(rows, heights, names, strict=True):
         upright = Image.new("RGB", (height, MARGIN - 8), "white")
-        ImageDraw.Draw(upright).text((height, 0), name, fill=FAINT, font=_font(15), anchor="ra")
+        ended = _shortened(name, height, _font(15), keep_end=True)
+        ImageDraw.Draw(upright).text((height, 0), ended, fill=FAINT, font=_font(15), anchor="ra")
         sheet.paste(upright.rotate(90, expand=True), (4, top))
         for left, cell in zip(lefts, row, strict=True):
             sheet.paste(cell, (left, top))
@@ -190,12 +194,14 @@ def _draw_label(
 ) -> Box:
     """Draw a label above a box's corner or on a region's point, within the picture and clear of `others`."""
     font = _font(round(16 * pen_size), bold=True)
-    width, height = font.getlength(overlay.text) + 12 * pen_size, round(23 * pen_size)
+    score = "" if overlay.score is None else f" {overlay.score:.2f}"
+    text = _shortened(overlay.text, size[0] - 12 * pen_size - font.getlength(score), font) + score
+    width, height = font.getlength(text) + 12 * pen_size, round(23 * pen_size)
     x, y = (anchor[0] - 1, anchor[1] - height) if overlay.box else (anchor[0] - width / 2, anchor[1] - height / 2)
     x, y = max(0, min(x, size[0] - width)), max(0, min(y, size[1] - height))
     y = _free_row(y, height, size[1], [other for other in others if x < other[2] and other[0] < x + width])
     pen.rounded_rectangle((x, y, x + width, y + height), 4 * pen_size, fill=overlay.colour, outline=INK, width=1)
-    pen.text((x + 6 * pen_size, y + height / 2), overlay.text, fill=INK, font=font, anchor="lm")
+    pen.text((x + 6 * pen_size, y + height / 2), text, fill=INK, font=font, anchor="lm")
     return (x, y, x + width, y + height)
 
 
@@ -214,14 +220,13 @@ def _free_row(y: float, height: float, limit: int, others: Sequence[Box]) -> flo
     return next(rows, y)
 
 
-def _shortened(title: str, width: int) -> str:
-    """A column's title, cut to the width of its column."""
-    font = _font(20, bold=True)
-    if font.getlength(title) <= width:
-        return title
-    while title and font.getlength(f"{title}…") > width:
-        title = title[:-1]
-    return f"{title}…"
+def _shortened(text: str, width: float, font: ImageFont.FreeTypeFont, keep_end: bool = False) -> str:
+    """A text, cut to so many pixels: its end, or its start where `keep_end`, becomes an ellipsis."""
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(f"{text}…") > width:
+        text = text[1:] if keep_end else text[:-1]
+    return f"…{text}" if keep_end else f"{text}…"
 
 
 def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:

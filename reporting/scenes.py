@@ -1,7 +1,8 @@
 """Pictures of evaluation images with the ground truth and with what each detector finds."""
 
+import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from PIL import Image
@@ -253,15 +254,26 @@ def _draw_sheet(
             found, matches = detector.detections.get(image, ()), detector.matches[image]
             texts = [_label(ground_truth, each, matches, false_only) for each in found]
             overlays = _overlays(ground_truth, photograph, found, texts, fills)
-            row.append(draw_cell(photograph, overlays, _note(matches)))
+            scored = [
+                replace(overlay, score=each.score) if overlay.text else overlay
+                for overlay, each in zip(overlays, found, strict=True)
+            ]
+            row.append(draw_cell(photograph, scored, _note(matches)))
         rows.append(row)
     titles = [("ground truth", INK), *((each.group.label, colours[each.group.label]) for each in detectors)]
     with complete_file(path) as draft:
-        compose_sheet(titles, rows, [f"image {image}" for image in images]).save(draft, optimize=True)
+        compose_sheet(titles, rows, [_printable(ground_truth.files[image].name) for image in images]).save(
+            draft, optimize=True
+        )
+
+
+def _printable(name: str) -> str:
+    """A file's name, which may be no text, with marks for what cannot be written."""
+    return os.fsencode(name).decode("utf-8", "replace")
 
 
 def _label(ground_truth: GroundTruth, detection: Instance, matches: Matches, false_only: bool) -> str:
-    text = f"{ground_truth.names[detection.category]} {detection.score:.2f}"
+    text = ground_truth.names[detection.category]
     if not false_only:
         return text
     return f"false: {text}" if any(each is detection for each in matches.false) else ""

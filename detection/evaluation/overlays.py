@@ -102,8 +102,7 @@ def detected(output: Mapping[str, Any], classes: Classes, thresholds: Sequence[f
         found.pred_boxes.tensor.tolist(), masks, found.pred_classes.tolist(), found.scores.tolist(), joints, strict=True
     ):
         points, limbs = _skeleton(spots, classes, LEAST_KEYPOINT_SCORE)
-        text = f"{classes.names[kind]} {score:.2f}"
-        overlays.append(Overlay(tuple(box), mask, text, colours[kind], points, limbs))
+        overlays.append(Overlay(tuple(box), mask, classes.names[kind], colours[kind], points, limbs, score))
     return overlays[::-1]
 
 

@@ -1,9 +1,11 @@
 """Drawing on photographs, and sheets of several."""
 
 import itertools
+import re
 
 import numpy as np
-from PIL import Image
+import pytest
+from PIL import Image, ImageDraw
 
 from foundation import canvas
 from foundation.canvas import Overlay, class_colours, compose_sheet, draw_cell, draw_overlays, innermost_point
@@ -67,6 +69,34 @@ def test_labels_do_not_overlap_at_the_edges_of_the_picture(monkeypatch):
         assert rows[0][0] >= 0
         assert rows[-1][1] <= 460
         assert all(upper[1] <= lower[0] for upper, lower in itertools.pairwise(rows))
+
+
+@pytest.fixture
+def written(monkeypatch):
+    """The texts that are drawn."""
+    found = []
+    write = ImageDraw.ImageDraw.text
+    monkeypatch.setattr(
+        ImageDraw.ImageDraw, "text", lambda *rest, **more: found.append(rest[2]) or write(*rest, **more)
+    )
+    return found
+
+
+def test_a_long_label_is_cut_and_keeps_its_score(written):
+    photograph = Image.new("RGB", (200, 200))
+    draw_overlays(photograph, [Overlay((0, 50, 90, 90), None, "cat", "#ff0000", score=0.871)], 1)
+    draw_overlays(
+        photograph, [Overlay((0, 50, 90, 90), None, "a very long name of a class", "#ff0000", score=0.871)], 1
+    )
+    assert written[0] == "cat 0.87"
+    assert re.fullmatch(r"a very lon.*… 0\.87", written[1])
+    font = canvas._font(round(16 * canvas.MIN_PEN), bold=True)
+    assert font.getlength(written[1]) <= 200
+
+
+def test_the_end_of_a_rows_long_name_is_seen(written):
+    canvas.compose_sheet([("a", "#000000")], [[Image.new("RGB", (90, 90))]], ["2019-08-12_holiday_000012.jpg"])
+    assert re.fullmatch(r"….*012\.jpg", written[-1])
 
 
 def test_classes_have_different_colours_and_keep_them():

@@ -49,7 +49,7 @@ def test_the_scenes_are_the_same_for_all_and_show_what_was_found(detection, make
     page = make_report(*folders)
     titles, rows, names = sheets[0]
     assert [title for title, _ in titles] == ["ground truth", "random", "corinfomax"]
-    assert names == [f"image {identity}" for identity in (10, 30, 40, 50, 70)]
+    assert names == [f"{identity}.jpg" for identity in (10, 30, 40, 50, 70)]
     truth, empty, found = map(pixels, rows[2])  # the detection is in image 40
     scale = len(truth) / SIZE
     x, y, width, height = (round(value * scale) for value in BOX)
@@ -74,8 +74,8 @@ def test_the_worst_images_and_those_that_changed(detection, make_report, sheets)
     page = make_report(*folders)
     _, worst, changes = sheets
     assert [title for title, _ in worst[0]] == ["ground truth", "corinfomax"]
-    assert worst[2] == [f"image {identity}" for identity in (10, 50, 60)]  # each misses one; no other has false ones
-    assert changes[2] == [f"image {identity}" for identity in (20, 30, 40, 10)]
+    assert worst[2] == [f"{identity}.jpg" for identity in (10, 50, 60)]  # each misses one; no other has false ones
+    assert changes[2] == [f"{identity}.jpg" for identity in (20, 30, 40, 10)]
     assert "The worst images of corinfomax (seed 1): the 3 with most missed objects" in page.markdown
     assert "corinfomax finds more or fewer objects than random: the 3 with the largest gain, then" in page.markdown
     below = "Two detectors image by image"
