@@ -83,10 +83,18 @@ class ImageMapper(DatasetMapper):
             record.pop("annotations")
             record["instances"] = no_objects(size, self.instance_mask_format)
         else:
-            super()._transform_annotations(record, applied, size)
+            super()._transform_annotations(record, applied + WritableMasks(), size)
             instances = record["instances"]
             if isinstance(instances.get_fields().get("gt_masks"), PolygonMasks):
                 instances.gt_masks = RegionPolygons(instances.gt_masks.polygons)
+
+
+class WritableMasks(transforms.NoOpTransform):
+    """The last transform of masks. Pillow's resizing gives arrays that cannot be written to, of which PyTorch warns."""
+
+    def apply_segmentation(self, segmentation: numpy.ndarray) -> numpy.ndarray:
+        """The mask, copied if it cannot be written to."""
+        return segmentation if segmentation.flags.writeable else segmentation.copy()
 
 
 def no_objects(size: tuple[int, int], mask_format: str) -> Instances:

@@ -1,9 +1,12 @@
 """Large-scale jitter: every image becomes a square, its objects stay where they are in it."""
 
+import functools
+
 import numpy
 import pytest
 import torch
 from PIL import Image
+from pycocotools import mask as coco_masks
 
 pytest.importorskip("detectron2")
 
@@ -57,3 +60,22 @@ def test_the_factor_is_drawn_between_its_bounds(record):
     assert torch.tensor(widths).unique().numel() > 20
     assert min(widths) < 16
     assert max(widths) == 64
+
+
+def test_masks_that_are_resized_can_be_written_to(record, monkeypatch):
+    """Pillow's are read-only, and PyTorch warns of undefined behaviour, by default once in a process."""
+    mapper = training_mapper(
+        configs.load("shapes_R18_FPN", ["INPUT.MASK_FORMAT", "bitmask", "INPUT.RANDOM_FLIP", "none"])
+    )
+    (annotation,) = record["annotations"]
+    mask = numpy.zeros((40, 80), numpy.uint8, order="F")
+    mask[10:30, 20:60] = 1
+    annotation["segmentation"] = coco_masks.encode(mask)
+    monkeypatch.setattr(torch, "from_numpy", functools.partial(_refuse_read_only, torch.from_numpy))
+    found = mapper(record)["instances"]
+    assert found.gt_masks.tensor.float().mean() == pytest.approx(0.25, abs=0.02)
+
+
+def _refuse_read_only(convert, array):
+    assert array.flags.writeable
+    return convert(array)
