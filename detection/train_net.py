@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from foundation.command_line import add_keys_option
-from foundation.errors import ArgumentParser, UserError, run
+from foundation.errors import ArgumentParser, UserError, resumable, run
 from foundation.locks import hold
+from foundation.signals import STOPPED, StopRequest
 
 
 class Numbers(argparse.Action):
@@ -130,6 +131,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
 
     def train(config: Any, resume: bool = True) -> None:
+        if request.requested:  # in the last evaluation of the run before, of several
+            raise SystemExit(STOPPED)
         prepare.check(config, resume)
         # One of several machines could see another folder than the rest, who would wait for it.
         if resume and arguments.num_machines == 1 and prepare.nothing_left(config):
@@ -137,13 +140,14 @@ def main(argv: Sequence[str] | None = None) -> None:
             return
         if arguments.machine_rank == 0:
             hold(Path(config.OUTPUT_DIR))
-        launch.run(arguments, trainer.train, config, name, resume)
+        launch.run(arguments, trainer.train, config, name, resume, request=request)
 
-    if arguments.seeds or arguments.sweep_lr:
-        members = series.plan(config, arguments.sweep_lr, arguments.seeds)
-        series.run(Path(config.OUTPUT_DIR), members, train)
-    else:
-        train(config, arguments.resume)
+    with resumable(), StopRequest() as request:
+        if arguments.seeds or arguments.sweep_lr:
+            members = series.plan(config, arguments.sweep_lr, arguments.seeds)
+            series.run(Path(config.OUTPUT_DIR), members, train)
+        else:
+            train(config, arguments.resume)
 
 
 def cli() -> NoReturn:

@@ -49,7 +49,7 @@ class _PrintKeys(argparse.Action):
 
     def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, *_: Any) -> None:
         """Called by argparse."""
-        from foundation.config_keys import describe_keys
+        from foundation.config import describe_keys
 
         name, function = self.defaults.split(":")
         module = importlib.import_module(name)

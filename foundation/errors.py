@@ -1,10 +1,11 @@
 """Errors as part of the interface: one line that begins with `error:`, and exit status 2."""
 
 import argparse
+import contextlib
 import io
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -36,6 +37,19 @@ class ArgumentParser(argparse.ArgumentParser):
         raise UserError(f"{message}; `{self.prog} --help` shows the usage")
 
 
+@contextlib.contextmanager
+def resumable() -> Iterator[None]:
+    """A part of a command that --resume continues. What `run` prints after Ctrl-C says so.
+
+    Raises:
+        KeyboardInterrupt: with that message.
+    """
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt("the same command with --resume continues from what is saved") from error
+
+
 def run(main: Callable[[Sequence[str] | None], None]) -> NoReturn:
     """Call `main` with the arguments of the command line and exit the process with its status.
 
@@ -51,8 +65,8 @@ def run(main: Callable[[Sequence[str] | None], None]) -> NoReturn:
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print("; ".join(["interrupted", *map(str, error.args)]), file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:  # `... | head`: the reader has exited, which is not an error
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

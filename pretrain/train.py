@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import torch
     from fvcore.common.config import CfgNode
 
-    from pretrain.distributed.signals import StopRequest
+    from foundation.signals import StopRequest
 
 DEMO = "shapes_R18"
 
@@ -132,7 +132,7 @@ def inspect(args: argparse.Namespace) -> None:
 
 def train(args: argparse.Namespace) -> None:
     """Train, in each of the processes that were started."""
-    from pretrain.distributed.signals import STOPPED, StopRequest
+    from foundation.signals import STOPPED, StopRequest
 
     with StopRequest() as request:  # from here on Ctrl-C is acknowledged, while the imports take seconds
         complete = train_in_group(args, request)

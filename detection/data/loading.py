@@ -21,6 +21,7 @@ import torch
 
 from detection.data.seeding import Stream, generator, seed_libraries
 from foundation.errors import UserError
+from foundation.signals import end_workers_at_exit, leave_to_parent
 
 Record = dict[str, Any]
 Key = tuple[int, int]  # position in the stream, index of the record
@@ -84,7 +85,9 @@ class TrainingBatches:
             num_workers=self._workers,
             collate_fn=list,
             pin_memory=self._device.type == "cuda",
+            worker_init_fn=leave_to_parent,
         )
+        end_workers_at_exit()
         with report_dead_workers(self._workers):
             for batch in loader:
                 for image in batch:

@@ -83,6 +83,15 @@ class SafeCheckpointer(DetectionCheckpointer):
         if self._newest != (Path(self.save_dir) / FINAL, iteration):
             self.save(Path(FINAL).stem, iteration=iteration)
 
+    def save_iteration(self, iteration: int) -> None:
+        """Save a numbered checkpoint, unless this process has last saved that iteration.
+
+        Raises:
+            UserError: the disk is full or cannot be written.
+        """
+        if not self._newest or self._newest[1] != iteration:
+            self.save(f"model_{iteration:07d}", iteration=iteration)
+
     def save_best(self, iteration: int, metric: str, value: float, dataset: str) -> None:
         """Save the weights alone as `model_best.pth`, with iteration, metric, value and dataset of their evaluation.
 

@@ -21,6 +21,7 @@ from fvcore.nn.precise_bn import update_bn_stats
 from detection.data.seeding import Stream, seed_libraries
 from detection.training import checkpoints, run_folder
 from foundation.errors import UserError
+from foundation.signals import STOPPED, StopRequest
 
 PERIOD = 20  # iterations between records; each is the median of as many values, as in Detectron2
 logger = logging.getLogger(__name__)
@@ -108,6 +109,34 @@ class Records(hooks.PeriodicWriter):
 
     def after_train(self) -> None:
         """Nothing: the last evaluation is still to come."""
+
+
+class StopOnRequest(hooks.HookBase):
+    """Ends the process after an iteration if any process has been asked to stop. It comes after the periodic checkpoint
+    and before the evaluation, which a resumed run makes.
+
+    Args:
+        request: of the signals that stop a run.
+        writers: of the records; none in all processes but the first.
+    """
+
+    def __init__(self, request: StopRequest, writers: Sequence[EventWriter]) -> None:
+        self._request, self._writers = request, writers
+
+    def after_step(self) -> None:
+        """Save and leave, if that was asked for.
+
+        Raises:
+            SystemExit: with `STOPPED`, in every process, when the checkpoint is complete.
+        """
+        if not any(comm.all_gather(self._request.requested is not None)):
+            return
+        self.trainer.checkpointer.save_iteration(self.trainer.iter)
+        for writer in self._writers:
+            writer.close()
+        comm.synchronize()  # the first process saves, and all are ended when one leaves
+        logger.info("stopped as requested; the same command with --resume continues")
+        raise SystemExit(STOPPED)
 
 
 class Evaluation(hooks.EvalHook):

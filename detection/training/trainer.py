@@ -42,6 +42,7 @@ from detection.training.hooks import (
     HighestRate,
     Records,
     RepeatablePreciseBN,
+    StopOnRequest,
     WeightAverage,
 )
 from detection.training.outcome import PREDICTIONS
@@ -49,6 +50,7 @@ from foundation import devices
 from foundation.errors import UserError
 from foundation.files import report_disk_errors
 from foundation.images import UnreadableImage
+from foundation.signals import StopRequest, end_workers_at_exit, leave_to_parent
 from foundation.wandb_mirror import open_wandb
 
 TIMES = ("time", "data_time", "eta_seconds")  # scalars that differ from run to run
@@ -56,11 +58,16 @@ logger = logging.getLogger(__name__)
 
 
 class TransferTrainer(DefaultTrainer):
-    """Fine-tunes a detector from a config that was scaled to the number of processes. `test` evaluates it."""
+    """Fine-tunes a detector from a config that was scaled to the number of processes. `test` evaluates it.
+
+    Args:
+        config: of the run.
+        request: of the signals that stop a run; without it none does.
+    """
 
     iter: int
 
-    def __init__(self, config: CfgNode) -> None:
+    def __init__(self, config: CfgNode, request: StopRequest | None = None) -> None:
         TrainerBase.__init__(self)  # DefaultTrainer's own would build its loader, its step and its checkpointer
         self.cfg, self.max_iter = config, config.SOLVER.MAX_ITER
         self.images = training_data.read(config)
@@ -79,6 +86,7 @@ class TransferTrainer(DefaultTrainer):
         )
         self._scalars: dict[str, Any] = {}
         self._planned = self.max_iter
+        self._request = request or StopRequest()
         self._precise_bn: RepeatablePreciseBN | None = None
         self._average: WeightAverage | None = None
         self._samples: pictures.Samples | None = None
@@ -140,6 +148,7 @@ class TransferTrainer(DefaultTrainer):
 
         Raises:
             UserError: the loss is not finite; the weights in memory are of no use, the last checkpoint is intact.
+            SystemExit: a signal has asked to stop; a checkpoint is saved (`hooks.StopOnRequest`).
         """
         logger.info("%s", scaling.describe(self.cfg, self.process_batch.processes, len(self.images.records)))
         self.iter = self.start_iter
@@ -216,7 +225,10 @@ class TransferTrainer(DefaultTrainer):
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
         """Detectron2's, with this project's image decoder."""
         mapper = training_data.evaluation_mapper(cfg)
-        return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
+        loader = build_detection_test_loader(cfg, dataset_name, mapper=mapper)
+        loader.worker_init_fn = leave_to_parent
+        end_workers_at_exit()
+        return loader
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
@@ -251,7 +263,8 @@ class TransferTrainer(DefaultTrainer):
             if self._samples is None:
                 self._samples = pictures.Samples(self.cfg, self.cfg.DATASETS.TEST[0], self.cfg.LOG.PICTURES)
             evaluators[0] = DatasetEvaluators([evaluators[0], self._samples])
-        self.results = self.test(self.cfg, self.model, evaluators)
+        with self._request.evaluating():
+            self.results = self.test(self.cfg, self.model, evaluators)
         if self._samples:
             self._show("evaluation_images", self._samples.draw)
         return self.results
@@ -282,6 +295,7 @@ class TransferTrainer(DefaultTrainer):
             ]
             own.append(Records(writers, config.TEST.EVAL_PERIOD))
             own.append(hooks.PeriodicCheckpointer(self.checkpointer, config.SOLVER.CHECKPOINT_PERIOD))
+        own.append(StopOnRequest(self._request, writers))
         metric = config.TEST.BEST_METRIC or evaluation.main_metric(config)
         period, dataset = config.TEST.EVAL_PERIOD, datasets.measured_on(config.DATASETS.TEST, metric)
         self.evaluation = Evaluation(period, self._evaluate, metric, dataset, config.TEST.PATIENCE, writers)
@@ -313,22 +327,33 @@ class TransferTrainer(DefaultTrainer):
             self.checkpointer.mark_changed()
 
 
-def train(config: CfgNode, name: str, resume: bool) -> None:
-    """Fine-tune as `config` says, in the folder `OUTPUT_DIR`; `name` is the recipe's, for the results.
+def train(config: CfgNode, name: str, resume: bool, request: StopRequest) -> None:
+    """Fine-tune as `config` says, in the folder `OUTPUT_DIR`.
 
     Runs in each process. Calls of all processes must have the same arguments.
+
+    Args:
+        config: of the run.
+        name: of the recipe, for the results.
+        resume: continue from the newest intact checkpoint, if there is one.
+        request: of the signals that stop this process; one process that gets one is enough.
+
+    Raises:
+        SystemExit: with `STOPPED`: a signal has ended the run early, which --resume continues.
     """
     with contextlib.ExitStack() as stack:
         stack.enter_context(report_disk_errors(Path(config.OUTPUT_DIR)))
         stack.enter_context(loading.report_dead_workers(config.DATALOADER.NUM_WORKERS))
         stack.enter_context(devices.report_out_of_memory(scaling.advise_on_memory(config, comm.get_world_size())))
         _prepare(config, (*config.DATASETS.TRAIN, *config.DATASETS.TEST))
-        trainer = TransferTrainer(config)
+        trainer = TransferTrainer(config, request)
         trainer.resume_or_load(resume=resume)
         if comm.is_main_process():  # not before it is known that the run in the folder goes on with this config
             run_folder.write_config(Path(config.OUTPUT_DIR), config, name)
+        stack.enter_context(request.deferred())
         trainer.train()
-        results = {**trainer.results, **_test_augmented(config, trainer.model), **trainer.evaluate_average()}
+        with request.evaluating():
+            results = {**trainer.results, **_test_augmented(config, trainer.model), **trainer.evaluate_average()}
         if comm.is_main_process():
             best = trainer.evaluation.best
             outcome.record(

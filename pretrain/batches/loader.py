@@ -18,10 +18,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from foundation.errors import UserError
 from foundation.images import UnreadableImage
+from foundation.signals import leave_to_parent
 from pretrain.batches.read_ahead import ReadAhead, follow, stream_of
 from pretrain.batches.sampler import ShuffledBatches
 from pretrain.batches.views import Batch, ignore
-from pretrain.distributed.signals import leave_to_parent
 from pretrain.images.sources import Source
 
 WORKER_TIMEOUT = 300  # seconds without a batch after which a hanging worker is reported

@@ -1,1 +1,1 @@
-"""Processes that train together: process group, BatchNorm over all of them, SLURM, signals."""
+"""Processes that train together: process group, BatchNorm over all of them, SLURM."""

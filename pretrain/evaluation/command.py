@@ -15,7 +15,7 @@ from torch import nn
 
 from foundation import devices, published
 from foundation.config import recipe_name
-from foundation.errors import UserError
+from foundation.errors import UserError, resumable
 from foundation.files import report_disk_errors
 from foundation.run_kinds import KINDS, read_results
 from pretrain.batches.loader import report_dead_workers
@@ -45,6 +45,7 @@ def run_evaluation(kind: str, evaluate: Evaluate, config: CfgNode, args: argpars
     device = group.start(devices.is_usable())
     try:
         with (
+            resumable(),
             report_disk_errors(output),
             report_dead_workers(),
             group.report_lost_peers(),

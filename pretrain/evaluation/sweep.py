@@ -21,9 +21,9 @@ from foundation.config import load_config, one_of
 from foundation.errors import UserError
 from foundation.files import write_atomic
 from foundation.json_files import read_json
+from foundation.signals import INTERRUPTED, STOPPED
 from pretrain.config import get_defaults as get_pretrain_defaults
 from pretrain.config import validate as validate_pretrain
-from pretrain.distributed.signals import INTERRUPTED, STOPPED
 from pretrain.evaluation.config import get_linear_defaults, validate_linear
 from pretrain.evaluation.figures import NAMES
 from pretrain.runs.folder import read_results, write_results

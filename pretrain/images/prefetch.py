@@ -17,7 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from foundation.errors import UserError
-from pretrain.distributed.signals import SIGNALS
+from foundation.signals import SIGNALS
 from pretrain.images import remote
 from pretrain.images.cache import ShardCache, key_of
 from pretrain.images.shards import Shard

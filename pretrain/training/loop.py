@@ -9,12 +9,12 @@ import torch
 from torch.utils.data import DataLoader
 
 from foundation.names import counted
+from foundation.signals import StopRequest
 from pretrain.batches.copying import copy_ahead
 from pretrain.batches.loader import read_batches, report_unreadable
 from pretrain.batches.sampler import ShuffledBatches
 from pretrain.corinfomax import Terms
 from pretrain.distributed import group
-from pretrain.distributed.signals import StopRequest
 from pretrain.runs.metrics import Meter, Progress
 from pretrain.training.guard import NonFiniteLoss, PendingChecks, StepCheck
 from pretrain.training.recorder import CheckpointPolicy, Recorder

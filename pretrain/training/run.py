@@ -13,11 +13,11 @@ from torch import nn
 
 from foundation.errors import UserError
 from foundation.names import counted
+from foundation.signals import StopRequest
 from pretrain.batches.loader import report_dead_workers
 from pretrain.batches.sampler import check_batch
 from pretrain.config import build_streaming
 from pretrain.distributed import group
-from pretrain.distributed.signals import StopRequest
 from pretrain.encoder import SiameseNetwork
 from pretrain.images.sources import build_source
 from pretrain.runs import checkpoint

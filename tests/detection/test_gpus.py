@@ -8,6 +8,7 @@ pytest.importorskip("detectron2")
 from detection import config, train_net
 from detection.training import checkpoints, prepare, trainer
 from foundation.errors import UserError
+from foundation.signals import StopRequest
 
 
 def test_a_device_is_not_chosen_by_its_number():
@@ -34,9 +35,9 @@ def test_memory_that_runs_out_is_said_with_what_to_do(batch, passes, advice, mon
     chosen.OUTPUT_DIR = str(tmp_path)
     monkeypatch.setattr(trainer, "_prepare", lambda *_: None)
     monkeypatch.setattr(trainer.comm, "get_world_size", lambda: 2)
-    monkeypatch.setattr(trainer, "TransferTrainer", lambda _: Stub())
+    monkeypatch.setattr(trainer, "TransferTrainer", lambda *_: Stub())
     with pytest.raises(UserError, match=rf"is out of memory: {advice}.* \(CUDA out of memory\."):
-        trainer.train(chosen, "coco_R50_C4", resume=False)
+        trainer.train(chosen, "coco_R50_C4", resume=False, request=StopRequest())
 
 
 def test_a_checkpoint_of_a_gpu_is_read_without_one(tmp_path, monkeypatch):

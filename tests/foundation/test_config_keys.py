@@ -6,8 +6,7 @@ from collections.abc import Callable
 import pytest
 from fvcore.common.config import CfgNode
 
-from foundation.config import keys
-from foundation.config_keys import describe_keys, key_meanings, meaning_of
+from foundation.config import describe_keys, key_meanings, keys, meaning_of
 from foundation.errors import UserError
 from pretrain import config, train
 from pretrain.evaluation import config as evaluation

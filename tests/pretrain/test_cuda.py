@@ -17,6 +17,7 @@ from fvcore.common.config import CfgNode
 
 from foundation.errors import UserError
 from foundation.images import OpenImage
+from foundation.signals import StopRequest
 from pretrain import gpu_kernels, train
 from pretrain.batches.augment import BLUR_RADIUS, augment
 from pretrain.batches.copying import copy_ahead
@@ -28,7 +29,6 @@ from pretrain.config import get_defaults
 from pretrain.corinfomax import CorInfoMaxLoss, Terms
 from pretrain.distributed import group
 from pretrain.distributed.batch_norm import GlobalBatchNorm, ViewBatchNorm
-from pretrain.distributed.signals import StopRequest
 from pretrain.evaluation import knn, supervised
 from pretrain.evaluation.features import _from_cache
 from pretrain.images.sources import ArraySource, FileSource

@@ -19,8 +19,8 @@ import torch
 from fvcore.common.config import CfgNode
 
 from foundation.errors import UserError
+from foundation.signals import STOPPED
 from pretrain import train
-from pretrain.distributed.signals import STOPPED
 from pretrain.runs import checkpoint
 from pretrain.runs.folder import open_run
 from pretrain.training import build

@@ -17,7 +17,9 @@ from detection import config as configs
 from detection import train_net
 from detection.training import checkpoints, run_folder, trainer
 from detection.training.accumulation import AccumulatingTrainer
+from foundation import signals
 from foundation.errors import UserError
+from foundation.signals import STOPPED
 from tests.detection.conftest import write_split
 
 # Evaluations and checkpoints in between, images of two shapes, sizes and flips by chance.
@@ -118,6 +120,83 @@ def test_a_run_that_is_interrupted_and_resumed(moment, workers, root, undisturbe
     train_net.main(arguments(root, tmp_path / "run", "DATALOADER.NUM_WORKERS", 1 - workers, options=["--resume"]))
     assert "at iteration" in (tmp_path / "run" / "log.txt").read_text()
     assert_same_end(tmp_path / "run", undisturbed)
+
+
+@pytest.mark.parametrize(
+    ("moment", "number"),
+    [
+        (2, signal.SIGTERM),
+        pytest.param(4, signal.SIGINT, marks=pytest.mark.slow),
+        pytest.param(5, signal.SIGUSR1, marks=pytest.mark.slow),
+    ],
+)
+def test_a_run_that_is_asked_to_stop_and_resumed(moment, number, root, undisturbed, tmp_path, monkeypatch):
+    """After 3 iterations an evaluation is due and no checkpoint, after 5 neither, and the sixth is the last."""
+    step = AccumulatingTrainer.run_step
+
+    def signalled(self):
+        step(self)
+        if self.iter == moment:
+            signal.raise_signal(number)
+
+    monkeypatch.setattr(AccumulatingTrainer, "run_step", signalled)
+    with pytest.raises(SystemExit) as left:
+        train_net.main(arguments(root, tmp_path / "run", "DATALOADER.NUM_WORKERS", 1))
+    assert left.value.code == STOPPED
+    assert "stopped as requested; the same command with --resume continues" in (tmp_path / "run/log.txt").read_text()
+    newest = checkpoints.newest_intact(tmp_path / "run")
+    assert newest.name == ("model_final.pth" if moment == 5 else f"model_000000{moment}.pth")
+    monkeypatch.undo()
+    train_net.main(arguments(root, tmp_path / "run", options=["--resume"]))
+    assert_same_end(tmp_path / "run", undisturbed)
+
+
+@pytest.mark.slow
+def test_a_signal_in_an_evaluation_is_kept_and_a_second_one_ends_it(root, undisturbed, tmp_path, monkeypatch):
+    test, signals_sent = trainer.TransferTrainer.test, 1
+
+    def signalled(cls, *arguments):
+        for _ in range(signals_sent):
+            signal.raise_signal(signal.SIGTERM)
+        return test(*arguments)
+
+    monkeypatch.setattr(trainer.TransferTrainer, "test", classmethod(signalled))
+    for saved in (3, 3):  # first after the iteration that follows the evaluation; then the last evaluation ends at once
+        with pytest.raises(SystemExit) as left:
+            train_net.main(arguments(root, tmp_path / "run", "SOLVER.CHECKPOINT_PERIOD", 5, options=["--resume"]))
+        assert left.value.code == STOPPED
+        assert (tmp_path / "run" / f"model_000000{saved}.pth").exists()
+        monkeypatch.setattr(signals, "REPEAT_AFTER", 0)
+        signals_sent = 2
+    assert (tmp_path / "run" / "model_final.pth").exists()
+    monkeypatch.undo()
+    train_net.main(arguments(root, tmp_path / "run", "SOLVER.CHECKPOINT_PERIOD", 5, options=["--resume"]))
+    assert_same_end(tmp_path / "run", undisturbed)
+
+
+def test_several_runs_stop_where_one_is_asked_to_in_its_last_evaluation(root, tmp_path, monkeypatch):
+    test = trainer.TransferTrainer.test
+
+    def signalled(cls, *arguments):
+        signal.raise_signal(signal.SIGTERM)
+        return test(*arguments)
+
+    monkeypatch.setattr(trainer.TransferTrainer, "test", classmethod(signalled))
+    pairs = ["SOLVER.MAX_ITER", 1, "SOLVER.STEPS", "()", "TEST.EVAL_PERIOD", 0]
+    words = arguments(root, tmp_path / "run", *pairs)
+    at = words.index("SEED")
+    del words[at : at + 2]
+    with pytest.raises(SystemExit) as left:
+        train_net.main([*words, "--seeds", "1", "2"])
+    assert left.value.code == STOPPED
+    assert (tmp_path / "run" / "seed1" / "results.json").exists()
+    assert not (tmp_path / "run" / "seed2").exists()
+
+
+def test_ctrl_c_before_the_training_says_how_to_go_on(root, tmp_path, monkeypatch):
+    monkeypatch.setattr(train_net, "hold", lambda folder: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt, match="the same command with --resume continues"):
+        train_net.main(arguments(root, tmp_path / "run"))
 
 
 def test_a_damaged_checkpoint_costs_its_own_iterations_only(root, undisturbed, tmp_path, capsys):

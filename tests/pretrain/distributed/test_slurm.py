@@ -19,10 +19,10 @@ import safetensors.torch
 
 from foundation.config import load_config
 from foundation.errors import UserError
+from foundation.signals import STOPPED
 from pretrain import train
 from pretrain.config import get_defaults
 from pretrain.distributed import slurm
-from pretrain.distributed.signals import STOPPED
 
 ROOT = Path(__file__).parents[3]
 SCRIPT = ROOT / "docs" / "pretrain.sbatch"

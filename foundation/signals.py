@@ -6,6 +6,7 @@ so that a script can distinguish a run that can be resumed from one that failed 
 """
 
 import contextlib
+import multiprocessing.util
 import os
 import signal
 import sys
@@ -19,6 +20,7 @@ INTERRUPTED = 130  # Ctrl-C before the first step
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 REPEAT_AFTER = 2.0  # seconds; torchrun passes on a Ctrl-C that its processes already have from the terminal
 STUCK_AFTER = 5.0  # seconds; a start-up that waits for other processes in C++ runs no Python handler
+END_WORKER = signal.SIGUSR2  # from its parent
 GRACE = 60  # seconds, for a step and a save
 LEFT = b"\0"  # no signal has this number
 
@@ -30,7 +32,8 @@ class StopRequest:
     Python, where Python's own handlers have to wait. Within `deferred()` a signal sets `requested`, and the training
     loop acts on it. Outside of it, the process leaves: SystemExit with `STOPPED`, or KeyboardInterrupt after Ctrl-C.
 
-    A second Ctrl-C, `REPEAT_AFTER` seconds or more after the first signal, raises KeyboardInterrupt in any case.
+    A second Ctrl-C, `REPEAT_AFTER` seconds or more after the first signal, raises KeyboardInterrupt in any case. Within
+    `evaluating()` the other signals leave too when they come again after that time.
 
     Attributes:
         requested: the first signal, or None.
@@ -40,6 +43,7 @@ class StopRequest:
         self.requested: signal.Signals | None = None
         self._requested_at = 0.0
         self._deferred = False
+        self._evaluating = False
         self._left = threading.Event()
         self._handlers: dict[signal.Signals, object] = {}
 
@@ -72,6 +76,15 @@ class StopRequest:
         finally:
             self._deferred = False
 
+    @contextlib.contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """While entered, within `deferred()`, the next step is far away, and a second signal of any kind leaves."""
+        self._evaluating = True
+        try:
+            yield
+        finally:
+            self._evaluating = False
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.requested is None:
             self.requested, self._requested_at = signal.Signals(number), time.monotonic()
@@ -80,8 +93,12 @@ class StopRequest:
             if number == signal.SIGINT:
                 raise KeyboardInterrupt
             raise SystemExit(STOPPED)
-        if number == signal.SIGINT and time.monotonic() - self._requested_at >= REPEAT_AFTER:
+        if time.monotonic() - self._requested_at < REPEAT_AFTER:
+            return
+        if number == signal.SIGINT:
             raise KeyboardInterrupt
+        if self._evaluating:
+            raise SystemExit(STOPPED)
 
     def _acknowledge(self, reading: int) -> None:
         """Read the numbers of signals, which the interpreter writes to a pipe, and answer the first of `SIGNALS`."""
@@ -93,6 +110,9 @@ class StopRequest:
                     self._answer(signal.Signals(number))
 
     def _answer(self, number: signal.Signals) -> None:
+        if self._evaluating:
+            _say(f"{number.name} received: stopping after this evaluation; a second signal stops at once")
+            return
         if self._deferred:
             again = "; Ctrl-C again stops without saving" if number == signal.SIGINT else ""
             _say(f"{number.name} received: stopping after this step and a checkpoint{again}")
@@ -103,11 +123,28 @@ class StopRequest:
 
 
 def leave_to_parent(*_: object) -> None:
-    """Set the signal handlers of a loader worker, which its parent ends. SIGTERM ends it after `GRACE` seconds."""
+    """Set the signal handlers of a loader worker, which its parent ends. SIGTERM ends it after `GRACE` seconds, because
+    schedulers send it to all processes of a job; `END_WORKER` ends it at once.
+    """
     signal.set_wakeup_fd(-1)  # the parent's pipe
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE))
+    signal.signal(END_WORKER, lambda *_: os._exit(0))
+
+
+def end_workers_at_exit() -> None:
+    """Have the loader workers of this process, and its other daemons, ended at its exit, before Python sends them
+    SIGTERM and waits for them: after an error, references to a loader may keep its workers.
+    """
+    multiprocessing.util.Finalize(None, _end_workers, exitpriority=1)
+
+
+def _end_workers() -> None:
+    for child in multiprocessing.active_children():
+        if child.daemon and child.pid:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child.pid, END_WORKER)
 
 
 def _say(text: str) -> None:

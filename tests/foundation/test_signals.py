@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.distributed import signals
-from pretrain.distributed.signals import STOPPED, StopRequest
+from foundation import signals
+from foundation.signals import STOPPED, StopRequest
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
@@ -54,9 +54,54 @@ def test_during_training_the_first_signal_is_kept_and_a_late_second_ctrl_c_inter
     assert said == "SIGINT received: stopping after this step and a checkpoint; Ctrl-C again stops without saving\n"
 
 
+def test_in_an_evaluation_a_late_second_signal_of_any_kind_leaves(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    clock = [100.0]
+    monkeypatch.setattr(signals, "time", types.SimpleNamespace(monotonic=lambda: clock[0]))
+    with StopRequest() as request, request.deferred(), request.evaluating():
+        for _ in range(2):
+            signal.raise_signal(signal.SIGTERM)
+        assert request.requested == signal.SIGTERM
+        clock[0] += signals.REPEAT_AFTER
+        with pytest.raises(SystemExit) as left:
+            signal.raise_signal(signal.SIGUSR1)
+        assert left.value.code == STOPPED
+        said = ""
+        while not said.endswith("\n"):
+            said += capfd.readouterr().err
+    assert said == "SIGTERM received: stopping after this evaluation; a second signal stops at once\n"
+
+
+WORKER = """
+import os, time, torch
+from foundation import signals
+class Items(torch.utils.data.Dataset):
+    def __len__(self):
+        return 100
+    def __getitem__(self, index):
+        return os.getpid()
+signals.end_workers_at_exit()
+batches = iter(torch.utils.data.DataLoader(Items(), num_workers=1, worker_init_fn=signals.leave_to_parent))
+os.kill(int(next(batches)), signals.signal.SIGTERM)
+try:
+    [next(batches) for _ in range(50)]
+    raise KeyError
+except KeyError as kept:
+    raise SystemExit(3) from kept
+"""
+
+
+def test_workers_survive_sigterm_and_end_with_their_parent() -> None:
+    """In the traceback that is left, the loader is still there."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", WORKER], capture_output=True, env=environment, timeout=40, check=False)
+    assert (done.returncode, done.stderr) == (3, b"")
+
+
 BUSY = """
 import hashlib, sys
-from pretrain.distributed import signals
+from foundation import signals
 signals.STUCK_AFTER = 0.3
 with signals.StopRequest() as request:
     deferred = request.deferred()
