@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ import pytest
 from foundation.config import config_folder, load_config
 from pretrain import figures
 from pretrain import sweep as command
+from pretrain.config import get_defaults as get_pretrain_defaults
 from pretrain.evaluation import sweep
 
 TABLE = """| run | seeds | linear top-1 (%) | kNN top-1 (%) |
@@ -127,6 +129,20 @@ def test_a_run_of_another_command_is_not_replaced(
     message = error_of(command.main, given)
     assert message == f"{tmp_path / 'run'} holds a run of {command_name}: choose another --output"
     assert [path.name for path in (tmp_path / "run").iterdir()] == [file]
+
+
+def test_the_documented_sweep_of_own_images_plans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text()
+    block = page[page.index("    PRETRAIN: output/PHOTOS") :].split("\n\n")[0]
+    config = write(tmp_path, textwrap.dedent(block))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "output" / "PHOTOS").mkdir(parents=True)
+    planned = get_pretrain_defaults()
+    planned.DATA.ROOT = "/photos"
+    (tmp_path / "output" / "PHOTOS" / "config.yaml").write_text(planned.dump())
+    runs = sweep.plan(load_config(sweep.get_defaults(), config, "sweep"))
+    assert [one.label for one in runs][:2] == ["untrained", "TRAIN.LR=0.025 OBJECTIVE.ATTRACTION=15.625"]
+    assert len(runs) == 5
 
 
 def test_a_grid_is_every_combination(tmp_path: Path) -> None:
