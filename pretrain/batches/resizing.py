@@ -25,7 +25,7 @@ INTERPOLATIONS = tuple(OPERATIONS)
 REACH = {"bicubic": 2, "bilinear": 1}  # pixels of a filter to each side
 BLOCK = 16  # values of a row that are computed together; a value is one channel of a pixel
 WINDOW = 128  # bytes, from which those of a block are taken for a pair of taps
-KEPT_SIZES = 1024  # the weights of a size need up to 20 KB at 224 pixels
+KEPT_SIZES = 1024  # each needs up to 60 KB at 224 pixels, 15 KB where an image becomes a little smaller
 
 
 def resize(image: Tensor, height: int, width: int, interpolation: str = "bicubic", out: Tensor | None = None) -> Tensor:
@@ -170,6 +170,8 @@ def _down(inputs: int, outputs: int, interpolation: str) -> _Direction:
 @lru_cache(KEPT_SIZES)
 def _across(inputs: int, outputs: int, interpolation: str) -> _Direction | None:
     """None where the bytes that a block of values needs for a pair of taps do not fit a window."""
+    if 3 * (BLOCK // 3) * inputs > WINDOW * outputs:  # its first and last pixel alone are too far apart
+        return None
     first, weights, precision = compute_weights(inputs, outputs, interpolation)
     pairs = weights.view(np.int32)
     pixel, channel = np.divmod(np.arange(-(-3 * outputs // BLOCK) * BLOCK), 3)
