@@ -158,7 +158,8 @@ _LABELS_CAPTION = (
 _CONFUSION_CAPTION = (
     "Boxes, or masks where boxes were not evaluated, at an IoU of 0.5 and the score threshold with the best F1. A row"
     " is the class of an object, a column what it was detected as; numbers and shades are percentages of the row. The"
-    " last column is missed objects, the last row detections without an object. One run for each initialisation."
+    " last column is missed objects, the last row detections without an object; a class without objects is grey. One"
+    " run for each initialisation."
 )
 _PRECISION_CAPTION = (
     "Precision at each recall, averaged over the classes, at two IoU thresholds and on average over ten; the area under"

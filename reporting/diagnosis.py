@@ -25,6 +25,9 @@ MAX_NAMED_CLASSES = 30  # of a confusion matrix with the names of its classes
 MAX_WRITTEN_CLASSES = 12  # of one with the shares written into its cells
 MAX_CLASS_NAME = 18  # letters
 PANEL = 3.2  # inches: a side of a panel of a confusion matrix
+NAMES_WIDTH = 0.6  # inches: the names at the left of a matrix take more than those below it
+LEAST_WIDTH = 6.0  # inches, of a figure of matrices: for its title
+EMPTY_ROW = "#ececec"  # of a class without objects
 
 
 def analysed(settings: Sequence[Setting], key: str) -> list[tuple[Setting, list[Task]]]:
@@ -122,7 +125,8 @@ def draw_confusion(settings: Sequence[Setting], path: Path) -> bool:
     most = max(len(names) for _, matrices in rows for _, names, _ in matrices)
     side = min(6.5, max(PANEL, 1.6 + 0.3 * most))
     titles, counts = [setting.name for setting, _ in rows], [len(matrices) for _, matrices in rows]
-    with panels(path, "Confusions between classes", titles, counts, {}, size=(side, side)) as grid:
+    size = (side + NAMES_WIDTH, side)
+    with panels(path, "Confusions between classes", titles, counts, {}, size, LEAST_WIDTH) as grid:
         for row, (_, matrices) in zip(grid, rows, strict=True):
             for axes, (group, names, counted) in zip(row, matrices, strict=True):
                 axes.set_title(group.label)
@@ -172,9 +176,14 @@ def _draw_errors(axes: Axes, setting: Setting, task: Task, colours: Colours) -> 
 
 
 def _draw_matrix(axes: Axes, names: Sequence[str], counts: np.ndarray) -> None:
-    """Shares of each row, (K + 1, K + 1); the last row and column stand for the background."""
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    """Shares of each row, (K + 1, K + 1); the last row and column stand for the background. A row of none is grey."""
+    totals = counts.sum(axis=1, keepdims=True)
+    shares = counts / np.maximum(totals, 1)
+    empty: list[int] = np.nonzero(totals[:, 0] == 0)[0].tolist()
+    axes.set_facecolor(EMPTY_ROW)
+    axes.imshow(
+        np.ma.masked_where(np.broadcast_to(totals == 0, shares.shape), shares), "Blues", aspect="auto", vmin=0, vmax=1
+    )
     axes.grid(visible=False)
     if len(names) <= MAX_NAMED_CLASSES:
         labels = [name if len(name) <= MAX_CLASS_NAME else f"{name[: MAX_CLASS_NAME - 1]}…" for name in names]
@@ -184,5 +193,8 @@ def _draw_matrix(axes: Axes, names: Sequence[str], counts: np.ndarray) -> None:
         for row, column in np.argwhere(counts > 0):
             ink = "white" if shares[row, column] > 0.6 else "#1a1a1a"
             axes.text(column, row, f"{100 * shares[row, column]:.0f}", ha="center", va="center", fontsize=7, color=ink)
+        for row in empty:
+            text = "no objects" if row < len(names) - 1 else "none"
+            axes.text((len(names) - 1) / 2, row, text, ha="center", va="center", fontsize=7, color="#6b6b6b")
     axes.set_xlabel("detected as (cells: % of the row)")
     axes.set_ylabel("ground truth")

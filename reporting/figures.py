@@ -71,6 +71,7 @@ def panels(
     counts: Sequence[int],
     colours: Colours,
     size: tuple[float, float] = (4.2, 3.0),
+    width: float = 0.0,
 ) -> Iterator[list[list[Axes]]]:
     """A figure with a title, to be filled and then written to `path`.
 
@@ -79,12 +80,13 @@ def panels(
         counts: the number of panels of each row.
         colours: by label, for the legend at the bottom; empty for no legend.
         size: of a panel, in inches.
+        width: of the figure, in inches, at least; that of two panels by default.
 
     Yields:
         The panels, row by row.
     """
     with rc_context(STYLE):  # type: ignore[arg-type]
-        shape = (size[0] * max(*counts, 2), 0.7 + (size[1] + 0.3) * len(names))
+        shape = (max(size[0] * max(counts), width or 2 * size[0]), 0.7 + (size[1] + 0.3) * len(names))
         figure = Figure(figsize=shape, layout="constrained")
         figure.suptitle(title, x=0.008, ha="left", fontsize=12, fontweight="bold")
         grid = []

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -75,11 +76,31 @@ def test_confusions_of_masks_where_boxes_were_not_evaluated(analysed, tmp_path):
     assert (tmp_path / "confusion.png").exists()
 
 
+@pytest.mark.parametrize("groups", [("random",), ("random", "corinfomax")])
+def test_confusion_matrices_fill_their_figure(groups, analysed, tmp_path, monkeypatch):
+    """Neither empty margins beside one matrix, nor a gap between the heading and two."""
+    found, drawn = settings(read_runs([analysed(group, 1, analysis()) for group in groups]).runs), []
+    draw = diagnosis._draw_matrix
+    monkeypatch.setattr(diagnosis, "_draw_matrix", lambda axes, *rest: drawn.append(axes) or draw(axes, *rest))
+    assert draw_confusion(found, tmp_path / "confusion.png")
+    figure = drawn[0].figure.figure
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    figure.draw(renderer)
+    boxes = [axes.get_tightbbox(renderer) for axes in drawn]
+    width, height = figure.bbox.size
+    assert sum(box.width for box in boxes) > 0.85 * width
+    heading = min(text.get_window_extent(renderer).y0 for part in figure.subfigs for text in [part._suptitle])
+    assert heading - max(box.y1 for box in boxes) < 0.08 * height
+
+
 def test_cells_of_a_confusion_matrix_say_what_they_count():
     axes = Figure().subplots()
     diagnosis._draw_matrix(axes, ["a", "b", "background"], np.array([[5, 1, 2], [0, 0, 0], [2, 6, 0]]))
     written = {tuple(text.get_position()): text.get_text() for text in axes.texts}  # (column, row)
-    assert written == {(0, 0): "62", (1, 0): "12", (2, 0): "25", (0, 2): "25", (1, 2): "75"}
+    # The second class has no objects, which is not a row of zeros.
+    assert written == {(0, 0): "62", (1, 0): "12", (2, 0): "25", (1, 1): "no objects", (0, 2): "25", (1, 2): "75"}
+    (image,) = axes.images
+    assert image.get_array().mask.tolist() == [[False] * 3, [True] * 3, [False] * 3]
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("detected as (cells: % of the row)", "ground truth")
 
 
