@@ -27,11 +27,12 @@ def build_parser() -> ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Read the runs and write both pages with their pictures."""
     arguments = build_parser().parse_args(argv)
+    from foundation.names import counted
     from reporting.compose import write_report
     from reporting.runs import read_runs
 
     found = read_runs(arguments.runs)
-    runs = f"{len({run.path for run in found.runs})} runs"
+    runs = counted(len({run.path for run in found.runs}), "run")
     left_out = f", {len(found.skipped)} left out" if found.skipped else ""
     tell = functools.partial(print, flush=True)
     tell(f"{runs} read{left_out}")

@@ -18,6 +18,7 @@ from foundation import locks
 from foundation.errors import UserError
 from foundation.files import digest_file
 from foundation.json_files import as_integer, read_json_lines
+from foundation.names import counted
 from foundation.run_kinds import DETECTION, SERIES_FILES, RunKind, flatten, identify, read_config, read_results
 
 CHECKPOINT = re.compile(r"checkpoints/step_(\d+)\.pt|model_(\d+)\.pth")  # after n steps; of iteration n, counted from 0
@@ -56,9 +57,12 @@ class RunState:
         """How much is done, in words; `-` if that is not known."""
         if self.done is None and self.total is None:
             return "-"
-        done = "-" if self.done is None else f"{round(self.done, 1):,g}"
-        unit = self.unit.removesuffix("s") if done == "1" else self.unit
-        return f"{done} {unit}" if self.total is None else f"{done} of {self.total:,} {self.unit}"
+        noun = self.unit.removesuffix("s")
+        if self.total is None:
+            return counted(round(self.done or 0, 1), noun)
+        if self.done is None:
+            return f"{counted(self.total, noun)} planned"
+        return f"{round(self.done, 1):,g} of {counted(self.total, noun)}"
 
     @property
     def outlook(self) -> str:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from foundation.errors import UserError
 from foundation.files import write_atomic
+from foundation.names import counted
 from foundation.run_kinds import DETECTION, PRETRAIN
 from reporting import scenes
 from reporting.analysis import notes
@@ -50,7 +51,7 @@ def write_report(found: Found, title: str, folder: Path, tell: Callable[[str], N
 
 def _body(found: Sequence[Setting], folder: Path, tell: Callable[[str], None]) -> list[Block]:
     """The page from the findings to the pictures, which are drawn into `folder`."""
-    tell(f"tables and curves of {len(found)} setting{'s' * (len(found) != 1)}")
+    tell(f"tables and curves of {counted(len(found), 'setting')}")
     colours = label_colours(group.label for setting in found for group in setting.groups)
     blocks = [block for setting in found for block in summary(setting)]
     shown = leading(found)

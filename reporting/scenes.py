@@ -11,6 +11,7 @@ from foundation.canvas import INK, Overlay, Point, class_colours, compose_sheet,
 from foundation.coco_ids import id_order
 from foundation.errors import UserError
 from foundation.files import complete_file
+from foundation.names import counted
 from reporting.analysis import TASKS, best_threshold, score_text
 from reporting.groups import Group, Setting
 from reporting.instances import (
@@ -247,8 +248,7 @@ def _draw_sheet(
         objects = ground_truth.objects.get(image, ())
         missed = set(map(id, detectors[-1].matches[image].missed)) if missed_only else set(map(id, objects))
         texts = [ground_truth.names[each.category] if id(each) in missed else "" for each in objects]
-        count = sum(not each.crowd for each in objects)
-        note = f"{count} object{'' if count == 1 else 's'}"
+        note = counted(sum(not each.crowd for each in objects), "object")
         row = [draw_cell(photograph, _overlays(ground_truth, photograph, objects, texts, fills), note)]
         for detector in detectors:
             found, matches = detector.detections.get(image, ()), detector.matches[image]

@@ -73,9 +73,9 @@ def test_every_kind_of_run_is_listed_with_how_far_it_is(every_kind: Path) -> Non
         (state.folder.relative_to(every_kind).as_posix(), state.kind.name, state.progress, state.step, state.outlook)
         for state in find_runs(every_kind)
     ] == [
-        ("a_pretrain", "pretrain", "- of 3 epochs", None, "complete"),
-        ("b_linear", "linear", "- of 5 epochs", None, "complete"),
-        ("c_finetune", "finetune", "- of 20 epochs", None, unsaved),
+        ("a_pretrain", "pretrain", "3 epochs planned", None, "complete"),
+        ("b_linear", "linear", "5 epochs planned", None, "complete"),
+        ("c_finetune", "finetune", "20 epochs planned", None, unsaved),
         ("d_transfer", "transfer", "-", None, "complete"),
         ("e_detection", "detection", "90 of 90 iterations", None, "complete"),
         ("f_killed", "detection", "60 of 90 iterations", 60, "unfinished: continues with --resume"),
@@ -166,7 +166,7 @@ def test_a_run_that_another_process_is_at(tmp_path: Path) -> None:
         assert find_runs(tmp_path)[0].outlook == "running"
         holder.communicate(b"\n")
     (run,) = find_runs(tmp_path)
-    assert (run.outlook, run.progress) == ("unfinished: nothing saved", "- of 3 epochs")
+    assert (run.outlook, run.progress) == ("unfinished: nothing saved", "3 epochs planned")
 
 
 def test_damaged_records_cost_what_they_say_and_nothing_else(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

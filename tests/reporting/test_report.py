@@ -364,6 +364,14 @@ def test_the_command_starts_without_torch_and_reports_errors_in_one_line(tmp_pat
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.usefixtures("no_pictures")
+def test_one_run_is_not_counted_as_several(linear, make_report, capsys):
+    make_report(linear("random", 1, knn_top1=1.0))
+    first, *_, last = capsys.readouterr().out.splitlines()
+    assert first == "1 run read"
+    assert last.startswith("The report on 1 run is in")
+
+
 def test_a_report_that_cannot_be_written_is_one_line(tmp_path, linear, make_report):
     (tmp_path / "report").write_text("a file")
     with pytest.raises(UserError, match="cannot write the report to"):

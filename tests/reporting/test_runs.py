@@ -39,7 +39,7 @@ def test_a_sweep_or_series_stands_for_its_runs(tmp_path, detection, write):
     runs = read_runs([sweep, tmp_path / "series"]).runs
     assert [(run.kind.name, run.init, run.state) for run in runs] == [
         ("linear", "corinfomax", "complete"),
-        ("pretrain", "corinfomax", "unfinished: nothing saved (- of 3 epochs)"),
+        ("pretrain", "corinfomax", "unfinished: nothing saved (3 epochs planned)"),
         ("detection", "random", "complete"),
     ]
 
