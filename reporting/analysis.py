@@ -80,6 +80,11 @@ def measured_tasks(runs: Sequence[Run]) -> list[tuple[Task, tuple[Metric, ...]]]
     return [(task, metrics) for task, metrics in pairs if metrics]
 
 
+def online_accuracy(run: Run) -> dict[int, float]:
+    """The accuracy of a pretraining's online probe by iteration, of the kind that it had; empty without a probe."""
+    return run.series("knn_top1") or run.series("linear_top1")
+
+
 def part(run: Run, task: Task, key: str) -> Mapping[str, Any]:
     """A part of a task's entry in analysis.json, such as `errors`; empty where there is none."""
     found = run.analysis.get(task.name, {}).get(key)

@@ -178,7 +178,7 @@ _ERRORS_CAPTION = (
 )
 _CURVES_CAPTION = (
     "Pretraining: the loss and its terms (the weighted attraction is the total minus the big-bang term), the"
-    " learning rate, and the accuracy of the online probe; the terms are of CorInfoMax's loss only. Detection: thick"
-    " lines are means over runs, thin lines single runs; the loss is a centred moving average over"
+    " learning rate and, if a run had a probe, its online accuracy; the terms are of CorInfoMax's loss only. Detection:"
+    " thick lines are means over runs, thin lines single runs; the loss is a centred moving average over"
     f" {100 * SMOOTHED_SHARE:g} % of the run."
 )

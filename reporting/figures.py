@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator, NullFormatter, NullLocator
 
 from foundation.files import complete_file
 from foundation.run_kinds import DETECTION, PRETRAIN, Metric
-from reporting.analysis import FloatArray
+from reporting.analysis import FloatArray, online_accuracy
 from reporting.groups import BASELINE, LabelCurve, Setting
 
 STYLE = {
@@ -137,7 +137,7 @@ def draw_curves(settings: Sequence[Setting], colours: Colours, path: Path) -> bo
     rows = [each for each in settings if each.kind.name in kinds and any(run.lines for run in each.runs)]
     if not rows:
         return False
-    counts = [3 if setting.kind.name == PRETRAIN else 1 + len(setting.tasks) for setting in rows]
+    counts = [2 + _is_probed(each) if each.kind.name == PRETRAIN else 1 + len(each.tasks) for each in rows]
     names = [setting.name for setting in rows]
     with panels(path, "Training curves", names, counts, colours_of(rows, colours), size=(3.5, 2.7)) as grid:
         for row, setting in zip(grid, rows, strict=True):
@@ -210,9 +210,13 @@ def _draw_bars(axes: Axes, setting: Setting, metrics: Sequence[Metric], colours:
     axes.set_ylabel("average precision (%)" if all("AP" in each.path[-1] for each in metrics) else "percent")
 
 
+def _is_probed(setting: Setting) -> bool:
+    return any(online_accuracy(run) for group in setting.groups for run in group.runs)
+
+
 def _draw_pretraining(row: Sequence[Axes], setting: Setting, colours: Colours) -> None:
-    """The loss with its terms, the learning rate and the online accuracy of each run."""
-    loss, rate, probe = row
+    """The loss with its terms, the learning rate and, in a third panel, the online accuracy of each run."""
+    loss, rate, *probe = row
     for group in setting.groups:
         colour = colours[group.label]
         for run in group.runs:
@@ -223,11 +227,13 @@ def _draw_pretraining(row: Sequence[Axes], setting: Setting, colours: Colours) -
             for values, style in zip((total, big_bang, attraction), TERMS.values(), strict=True):
                 _line(loss, values, colour, style)
             _line(rate, run.series("learning_rate"), colour, "-")
-            _line(probe, run.series("knn_top1") or run.series("linear_top1"), colour, "o-")  # by PROBE.KIND
-    for axes, title in zip(row, ("Loss", "Learning rate", "Online accuracy"), strict=True):
+            for axes in probe:
+                _line(axes, online_accuracy(run), colour, "o-")
+    for axes, title in zip(row, ("Loss", "Learning rate", "Online accuracy"), strict=False):
         axes.set_title(title)
         _mark_empty(axes)
-    probe.set_ylabel("top-1 (%)")
+    for axes in probe:
+        axes.set_ylabel("top-1 (%)")
     if loss.lines:
         handles = [Line2D([], [], color="#555555", ls=style, label=name) for name, style in TERMS.items()]
         low, high = loss.get_ylim()

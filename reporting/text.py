@@ -4,7 +4,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from foundation import published
+from foundation.names import short_names
 from foundation.run_kinds import PRETRAIN, Metric
+from reporting.analysis import online_accuracy
 from reporting.groups import (
     REPEAT_KEYS,
     Difference,
@@ -31,16 +33,19 @@ def summary(setting: Setting) -> list[Block]:
 
 def pretraining_tables(setting: Setting) -> list[Block]:
     """The schedule of each pretraining run, with its first and last loss and online accuracy."""
-    header = ["run", "objective", "epochs", "batch", "seed", "iterations", "loss", "online top-1 (%)", "images/s"]
+    probed = any(online_accuracy(run) for run in setting.runs)
+    header = ["run", "objective", "epochs", "batch", "seed", "iterations", "loss"]
+    header += [*(["online top-1 (%)"] if probed else []), "images/s"]
+    paths = [run.path for run in setting.runs]
+    names = dict(zip(paths, short_names([path.resolve() for path in paths]), strict=True))
     rows = []
     for group in setting.groups:
         for run in group.runs:
             schedule = [run.config.get("TRAIN.EPOCHS"), run.config.get("TRAIN.BATCH_SIZE"), run.seed]
-            words = [run.path.resolve().name, group.label, *map(_text, schedule)]
-            rows.append(words + _pretraining_numbers(run))
-    title = (
-        f"{setting.name}. Loss and accuracy of the online probe: first value logged, and last. Images a second: mean."
-    )
+            words = [names[run.path], group.label, *map(_text, schedule)]
+            rows.append(words + _pretraining_numbers(run, probed))
+    logged = "Loss and accuracy of the online probe" if probed else "Loss"
+    title = f"{setting.name}. {logged}: first value logged, and last. Images a second: mean."
     return [Table(header, rows, title, labels=5)]
 
 
@@ -160,13 +165,13 @@ def _measurements(group: Group, metrics: Sequence[Metric]) -> list[str]:
     return cells
 
 
-def _pretraining_numbers(run: Run) -> list[str]:
-    total, accuracy = run.series("total"), run.series("knn_top1") or run.series("linear_top1")
-    speed = list(run.series("images_per_second").values())
+def _pretraining_numbers(run: Run, probed: bool) -> list[str]:
+    """Iterations, loss, the online accuracy where a run of the table has one, and the speed."""
+    total, speed = run.series("total"), list(run.series("images_per_second").values())
     return [
         str(max(total) + 1) if total else "",
         _first_and_last(list(total.values())),
-        _first_and_last(list(accuracy.values())),
+        *([_first_and_last(list(online_accuracy(run).values()))] if probed else []),
         f"{sum(speed) / len(speed):.0f}" if speed else "",
     ]
 

@@ -62,7 +62,19 @@ def test_a_value_that_was_measured_once_lies_where_it_was_measured(value, top, t
 
 
 def test_a_panel_without_values_has_no_ticks():
-    row = Figure().subplots(1, 3)
+    row = Figure().subplots(1, 2)
     figures._draw_pretraining(row, pretraining(total={3: 10.2, 7: 9.6}), {"corinfomax": "#0072b2"})
-    assert [text.get_text() for text in row[2].texts] == ["not measured"]
-    assert [*row[2].get_xticks(), *row[2].get_yticks()] == []
+    assert [text.get_text() for text in row[1].texts] == ["not measured"]
+    assert [*row[1].get_xticks(), *row[1].get_yticks()] == []
+
+
+@pytest.mark.parametrize(("probe", "panels"), [({}, 2), ({"knn_top1": {3: 20.0}}, 3), ({"linear_top1": {3: 20.0}}, 3)])
+def test_without_a_probe_there_is_no_panel_of_its_accuracy(probe, panels, tmp_path, monkeypatch):
+    setting = pretraining(total={3: 10.2}, learning_rate={3: 0.1, 4: 0.2}, **probe)
+    (setting.runs,) = [group.runs for group in setting.groups]
+    setting.kind, setting.name, setting.runs[0].lines = SimpleNamespace(name=PRETRAIN), "photos", [{}]
+    rows = []
+    draw = figures._draw_pretraining
+    monkeypatch.setattr(figures, "_draw_pretraining", lambda row, *rest: rows.append(row) or draw(row, *rest))
+    assert figures.draw_curves([setting], {"corinfomax": "#0072b2"}, tmp_path / "curves.png")
+    assert len(rows[0]) == panels

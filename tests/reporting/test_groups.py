@@ -193,6 +193,13 @@ def test_a_sweeps_seeds_are_averaged_for_each_of_its_settings(sweep):
     assert [group.statistic(setting.headline[0]).mean for group in setting.groups] == [9.0, 41.0, 61.0]
 
 
+@pytest.mark.usefixtures("no_pictures")
+def test_the_pretrainings_of_a_sweep_are_told_apart(sweep, tmp_path, make_report):
+    sweep()
+    page = make_report(tmp_path / "sweep")
+    assert page.rows("TRAIN.LR=0.1/seed1")[0][1] == "corinfomax (TRAIN.LR=0.1)"
+
+
 def test_a_moved_sweep_and_evaluations_with_one_seed_are_averaged_too(sweep, tmp_path):
     (setting,) = sweep(seed_of=lambda seed: 5, place=tmp_path / "before")
     assert [(group.label, group.seeds) for group in setting.groups[1:]] == [

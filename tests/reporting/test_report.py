@@ -376,3 +376,13 @@ def test_a_report_that_cannot_be_written_is_one_line(tmp_path, linear, make_repo
     (tmp_path / "report").write_text("a file")
     with pytest.raises(UserError, match="cannot write the report to"):
         make_report(linear("random", 1, knn_top1=1.0))
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_the_table_of_pretraining_has_no_empty_column_without_a_probe(tmp_path, write, make_report):
+    config = {"SEED": 4, "OBJECTIVE": {"NAME": "corinfomax"}, "ENCODER": {"NAME": "resnet18"}, "DATA": {"NAME": "x"}}
+    lines = [{"iteration": 9, "total": 8.0, "images_per_second": 100.0}]
+    page = make_report(write(tmp_path / "pretraining", config=config, lines=lines))
+    assert page.rows("run")[0] == ["run", "objective", "epochs", "batch", "seed", "iterations", "loss", "images/s"]
+    assert page.rows("pretraining")[0] == ["pretraining", "corinfomax", "", "", "4", "10", "8.0", "100"]
+    assert "online probe" not in page.markdown
