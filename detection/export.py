@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 
 # Pixels and probabilities. ONNX Runtime computes by other kernels than PyTorch.
 TOLERANCES = {"torchscript": 1e-3, "onnx": 1e-2}
+TORCHSCRIPT = (".ts", ".pt", ".pth", ".torchscript")
+ENDINGS = {**dict.fromkeys(TORCHSCRIPT, "torchscript"), ".onnx": "onnx"}  # of --output; the formats they stand for
 OPSET = 17  # of ONNX; the first with aligned ROIAlign is 16
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 Detect = Callable[["torch.Tensor"], "Sequence[torch.Tensor]"]  # from an image to the outputs, in a fixed order
@@ -61,7 +63,8 @@ def build_parser() -> ArgumentParser:
     parser.add_argument(
         "--format",
         choices=tuple(TOLERANCES),
-        help="by default onnx where FILE ends in .onnx, else torchscript; onnx needs pip install " + " ".join(PACKAGES),
+        help=f"by default onnx where FILE ends in .onnx, and torchscript for {', '.join(TORCHSCRIPT)}; onnx needs pip"
+        f" install {' '.join(PACKAGES)}",
     )
     parser.add_argument(
         "--images", nargs=2, metavar="IMAGE", help="two images of different sizes to compare on; else noise"
@@ -298,6 +301,20 @@ def check_target(output: Path, sources: Sequence[Path]) -> None:
         )
 
 
+def format_of(output: Path) -> str:
+    """The format that the ending of the file to write stands for: a key of `TOLERANCES`.
+
+    Raises:
+        UserError: it stands for none.
+    """
+    if output.suffix.lower() not in ENDINGS:
+        raise UserError(
+            f"--output {output}: its ending stands for no format; end it in .onnx for ONNX, or in"
+            f" {', '.join(TORCHSCRIPT)} for TorchScript, or give --format"
+        )
+    return ENDINGS[output.suffix.lower()]
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Export, save, load again and compare.
 
@@ -307,12 +324,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = build_parser().parse_args(argv)
     sources = (arguments.config, arguments.weights, *(arguments.images or ()))
     check_target(arguments.output, [Path(source) for source in sources])
+    kind = arguments.format or format_of(arguments.output)
     from detection import inference
 
     config, model = inference.build_detector(arguments.config, arguments.weights, exact=True)
     if config.MODEL.META_ARCHITECTURE == "SemanticSegmentor":
         raise UserError("only detectors are exported, not semantic segmentation")
-    kind = arguments.format or ("onnx" if arguments.output.suffix == ".onnx" else "torchscript")
     if kind == "onnx" and config.MODEL.KEYPOINT_ON:
         raise UserError(
             "a detector of keypoints is not exported as ONNX: PyTorch's exporter stops at the resizing of each object's"

@@ -26,6 +26,7 @@ from detection.video_files import VideoReader, VideoWriter, is_video
 from foundation.errors import ArgumentParser, UserError, run
 from foundation.files import report_disk_errors
 from foundation.images import EXTENSIONS, UnreadableImage, read_rgb
+from foundation.names import counted
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -74,7 +75,7 @@ def find_images(paths: Sequence[str]) -> list[Path]:
         entries = sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
         inside = [entry for entry in entries if entry.suffix.lower() in EXTENSIONS or is_video(entry)]
         deeper = sum(entry.is_dir() for entry in entries)
-        advice = f"; it has {deeper} subfolder(s), which are not searched: name them too" if deeper else ""
+        advice = f"; it has {counted(deeper, 'subfolder')}, not searched: name those too" if deeper else ""
         if not inside:
             raise UserError(f"{path}: there are no images or videos in this folder ({', '.join(EXTENSIONS)}){advice}")
         if advice:
@@ -202,7 +203,7 @@ class Prediction:
             self._progress.update()
         if writer:
             writer.close()
-        self._progress.write(f"{drawn or file}: {objects} objects in {frames} frames")
+        self._progress.write(f"{drawn or file}: {counted(objects, 'object')} in {counted(frames, 'frame')}")
         if problems:
             self.fail(file, problems[0])
 
@@ -231,7 +232,7 @@ class Prediction:
             if arguments.json:
                 records = inference.to_records(output, self._results.ids[index], classes)
                 self._results.add(index, image.size, records)
-            text = f"{len(objects)} objects"
+            text = counted(len(objects), "object")
             self._shown += 1
             if not objects:
                 score = overlays.highest_score(output)

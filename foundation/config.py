@@ -2,6 +2,9 @@
 
 A value is accepted only if its key exists in the defaults and its type matches. Unlike yacs, an integer is accepted
 for a float, and so is `1e-3`, which YAML 1.1 reads as a string. Checks of values name the key and what is allowed.
+
+`--keys` prints the keys with default and meaning. The meanings are the comments beside the defaults: the line
+`c.TRAIN.LR = 0.2  # learning rate after the warm-up` in a module's source is the key's default and its explanation.
 """
 
 import ast

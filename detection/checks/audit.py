@@ -21,6 +21,7 @@ from detection.checks.folders import check_cityscapes, check_semantic
 from detection.checks.voc import check_voc
 from detection.data import custom, datasets
 from detection.data.requirements import Requirements, requirements_of
+from foundation.names import counted
 
 if TYPE_CHECKING:
     from fvcore.common.config import CfgNode
@@ -120,8 +121,9 @@ def _listing(name: str, content: Content | None, findings: Findings) -> str:
     role = "training" if findings.training else "evaluation"
     lines = [f"{name} ({role})"]
     if content is not None:
-        objects = f"{len(content.owners):,} objects, " * bool(len(content.owners))
-        lines[0] += f": {len(content.images):,} images, {objects}{len(content.names):,} classes"
+        counts = {"image": len(content.images), "object": len(content.owners), "class": len(content.names)}
+        said = [counted(count, noun) for noun, count in counts.items() if count or noun != "object"]
+        lines[0] += f": {', '.join(said)}"
     for found in sorted(findings, key=lambda each: LEVELS.index(findings.consequence(each).level)):
         consequence = findings.consequence(found)
         text = f"  {consequence.level:8}{found.count:>7,}  {found.text} -> {consequence.text}"

@@ -126,7 +126,7 @@ def check_files(images: Sequence[ListedImage], folder: Path, max_size: int, find
     counts = Counter(each.file_name for each in images)
     findings.add(defects.REPEATED_FILES, [name for name, count in counts.items() if count > 1])
     missing = missing_files(counts, folder)
-    findings.add(defects.MISSING_FILES, missing, lambda name: str(folder / name))
+    findings.add(defects.MISSING_FILES, missing, lambda name: f"{folder / name}{_advise_on_backslash(name)}")
     absent = set(missing)
     there = [each for each in images if each.file_name not in absent]
     sizes = map_files(size_or_reason, [folder / each.file_name for each in there], "reading headers")
@@ -148,6 +148,10 @@ def check_files(images: Sequence[ListedImage], folder: Path, max_size: int, find
         reasons = map_files(_decode, [folder / name for name in readable], "decoding")
         damaged = [f"{name} ({reason})" for name, reason in zip(readable, reasons, strict=True) if reason]
         findings.add(defects.DAMAGED_FILES, damaged)
+
+
+def _advise_on_backslash(name: str) -> str:
+    return " (its file_name has a backslash: write / between folders)" if "\\" in name else ""
 
 
 def map_files(function: Callable[[Path], T], paths: Sequence[Path], what: str) -> list[T]:

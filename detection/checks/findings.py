@@ -98,7 +98,11 @@ DAMAGED_FILES = Defect(
     Consequence("error", "training stops at one; replace the files, or remove the images from the list"),
     Consequence("error", "replace the files, or remove the images from the list"),
 )
-NO_MASKS = _fatal("objects without a mask", "set MODEL.MASK_ON False to learn boxes only")
+NO_MASKS = Defect(
+    "objects without a mask",
+    Consequence("error", "set MODEL.MASK_ON False to learn boxes only"),
+    Consequence("error", "set MODEL.MASK_ON False to evaluate boxes only"),
+)
 CODED_MASKS = Defect(
     "objects whose mask is a run-length code",
     Consequence("error", "set INPUT.MASK_FORMAT bitmask"),

@@ -42,11 +42,12 @@ def find_images(annotations: Path) -> Path:
         if os.path.isfile(folder / one):  # False for a name that is too long, such as a URL
             return folder
     base = name.replace("\\", "/").rpartition("/")[2]  # tools on Windows write backslashes
+    slash = ", with / instead of a backslash between folders" if "\\" in name else ""
     for folder in folders if base != name else ():
         if os.path.isfile(folder / base):
             raise UserError(
                 f"{annotations} names its first image {name!r}, which is not there, but {folder / base} is: write "
-                f"file_name relative to a folder of images ({base!r})"
+                f"file_name relative to a folder of images, {base!r}{slash}"
             )
     others = f", nor another of the first {len(listed)}" if more else ""
     shown = name if len(name) <= MOST_SHOWN else f"{name[:MOST_SHOWN]}..."

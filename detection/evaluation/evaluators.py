@@ -13,6 +13,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.evaluation import CityscapesSemSegEvaluator, DatasetEvaluator, SemSegEvaluator
 from fvcore.common.config import CfgNode
 
+from detection.checks.audit import source
 from detection.data import datasets, optional_packages
 from detection.data.requirements import requirements_of
 from detection.evaluation.cityscapes import CityscapesEvaluator
@@ -105,15 +106,15 @@ def check_metric(config: CfgNode) -> None:
     own = metric if dataset == names[0] else metric.partition("/")[2]
     known = metrics_of(config, dataset)
     start, dash, of_class = own.partition("-")
-    name = dataset.rpartition("/")[2]
     if start + dash in known and dash and of_class not in (classes := datasets.known_classes(dataset)):
         near = difflib.get_close_matches(of_class, classes, n=3, cutoff=0) or classes[:3]
         raise UserError(
-            f"TEST.BEST_METRIC {metric!r} is of a class that {name} does not have; nearest: {', '.join(near)}"
+            f"TEST.BEST_METRIC {metric!r} is of a class that {source(dataset)} does not have; nearest:"
+            f" {', '.join(near)}"
         )
     if start + dash not in known:
         shown = ", ".join(f"{name}CLASS" if name.endswith("-") else name for name in known)
-        raise UserError(f"TEST.BEST_METRIC {metric!r} is not measured on {name}; choose one of {shown}")
+        raise UserError(f"TEST.BEST_METRIC {metric!r} is not measured on {source(dataset)}; choose one of {shown}")
 
 
 def _coco(config: CfgNode, name: str, folder: str) -> DatasetEvaluator:

@@ -18,6 +18,7 @@ from fvcore.nn.precise_bn import get_bn_modules
 from detection.data import loading, training_data
 from detection.training import checkpoints, prepare, scaling, trainer
 from foundation import devices, machine
+from foundation.names import counted
 
 TIMED = 3  # passes, after one to warm up
 FEW = 2  # images in a timed pass on a CPU, for which large images take minutes otherwise
@@ -132,11 +133,11 @@ def _memory(device: str, images: int) -> str:
     if device == "cuda":
         _, total = torch.cuda.mem_get_info()
         used = torch.cuda.max_memory_reserved()
-        return f"GPU memory for {images} images in a pass: {used / 1e9:.1f} of {total / 1e9:.1f} GB"
+        return f"GPU memory for {counted(images, 'image')} in a pass: {used / 1e9:.1f} of {total / 1e9:.1f} GB"
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     free = machine.available_memory()
     left = f"; {free / 1e9:.1f} GB are available beside it" if free else ""
-    return f"memory of this process with {images} images in a pass: {used / 1e9:.1f} GB{left}"
+    return f"memory of this process with {counted(images, 'image')} in a pass: {used / 1e9:.1f} GB{left}"
 
 
 def _synchronize(config: CfgNode) -> None:

@@ -19,6 +19,7 @@ import numpy
 from fvcore.common.config import CfgNode
 
 from foundation.config import value_of
+from foundation.names import counted
 
 ITERATIONS, IMAGES, POWER, BATCH = 1500, 100, 0.64, 16
 EVALUATIONS = 10
@@ -97,13 +98,14 @@ def _values(config: CfgNode, images: Images, device: str) -> Iterator[tuple[str,
         yield "MODEL.MASK_ON", False, "the annotations have no masks"
     elif images.coded_masks:
         yield "INPUT.MASK_FORMAT", "bitmask", "the annotations have masks as run-length codes"
+    available = counted(images.count, "image")
     recipe_batch = solver.IMS_PER_BATCH
     batch = min(recipe_batch, images.count)
-    yield "SOLVER.IMS_PER_BATCH", batch, "the recipe's" if batch == recipe_batch else f"there are {images.count} images"
+    yield "SOLVER.IMS_PER_BATCH", batch, "the recipe's" if batch == recipe_batch else f"of {available}"
     rate = solver.BASE_LR * solver.IMS_PER_BATCH / recipe_batch
     yield "SOLVER.BASE_LR", rate, f"the recipe's for a batch of {solver.IMS_PER_BATCH}"
     iterations = max(1, round(ITERATIONS * (images.count / IMAGES) ** POWER * BATCH / solver.IMS_PER_BATCH))
-    epochs = f"{iterations * solver.IMS_PER_BATCH / images.count:.0f} epochs of {images.count:,} images"
+    epochs = f"{counted(round(iterations * solver.IMS_PER_BATCH / images.count), 'epoch')} of {available}"
     yield "SOLVER.MAX_ITER", iterations, f"{epochs}; random weights need 2 to 3 times as many"
     total = solver.MAX_ITER
     steps = tuple(sorted({max(1, total * part // 9) for part in (6, 8)} - {total}))  # none of a single iteration
@@ -111,7 +113,7 @@ def _values(config: CfgNode, images: Images, device: str) -> Iterator[tuple[str,
     yield "SOLVER.WARMUP_ITERS", min(solver.WARMUP_ITERS, max(1, total // 10)), "at most a tenth of the iterations"
     period = min(total, max(SHORTEST_PERIOD, math.ceil(total / EVALUATIONS)))
     count = math.ceil(total / period)
-    yield "TEST.EVAL_PERIOD", period, f"{count} evaluation(s); the best weights are kept as model_best.pth"
+    yield "TEST.EVAL_PERIOD", period, f"{counted(count, 'evaluation')}; the best weights are kept as model_best.pth"
     yield "SOLVER.CHECKPOINT_PERIOD", test.EVAL_PERIOD or period, "a checkpoint for each evaluation"
     passes = min(test.PRECISE_BN.NUM_ITER, max(10, math.ceil(images.count / solver.IMS_PER_BATCH)))
     yield "TEST.PRECISE_BN.NUM_ITER", passes, "at most one pass through the images"

@@ -70,7 +70,7 @@ def configure(arguments: argparse.Namespace) -> CfgNode:
         configs.complete(config)
     if begun is None and planned:
         try:
-            _apply_plan(config, given)
+            _apply_plan(config, given, _planned_for(config, arguments))
         except UserError:
             if not arguments.check_data:  # which lists this mistake and all others
                 raise
@@ -251,19 +251,41 @@ def _own_datasets(arguments: argparse.Namespace, output: Path) -> dict[str, str]
     if test:
         parts = {"TRAIN": train, "TEST": test} if train else {"TEST": test}
         return {part: datasets.custom_name(Path(file), folders[file]) for part, file in parts.items()}
-    fraction = VAL_FRACTION if arguments.val_fraction is None else arguments.val_fraction
+    fraction = _val_fraction(arguments)
     if not 0 < fraction < 1:
         raise UserError(f"--val-fraction must be between 0 and 1, not {fraction}")
     if arguments.check_data:  # of the whole file, which a run divides afterwards
         name = datasets.custom_name(Path(train), folders[train])
         return {"TRAIN": name, "TEST": name}
-    folder = _divide(Path(train), folders[train], fraction, arguments, output)
+    return _divided_datasets(folders[train], arguments, output)
+
+
+def _divided_datasets(images: Path, arguments: argparse.Namespace, output: Path) -> dict[str, str]:
+    """Names of the two parts of the file --train-json, TRAIN and TEST; the images are in a folder.
+
+    Raises:
+        UserError: as `_divide`.
+    """
+    train, fraction = arguments.train_json, _val_fraction(arguments)
+    folder = _divide(Path(train), images, fraction, arguments, output)
     print(f"note: {fraction:.0%} of the images, drawn at random, are for evaluation (--val-fraction)")
-    files = custom.part_files(folder)
-    names = [datasets.custom_name(file, folders[train].resolve()) for file in files]
+    names = [datasets.custom_name(file, images.resolve()) for file in custom.part_files(folder)]
     for name, use in zip(names, ("train", "evaluate"), strict=True):
         datasets.ORIGINS[name] = f"{train} (the part to {use} on)"
     return dict(zip(("TRAIN", "TEST"), names, strict=True))
+
+
+def _val_fraction(arguments: argparse.Namespace) -> float:
+    return VAL_FRACTION if arguments.val_fraction is None else float(arguments.val_fraction)
+
+
+def _planned_for(config: CfgNode, arguments: argparse.Namespace) -> str:
+    """The dataset that a run would train on. --check-data looks through a whole file, of which a run uses a part."""
+    (name,) = config.DATASETS.TRAIN
+    _, custom_file, images = name.partition(datasets.CUSTOM)
+    if arguments.check_data and not arguments.test_json and custom_file:
+        return _divided_datasets(Path(images), arguments, Path(config.OUTPUT_DIR))["TRAIN"]
+    return str(name)
 
 
 def _divide(train: Path, images: Path, fraction: float, arguments: argparse.Namespace, output: Path) -> Path:
@@ -273,7 +295,7 @@ def _divide(train: Path, images: Path, fraction: float, arguments: argparse.Name
         UserError: the run in the folder has other parts, or they cannot be made.
     """
     parts = custom.divide(train, images, fraction)
-    if arguments.dry_run or arguments.show_data is not None:  # these leave no trace
+    if arguments.check_data or arguments.dry_run or arguments.show_data is not None:  # these leave no trace
         folder = Path(tempfile.mkdtemp(prefix="split-"))
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
         custom.write_parts(parts, folder)
@@ -329,9 +351,8 @@ def _begun_run(folder: Path, series: Sequence[str]) -> Path | None:
     return next((each for each in found if (each / RUN_CONFIG).is_file()), None)
 
 
-def _apply_plan(config: CfgNode, given: Collection[str]) -> None:
-    """Work out a schedule, sizes and anchors for the user's own training images, and print them."""
-    (name,) = config.DATASETS.TRAIN
+def _apply_plan(config: CfgNode, given: Collection[str], name: str) -> None:
+    """Work out a schedule, sizes and anchors for the user's own training images, those of `name`, and print them."""
     datasets.register([name])
     # With an exponent, the schedule of all images is shortened afterwards.
     fraction = 1.0 if config.SOLVER.FRACTION_EXPONENT else config.DATASETS.FRACTION

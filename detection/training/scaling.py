@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from fvcore.common.config import CfgNode
 
 from foundation.errors import UserError
+from foundation.names import counted
 
 # The recipes have the learning rate of MoCo's protocol, 0.02 for 16 images on COCO and VOC. Weights that were
 # pretrained with LARS (Barlow Twins, VICReg, SwAV, SimCLR, BYOL) need a larger one: Zbontar et al. 2021 (Barlow Twins),
@@ -70,9 +71,9 @@ def describe(config: CfgNode, processes: int, images: int) -> str:
     passes = f" in {solver.ACCUMULATION} passes of {own // solver.ACCUMULATION}" if solver.ACCUMULATION > 1 else ""
     epochs = solver.MAX_ITER * solver.IMS_PER_BATCH / images
     return (
-        f"{processes} process{'es' if processes > 1 else ''}, {solver.IMS_PER_BATCH} images a step ({own} a process"
+        f"{counted(processes, 'process')}, {counted(solver.IMS_PER_BATCH, 'image')} a step ({own} a process"
         f"{passes}), learning rate {solver.BASE_LR:g}, {solver.MAX_ITER:,} iterations = {epochs:.3g} epochs of"
-        f" {images:,} images"
+        f" {counted(images, 'image')}"
     )
 
 

@@ -3,6 +3,8 @@
 import math
 from collections.abc import Mapping
 
+from foundation.names import counted
+
 NAMES = {"bbox": "box", "segm": "mask", "keypoints": "keypoint", "sem_seg": "semantic"}
 VARIANTS = {"_TTA": " with test-time augmentation", "_EMA": " of averaged weights"}
 METRICS = ("AP", "mIoU", "IoU")  # the main one of each task
@@ -31,7 +33,7 @@ def describe(results: Mapping[str, Mapping[str, float | None]], images: int) -> 
         else:
             parts.append(f"{label} {value:.1f}")
             values.append(value)
-    line = f"{', '.join(parts)} ({images:,} image{'s' * (images != 1)})"
+    line = f"{', '.join(parts)} ({counted(images, 'image')})"
     if values and max(values) < LEAST_COMPARABLE:
         line += (
             ". This is too low to compare initialisations: train longer (SOLVER.MAX_ITER) or on more images, and check"

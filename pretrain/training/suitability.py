@@ -82,8 +82,8 @@ def steps_warning(config: CfgNode, planned: bool, images: int) -> list[str]:
             "`pretrain/train.py FOLDER --dry-run` plans for it"
         )
     return [
-        f"warning: {counted(steps, 'step')} {'is' if steps == 1 else 'are'} too few to learn much ({images} images, "
-        f"TRAIN.BATCH_SIZE {config.TRAIN.BATCH_SIZE}: {per_epoch} an epoch); {advice}"
+        f"warning: {counted(steps, 'step')} {'is' if steps == 1 else 'are'} too few to learn much "
+        f"({counted(images, 'image')}, TRAIN.BATCH_SIZE {config.TRAIN.BATCH_SIZE}: {per_epoch} an epoch); {advice}"
     ]
 
 

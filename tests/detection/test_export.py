@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
@@ -167,6 +168,12 @@ def test_a_check_in_which_nothing_is_found_is_repeated_without_a_threshold(heads
 def test_a_name_that_the_description_needs_is_refused(name, tmp_path):
     with pytest.raises(UserError, match=r"must be a file whose name does not end in \.json"):
         export.main(["--config", "shapes_R18_FPN", "--weights", "none.pth", "--output", str(tmp_path / name)])
+
+
+def test_the_ending_chooses_the_format_and_an_unknown_one_is_refused(tmp_path):
+    assert [export.format_of(Path(f"a.{each}")) for each in ("ts", "pt", "ONNX")] == ["torchscript"] * 2 + ["onnx"]
+    with pytest.raises(UserError, match=r"own\.xyz: its ending stands for no .* in \.onnx .* or in \.ts, \.pt"):
+        export.main(["--config", "shapes_R18_FPN", "--weights", "none.pth", "--output", str(tmp_path / "own.xyz")])
 
 
 @pytest.mark.parametrize("content", ['{"kind": "detection", "results": {}}', "[1]", "not JSON", None])

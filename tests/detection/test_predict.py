@@ -343,8 +343,8 @@ def test_subfolders_are_not_searched_and_named(pictures, tmp_path, capsys):
     assert capsys.readouterr().out == ""
     (pictures / "more").mkdir()
     predict.find_images([str(pictures)])
-    assert "7 images and videos; it has 1 subfolder(s), which are not searched" in capsys.readouterr().out
-    with pytest.raises(UserError, match=r"no images or videos in this folder .*; it has 1 subfolder\(s\)"):
+    assert "7 images and videos; it has 1 subfolder, not searched" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"no images or videos in this folder .*; it has 1 subfolder, not searched"):
         predict.find_images([str(tmp_path)])
 
 

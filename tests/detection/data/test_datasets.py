@@ -127,9 +127,17 @@ def test_masks_must_be_there_if_they_are_learned_and_as_they_are_read(tiny, anno
         check("tiny_train", "coco_R50_C4", *TWO)
     check("tiny_train", "coco_R50_C4", *TWO, "INPUT.MASK_FORMAT", "bitmask")
     spoil(annotations, lambda c: [one.pop("segmentation") for one in c["annotations"][1:3]])
-    with pytest.raises(UserError, match=r"2 objects without a mask: annotation 2 in .*; set MODEL\.MASK_ON False"):
+    with pytest.raises(UserError, match=r"2 objects without a mask: annotation 2 in .* False to learn boxes only"):
         check("tiny_train", "coco_R50_C4", *TWO)
+    with pytest.raises(UserError, match=r"without a mask: .*; set MODEL\.MASK_ON False to evaluate boxes only"):
+        check("tiny_train", "coco_R50_C4", *TWO, training=False)
     check("tiny_train", "coco_R50_C4", *TWO, "MODEL.MASK_ON", "False")
+
+
+def test_backslashes_in_the_name_of_a_missing_file_are_named(tiny, annotations):
+    spoil(annotations, lambda c: c["images"][1].update(file_name="a\\001.jpg"))
+    with pytest.raises(UserError, match=r"a\\001\.jpg \(its file_name has a backslash: write / between folders\)"):
+        check("tiny_train", "coco_R50_C4", *TWO)
 
 
 def test_keypoints_must_be_there_if_they_are_learned(scenes, dataset_root, tiny):

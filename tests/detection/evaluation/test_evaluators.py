@@ -318,15 +318,21 @@ def test_coco_gets_the_fast_evaluator_for_what_the_model_predicts(recipe, name, 
         ("coco_R50_C4", "bbox/AP51", "bbox/AP, bbox/AP50"),
         ("coco_R50_C4", "AP", "bbox/AP, bbox/AP50"),
         ("coco_R50_RetinaNet_1x", "segm/AP", "bbox/AP, .*bbox/AP-CLASS$"),
-        ("voc_R50_C4_24k", "bbox/APs", "bbox/AP, bbox/AP50, bbox/AP75$"),
     ],
 )
 def test_a_metric_that_nothing_measures_is_refused(recipe, metric, there_is, dataset_root):
     config = configs.load(recipe, ["TEST.BEST_METRIC", metric])
     datasets.register(config.DATASETS.TEST)
     with pytest.raises(
-        UserError, match=rf"TEST.BEST_METRIC '{metric}' is not measured on \w+; choose one of {there_is}"
+        UserError, match=rf"TEST.BEST_METRIC '{metric}' is not measured on dataset \w+ \(.+\); choose one of {there_is}"
     ):
+        evaluators.check_metric(config)
+
+
+def test_a_metric_that_nothing_measures_on_vocs_boxes_is_refused(dataset_root):
+    config = configs.load("voc_R50_C4_24k", ["TEST.BEST_METRIC", "bbox/APs"])
+    datasets.register(config.DATASETS.TEST)
+    with pytest.raises(UserError, match=r"on dataset voc_2007_test; choose one of bbox/AP, bbox/AP50, bbox/AP75$"):
         evaluators.check_metric(config)
 
 
@@ -339,10 +345,10 @@ def test_a_metric_may_be_of_a_class_or_of_another_set(metric, dataset_root):
 
 def test_the_class_of_a_metric_is_one_of_the_datasets(dataset_root):
     config = configs.load("coco_R50_C4", ["TEST.BEST_METRIC", "bbox/AP-persn"])
-    with pytest.raises(UserError, match="of a class that coco_2017_val does not have; nearest: person"):
+    with pytest.raises(UserError, match=r"of a class that dataset coco_2017_val \(.*\) does not have; nearest: person"):
         evaluators.check_metric(config)
     config = configs.load("coco_keypoints_R50_FPN", ["TEST.BEST_METRIC", "bbox/AP-person"])
-    with pytest.raises(UserError, match="is not measured on keypoints_coco_2017_val"):  # the only class
+    with pytest.raises(UserError, match="is not measured on dataset keypoints_coco_2017_val"):  # the only class
         evaluators.check_metric(config)
 
 
