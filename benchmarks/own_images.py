@@ -24,7 +24,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 
@@ -61,6 +61,7 @@ DETECTION = (
 )
 PROBE = ("DATA.NAME", "folder", "DATA.WORKERS", 0, "TRAIN.EPOCHS", 30)  # on top of shapes_R18
 PARTS = ("sets", "pretrain", "probe", "detection", "table", "figure")
+TITLES = {"clipart": "clip art", RANDOM: "random weights", OURS: "CorInfoMax"}  # in the plot; other names as they are
 COLOURS = ("#8a8a8a", "#1f6fb4", "#d1792c", "#3d8f4a", "#8a5fb0", "#b0413e")  # of up to six arms
 
 
@@ -260,19 +261,21 @@ def draw(out: Path, path: Path) -> None:
             highest = max([highest, *(value for values in found.values() for value in values)])
             means = [statistics.mean(values) for values in found.values()]
             spread = [statistics.stdev(values) if len(values) > 1 else 0.0 for values in found.values()]
-            panel.errorbar(places, means, spread, color=colours[arm], marker="o", markersize=4, capsize=4, label=arm)
+            style: dict[str, Any] = {"color": colours[arm], "marker": "o", "markersize": 4, "capsize": 4}
+            panel.errorbar(places, means, spread, label=TITLES.get(arm, arm), **style)
             for place, values in zip(places, found.values(), strict=True):
-                panel.plot([place] * len(values), values, "_", color=colours[arm], markersize=9, alpha=0.7)
+                panel.plot([1.04 * place] * len(values), values, ".", color=colours[arm], markersize=4, alpha=0.7)
         panel.set_xscale("log")
         panel.set_xticks([*LABELS], [str(labels) for labels in LABELS])
         panel.minorticks_off()
         panel.set_xlim(min(LABELS) / 1.5, max(LABELS) * 1.5)
-        panel.set_title(name, fontsize=10)
+        panel.set_title(TITLES.get(name, name), fontsize=10)
         panel.set_xlabel("labelled scenes")
         panel.grid(alpha=0.3)
         if arms:
             panel.legend(frameon=False, loc="upper left", fontsize=8)
-    panels[0].set_ylabel("box AP on 500 held-out scenes")
+    panels[0].set_ylabel("box AP on 500 held-out scenes (%)")
+    figure.supxlabel("points: means; whiskers: standard deviation; small dots beside them: single seeds", fontsize=8)
     panels[0].set_ylim(0, 1.3 * highest)
     figure.savefig(path, dpi=150)
 

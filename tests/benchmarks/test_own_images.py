@@ -5,6 +5,8 @@ import runpy
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from foundation.config import load_config
 
@@ -46,7 +48,9 @@ def test_every_command_is_accepted(experiment: dict, tmp_path: Path, monkeypatch
             assert config.SOLVER.MAX_ITER == 600
 
 
-def test_the_table_and_the_figure_hold_the_finished_runs(experiment: dict, tmp_path: Path) -> None:
+def test_the_table_and_the_figure_hold_the_finished_runs(
+    experiment: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name, values in {"detection_random_400_seed0": 12.0, "detection_corinfomax_400_seed0": 13.0,
                          "detection_corinfomax_400_seed1": 15.0}.items():  # fmt: skip
         folder = tmp_path / "garments" / name
@@ -56,8 +60,18 @@ def test_the_table_and_the_figure_hold_the_finished_runs(experiment: dict, tmp_p
     lines = list(experiment["table"](tmp_path))
     assert "| garments | 400 | random | 12.0 (12.0) | 24.0 (24.0) | 1.0 (1.0) |" in lines
     assert "| garments | 400 | corinfomax | 14.0 ± 1.4 (13.0, 15.0) |" in lines[-1]
+    texts = []
+    save = Figure.savefig
+
+    def recording(figure: Figure, *rest: object, **options: object) -> None:
+        texts.extend(text.get_text() for text in figure.findobj(Text))
+        save(figure, *rest, **options)
+
+    monkeypatch.setattr(Figure, "savefig", recording)
     experiment["draw"](tmp_path, tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 1000
+    assert {"clip art", "garments", "random weights", "CorInfoMax", "box AP on 500 held-out scenes (%)"} <= {*texts}
+    assert any("small dots beside them: single seeds" in text for text in texts)
 
 
 def test_a_set_that_was_interrupted_is_made_again(
