@@ -128,6 +128,14 @@ OBJECTIVES: dict[str, type[CorInfoMaxLoss] | type[Objective]] = {
     "dcl": DCL,
     "frossl": FroSSL,
 }
+TITLES = {  # as their authors write them, for legends
+    CORINFOMAX: "CorInfoMax",
+    "vicreg": "VICReg",
+    "barlow_twins": "Barlow Twins",
+    "simclr": "SimCLR",
+    "dcl": "DCL",
+    "frossl": "FroSSL",
+}
 
 
 def needs_unit_length(name: str) -> bool:

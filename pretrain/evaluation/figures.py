@@ -27,6 +27,7 @@ from pretrain.images.joined import JoinedSource
 from pretrain.images.labelled import Subset, build_labelled_source, split_labelled_folder
 from pretrain.images.paths import split_roots
 from pretrain.images.sources import UNLABELED, Source, build_source
+from pretrain.objectives import TITLES
 from pretrain.runs import checkpoint
 from pretrain.runs.metrics import read_metrics
 from pretrain.runs.weights import build_from, read_weights
@@ -62,7 +63,7 @@ def draw(
         output: an existing folder.
         ldmi_scale: as in `plots.information_curves`.
     """
-    named = dict(zip(short_names(runs), runs, strict=True))
+    named = dict(zip(_titles(runs), runs, strict=True))
     first = next(iter(named))
     if len(named) > 1:
         _tell(named, only, output)
@@ -93,6 +94,13 @@ def draw(
             with complete_file(output / f"{name}.{suffix}") as draft:
                 figure.savefig(draft, dpi=150, bbox_inches="tight")
         logger.info("%s", output / f"{name}.png")
+
+
+def _titles(runs: Sequence[Path]) -> list[str]:
+    """Names of runs that tell them apart; where that is an objective, the objective as its authors write it."""
+    names = short_names(runs)
+    titles = [TITLES.get(name.removeprefix("OBJECTIVE.NAME="), name) for name in names]
+    return titles if len(set(titles)) == len(names) else names
 
 
 def _tell(named: Mapping[str, Path], only: Sequence[str], output: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 from matplotlib.figure import Figure
 
 from pretrain import figures as command
-from pretrain import train
+from pretrain import objectives, train
 from pretrain.config import get_defaults
 from pretrain.evaluation import figures, plots
 from pretrain.images.files import FileSource
@@ -147,14 +147,15 @@ def test_spectra_of_very_different_dimensions_are_all_seen(dims: tuple[int, int]
 
 
 def test_runs_of_a_sweep_are_told_apart(pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    runs = [tmp_path / name / "seed0" / "pretrain" for name in ("vicreg", "simclr")]
+    runs = [tmp_path / name / "seed0" / "pretrain" for name in ("OBJECTIVE.NAME=barlow_twins", "TRAIN.LR=0.1")]
     for folder in runs:
         folder.parent.mkdir(parents=True)
         folder.symlink_to(pretrained)
     drawn = {}
     monkeypatch.setattr(figures.plots, "eigenvalue_spectra", drawn.update)
     command.main([*map(str, runs), "--only", "eigenvalues", "--output", str(tmp_path / "figures")])
-    assert list(drawn) == ["vicreg", "simclr"]
+    assert list(drawn) == ["Barlow Twins", "TRAIN.LR=0.1"]
+    assert objectives.TITLES.keys() == objectives.OBJECTIVES.keys()
 
 
 def test_of_several_runs_it_is_said_which_figures_show_which(
