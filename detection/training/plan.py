@@ -136,6 +136,7 @@ def _values(config: CfgNode, images: Images, device: str) -> Iterator[tuple[str,
         middle = math.exp(numpy.mean([math.log(level[0]) for level in anchors]))
         octaves = round(math.log2(math.sqrt(max(small, 1) * max(large, 1)) / middle))
         octaves = max(octaves, math.ceil(math.log2(8 / anchors[0][0])))  # smaller than a stride of 4 allows
-        fitted = [[level[0] * 2**octaves if octaves >= 0 else level[0] / 2**-octaves] for level in anchors]
+        scaled = [level[0] * 2.0**octaves for level in anchors]
+        fitted = [[int(size) if size.is_integer() else size] for size in scaled]
         reason = f"most objects have {small:.0f} to {large:.0f} pixels in resized images"
         yield "MODEL.ANCHOR_GENERATOR.SIZES", fitted, reason

@@ -69,6 +69,8 @@ def configure(arguments: argparse.Namespace) -> CfgNode:
             print(f"note: {line}")
         configs.complete(config)
     if begun is None and planned:
+        if _begins_run(arguments):
+            refuse_begun(Path(config.OUTPUT_DIR))  # before the plan is worked out and printed
         try:
             _apply_plan(config, given, _planned_for(config, arguments))
         except UserError:
@@ -101,18 +103,23 @@ def check(config: CfgNode, resume: bool) -> None:
     folder = Path(config.OUTPUT_DIR)
     check_utf8(folder)
     begun = checkpoints.exists(folder)
-    if not begun:
-        refuse_other_kind(folder, DETECTION)
-        if read_results(folder):
-            raise UserError(
-                f"{folder} holds results of a detector, and no checkpoint of it: choose another --output, or remove"
-                " results.json"
-            )
-    else:
-        if not resume:
-            raise UserError(f"{folder} already holds a run: continue it with --resume, or choose another --output")
+    if begun and resume:
         run_folder.check_same(folder, config)
+    else:
+        refuse_begun(folder)
     check_ahead(config, begun)
+
+
+def refuse_begun(folder: Path) -> None:
+    """Raises UserError where a new run would replace a run, or results without their run."""
+    if checkpoints.exists(folder):
+        raise UserError(f"{folder} already holds a run: continue it with --resume, or choose another --output")
+    refuse_other_kind(folder, DETECTION)
+    if read_results(folder):
+        raise UserError(
+            f"{folder} holds results of a detector, and no checkpoint of it: choose another --output, or remove"
+            " results.json"
+        )
 
 
 def check_ahead(config: CfgNode, begun: bool) -> None:
@@ -332,6 +339,12 @@ def _given_keys(config: CfgNode, arguments: argparse.Namespace) -> Collection[st
 def _is_recipe(name: str) -> bool:
     """Whether a config is one of the project's, and not the user's own or a run's."""
     return find_config(name, "detection").parent == config_folder("detection")
+
+
+def _begins_run(arguments: argparse.Namespace) -> bool:
+    """Whether the command is to begin one run. A series continues its runs, and the other commands train nothing."""
+    others = (arguments.dry_run, arguments.check_data, arguments.show_data is not None, arguments.eval_only)
+    return not any((*others, arguments.resume, arguments.seeds, arguments.sweep_lr))
 
 
 def _begun_config(config: CfgNode, arguments: argparse.Namespace) -> CfgNode | None:

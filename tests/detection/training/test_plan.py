@@ -43,7 +43,8 @@ def test_the_plan_by_hand():
 def test_small_objects_get_small_anchors_and_boxes_alone_no_mask_head():
     config, _ = values("coco_R50_FPN_1x_moco", plan.Images(10000, 900.0, [0.02] * 9 + [0.05], masks=False))
     assert config.INPUT.MIN_SIZE_TEST == 800
-    assert config.MODEL.ANCHOR_GENERATOR.SIZES == [[8.0], [16.0], [32.0], [64.0], [128.0]]
+    sizes = config.MODEL.ANCHOR_GENERATOR.SIZES
+    assert str(sizes) == "[[8], [16], [32], [64], [128]]", "whole numbers, as in the recipes"
     assert config.MODEL.MASK_ON is False
     assert pytest.approx(28580, abs=10) == config.SOLVER.MAX_ITER
 
@@ -242,8 +243,10 @@ def test_the_parts_of_a_run_that_has_begun_are_never_replaced(coco_root, tmp_pat
     (folder / "model_0000001.pth").touch()
     run_folder.write_config(folder, config, "shapes_R18_FPN")
     before = [each.read_text() for each in files]
-    for options in ([], ["--resume"]):  # the same again
-        assert prepare.configure(train_net.parse([*words, *options])).DATASETS == config.DATASETS
+    with pytest.raises(UserError, match="shapes_R18_FPN already holds a run"):
+        prepare.configure(train_net.parse(words))
+    assert prepare.configure(train_net.parse([*words, "--resume"])).DATASETS == config.DATASETS
+    for options in ([], ["--resume"]):
         for other in (["--val-fraction", "0.25"], ["OUTPUT_DIR", config.OUTPUT_DIR, "--val-fraction", "0.25"]):
             with pytest.raises(UserError, match=r"shapes_R18_FPN holds a run on other images than .* 0\.25 gives"):
                 prepare.configure(train_net.parse([*words, *other, *options]))
@@ -287,6 +290,11 @@ def test_annotations_alone_are_enough(coco_root, tmp_path, capsys):
     # A run's own config is complete: nothing is worked out again.
     again = prepare.configure(train_net.parse(["--config", str(tmp_path / "run" / "config.yaml"), "--num-gpus", "0"]))
     assert again.SOLVER.MAX_ITER == 2
+    # Another run in its place is refused, before a plan is printed.
+    capsys.readouterr()
+    with pytest.raises(UserError, match="already holds a run: continue it with --resume"):
+        train_net.main([*arguments, *short])
+    assert "plan for your own data" not in capsys.readouterr().out
 
 
 def test_a_dry_run_says_what_a_run_comes_to_and_leaves_no_trace(coco_root, tmp_path, capsys):
