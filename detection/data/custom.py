@@ -14,8 +14,10 @@ from foundation.coco_ids import read_id
 from foundation.errors import UserError
 from foundation.files import write_atomic
 from foundation.json_files import read_json
+from foundation.names import counted
 
 MOST_SHOWN = 100  # characters of a name
+CLASSES_SHOWN = 5  # in a warning
 MOST_TRIED = 100  # images that are looked for, because the first ones may be missing
 
 
@@ -110,6 +112,29 @@ def divide(annotations: Path, folder: Path, fraction: float, seed: int = 0, by_f
         }
         for wanted in (False, True)
     ))  # fmt: skip
+
+
+def describe_absent(parts: Parts) -> list[str]:
+    """A warning that names the classes with objects in one part only: they are not learned, or not measured. None where
+    both parts have objects of all classes that have any. Crowds are no objects.
+    """
+    names = {read_id(each["id"]): str(each["name"]) for each in parts.train["categories"]}
+    train, val = (
+        {read_id(each["category_id"]) for each in part["annotations"] if not float(each.get("iscrowd") or 0)}
+        for part in parts
+    )
+    said = []
+    for absent, use in ((val - train, "train"), (train - val, "evaluate")):
+        listed = [name for identity, name in names.items() if identity in absent]
+        if listed:
+            shown = ", ".join([*listed[:CLASSES_SHOWN], *["..."] * (len(listed) > CLASSES_SHOWN)])
+            said.append(f"{len(listed)} of {counted(len(names), 'class')} in the part to {use} on ({shown})")
+    if not said:
+        return []
+    return [
+        f"the split leaves without an object {' and '.join(said)}: name two files, --train-json and --test-json, or"
+        " change --val-fraction"
+    ]
 
 
 def part_files(folder: Path) -> tuple[Path, Path]:

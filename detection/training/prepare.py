@@ -302,6 +302,8 @@ def _divide(train: Path, images: Path, fraction: float, arguments: argparse.Name
         UserError: the run in the folder has other parts, or they cannot be made.
     """
     parts = custom.divide(train, images, fraction)
+    for line in custom.describe_absent(parts):
+        print(f"warning: {line}")
     if arguments.check_data or arguments.dry_run or arguments.show_data is not None:  # these leave no trace
         folder = Path(tempfile.mkdtemp(prefix="split-"))
         atexit.register(shutil.rmtree, folder, ignore_errors=True)

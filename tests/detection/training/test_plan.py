@@ -192,6 +192,27 @@ def test_images_with_the_same_file_come_into_one_part(merged):
         custom.divide(merged, folder, 0.5)
 
 
+def test_classes_that_a_split_leaves_out_of_a_part_are_named(coco_root, tmp_path, capsys):
+    file = coco_root / "coco" / "annotations" / "instances_train2017.json"
+    content = json.loads(file.read_text())
+    assert custom.describe_absent(custom.divide(file, file.parent, 0.5)) == []
+    content["categories"] += [{"id": 3 + i, "name": f"kind {i}"} for i in range(8)]  # of the last there is no object
+    (held_out,) = [each["id"] for each in custom.divide(file, file.parent, 0.25).val["images"]]
+    others = [each for each in content["annotations"] if each["image_id"] != held_out]
+    for i, each in enumerate([*others, *others][:6]):  # six classes with an object in training alone
+        content["annotations"].append({**each, "id": 100 + i, "category_id": 3 + i})
+    content["annotations"].append({**others[0], "id": 200, "category_id": 9, "image_id": held_out})
+    content["annotations"].append({**others[0], "id": 201, "category_id": 9, "iscrowd": "1.0"})
+    file.write_text(json.dumps(content))
+    words = ["--train-json", str(file), "--num-gpus", "0", "--output", str(tmp_path / "run"), "--val-fraction", "0.25"]
+    prepare.configure(train_net.parse([*words, "--dry-run"]))
+    (line,) = [each for each in capsys.readouterr().out.splitlines() if "without an object" in each]
+    assert line.startswith(
+        "warning: the split leaves without an object 1 of 10 classes in the part to train on (kind 6) and 6 of 10 classes"
+        " in the part to evaluate on (kind 0, kind 1, kind 2, kind 3, kind 4, ...): name two files"
+    )
+
+
 def test_a_run_of_an_earlier_version_keeps_its_split_of_repeated_files(merged, tmp_path):
     run, folder = tmp_path / "run", custom.find_images(merged)
     words = ["--train-json", str(merged), "--num-gpus", "0", "--output", str(run), "--val-fraction", "0.5"]
