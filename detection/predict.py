@@ -4,8 +4,8 @@
     python detection/predict.py --config RUN/config.yaml --weights RUN/model_final.pth IMAGES --json FILE
 
 IMAGES are files or folders, of images and of videos (pip install av). For each image, DIR gets a PNG of the same name
-and size with boxes, masks, keypoints, classes and scores, or the regions of semantic segmentation; for each video an
-MP4. Where two files have the same name, all are numbered.
+with boxes, masks, keypoints, classes and scores, or the regions of semantic segmentation; for each video an MP4. Small
+ones are enlarged, so that the labels do not hide the objects. Where two files have the same name, all are numbered.
 
 FILE gets everything that the model finds, whatever its score. The ids of images and categories are those of the COCO
 file that --annotations names. Without it images are numbered from 1, and a second file, with `.images.json` for
@@ -15,6 +15,7 @@ An image that cannot be read or processed is reported, and the others are proces
 """
 
 import argparse
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -46,7 +47,12 @@ def build_parser() -> ArgumentParser:
     parser.add_argument("--json", type=Path, metavar="FILE", help="file for the COCO results")
     parser.add_argument("--annotations", type=Path, metavar="FILE", help="COCO json with the ids of the images")
     parser.add_argument("--batch-size", type=int, default=1, metavar="N", help="images at a time; default 1")
-    parser.add_argument("--scale", type=float, default=1.0, metavar="S", help="enlarge the drawn images; default 1")
+    parser.add_argument(
+        "--scale",
+        type=float,
+        metavar="S",
+        help="enlarge the drawn images; by default those with a longer side below 460 pixels, to that size",
+    )
     parser.add_argument(
         "--score-threshold",
         type=threshold,
@@ -121,7 +127,7 @@ def _check(arguments: argparse.Namespace) -> None:
         raise UserError(f"--score-threshold must be in 0..1 or auto, not {arguments.score_threshold}")
     if arguments.batch_size < 1:
         raise UserError(f"--batch-size must be at least 1, not {arguments.batch_size}")
-    if not 0 < arguments.scale <= MOST_SCALE:
+    if arguments.scale is not None and not 0 < arguments.scale <= MOST_SCALE:
         raise UserError(f"--scale must be above 0 and at most {MOST_SCALE:g}, not {arguments.scale}")
     if not arguments.output and not arguments.json:
         raise UserError("name --output DIR for drawn images, or --json FILE for results, or both")
@@ -129,6 +135,18 @@ def _check(arguments: argparse.Namespace) -> None:
         raise UserError(f"--json {arguments.json} is a folder: name a file in it")
     if arguments.annotations and not arguments.json:
         raise UserError("--annotations gives the ids for --json FILE, which is not named")
+
+
+def _advise_on_threshold(threshold: float, highest: float) -> str:
+    """What to do where no object has a score of `threshold` in any image, and the highest score is `highest`."""
+    if not highest:
+        return "the detector finds no object in any image, whatever the threshold: train it longer"
+    unit = 100 if highest >= 0.01 else 10_000
+    lower = math.floor(highest * unit) / unit
+    return (
+        f"no image has an object with a score of {threshold:g} or more; the highest score is {highest:.2g}:"
+        f" --score-threshold {lower:g} draws it"
+    )
 
 
 class Prediction:
@@ -211,10 +229,7 @@ class Prediction:
         """End the progress bar, and say so where nothing was found."""
         self._progress.close()
         if 0 < self._shown == self._empty:
-            print(
-                f"no image has an object with a score of {self._thresholds.overall:g} or more; the highest score is"
-                f" {self._highest:.2f}: lower --score-threshold to see more"
-            )
+            print(_advise_on_threshold(self._thresholds.overall, self._highest))
 
     def _detected(
         self, images: "Iterator[tuple[int, Image.Image]]", draw: bool, failed: Callable[[int, str], None]
@@ -222,7 +237,7 @@ class Prediction:
         """(index, number of objects to draw, the drawn image, the number in words) of each image."""
         from detection import inference
         from detection.evaluation import overlays
-        from foundation.canvas import draw_overlays
+        from foundation.canvas import draw_overlays, legible_scale
 
         arguments, classes = self._arguments, self.classes
         thresholds = [self._thresholds.of(name) for name in classes.names]
@@ -239,7 +254,8 @@ class Prediction:
                 self._empty, self._highest = self._empty + 1, max(self._highest, score)
                 threshold = AUTO if self._chosen is None else f"{self._chosen:g}"
                 text += f" (highest score {score:.2f}, --score-threshold {threshold})"
-            yield index, len(objects), draw_overlays(image, objects, arguments.scale) if draw else None, text
+            scale = arguments.scale or legible_scale(image)
+            yield index, len(objects), draw_overlays(image, objects, scale) if draw else None, text
 
     def fail(self, file: Path, reason: str) -> None:
         """Report a file that cannot be processed."""

@@ -94,6 +94,13 @@ def draw_overlays(photograph: Image.Image, overlays: Sequence[Overlay], scale: f
     return scene
 
 
+def legible_scale(photograph: Image.Image) -> float:
+    """By how much a small photograph is enlarged to the size of a cell, so that labels do not hide its objects; 1 for a
+    larger one.
+    """
+    return max(1.0, CELL / max(photograph.size))
+
+
 def draw_cell(photograph: Image.Image, overlays: Sequence[Overlay], note: str) -> Image.Image:
     """A cell of a sheet: the photograph enlarged to at most `CELL` a side, the overlays, and a note below."""
     scene = draw_overlays(photograph, overlays, min(CELL / photograph.width, CELL / photograph.height))

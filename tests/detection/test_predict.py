@@ -168,7 +168,7 @@ def test_frames_of_a_video(recipe, tmp_path, capsys):
     assert sorted(path.name for path in (tmp_path / "drawn").iterdir()) == ["0.png", "clip.mp4"]
     with av.open(str(tmp_path / "drawn" / "clip.mp4")) as drawn:
         stream = drawn.streams.video[0]
-        assert (stream.average_rate, stream.frames, stream.width, stream.height) == (12, 5, 80, 64)
+        assert (stream.average_rate, stream.frames, stream.width, stream.height) == (12, 5, 460, 368)
     listing = json.loads((tmp_path / "video.images.json").read_text())["images"]
     assert [each.get("frame") for each in listing] == [None, 0, 1, 2, 3, 4]  # images come first
     assert [each.get("seconds") for each in listing[1:3]] == [0.0, 0.083]
@@ -291,7 +291,20 @@ def test_where_nothing_is_found_the_threshold_is_named(recipe, pictures, tmp_pat
     predict.main([*recipe, "--json", str(tmp_path / "f.json"), "--score-threshold", "1", str(pictures / "0.png")])
     said = capsys.readouterr().out
     assert "0.png: 0 objects (highest score 0." in said
-    assert "no image has an object with a score of 1 or more; the highest score is 0." in said
+    line = said.splitlines()[-2]  # the last names the file
+    assert line.startswith("no image has an object with a score of 1 or more; the highest score is 0.")
+    lower = line.partition("--score-threshold ")[2].removesuffix(" draws it")
+    predict.main([*recipe, "--json", str(tmp_path / "f.json"), "--score-threshold", lower, str(pictures / "0.png")])
+    assert "0.png: 0 objects" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("highest", "lower"), [(0.079, "0.07"), (0.5, "0.5"), (0.00234, "0.0023")])
+def test_a_threshold_that_draws_the_best_object(highest, lower):
+    assert predict._advise_on_threshold(0.6, highest).endswith(f"--score-threshold {lower} draws it")
+
+
+def test_where_the_model_finds_nothing_no_threshold_helps():
+    assert "whatever the threshold" in predict._advise_on_threshold(0.5, 0.0)
 
 
 def test_the_threshold_of_each_class_is_taken_from_the_evaluation_of_the_run(recipe, pictures, tmp_path, capsys):
@@ -310,9 +323,13 @@ def test_the_threshold_of_each_class_is_taken_from_the_evaluation_of_the_run(rec
     assert (overlay.text, round(overlay.score, 2)) == ("one", 0.4)
 
 
-def test_pictures_keep_their_size_unless_asked(recipe, pictures, tmp_path):
+def test_small_pictures_are_enlarged_for_their_labels(recipe, pictures, tmp_path):
     picture = str(pictures / "1.png")
-    predict.main([*recipe, "--output", str(tmp_path / "same"), picture])
+    Image.new("RGB", (470, 300)).save(tmp_path / "large.png")
+    predict.main([*recipe, "--output", str(tmp_path / "drawn"), picture, str(tmp_path / "large.png")])
+    assert Image.open(tmp_path / "drawn" / "1.png").size == (368, 460)
+    assert Image.open(tmp_path / "drawn" / "large.png").size == (470, 300)
+    predict.main([*recipe, "--output", str(tmp_path / "same"), "--scale", "1", picture])
     assert Image.open(tmp_path / "same" / "1.png").size == (64, 80)
     predict.main([*recipe, "--output", str(tmp_path / "large"), "--scale", "2.5", picture])
     assert Image.open(tmp_path / "large" / "1.png").size == (160, 200)

@@ -208,8 +208,8 @@ def test_classes_that_a_split_leaves_out_of_a_part_are_named(coco_root, tmp_path
     prepare.configure(train_net.parse([*words, "--dry-run"]))
     (line,) = [each for each in capsys.readouterr().out.splitlines() if "without an object" in each]
     assert line.startswith(
-        "warning: the split leaves without an object 1 of 10 classes in the part to train on (kind 6) and 6 of 10 classes"
-        " in the part to evaluate on (kind 0, kind 1, kind 2, kind 3, kind 4, ...): name two files"
+        "warning: the split leaves without an object 1 of 10 classes in the part to train on (kind 6) and 6 of 10"
+        " classes in the part to evaluate on (kind 0, kind 1, kind 2, kind 3, kind 4, ...): name two files"
     )
 
 
