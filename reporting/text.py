@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from foundation import published
-from foundation.names import short_names
+from foundation.names import counted, short_names
 from foundation.run_kinds import PRETRAIN, Metric
 from reporting.analysis import online_accuracy
 from reporting.groups import (
@@ -216,8 +216,7 @@ def value_text(statistic: Statistic | None) -> str:
 
 
 def _count(statistic: Statistic) -> str:
-    count = len(statistic.values)
-    return "1 run" if count == 1 else f"{count} runs"
+    return counted(len(statistic.values), "run")
 
 
 def signed_text(gap: Difference | None) -> str:

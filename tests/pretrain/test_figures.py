@@ -1,6 +1,7 @@
 """`python pretrain/figures.py`: what is read from a run, and what is drawn of it."""
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -227,6 +228,15 @@ def test_a_legend_says_what_frames_mean(labels: list[int], meanings: int) -> Non
     sheet = figures.neighbours(torch.eye(3) + 0.1, images)
     texts = [text.get_text() for legend in sheet.legends for text in legend.get_texts()]
     assert texts == ["the class of the query", "another class"][:meanings]
+
+
+def test_damaged_images_do_not_end_the_command(pretrained: Path, photos: Path, tmp_path: Path) -> None:
+    shutil.copytree(photos / "train" / "circle", tmp_path / "photos")
+    for path in sorted((tmp_path / "photos").iterdir())[:3]:
+        path.write_bytes(b"")
+    root = ["--root", str(tmp_path / "photos"), "--output", str(tmp_path / "out")]
+    command.main([str(pretrained), *root, "--only", "neighbours"])
+    assert (tmp_path / "out" / "neighbours.png").is_file()
 
 
 def test_a_damaged_image_is_white_in_a_sheet(tmp_path):

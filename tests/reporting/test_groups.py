@@ -207,6 +207,21 @@ def test_a_moved_sweep_and_evaluations_with_one_seed_are_averaged_too(sweep, tmp
     ]
 
 
+@pytest.mark.parametrize("kind", ["transfer", "finetune"])
+def test_other_evaluations_of_a_sweeps_encoders_are_averaged(kind, sweep, tmp_path, write):
+    sweep()
+    for weights in (tmp_path / "sweep").glob("TRAIN*/seed*/pretrain"):
+        name, seed = weights.parent.parent.name, int(weights.parent.name[-1])
+        results = {"kind": kind, "init": "corinfomax", "seed": seed, "top1": 50.0 + seed}
+        results["weights"] = str(weights / "checkpoints" / "last.pt")
+        write(tmp_path / kind / name / str(seed), results)
+    (setting,) = settings(read_runs([tmp_path / kind]).runs)
+    assert sorted((group.label, len(group.runs)) for group in setting.groups) == [
+        ("corinfomax (TRAIN.LR=0.1)", 2),
+        ("corinfomax (TRAIN.LR=0.2)", 2),
+    ]
+
+
 def test_weights_whose_pretraining_is_not_known_are_told_apart_by_their_seeds(sweep, tmp_path):
     sweep()
     for config in (tmp_path / "sweep").glob("*/seed*/pretrain/config.yaml"):
