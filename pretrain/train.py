@@ -116,14 +116,14 @@ def inspect(args: argparse.Namespace) -> None:
     if place != 0:  # one process answers for all
         return
     config = load_settings(args)
+    data, streaming = config.DATA, build_streaming(config)  # a plan leaves what is used of these as it is
+    images = (data.NAME, data.ROOT, "pretrain", data.CLASSES, streaming)
     device = torch.device("cuda" if devices.is_usable() else "cpu")
     if args.check_data:
-        data, origin = config.DATA, "PATH" if args.paths else "DATA.ROOT"
-        source = build_source(data.NAME, data.ROOT, "pretrain", data.CLASSES, build_streaming(config), origin=origin)
-        check_data(source, config.DATA.WORKERS, config.DATA.WORKER_TIMEOUT)
+        check_data(build_source(*images, origin=origin_of(args)), data.WORKERS, data.WORKER_TIMEOUT)
         return
     config, plan = resolve(args, config, device, processes)
-    source = build_source(config.DATA.NAME, config.DATA.ROOT, "pretrain", config.DATA.CLASSES, build_streaming(config))
+    source = build_source(*images, origin=origin_of(args))
     check_batch(len(source), config.TRAIN.BATCH_SIZE, processes)
     if not args.planned:
         print(yaml.safe_dump(plain(config), sort_keys=False))
@@ -169,7 +169,8 @@ def train_in_group(args: argparse.Namespace, request: "StopRequest") -> bool:
                 # The first start has said it to a run that is resumed.
                 check_count = (lambda images: ()) if args.resume else partial(steps_warning, config, args.planned)
                 with devices.report_out_of_memory(advise(config)):
-                    return pretrain(config, output, args.resume, device, request, build_probe, remarks, check_count)
+                    common = config, output, args.resume, device, request
+                    return pretrain(*common, build_probe, remarks, check_count, origin_of(args))
         finally:
             group.stop()
 
@@ -183,6 +184,11 @@ def output_folder(args: argparse.Namespace) -> Path:
         name = Path(args.paths[0]).resolve().name.removesuffix(".tar") or "images"
         name = os.fsencode(name).decode("utf-8", "replace")  # TensorBoard takes no other
     return Path("output") / name
+
+
+def origin_of(args: argparse.Namespace) -> str:
+    """The option or key that names the images, for messages."""
+    return "PATH" if args.paths else "DATA.ROOT"
 
 
 def load_settings(args: argparse.Namespace) -> "CfgNode":

@@ -50,6 +50,7 @@ def pretrain(
     build_probe: Callable[[], Probe],
     remarks: Sequence[str] = (),
     check_count: Callable[[int], Sequence[str]] = lambda images: (),
+    origin: str = "DATA.ROOT",
 ) -> bool:
     """Pretrain as the configuration says, into a run folder.
 
@@ -62,12 +63,14 @@ def pretrain(
         build_probe: builds what measures the encoder each `PROBE.EVERY` epochs; called only where that is set.
         remarks: lines for the log, such as the plan that the configuration comes from.
         check_count: further lines, about the number of images.
+        origin: the option or key that DATA.ROOT comes from, for messages.
 
     Returns:
         False where a signal has stopped the run before its end.
     """
     data = config.DATA
-    source = build_source(data.NAME, data.ROOT, "pretrain", data.CLASSES, build_streaming(config), together=True)
+    streaming = build_streaming(config)
+    source = build_source(data.NAME, data.ROOT, "pretrain", data.CLASSES, streaming, together=True, origin=origin)
     check_batch(len(source), config.TRAIN.BATCH_SIZE, group.world_size())
     pairs = config.TRAIN.BATCH_SIZE // group.world_size()
     graph = uses_graph(config, device, pairs)

@@ -243,3 +243,8 @@ def test_what_pytorch_keeps_of_the_timed_steps_counts_as_free(monkeypatch: pytes
     monkeypatch.setattr(torch.cuda, "empty_cache", kept.clear)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (80_000_000_000 - sum(kept), 80_000_000_000))
     assert dry_run.device_memory(torch.device("cuda"), processes=1) == 80_000_000_000
+
+
+def test_durations_as_text() -> None:
+    found = [dry_run.describe_hours(seconds) for seconds in (5, 89, 91, 5400, 172800)]
+    assert found == ["about 1 minute", "about 1 minute", "about 2 minutes", "about 1.5 hours", "about 2.0 days"]
