@@ -129,7 +129,7 @@ class StopOnRequest(hooks.HookBase):
         Raises:
             SystemExit: with `STOPPED`, in every process, when the checkpoint is complete.
         """
-        if not any(comm.all_gather(self._request.requested is not None)):
+        if not self._any_process_is_asked():
             return
         self.trainer.checkpointer.save_iteration(self.trainer.iter)
         for writer in self._writers:
@@ -137,6 +137,15 @@ class StopOnRequest(hooks.HookBase):
         comm.synchronize()  # the first process saves, and all are ended when one leaves
         logger.info("stopped as requested; the same command with --resume continues")
         raise SystemExit(STOPPED)
+
+    def _any_process_is_asked(self) -> bool:
+        """The same in all processes. By a sum on the device, which has just been waited for: the losses are read."""
+        asked = self._request.requested is not None
+        if comm.get_world_size() == 1:
+            return asked
+        count = torch.tensor(float(asked), device=self.trainer.cfg.MODEL.DEVICE)
+        torch.distributed.all_reduce(count)
+        return bool(count.item())
 
 
 class Evaluation(hooks.EvalHook):
