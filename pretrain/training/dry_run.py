@@ -143,7 +143,7 @@ def describe_training(
     in_passes = f"each in {counted(passes, 'pass')}"
     yield f"batch             {batch_size} = {counted(processes, 'process')} x {share}, {in_passes}"
     rest = images - per_epoch * batch_size
-    left_out = f"{rest} of {images} images left out, a different set each epoch"
+    left_out = f"{rest} of {images} images are left out, a different set each epoch"
     yield f"epoch             {counted(per_epoch, 'step')}; {left_out}"
     yield f"steps             {last_step} of {total} ({counted(epochs, 'epoch')})"
     yield from _describe_schedule(schedule, total, per_epoch * warmup_epochs)

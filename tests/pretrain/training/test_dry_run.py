@@ -47,7 +47,7 @@ def test_dry_run_says_what_a_recipe_comes_to(
     lines = {line[:18].strip(): line[18:] for line in printed.partition("verdict\n")[0].splitlines()}
     assert "  BATCH_SIZE: 10\n" in printed
     assert lines["batch"] == "10 = 2 processes x 5, each in 3 passes"
-    assert lines["epoch"] == "2 steps; 4 of 24 images left out, a different set each epoch"
+    assert lines["epoch"] == "2 steps; 4 of 24 images are left out, a different set each epoch"
     assert lines["steps"] == "20 of 20 (10 epochs)"
     # Warm-up is one epoch, so two steps: from 0.003 half way to 0.5.
     assert lines["first"] == "0.003 (step 0)"
