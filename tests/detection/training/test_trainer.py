@@ -291,7 +291,7 @@ def test_a_finished_run_can_be_evaluated_and_its_detector_used(train, tmp_path, 
     predict.main([*arguments, "--output", str(tmp_path / "drawn"), str(pictures), str(pictures / "000.jpg")])
     drawn = sorted((tmp_path / "drawn").iterdir())
     assert [path.name for path in drawn] == ["0000_000.png", "0001_001.png", "0002_000.png"]
-    assert all(Image.open(path).size == (64, 64) for path in drawn)
+    assert all(Image.open(path).size == (460, 460) for path in drawn)
     assert "objects" in capsys.readouterr().out
 
 
