@@ -54,14 +54,15 @@ class StopRequest:
         self._thread = threading.Thread(target=self._acknowledge, args=(reading,), daemon=True, name="signals")
         self._thread.start()
         self._handlers = {number: signal.signal(number, self._handle) for number in SIGNALS}
+        _entered.append(self)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._left.set()
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+        _entered.remove(self)
+        self._restore_handlers()
         signal.set_wakeup_fd(self._wakeup)
         os.write(self._writing, LEFT)  # loader workers have the pipe too: closing it would not end the thread
         self._thread.join()
@@ -84,6 +85,10 @@ class StopRequest:
             yield
         finally:
             self._evaluating = False
+
+    def _restore_handlers(self) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.requested is None:
@@ -120,6 +125,19 @@ class StopRequest:
         _say(f"{number.name} received: stopping before the first step, nothing is lost")
         if not self._left.wait(STUCK_AFTER) and not self._deferred:
             os._exit(INTERRUPTED if number == signal.SIGINT else STOPPED)
+
+
+_entered: list[StopRequest] = []
+
+
+def _leave_in_child() -> None:
+    """In a forked process the signals do what they did before: a multiprocessing pool ends its processes by SIGTERM."""
+    for request in _entered:
+        request._restore_handlers()
+        signal.set_wakeup_fd(-1)  # the parent's pipe
+
+
+os.register_at_fork(after_in_child=_leave_in_child)
 
 
 def leave_to_parent(*_: object) -> None:

@@ -129,3 +129,16 @@ def test_it_is_acknowledged_while_the_main_thread_is_outside_of_python(phase: st
         if phase == "starting":
             assert process.wait(10) == STOPPED
         process.kill()
+
+
+def test_a_pool_that_was_started_meanwhile_can_be_ended() -> None:
+    """Detectron2 reads Cityscapes in a pool, which ends its processes by SIGTERM when it is collected."""
+    program = (
+        "import multiprocessing; from foundation.signals import StopRequest\n"
+        "with StopRequest() as request, request.deferred():\n"
+        "    pool = multiprocessing.get_context('fork').Pool(2)\n"
+        "    print(pool.map(abs, [-1, -2]))\n"
+        "    del pool\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30)
+    assert (done.returncode, done.stdout) == (0, "[1, 2]\n")
