@@ -130,14 +130,26 @@ class StopRequest:
 _entered: list[StopRequest] = []
 
 
+def _block_before_fork() -> None:
+    """A signal to a new process waits until it has its own handlers."""
+    if _entered:
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+
+
+def _unblock_after_fork() -> None:
+    if _entered:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+
+
 def _leave_in_child() -> None:
     """In a forked process the signals do what they did before: a multiprocessing pool ends its processes by SIGTERM."""
     for request in _entered:
         request._restore_handlers()
         signal.set_wakeup_fd(-1)  # the parent's pipe
+    _unblock_after_fork()
 
 
-os.register_at_fork(after_in_child=_leave_in_child)
+os.register_at_fork(before=_block_before_fork, after_in_parent=_unblock_after_fork, after_in_child=_leave_in_child)
 
 
 def leave_to_parent(*_: object) -> None:
