@@ -28,6 +28,7 @@ logger = logging.getLogger("pretrain")
 
 def start_logging(run: Path | None) -> None:
     """Log to standard output and to `run/log.txt`. None: a process that reports only warnings."""
+    tqdm.get_lock()  # a signal that stops the process while tqdm makes it would end in an error of tqdm's
     handlers: list[logging.Handler] = [_Console(sys.stdout)]
     if run:
         handlers.append(_LogFile(run / "log.txt"))

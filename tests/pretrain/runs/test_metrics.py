@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from tqdm import tqdm
 
 from foundation.errors import UserError
 from foundation.files import report_disk_errors
@@ -111,3 +112,16 @@ def test_a_terminal_of_80_columns_shows_the_essentials(tmp_path: Path, monkeypat
         re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d step 4\d{4}/46900  eta 0:00:00  epoch 100 loss", x) for x in log
     )
     assert capsys.readouterr().out == ""
+
+
+def test_a_signal_while_tqdm_makes_its_lock_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    """tqdm releases the lock of `external_write_mode` even where it was not made, which raises AttributeError."""
+
+    def stopped() -> None:
+        raise SystemExit(75)
+
+    monkeypatch.delattr(tqdm, "_lock", raising=False)
+    monkeypatch.setattr("tqdm.std.TqdmDefaultWriteLock", stopped)
+    with pytest.raises(SystemExit):
+        start_logging(None)
+        logging.getLogger("pretrain").warning("a line")
