@@ -32,16 +32,22 @@ def test_the_legend_of_the_terms_covers_no_curve(last):
         assert not line.get_path().transformed(line.get_transform()).intersects_bbox(legend, filled=False)
 
 
-def test_iterations_are_whole_numbers(tmp_path, monkeypatch):
-    setting = pretraining(total={3: 10.2}, learning_rate={3: 0.1, 4: 0.2})
+def drawn_row(setting, tmp_path, monkeypatch):
+    """The axes of one setting of pretraining in the figure of curves."""
     (setting.runs,) = [group.runs for group in setting.groups]
     setting.kind, setting.name, setting.runs[0].lines = SimpleNamespace(name=PRETRAIN), "photos", [{}]
     rows = []
     draw = figures._draw_pretraining
     monkeypatch.setattr(figures, "_draw_pretraining", lambda row, *rest: rows.append(row) or draw(row, *rest))
     assert figures.draw_curves([setting], {"corinfomax": "#0072b2"}, tmp_path / "curves.png")
-    assert all(float(tick).is_integer() for axes in rows[0] for tick in axes.get_xticks())
-    assert len(rows[0][0].get_xticks())
+    return rows[0]
+
+
+def test_iterations_are_whole_numbers(tmp_path, monkeypatch):
+    setting = pretraining(total={3: 10.2}, learning_rate={3: 0.1, 4: 0.2})
+    row = drawn_row(setting, tmp_path, monkeypatch)
+    assert all(float(tick).is_integer() for axes in row for tick in axes.get_xticks())
+    assert len(row[0].get_xticks())
 
 
 @pytest.mark.parametrize(("value", "top"), [(20.0, 21), (0.0, 1)])
@@ -71,10 +77,5 @@ def test_a_panel_without_values_has_no_ticks():
 @pytest.mark.parametrize(("probe", "panels"), [({}, 2), ({"knn_top1": {3: 20.0}}, 3), ({"linear_top1": {3: 20.0}}, 3)])
 def test_without_a_probe_there_is_no_panel_of_its_accuracy(probe, panels, tmp_path, monkeypatch):
     setting = pretraining(total={3: 10.2}, learning_rate={3: 0.1, 4: 0.2}, **probe)
-    (setting.runs,) = [group.runs for group in setting.groups]
-    setting.kind, setting.name, setting.runs[0].lines = SimpleNamespace(name=PRETRAIN), "photos", [{}]
-    rows = []
-    draw = figures._draw_pretraining
-    monkeypatch.setattr(figures, "_draw_pretraining", lambda row, *rest: rows.append(row) or draw(row, *rest))
-    assert figures.draw_curves([setting], {"corinfomax": "#0072b2"}, tmp_path / "curves.png")
-    assert len(rows[0]) == panels
+    row = drawn_row(setting, tmp_path, monkeypatch)
+    assert len(row) == panels
