@@ -86,7 +86,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     if "_" in args.arm or args.arm == RANDOM:
         raise UserError(f"--arm is {args.arm!r}; choose a name without '_', which separates the parts of a run's name")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     if "sets" in args.only:
         make_sets(args)
     for seed in args.seeds:
@@ -302,4 +301,5 @@ def collect(out: Path, name: str, arm: str, labels: int, key: str) -> Cell:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that `run` ends its process
     start(main)

@@ -143,7 +143,7 @@ def _unblock_after_fork() -> None:
 
 def _leave_in_child() -> None:
     """In a forked process the signals do what they did before: a multiprocessing pool ends its processes by SIGTERM."""
-    for request in _entered:
+    for request in reversed(_entered):
         request._restore_handlers()
         signal.set_wakeup_fd(-1)  # the parent's pipe
     _unblock_after_fork()

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import resource
+import signal
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from PIL import Image
 
 from foundation.errors import UserError
+from foundation.signals import SIGNALS
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(1)  # tiny tensors: threads would only wait for each other
@@ -28,6 +30,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("cuda"):
                 item.add_marker(pytest.mark.skip(reason="needs a GPU"))
+
+
+@pytest.fixture(autouse=True)
+def _no_signal_handler_is_left() -> Iterator[None]:
+    """What a test leaves behind would act in the later tests of its process, and in processes that they fork."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    yield
+    assert {number: signal.getsignal(number) for number in SIGNALS} == before
 
 
 @pytest.fixture(scope="session")

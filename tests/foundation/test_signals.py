@@ -134,7 +134,7 @@ def test_it_is_acknowledged_while_the_main_thread_is_outside_of_python(phase: st
 
 def test_a_forked_process_is_ended_by_sigterm() -> None:
     """So a multiprocessing pool ends its processes. Detectron2 reads Cityscapes in one."""
-    with StopRequest() as request, request.deferred():
+    with StopRequest(), StopRequest() as request, request.deferred():
         process = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
         process.start()
         process.terminate()
