@@ -18,6 +18,7 @@ from foundation.config import recipe_name
 from foundation.errors import UserError, resumable
 from foundation.files import report_disk_errors
 from foundation.run_kinds import KINDS, read_results
+from foundation.signals import StopRequest, end_workers_at_exit
 from pretrain.batches.loader import report_dead_workers
 from pretrain.batches.sampler import check_batch
 from pretrain.distributed import group
@@ -26,7 +27,7 @@ from pretrain.runs.weights import EncoderWeights, build_from, fingerprint, read_
 from pretrain.training.schedule import StepRange
 
 logger = logging.getLogger("pretrain")
-Evaluate = Callable[[CfgNode, EncoderWeights, Path, str, bool, torch.device], Mapping[str, Any]]
+Evaluate = Callable[[CfgNode, EncoderWeights, Path, str, bool, torch.device, StopRequest], Mapping[str, Any]]
 
 
 def run_evaluation(kind: str, evaluate: Evaluate, config: CfgNode, args: argparse.Namespace) -> None:
@@ -34,7 +35,7 @@ def run_evaluation(kind: str, evaluate: Evaluate, config: CfgNode, args: argpars
 
     Args:
         kind: what it is called, in results.json and in the default run folder.
-        evaluate: (config, weights, run folder, recipe, resume, device) -> results; called on every process.
+        evaluate: (config, weights, run folder, recipe, resume, device, request) -> results; called on every process.
         config: of the evaluation; its empty values are taken from the weights.
         args: `config`, `weights`, `output` and `resume`.
     """
@@ -42,16 +43,18 @@ def run_evaluation(kind: str, evaluate: Evaluate, config: CfgNode, args: argpars
     config = resolve(config, weights)
     name = recipe_name(args.config)
     output = Path(args.output or f"output/{kind}_{name}")
+    end_workers_at_exit()
     device = group.start(devices.is_usable())
     try:
         with (
             resumable(),
+            StopRequest() as request,
             report_disk_errors(output),
             report_dead_workers(),
             group.report_lost_peers(),
             devices.report_out_of_memory("lower TRAIN.BATCH_SIZE, or share it among more processes"),
         ):
-            results = evaluate(config, weights, output, name, args.resume, device)
+            results = evaluate(config, weights, output, name, args.resume, device, request)
             if group.is_main():
                 write_results(output, {"kind": kind, "config": name, **results})
                 found = [metric for metric in KINDS[kind].headline if metric.key in results]

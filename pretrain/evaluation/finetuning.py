@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from fvcore.common.config import CfgNode
 
+from foundation.signals import StopRequest
 from pretrain.batches.draws import Augmentation
 from pretrain.config import build_streaming, resolve_precision
 from pretrain.distributed import group
@@ -30,7 +31,13 @@ logger = logging.getLogger("pretrain")
 
 
 def finetune(
-    config: CfgNode, weights: EncoderWeights, output: Path, recipe: str, resume: bool, device: torch.device
+    config: CfgNode,
+    weights: EncoderWeights,
+    output: Path,
+    recipe: str,
+    resume: bool,
+    device: torch.device,
+    request: StopRequest,
 ) -> dict[str, Any]:
     """Train as the configuration says, in a run folder. Returns the results."""
     train, val = build_labelled_splits(config.DATA.NAME, config.DATA.ROOT, build_streaming(config))
@@ -57,7 +64,7 @@ def finetune(
         "encoder_sha256": before,
         "trained_by": name_training(weights),
     }
-    results = fit(config, trainer, model, train, val, start, record, output)
+    results = fit(config, trainer, model, train, val, start, record, output, request)
     if group.is_main():
         write_encoder(
             output,
@@ -112,11 +119,13 @@ def fit(
     start: dict[str, Any] | None,
     record: Mapping[str, Any],
     output: Path,
+    request: StopRequest,
 ) -> dict[str, float]:
     """Train from the start, or from a checkpoint on. Returns the accuracy after the last and after the best epoch.
 
     Args:
         record: what a checkpoint says of the run.
+        request: of a signal to stop.
     """
     pipeline = build_pipeline(config, next(model.parameters()).device)
     steps = StepRange.of(config, len(train), start["position"]["step"] if start else 0)
@@ -139,6 +148,7 @@ def fit(
         output=output,
         log_period=config.LOG.PERIOD,
         names=["loss"],
+        request=request,
         measure=measure,
         state=lambda: {**record, "model": model.state_dict()},
     )

@@ -9,6 +9,7 @@ import torch
 from fvcore.common.config import CfgNode
 from torch import Tensor
 
+from foundation.signals import StopRequest
 from pretrain.batches.draws import Augmentation
 from pretrain.config import build_streaming, resolve_precision
 from pretrain.distributed import group
@@ -31,7 +32,13 @@ class EncoderChanged(RuntimeError):
 
 
 def evaluate(
-    config: CfgNode, weights: EncoderWeights, output: Path, recipe: str, resume: bool, device: torch.device
+    config: CfgNode,
+    weights: EncoderWeights,
+    output: Path,
+    recipe: str,
+    resume: bool,
+    device: torch.device,
+    request: StopRequest,
 ) -> dict[str, Any]:
     """Evaluate an encoder as the configuration says, in a run folder. Returns the results.
 
@@ -55,7 +62,7 @@ def evaluate(
     val_features = extractor.all(val, "features of the validation images")
     results = evaluate_knn(config, extractor, train, val_features) if config.KNN.K else {}
     record = {"format": checkpoint.LINEAR, "config": plain(config), "encoder_sha256": before}
-    results |= evaluate_heads(config, extractor, train, val_features, start, record, output)
+    results |= evaluate_heads(config, extractor, train, val_features, start, record, output, request)
     if fingerprint(encoder) != before:
         raise EncoderChanged("the evaluation has changed the encoder: a defect, please report it")
     return {**describe(config, weights, before), **results}
@@ -97,6 +104,7 @@ def evaluate_heads(
     start: dict[str, Any] | None,
     record: Mapping[str, Any],
     output: Path,
+    request: StopRequest,
 ) -> dict[str, Any]:
     """Accuracy of linear classifiers: trained on random views of the training images, one for each learning rate.
 
@@ -108,6 +116,7 @@ def evaluate_heads(
         start: the checkpoint to resume from.
         record: what a checkpoint says of the run.
         output: the run folder.
+        request: of a signal to stop.
     """
     learning_rates = list(config.LINEAR.LR)
     device = extractor.pipeline.device
@@ -138,6 +147,7 @@ def evaluate_heads(
         output=output,
         log_period=config.LOG.PERIOD,
         names=[name for name, _ in _by_head(learning_rates, [{"loss": 0.0} for _ in learning_rates])],
+        request=request,
         measure=measure,
         state=state,
     )

@@ -3,6 +3,7 @@
 Learning rates change from epoch to epoch, as in the protocols that are followed here.
 """
 
+import contextlib
 import copy
 import logging
 import math
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from foundation.errors import UserError
+from foundation.signals import STOPPED, StopRequest
 from pretrain.batches.sampler import ShuffledBatches
 from pretrain.distributed import group as distributed
 from pretrain.runs import checkpoint
@@ -179,8 +181,10 @@ def train(
     log_period: int,
     names: Sequence[str],
     metrics: Metrics | None,
+    request: StopRequest,
     end_epoch: Callable[[int, int], None],
-) -> None:
+    save: Callable[[int, int], None],
+) -> bool:
     """Take the given steps.
 
     Args:
@@ -190,7 +194,12 @@ def train(
         log_period: steps between lines of metrics.json.
         names: of the heads' losses, in metrics.json.
         metrics: where to record; None on all processes but the main one.
+        request: of a signal to stop.
         end_epoch: called with (epochs complete, steps complete) after each epoch, and at the end.
+        save: called with the same where a signal stops the run within an epoch.
+
+    Returns:
+        Whether all steps were taken; if not, a signal asked to stop.
 
     Raises:
         UserError: no head's loss is finite any more.
@@ -204,7 +213,8 @@ def train(
         meter.images += len(labels)
         losses = trainer.step(epoch, inputs, labels)
         complete = (step + 1) % steps.per_epoch == 0 or step + 1 == steps.last
-        if (step + 1) % log_period == 0 or complete:
+        logs = (step + 1) % log_period == 0 or complete
+        if logs:
             values = dict(zip(names, check_finite(losses, step).tolist(), strict=True))
             least = min(value for value in values.values() if math.isfinite(value))
             values |= {"learning_rate": trainer.schedules[0](epoch), "epoch": (step + 1) / steps.per_epoch}
@@ -217,8 +227,25 @@ def train(
         progress.advance(f"epoch {epoch + 1} {shown}")
         if complete:
             end_epoch((step + 1) // steps.per_epoch, step + 1)
+        if step + 1 < steps.last and is_asked_to_stop(request, losses.device, logs):
+            if not complete:
+                check_finite(losses, step)
+                save((step + 1) // steps.per_epoch, step + 1)
+            progress.close()
+            return False
         waited_from = time.monotonic()
     progress.close()
+    return True
+
+
+def is_asked_to_stop(request: StopRequest, device: torch.device, logs: bool) -> bool:
+    """Whether a process has got a signal to stop; the same on all of them. Several agree at the log lines only, where
+    they wait for each other anyway.
+    """
+    asked = request.requested is not None
+    if distributed.world_size() == 1:
+        return asked
+    return logs and bool(distributed.reduce_mean(torch.tensor(float(asked), device=device)).item())
 
 
 def fit(
@@ -229,6 +256,7 @@ def fit(
     output: Path,
     log_period: int,
     names: Sequence[str],
+    request: StopRequest,
     measure: Callable[[], Mapping[str, float]],
     state: Callable[[], Mapping[str, Any]],
 ) -> Mapping[str, float]:
@@ -236,25 +264,47 @@ def fit(
 
     Args:
         output: the run folder.
+        request: of a signal to stop.
         measure: values for metrics.json; called by every process.
         state: what the checkpoint holds besides optimizer and position.
+
+    Raises:
+        SystemExit: with `STOPPED`, on every process, where a signal asked to stop and the steps taken are saved.
     """
     if distributed.is_main() and 0 < steps.first < steps.last:
         withdraw_outcome(output)
-    metrics = Metrics(output, steps.first) if distributed.is_main() else None
     values: Mapping[str, float] = {}
 
-    def end_epoch(epoch: int, step: int) -> None:
-        nonlocal values
-        values = measure()
-        if metrics:
-            metrics.write(step - 1, values)
+    def save(epoch: int, step: int) -> None:
+        if distributed.is_main():
             position = {"epoch": epoch, "step": step}
             checkpoint.save(output, {**state(), "optimizer": trainer.optimizer.state_dict(), "position": position})
 
-    train(trainer, batches, steps, log_period=log_period, names=names, metrics=metrics, end_epoch=end_epoch)
-    if metrics:
-        metrics.close()
+    def end_epoch(epoch: int, step: int) -> None:
+        nonlocal values
+        with request.evaluating():
+            values = measure()
+        if metrics:
+            metrics.write(step - 1, values)
+        save(epoch, step)
+
+    recording = contextlib.closing(Metrics(output, steps.first)) if distributed.is_main() else contextlib.nullcontext()
+    with recording as metrics, request.deferred():
+        complete = train(
+            trainer,
+            batches,
+            steps,
+            log_period=log_period,
+            names=names,
+            metrics=metrics,
+            request=request,
+            end_epoch=end_epoch,
+            save=save,
+        )
+        if not complete:
+            distributed.barrier()  # torchrun ends all processes when one leaves, perhaps while the main one saves
+            logger.info("stopped as requested; the same command with --resume continues")
+            raise SystemExit(STOPPED)
     return values or measure()  # a run that was complete before has taken no step
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,12 @@ import pytest
 import torch
 
 from foundation.config import config_folder, load_config
+from foundation.signals import STOPPED
 from pretrain import finetune, linear
 from pretrain.encoder import build_encoder
 from pretrain.evaluation import finetuning
 from pretrain.evaluation.config import get_finetune_defaults, get_linear_defaults, validate_finetune, validate_linear
+from pretrain.evaluation.supervised import SupervisedTrainer
 from pretrain.runs import checkpoint
 from pretrain.runs.weights import fingerprint, read_weights, write_encoder
 
@@ -96,6 +99,33 @@ def test_resumed_equals_uninterrupted_bit_for_bit(
 ) -> None:
     finetune.main(arguments(photos, weights, tmp_path, "--fraction", "0.5", "TRAIN.MAX_STEPS", str(stop)))
     finetune.main(arguments(photos, weights, tmp_path, "--fraction", "0.5", "--resume"))
+    whole, resumed = state_of(finished)["model"], state_of(tmp_path)["model"]
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert results(finished) == results(tmp_path)
+
+
+@pytest.mark.parametrize(("step", "number"), [(3, signal.SIGTERM), (4, signal.SIGINT)], ids=["epoch", "within it"])
+def test_a_signal_saves_and_leaves_with_its_own_status(
+    step: int, number: signal.Signals, finished: Path, photos: Path, weights: Path, tmp_path: Path
+) -> None:
+    options = ["--fraction", "0.5", "DATA.WORKERS", "1"]
+    take, taken = SupervisedTrainer.step, []
+
+    def signalled(self: SupervisedTrainer, *values: Any) -> Any:
+        taken.append(values)
+        if len(taken) == step:
+            signal.raise_signal(number)
+        return take(self, *values)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SupervisedTrainer, "step", signalled)
+        with pytest.raises(SystemExit) as left:
+            finetune.main(arguments(photos, weights, tmp_path, *options))
+    assert left.value.code == STOPPED
+    assert state_of(tmp_path)["position"] == {"epoch": 1, "step": step}
+    assert "stopped as requested; the same command with --resume continues" in (tmp_path / "log.txt").read_text()
+    assert not (tmp_path / "results.json").exists()
+    finetune.main(arguments(photos, weights, tmp_path, *options, "--resume"))
     whole, resumed = state_of(finished)["model"], state_of(tmp_path)["model"]
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     assert results(finished) == results(tmp_path)

@@ -15,6 +15,7 @@ import torch
 import yaml
 
 from foundation.images import UnreadableImage
+from foundation.signals import STOPPED
 from pretrain import linear
 from pretrain.encoder import build_encoder
 from pretrain.evaluation.features import FeatureExtractor
@@ -175,6 +176,45 @@ def test_two_processes_find_what_one_finds(finished: Path, photos: Path, weights
     one, two = heads_of(finished), heads_of(tmp_path)
     assert all(torch.allclose(one[name], two[name], rtol=1e-3, atol=1e-5) for name in one)
     assert results(finished)["knn"] == results(tmp_path)["knn"]
+
+
+SIGNALLED = """
+import os, signal, sys
+from pretrain import linear
+from pretrain.evaluation.supervised import SupervisedTrainer
+take = SupervisedTrainer.step
+def signalled(self, *values):
+    if os.environ["RANK"] == "1" and self.optimizer.state:
+        signal.raise_signal(signal.SIGTERM)
+    return take(self, *values)
+SupervisedTrainer.step = signalled
+linear.cli()
+"""
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_of_two_processes_stops_both(
+    finished: Path, photos: Path, weights: Path, tmp_path: Path
+) -> None:
+    """They agree at the next log line: here after the second step."""
+    script, run = tmp_path / "signalled.py", tmp_path / "run"
+    script.write_text(SIGNALLED)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
+    environment = {
+        **os.environ,
+        "CUDA_VISIBLE_DEVICES": "",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(SCRIPT.parents[1]),
+    }
+    words = arguments(photos, weights, run)
+    stopped = subprocess.run([*command, script, *words], env=environment, timeout=240, capture_output=True, check=False)
+    assert f"exitcode  : {STOPPED} " in stopped.stderr.decode()  # torchrun may end the other while it leaves
+    assert checkpoint.load(run / "checkpoints" / "last.pt")["position"] == {"epoch": 0, "step": 2}
+    subprocess.run(
+        [*command, SCRIPT, *words, "--resume"], env=environment, timeout=240, capture_output=True, check=True
+    )
+    whole, resumed = heads_of(finished), heads_of(run)
+    assert all(torch.allclose(whole[name], resumed[name], rtol=1e-3, atol=1e-5) for name in whole)
 
 
 def test_fingerprint_sees_names_values_and_buffers() -> None:

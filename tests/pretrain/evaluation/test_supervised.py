@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from foundation.errors import UserError
+from foundation.signals import StopRequest
 from pretrain.evaluation.supervised import (
     LinearHeads,
     SupervisedTrainer,
@@ -89,7 +90,7 @@ def test_results_of_an_earlier_end_go_when_training_goes_on(tmp_path: Path) -> N
     def train(steps: StepRange) -> None:
         batches = iter([(torch.zeros(2, 6), torch.zeros(2, dtype=torch.int64))] * (steps.last - steps.first))
         options = {"output": tmp_path, "log_period": 1, "names": ["loss"], "state": lambda: {}}
-        fit(trainer, batches, steps, measure=measure, **options)
+        fit(trainer, batches, steps, request=StopRequest(), measure=measure, **options)
 
     (tmp_path / "results.json").write_text("{}")
     train(StepRange(first=2, last=2, per_epoch=2, total=4))  # nothing is left to do
