@@ -261,9 +261,9 @@ def report_unreadable(batch: Batch, known: set[str], allowed: float | None) -> N
         if message not in known:
             known.add(message)
             logger.warning("unreadable image, %s: %s", done, message)
-    if allowed is not None and len(known) > max(allowed, 1):
+    if allowed is not None and len(known) > (most := max(int(allowed), 1)):
         listed = "; ".join(sorted(known)[:20])
         raise UserError(
-            f"{len(known)} images cannot be read, more than DATA.MAX_UNREADABLE allows; replace them or raise it: "
-            f"{listed}"
+            f"{len(known)} images cannot be read, and the limit is {most}; replace or remove them, or raise "
+            f"DATA.MAX_UNREADABLE where the command has a configuration: {listed}"
         )

@@ -229,7 +229,7 @@ def test_damaged_images_are_replaced_named_once_and_bounded(photos: Path, tmp_pa
         said = (run / "log.txt").read_text()
         assert [said.count(f"{name}: not an image") for name in ("circle03.jpg", "square01.jpg")] == [1, 1]
     assert_same(tmp_path / "0", tmp_path / "1")
-    with pytest.raises(UserError, match=r"2 images cannot be read.*circle03.jpg.*square01.jpg"):
+    with pytest.raises(UserError, match=r"2 images cannot be read, and the limit is 1; .*circle03.jpg.*square01.jpg"):
         train.main([*arguments(images, tmp_path / "strict"), "DATA.MAX_UNREADABLE", "0"])
 
 
