@@ -22,6 +22,7 @@ MARGIN = 34  # left of the cells, for the names of the rows
 NOTE_HEIGHT = 30
 TITLE_HEIGHT = 46
 OPACITY = 0.42  # of a mask; its outline is opaque
+SOFT = 16  # pixels; more than the edge of a mask extends when it is blurred
 INK = "#1a1a1a"
 FAINT = "#6b6b6b"
 COARSE = 100  # points a side of the grid on which the innermost point of a region is sought
@@ -160,11 +161,19 @@ def innermost_point(mask: NDArray[np.uint8]) -> Point:
 def _paint_mask(scene: Image.Image, mask: NDArray[np.uint8], colour: str) -> None:
     """Fill and outline a mask, with soft edges, although the mask has hard ones in the photograph's pixels."""
     large = Image.fromarray(mask * np.uint8(255)).resize(scene.size, Image.Resampling.BICUBIC)
+    box = large.getbbox()
+    if box is None:
+        return
+    # Outside of this region the filters below change nothing.
+    left, top, right, bottom = box
+    right, bottom = min(right + SOFT, scene.width), min(bottom + SOFT, scene.height)
+    region = max(left - SOFT, 0), max(top - SOFT, 0), right, bottom
+    large = large.crop(region)
     solid = large.filter(ImageFilter.GaussianBlur(1.5)).point(lambda value: min(255, max(0, (value - 96) * 4)))
-    tint = Image.new("RGB", scene.size, ImageColor.getrgb(colour))
-    scene.paste(tint, mask=solid.point(lambda value: value * OPACITY))
     rim = ImageChops.subtract(solid, solid.filter(ImageFilter.MinFilter(5)))
-    scene.paste(tint, mask=rim)
+    fill = ImageColor.getrgb(colour)
+    scene.paste(fill, region, solid.point(lambda value: value * OPACITY))
+    scene.paste(fill, region, rim)
 
 
 def _draw_lines(pen: ImageDraw.ImageDraw, overlay: Overlay, scale: float, pen_size: float) -> None:
