@@ -102,35 +102,56 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Configure, check, then train once or several times, or evaluate, in as many processes as there are GPUs."""
+    """Train once or several times, or do what the options ask for instead, in as many processes as there are GPUs."""
     arguments = parse(argv)
+    if arguments.check_data or arguments.dry_run or arguments.show_data is not None:
+        look(arguments)
+    elif arguments.eval_only:
+        evaluate(arguments)
+    else:
+        with resumable(), StopRequest() as request:  # from here on, because annotations can take a minute to read
+            train(arguments, request)
 
-    from detection.training import launch, prepare, series, trainer
-    from foundation.config import recipe_name
+
+def look(arguments: argparse.Namespace) -> None:
+    """Print or draw what the options ask for, without a run."""
+    from detection.training import prepare
 
     config = prepare.configure(arguments)
-    name = recipe_name(arguments.config)
     if arguments.check_data:
         from detection.checks import audit
 
         raise SystemExit(audit.run(config))
-    if arguments.show_data is not None:
-        from detection.training import show_data
-
-        print(f"the training images are drawn in {show_data.write(config, arguments.show_data)}")
-        return
     if arguments.dry_run:
         from detection.training import dry_run
 
         for line in dry_run.describe(config, arguments.num_machines * max(arguments.num_gpus, 1)):
             print(line, flush=True)
         return
-    if arguments.eval_only:
-        own = prepare.check_evaluation(config, prepare.names_weights(arguments))
-        launch.run(arguments, trainer.evaluate, config, name, own)
-        return
+    from detection.training import show_data
 
-    def train(config: Any, resume: bool = True) -> None:
+    print(f"the training images are drawn in {show_data.write(config, arguments.show_data)}")
+
+
+def evaluate(arguments: argparse.Namespace) -> None:
+    """Evaluate a whole detector."""
+    from detection.training import launch, prepare, trainer
+    from foundation.config import recipe_name
+
+    config = prepare.configure(arguments)
+    own = prepare.check_evaluation(config, prepare.names_weights(arguments))
+    launch.run(arguments, trainer.evaluate, config, recipe_name(arguments.config), own)
+
+
+def train(arguments: argparse.Namespace, request: StopRequest) -> None:
+    """Check, then train, once or for each learning rate and seed."""
+    from detection.training import launch, prepare, series, trainer
+    from foundation.config import recipe_name
+
+    config = prepare.configure(arguments)
+    name = recipe_name(arguments.config)
+
+    def train_one(config: Any, resume: bool = True) -> None:
         if request.requested:  # in the last evaluation of the run before, of several
             raise SystemExit(STOPPED)
         prepare.check(config, resume)
@@ -142,12 +163,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             hold(Path(config.OUTPUT_DIR))
         launch.run(arguments, trainer.train, config, name, resume, request=request)
 
-    with resumable(), StopRequest() as request:
-        if arguments.seeds or arguments.sweep_lr:
-            members = series.plan(config, arguments.sweep_lr, arguments.seeds)
-            series.run(Path(config.OUTPUT_DIR), members, train)
-        else:
-            train(config, arguments.resume)
+    if arguments.seeds or arguments.sweep_lr:
+        members = series.plan(config, arguments.sweep_lr, arguments.seeds)
+        series.run(Path(config.OUTPUT_DIR), members, train_one)
+    else:
+        train_one(config, arguments.resume)
 
 
 def cli() -> NoReturn:

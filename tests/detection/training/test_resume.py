@@ -15,7 +15,7 @@ pytest.importorskip("detectron2")
 
 from detection import config as configs
 from detection import train_net
-from detection.training import checkpoints, run_folder, trainer
+from detection.training import checkpoints, prepare, run_folder, trainer
 from detection.training.accumulation import AccumulatingTrainer
 from foundation import signals
 from foundation.errors import UserError
@@ -191,6 +191,15 @@ def test_several_runs_stop_where_one_is_asked_to_in_its_last_evaluation(root, tm
     assert left.value.code == STOPPED
     assert (tmp_path / "run" / "seed1" / "results.json").exists()
     assert not (tmp_path / "run" / "seed2").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_while_the_annotations_are_read(number, root, tmp_path, monkeypatch):
+    monkeypatch.setattr(prepare, "configure", lambda arguments: signal.raise_signal(number))
+    with pytest.raises(SystemExit) as left:
+        train_net.main(arguments(root, tmp_path / "run"))
+    assert left.value.code == STOPPED
+    assert not (tmp_path / "run").exists()
 
 
 def test_ctrl_c_before_the_training_says_how_to_go_on(root, tmp_path, monkeypatch):
