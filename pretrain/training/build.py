@@ -26,6 +26,7 @@ from pretrain.runs.folder import plain
 from pretrain.training.lars import BARLOW_TWINS_PLAIN_LR, LARS
 from pretrain.training.recorder import CheckpointPolicy, Recorder
 from pretrain.training.schedule import StepRange, warmup_cosine
+from pretrain.training.sgd import SGD
 from pretrain.training.step import Trainer
 from pretrain.training.two_views import TwoViewNetwork
 
@@ -66,7 +67,7 @@ def build_optimizer(config: CfgNode, network: torch.nn.Module) -> torch.optim.Op
     decay = config.TRAIN.WEIGHT_DECAY
     options = {"lr": learning_rate(config), "momentum": config.TRAIN.MOMENTUM, "fused": True}
     if config.TRAIN.OPTIMIZER == "sgd":
-        return torch.optim.SGD(network.parameters(), weight_decay=decay, **options)
+        return SGD(network.parameters(), weight_decay=decay, **options)
     weights = [parameter for parameter in network.parameters() if parameter.ndim > 1]
     others = [parameter for parameter in network.parameters() if parameter.ndim == 1]
     groups = [{"params": weights, "weight_decay": decay}, {"params": others, "weight_decay": 0.0, "adapt": False}]

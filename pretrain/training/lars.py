@@ -6,11 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pretrain.training.sgd import SGD
+
 # Learning rate of biases and norms, as a fraction of the weights': 0.0048 / 0.2 (Zbontar et al. 2021, section 2.2).
 BARLOW_TWINS_PLAIN_LR = 0.0048 / 0.2
 
 
-class LARS(torch.optim.SGD):
+class LARS(SGD):
     """LARS in its two published forms.
 
     The gradient of each tensor, with its weight decay added, is multiplied by `trust` x |weights| / length, then SGD
@@ -24,7 +26,7 @@ class LARS(torch.optim.SGD):
             Barlow Twins and VICReg; else |gradient| + decay x |weights|, as in NVIDIA's LARC, which SimSiam's linear
             evaluation uses.
         plain_lr: learning rate of the groups that are not adapted, as a fraction of the others'.
-        others: arguments of `torch.optim.SGD`.
+        others: arguments of `SGD`.
     """
 
     def __init__(
