@@ -30,4 +30,8 @@ def seed_libraries(seed: int, purpose: Stream, *where: int) -> None:
     words = numpy.random.SeedSequence((seed, purpose, *where)).generate_state(4)
     random.seed(int(words[0]))
     numpy.random.seed(words[1])
-    torch.manual_seed(int(words[2]) << 32 | int(words[3]))
+    number = int(words[2]) << 32 | int(words[3])
+    # torch.manual_seed formats the call stack where CUDA is not in use, which takes as long as decoding a small image.
+    torch.default_generator.manual_seed(number)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(number)
