@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,7 +53,7 @@ class ImageMapper(DatasetMapper):
             _, *flip = arguments["augmentations"]
             square = (jitter.SIZE, jitter.SIZE)
             resize = transforms.ResizeScale(jitter.MIN_SCALE, jitter.MAX_SCALE, *square)
-            arguments["augmentations"] = [resize, transforms.FixedSizeCrop(square), *flip]
+            arguments["augmentations"] = [resize, crop_to(square), *flip]
             arguments["recompute_boxes"] = cfg.MODEL.MASK_ON
         return arguments
 
@@ -87,6 +88,15 @@ class ImageMapper(DatasetMapper):
             instances = record["instances"]
             if isinstance(instances.get_fields().get("gt_masks"), PolygonMasks):
                 instances.gt_masks = RegionPolygons(instances.gt_masks.polygons)
+
+
+def crop_to(size: tuple[int, int]) -> transforms.FixedSizeCrop:
+    """Detectron2's crop to a height and width, which pads smaller images, and their masks with 0.
+
+    Its main branch pads masks with 255 unless told otherwise, which would make the padding a part of each object.
+    """
+    named = inspect.signature(transforms.FixedSizeCrop).parameters
+    return transforms.FixedSizeCrop(size, **({"seg_pad_value": 0} if "seg_pad_value" in named else {}))
 
 
 class WritableMasks(transforms.NoOpTransform):
