@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 
 from detectron2.data import MetadataCatalog
 from detectron2.structures import BoxMode
-from PIL import Image
 
 from detection.data.masks import read_number, read_whole
 from foundation.errors import UserError
+from foundation.images import UnreadableImage, read_size
 
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 DECLARATION = re.compile(rb"\s*<\?xml[^>]*?encoding\s*=\s*[\"']([A-Za-z0-9._-]+)[\"'][^>]*\?>")
@@ -134,11 +134,16 @@ def load_segmentation(names: Path, images: Path, labels: Path) -> list[dict[str,
         names: the list.
         images: folder of the JPEGs.
         labels: folder of the PNGs with a class for each pixel.
+
+    Raises:
+        UserError: the list or an image cannot be read.
     """
     records = []
     for name in read_list(names):
-        with Image.open(images / f"{name}.jpg") as image:  # reads the header only
-            width, height = image.size
+        try:
+            width, height = read_size(images / f"{name}.jpg")
+        except UnreadableImage as error:
+            raise UserError(f"{error}; replace the file, or take {name} out of {names}") from error
         records.append(
             {
                 "file_name": str(images / f"{name}.jpg"),
