@@ -17,7 +17,7 @@ from fvcore.common.config import CfgNode
 
 from detection.data import datasets, loading
 from detection.data.copy_paste import CopyPaste
-from detection.data.labels import check_labels, read_labels
+from detection.data.labels import check_labels, read_labels, to_resizable
 from detection.data.polygons import RegionPolygons
 from foundation.errors import UserError
 from foundation.images import UnreadableImage, read_rgb
@@ -150,7 +150,7 @@ class LabelMapper:
         image = read_image(record, self.image_format)
         labels = read_labels(path)
         check_labels(labels, path, self.classes, self.ignored)
-        both = transforms.AugInput(image, sem_seg=labels)
+        both = transforms.AugInput(image, sem_seg=to_resizable(labels))
         self.augmentations(both)
         record["image"] = _to_tensor(both.image)
         record["sem_seg"] = torch.from_numpy(both.sem_seg.astype(numpy.int64))
