@@ -1,6 +1,7 @@
 """The plan for a user's own data: by hand, and from the command line."""
 
 import json
+import socket
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from detection.data import custom
 from detection.data.annotations import read_annotations
 from detection.data.coco_records import to_records
 from detection.training import plan, prepare, run_folder
+from foundation import files
 from foundation.config import recipe_name
 from foundation.errors import UserError
 
@@ -418,6 +420,25 @@ def test_parts_that_hold_nan_are_known_again(coco_root, tmp_path):
     custom.write_parts(custom.divide(file, file.parent, 0.3), tmp_path)
     assert custom.are_written(custom.divide(file, file.parent, 0.3), tmp_path)
     assert not custom.are_written(custom.divide(file, file.parent, 0.6), tmp_path)
+
+
+def test_machines_write_the_parts_into_one_folder_at_once(coco_root, tmp_path, monkeypatch):
+    """A second one writes both while the first one does; what it may be reading already is not replaced."""
+    file = coco_root / "coco" / "annotations" / "instances_train2017.json"
+    parts, written, write = custom.divide(file, file.parent, 0.5), [], files.write_synced
+
+    def write_with_another(draft, content):
+        write(draft, content)
+        monkeypatch.setattr(files, "write_synced", write)
+        monkeypatch.setattr(socket, "gethostname", lambda: "another")
+        custom.write_parts(parts, tmp_path / "data")
+        written.extend(path.stat().st_ino for path in custom.part_files(tmp_path / "data"))
+
+    monkeypatch.setattr(files, "write_synced", write_with_another)
+    custom.write_parts(parts, tmp_path / "data")
+    assert custom.are_written(parts, tmp_path / "data")
+    assert [path.stat().st_ino for path in custom.part_files(tmp_path / "data")] == written
+    assert {*(tmp_path / "data").iterdir()} == {*custom.part_files(tmp_path / "data")}
 
 
 @pytest.mark.parametrize("option", [["--dry-run"], ["--show-data", "2"]])
