@@ -5,9 +5,9 @@ from pathlib import Path
 from fvcore.common.config import CfgNode
 from PIL import Image
 
-from detection.checks import preflight
 from detection.data import loading, training_data
 from detection.evaluation import pictures
+from detection.training import checkpoints, prepare
 from foundation.errors import UserError
 
 MOST = 100  # images
@@ -18,11 +18,12 @@ def write(config: CfgNode, count: int) -> Path:
     """Draw the first `count` images of a run as a sheet in its folder.
 
     Raises:
-        UserError: the count is out of range, the training set would stop a run, or the folder cannot be written.
+        UserError: the count is out of range, the datasets, the weights or the config would stop a run, or the folder
+            cannot be written.
     """
     if not 1 <= count <= MOST:
         raise UserError(f"--show-data must be 1 to {MOST} images, not {count}")
-    preflight.check(config, config.DATASETS.TRAIN, ())
+    prepare.check_ahead(config, begun=checkpoints.exists(Path(config.OUTPUT_DIR)))
     sheet = draw(config, training_data.read(config), count)
     path = Path(config.OUTPUT_DIR) / FILE
     try:

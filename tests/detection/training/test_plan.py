@@ -404,11 +404,17 @@ def test_seeds_after_a_sweep_have_the_learning_rate_of_the_plan(coco_root, tmp_p
     assert prepare.configure(train_net.parse([*words, "--sweep-lr", "0.5"])).SOLVER.MAX_ITER == 77
 
 
-def test_a_dry_run_refuses_settings_that_a_run_refuses(coco_root, tmp_path):
+@pytest.mark.parametrize("option", [["--dry-run"], ["--show-data", "2"]])
+def test_looking_ahead_refuses_settings_that_a_run_refuses(option, coco_root, tmp_path):
     file = coco_root / "coco" / "annotations" / "instances_train2017.json"
-    words = ["--train-json", str(file), "--num-gpus", "0", "--output", str(tmp_path / "run"), "--dry-run"]
+    words = ["--train-json", str(file), "--num-gpus", "0", "--output", str(tmp_path / "run"), *option]
     with pytest.raises(UserError, match=rf"'segm/AP51' is not measured on {file} \(the part to evaluate on\); choose"):
         train_net.main([*words, "TEST.BEST_METRIC", "segm/AP51"])
+    held_out = custom.divide(file, custom.find_images(file), 0.2).val["images"][0]["file_name"]
+    picture = coco_root / "coco" / "train2017" / held_out
+    picture.write_bytes(picture.read_bytes()[:-500])
+    with pytest.raises(UserError, match=rf"the part to evaluate on\): .*{held_out}"):
+        train_net.main(words)
 
 
 def test_parts_that_hold_nan_are_known_again(coco_root, tmp_path):
