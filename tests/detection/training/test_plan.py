@@ -14,10 +14,13 @@ from detection.checks import preflight
 from detection.data import custom
 from detection.data.annotations import read_annotations
 from detection.data.coco_records import to_records
-from detection.training import plan, prepare, run_folder
+from detection.training import dry_run, plan, prepare, run_folder
 from foundation import files
 from foundation.config import recipe_name
 from foundation.errors import UserError
+
+# isort: split
+from detectron2.modeling import GeneralizedRCNNWithTTA
 
 
 def values(recipe, images, given=(), device="cuda", pairs=()):
@@ -332,6 +335,25 @@ def test_a_dry_run_says_what_a_run_comes_to_and_leaves_no_trace(coco_root, tmp_p
     assert "memory of this process" in said
     assert " s an iteration; training " in said
     assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_counts_evaluations_of_the_average_and_with_augmentation(coco_root, tmp_path, capsys, monkeypatch):
+    """Of 10 s each, but 100 s with test-time augmentation: 200 s."""
+    time_evaluation = dry_run._time_evaluation
+
+    def ten_or_a_hundred(config, model, *images):
+        assert time_evaluation(config, model, *images) > 0
+        return 100.0 if isinstance(model, GeneralizedRCNNWithTTA) else 10.0
+
+    monkeypatch.setattr(dry_run, "_time_evaluation", ten_or_a_hundred)
+    file = coco_root / "coco" / "annotations" / "instances_train2017.json"
+    arguments = ["--train-json", str(file), "--num-gpus", "0", "--output", str(tmp_path / "run"), "--dry-run"]
+    arguments += ["SOLVER.MAX_ITER", "900", "TEST.EVAL_PERIOD", "100", "TEST.PRECISE_BN.ENABLED", "False"]
+    arguments += ["SOLVER.EMA", "0.9", "TEST.AUG.ENABLED", "True", "TEST.AUG.MIN_SIZES", "(48, 64)"]
+    train_net.main([*arguments, "MODEL.FPN.OUT_CHANNELS", "16"])
+    said = capsys.readouterr().out
+    assert "10 evaluations and one with test-time augmentation on 1 image\n" in said
+    assert ", evaluation 0:03:20, together " in said
 
 
 def test_the_check_of_the_data_plans_for_the_images_that_a_run_trains_on(coco_root, tmp_path, capsys):
