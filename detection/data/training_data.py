@@ -46,7 +46,7 @@ class ImageMapper(DatasetMapper):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
-        """The arguments that a config stands for: Detectron2's, or with `INPUT.LSJ` large-scale jitter."""
+        """The arguments that a config stands for: Detectron2's, with large-scale jitter (`INPUT.LSJ`) if enabled."""
         arguments: dict[str, Any] = super().from_config(cfg, is_train)
         jitter = cfg.INPUT.LSJ
         if is_train and jitter.ENABLED:
@@ -55,6 +55,8 @@ class ImageMapper(DatasetMapper):
             resize = transforms.ResizeScale(jitter.MIN_SCALE, jitter.MAX_SCALE, *square)
             arguments["augmentations"] = [resize, crop_to(square), *flip]
             arguments["recompute_boxes"] = cfg.MODEL.MASK_ON
+        elif is_train and cfg.INPUT.CROP.ENABLED:
+            arguments["augmentations"][0] = random_crop(cfg)
         return arguments
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
@@ -97,6 +99,15 @@ def crop_to(size: tuple[int, int]) -> transforms.FixedSizeCrop:
     """
     named = inspect.signature(transforms.FixedSizeCrop).parameters
     return transforms.FixedSizeCrop(size, **({"seg_pad_value": 0} if "seg_pad_value" in named else {}))
+
+
+def random_crop(config: CfgNode) -> transforms.RandomCrop:
+    """The crop that `INPUT.CROP` describes, bounded by the image.
+
+    The key's default are fractions, so that a config has pixels as floats too, with which Detectron2 cannot crop.
+    """
+    kind, size = config.INPUT.CROP.TYPE, config.INPUT.CROP.SIZE
+    return transforms.RandomCrop(kind, [int(side) for side in size] if kind.startswith("absolute") else size)
 
 
 class WritableMasks(transforms.NoOpTransform):
@@ -212,11 +223,7 @@ def training_mapper(config: CfgNode) -> LabelMapper | ImageMapper:
     if config.MODEL.META_ARCHITECTURE != "SemanticSegmentor":
         return ImageMapper(config, is_train=True)
     resize, *flip = detection_utils.build_augmentation(config, is_train=True)
-    crop = []
-    if config.INPUT.CROP.ENABLED:
-        kind, size = config.INPUT.CROP.TYPE, config.INPUT.CROP.SIZE
-        # The default of the key are fractions, so that pixels are given as floats too.
-        crop = [transforms.RandomCrop(kind, [int(side) for side in size] if kind.startswith("absolute") else size)]
+    crop = [random_crop(config)] if config.INPUT.CROP.ENABLED else []
     head = config.MODEL.SEM_SEG_HEAD
     return LabelMapper([resize, *crop, *flip], config.INPUT.FORMAT, head.NUM_CLASSES, head.IGNORE_VALUE)
 
