@@ -299,6 +299,12 @@ def _check_input(config: CfgNode) -> None:
         raise UserError(f"INPUT.CROP.SIZE must be a height and a width above 0, not {crop.SIZE!r}")
     if crop.ENABLED and crop.TYPE.startswith("relative") and max(crop.SIZE) > 1:
         raise UserError(f"INPUT.CROP.SIZE {crop.SIZE!r} must be fractions of the image for INPUT.CROP.TYPE {crop.TYPE}")
+    if crop.ENABLED and crop.TYPE.startswith("absolute") and any(side % 1 for side in crop.SIZE):
+        raise UserError(f"INPUT.CROP.SIZE {crop.SIZE!r} must be whole pixels for INPUT.CROP.TYPE {crop.TYPE}")
+    if crop.ENABLED and crop.TYPE == "absolute_range" and crop.SIZE[0] > crop.SIZE[1]:
+        raise UserError(
+            f"INPUT.CROP.SIZE {crop.SIZE!r} must be the least and the largest side for INPUT.CROP.TYPE absolute_range"
+        )
     if config.DATALOADER.SAMPLER_TRAIN not in SAMPLERS:
         raise UserError(
             f"DATALOADER.SAMPLER_TRAIN must be one of {SAMPLERS}, not {config.DATALOADER.SAMPLER_TRAIN!r}; a fraction"

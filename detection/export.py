@@ -50,6 +50,7 @@ PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 Detect = Callable[["torch.Tensor"], "Sequence[torch.Tensor]"]  # from an image to the outputs, in a fixed order
 DESCRIPTION = ("format", "min_size", "max_size", "outputs", "classes")  # keys of the file beside the exported one
 EXAMPLE_SIZES = ((3, 4), (5, 4))  # height and width of the images that are compared, in quarters of the shortest side
+UNRESIZED_SIDE = 800  # pixels of that side where INPUT.MIN_SIZE_TEST is 0, which leaves images as they are
 
 
 def build_parser() -> ArgumentParser:
@@ -264,7 +265,7 @@ def example_images(config: "CfgNode", files: Sequence[str] | None) -> "list[torc
         except UnreadableImage as error:
             raise UserError(f"--images: {error}") from error
     else:
-        side = config.INPUT.MIN_SIZE_TEST
+        side = min(config.INPUT.MIN_SIZE_TEST or UNRESIZED_SIDE, config.INPUT.MAX_SIZE_TEST)
         noise = torch.Generator().manual_seed(0)
         shapes = [(3, side * height // 4, side * width // 4) for height, width in EXAMPLE_SIZES]
         images = [torch.randint(0, 256, shape, generator=noise, dtype=torch.uint8) for shape in shapes]

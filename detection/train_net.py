@@ -122,15 +122,16 @@ def look(arguments: argparse.Namespace) -> None:
         from detection.checks import audit
 
         raise SystemExit(audit.run(config))
+    processes = arguments.num_machines * max(arguments.num_gpus, 1)
     if arguments.dry_run:
         from detection.training import dry_run
 
-        for line in dry_run.describe(config, arguments.num_machines * max(arguments.num_gpus, 1)):
+        for line in dry_run.describe(config, processes):
             print(line, flush=True)
         return
     from detection.training import show_data
 
-    print(f"the training images are drawn in {show_data.write(config, arguments.show_data)}")
+    print(f"the training images are drawn in {show_data.write(config, arguments.show_data, processes)}")
 
 
 def evaluate(arguments: argparse.Namespace) -> None:

@@ -5,6 +5,7 @@ import errno
 import hashlib
 import os
 import shutil
+import socket
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,6 +27,27 @@ def write_atomic(path: Path, content: bytes) -> None:
         with contextlib.suppress(OSError):
             draft.unlink(missing_ok=True)
         raise
+
+
+def write_shared(path: Path, content: bytes) -> None:
+    """Write a file completely or not at all, in a folder in which other machines may be writing the same one.
+
+    A file with this content is left as it is: on a network file system, replacing it would end its being read elsewhere
+    with an error. Raises OSError where the disk is full or cannot be written.
+    """
+    if _has_content(path, content):
+        return
+    draft = path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+    try:
+        write_synced(draft, content)
+        try:
+            os.link(draft, path)  # unlike a rename, it fails where another machine was first
+        except OSError:
+            if not _has_content(path, content):  # an older file is there, or the file system has no hard links
+                draft.replace(path)
+    finally:
+        with contextlib.suppress(OSError):
+            draft.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -186,6 +208,13 @@ def report_disk_errors(folder: Path) -> Iterator[None]:
             f"cannot write {error.filename or folder}: {error.strerror} ({free_space(folder)}); make room, or choose "
             "another folder. What was saved before is intact"
         ) from error
+
+
+def _has_content(path: Path, content: bytes) -> bool:
+    try:
+        return path.stat().st_size == len(content) and path.read_bytes() == content
+    except OSError:
+        return False
 
 
 class _DigestingStream:

@@ -12,7 +12,7 @@ import numpy
 from detection.data.annotations import MAX_BYTES, read_annotations, refuse_problems
 from foundation.coco_ids import read_id
 from foundation.errors import UserError
-from foundation.files import write_atomic
+from foundation.files import write_shared
 from foundation.json_files import read_json
 from foundation.names import counted
 
@@ -143,7 +143,7 @@ def part_files(folder: Path) -> tuple[Path, Path]:
 
 
 def write_parts(parts: Parts, folder: Path) -> None:
-    """Write both parts into a folder, which is made if need be.
+    """Write both parts into a folder, which is made if need be. Each machine of a run does so, at the same time.
 
     Raises:
         UserError: the folder cannot be written.
@@ -151,7 +151,7 @@ def write_parts(parts: Parts, folder: Path) -> None:
     for path, part in zip(part_files(folder), parts, strict=True):
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            write_atomic(path, json.dumps(part).encode())
+            write_shared(path, json.dumps(part).encode())
         except OSError as error:
             raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
 

@@ -24,6 +24,14 @@ def read_labels(path: Path) -> numpy.ndarray:
         raise UserError(f"{path} cannot be read as an image of labels: {error}") from error
 
 
+def to_resizable(values: numpy.ndarray) -> numpy.ndarray:
+    """Labels of at most 16 bits, as a type that Detectron2 resizes: uint8 where they fit, else float32, exactly.
+
+    It cannot resize those of a 16-bit or 1-bit file as they are.
+    """
+    return values.astype(numpy.uint8 if values.max(initial=0) <= numpy.iinfo(numpy.uint8).max else numpy.float32)
+
+
 def check_labels(values: numpy.ndarray, path: Path, classes: int, ignored: int) -> None:
     """See that each pixel's label is a class or the ignored one.
 
@@ -38,7 +46,7 @@ def check_labels(values: numpy.ndarray, path: Path, classes: int, ignored: int) 
     """
     if values.ndim != 2:
         raise UserError(f"{path} has {values.ndim} dimensions: labels must be an image with one channel or a palette")
-    wrong = values[(values >= classes) & (values != ignored)]
+    wrong = values[((values < 0) | (values >= classes)) & (values != ignored)]
     if wrong.size:
         right = f"labels must be 0 to {classes - 1}, or {ignored} to be ignored"
         raise UserError(f"{path} has the label {wrong[0]}: {right}")

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from fvcore.common.config import CfgNode
 
 from detection.data import datasets, loading
 from detection.data.copy_paste import CopyPaste
-from detection.data.labels import check_labels, read_labels
+from detection.data.labels import check_labels, read_labels, to_resizable
 from detection.data.polygons import RegionPolygons
 from foundation.errors import UserError
 from foundation.images import UnreadableImage, read_rgb
@@ -45,15 +46,17 @@ class ImageMapper(DatasetMapper):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
-        """The arguments that a config stands for: Detectron2's, or with `INPUT.LSJ` large-scale jitter."""
+        """The arguments that a config stands for: Detectron2's, with large-scale jitter (`INPUT.LSJ`) if enabled."""
         arguments: dict[str, Any] = super().from_config(cfg, is_train)
         jitter = cfg.INPUT.LSJ
         if is_train and jitter.ENABLED:
             _, *flip = arguments["augmentations"]
             square = (jitter.SIZE, jitter.SIZE)
             resize = transforms.ResizeScale(jitter.MIN_SCALE, jitter.MAX_SCALE, *square)
-            arguments["augmentations"] = [resize, transforms.FixedSizeCrop(square), *flip]
+            arguments["augmentations"] = [resize, crop_to(square), *flip]
             arguments["recompute_boxes"] = cfg.MODEL.MASK_ON
+        elif is_train and cfg.INPUT.CROP.ENABLED:
+            arguments["augmentations"][0] = random_crop(cfg)
         return arguments
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
@@ -87,6 +90,24 @@ class ImageMapper(DatasetMapper):
             instances = record["instances"]
             if isinstance(instances.get_fields().get("gt_masks"), PolygonMasks):
                 instances.gt_masks = RegionPolygons(instances.gt_masks.polygons)
+
+
+def crop_to(size: tuple[int, int]) -> transforms.FixedSizeCrop:
+    """Detectron2's crop to a height and width, which pads smaller images, and their masks with 0.
+
+    Its main branch pads masks with 255 unless told otherwise, which would make the padding a part of each object.
+    """
+    named = inspect.signature(transforms.FixedSizeCrop).parameters
+    return transforms.FixedSizeCrop(size, **({"seg_pad_value": 0} if "seg_pad_value" in named else {}))
+
+
+def random_crop(config: CfgNode) -> transforms.RandomCrop:
+    """The crop that `INPUT.CROP` describes, bounded by the image.
+
+    The key's default are fractions, so that a config has pixels as floats too, with which Detectron2 cannot crop.
+    """
+    kind, size = config.INPUT.CROP.TYPE, config.INPUT.CROP.SIZE
+    return transforms.RandomCrop(kind, [int(side) for side in size] if kind.startswith("absolute") else size)
 
 
 class WritableMasks(transforms.NoOpTransform):
@@ -140,7 +161,7 @@ class LabelMapper:
         image = read_image(record, self.image_format)
         labels = read_labels(path)
         check_labels(labels, path, self.classes, self.ignored)
-        both = transforms.AugInput(image, sem_seg=labels)
+        both = transforms.AugInput(image, sem_seg=to_resizable(labels))
         self.augmentations(both)
         record["image"] = _to_tensor(both.image)
         record["sem_seg"] = torch.from_numpy(both.sem_seg.astype(numpy.int64))
@@ -202,11 +223,7 @@ def training_mapper(config: CfgNode) -> LabelMapper | ImageMapper:
     if config.MODEL.META_ARCHITECTURE != "SemanticSegmentor":
         return ImageMapper(config, is_train=True)
     resize, *flip = detection_utils.build_augmentation(config, is_train=True)
-    crop = []
-    if config.INPUT.CROP.ENABLED:
-        kind, size = config.INPUT.CROP.TYPE, config.INPUT.CROP.SIZE
-        # The default of the key are fractions, so that pixels are given as floats too.
-        crop = [transforms.RandomCrop(kind, [int(side) for side in size] if kind.startswith("absolute") else size)]
+    crop = [random_crop(config)] if config.INPUT.CROP.ENABLED else []
     head = config.MODEL.SEM_SEG_HEAD
     return LabelMapper([resize, *crop, *flip], config.INPUT.FORMAT, head.NUM_CLASSES, head.IGNORE_VALUE)
 

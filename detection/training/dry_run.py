@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from detectron2.data import DatasetCatalog
+from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils.events import EventStorage
 from fvcore.common.config import CfgNode
 from fvcore.nn.precise_bn import get_bn_modules
@@ -21,7 +22,7 @@ from foundation import devices, machine
 from foundation.names import counted
 
 TIMED = 3  # passes, after one to warm up
-FEW = 2  # images in a timed pass on a CPU, for which large images take minutes otherwise
+FEW = 2  # images in a timed pass on a CPU, and with test-time augmentation: large images take minutes otherwise
 QUICK = 1.0  # seconds of such a pass, below which a full pass is timed instead
 EVALUATED = 4  # images
 FORWARD = 1 / 3  # of the time of a training pass: estimating batch norms runs no backward pass
@@ -41,13 +42,10 @@ def describe(config: CfgNode, processes: int) -> Iterator[str]:
     model = trainer.TransferTrainer.build_model(config)
     optimizer = trainer.TransferTrainer.build_optimizer(config, model)
     yield _rates(config, optimizer)
-    weights = sum(parameter.numel() for parameter in model.parameters())
-    evaluations = 1 + ((solver.MAX_ITER - 1) // config.TEST.EVAL_PERIOD if config.TEST.EVAL_PERIOD else 0)
-    # Of float32: the weights, the optimizer's momentum or moments, and the average.
-    copies = 1 + (bool(solver.MOMENTUM) if solver.OPTIMIZER == "SGD" else 2) + bool(solver.EMA)
-    size = weights * 4 * copies / 1e6
-    yield f"{weights / 1e6:.1f} million parameters; checkpoints of {size:.0f} MB, with the optimizer's state"
-    yield f"{evaluations} evaluation{'s' * (evaluations > 1)} on {held_out:,} image{'s' * (held_out != 1)}"
+    yield _size(config, model)
+    evaluations = _count_evaluations(config)
+    augmented = " and one with test-time augmentation" * config.TEST.AUG.ENABLED
+    yield f"{counted(evaluations, 'evaluation')}{augmented} on {counted(held_out, 'image')}"
 
     per_pass = solver.IMS_PER_BATCH // (processes * solver.ACCUMULATION)
     timed = min(per_pass, FEW) if device == "cpu" else per_pass
@@ -56,7 +54,10 @@ def describe(config: CfgNode, processes: int) -> Iterator[str]:
         if timed < per_pass and computing < QUICK:
             timed = per_pass
             computing, reading = _time_training(config, images, model, optimizer, timed)
-        evaluating = _time_evaluation(config, model)
+        evaluating = _time_evaluation(config, model, EVALUATED)
+        augmenting = 0.0
+        if config.TEST.AUG.ENABLED:
+            augmenting = _time_evaluation(config, GeneralizedRCNNWithTTA(config, model), FEW)
     yield _memory(device, timed)
     workers = config.DATALOADER.NUM_WORKERS
     parts = per_pass * solver.ACCUMULATION / timed
@@ -64,13 +65,28 @@ def describe(config: CfgNode, processes: int) -> Iterator[str]:
     iteration = max(computing, reading) if workers else computing + reading
     precise = config.TEST.PRECISE_BN
     estimating = precise.NUM_ITER * iteration * FORWARD if precise.ENABLED and get_bn_modules(model) else 0.0
-    testing = evaluations * (evaluating * held_out / processes + estimating)
+    testing = evaluations * (evaluating * held_out / processes + estimating) + augmenting * held_out / processes
     training = solver.MAX_ITER * iteration
     bound = "; reading images takes longer than computing: raise DATALOADER.NUM_WORKERS" * (reading > computing)
     yield (
         f"{iteration:.2f} s an iteration{bound}; training {_duration(training)}, evaluation {_duration(testing)},"
         f" together {_duration(training + testing)}"
     )
+
+
+def _size(config: CfgNode, model: torch.nn.Module) -> str:
+    """The number of parameters, and the size of a checkpoint."""
+    solver, weights = config.SOLVER, sum(parameter.numel() for parameter in model.parameters())
+    # Of float32: the weights, the optimizer's momentum or moments, and the average.
+    copies = 1 + (bool(solver.MOMENTUM) if solver.OPTIMIZER == "SGD" else 2) + bool(solver.EMA)
+    size = weights * 4 * copies / 1e6
+    return f"{weights / 1e6:.1f} million parameters; checkpoints of {size:.0f} MB, with the optimizer's state"
+
+
+def _count_evaluations(config: CfgNode) -> int:
+    """Evaluations of a run's weights during its training, at its end, and of their average."""
+    period = config.TEST.EVAL_PERIOD
+    return ((config.SOLVER.MAX_ITER - 1) // period if period else 0) + 1 + bool(config.SOLVER.EMA)
 
 
 def _rates(config: CfgNode, optimizer: torch.optim.Optimizer) -> str:
@@ -114,13 +130,13 @@ def _time_training(
     return sorted(computing[1:])[TIMED // 2], sorted(reading[1:])[TIMED // 2]
 
 
-def _time_evaluation(config: CfgNode, model: torch.nn.Module) -> float:
-    """Seconds of an image of the test set, by the model as it is now; one that finds more takes longer."""
+def _time_evaluation(config: CfgNode, model: torch.nn.Module, images: int) -> float:
+    """Seconds of an image of the test set, from a few, by the model as it is now; one that finds more takes longer."""
     model.eval()
     loader = trainer.TransferTrainer.build_test_loader(config, config.DATASETS.TEST[0])
     seconds = []
     with torch.no_grad():
-        for _, inputs in zip(range(EVALUATED), loader, strict=False):
+        for _, inputs in zip(range(images), loader, strict=False):
             start = time.perf_counter()
             model(inputs)
             _synchronize(config)

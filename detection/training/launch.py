@@ -16,8 +16,12 @@ from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 from foundation.errors import UserError
 from foundation.signals import STOPPED, StopRequest
 
-# Another process sends its traceback as text; this finds the message of a UserError in it.
-USER_ERROR = re.compile(rf"^{UserError.__module__}\.{UserError.__qualname__}: (.*)", re.MULTILINE | re.DOTALL)
+# Another process sends its traceback as text, with those of the errors that led to the last one. This finds the message
+# of a UserError that is the last.
+USER_ERROR = re.compile(
+    rf".*^{UserError.__module__}\.{UserError.__qualname__}: (?!.*^Traceback \(most recent call last\):)(.*)",
+    re.MULTILINE | re.DOTALL,
+)
 
 
 PATIENCE = 1.0  # seconds between two looks at whether a signal has to be passed on

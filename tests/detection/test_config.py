@@ -143,6 +143,11 @@ def test_one_process_has_no_synchronised_norm_and_the_original_stays():
         (["INPUT.RANDOM_FLIP", "diagonal"], "INPUT.RANDOM_FLIP is 'diagonal'"),
         (["INPUT.CROP.TYPE", "some"], "INPUT.CROP.TYPE is 'some'"),
         (["INPUT.CROP.ENABLED", "True", "INPUT.CROP.SIZE", "[300.0, 300.0]"], "must be fractions of the image"),
+        (["INPUT.CROP.ENABLED", "True", "INPUT.CROP.TYPE", "absolute"], r"\[0\.9, 0\.9\] must be whole pixels"),
+        (
+            ["INPUT.CROP.ENABLED", "True", "INPUT.CROP.TYPE", "absolute_range", "INPUT.CROP.SIZE", "[300, 200]"],
+            "must be the least and the largest side",
+        ),
         (["INPUT.LSJ.MIN_SCALE", "3.0"], "INPUT.LSJ.MIN_SCALE above 0 and at most MAX_SCALE"),
         (["INPUT.LSJ.ENABLED", "True", "INPUT.CROP.ENABLED", "True"], "INPUT.LSJ.ENABLED does not go with"),
         (["INPUT.MIN_SIZE_TRAIN", "()"], "INPUT.MIN_SIZE_TRAIN must list sizes"),

@@ -207,3 +207,17 @@ def test_examples_of_one_size_prove_too_little(tmp_path):
     config = configs.load("shapes_R18_FPN", SMALL)
     with pytest.raises(UserError, match="both are resized to one size"):
         export.example_images(config, [str(tmp_path / "a.png"), str(tmp_path / "b.png")])
+
+
+@pytest.mark.parametrize(
+    ("least", "largest", "shapes"),
+    [
+        (0, 1333, [(3, 600, 800), (3, 1000, 800)]),  # images are not resized
+        (0, 400, [(3, 300, 400), (3, 500, 400)]),
+        (640, 1333, [(3, 480, 640), (3, 800, 640)]),
+    ],
+)
+def test_examples_of_noise_have_the_sizes_that_the_detector_sees(least, largest, shapes):
+    pairs = ["INPUT.MIN_SIZE_TEST", str(least), "INPUT.MAX_SIZE_TEST", str(largest)]
+    examples = export.example_images(configs.load("shapes_R18_FPN", pairs), None)
+    assert [example.shape for example in examples] == shapes

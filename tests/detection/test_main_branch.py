@@ -2,17 +2,23 @@
 
 import importlib.util
 
+import numpy
 import pytest
 import torch
+from PIL import Image
+from pycocotools import mask as coco_masks
 from torch import nn
 
 pytest.importorskip("detectron2")
 
+from detection import config as configs
 from detection.data.loading import ProcessBatch
+from detection.data.training_data import training_mapper
 from detection.training import accumulation
 
 # isort: split
 import detectron2.engine
+from detectron2.data import transforms
 from detectron2.engine import TrainerBase
 from detectron2.utils.events import EventStorage, get_event_storage
 
@@ -91,3 +97,37 @@ def test_a_step_in_two_passes_by_hand(kind):
 def test_a_loss_that_is_not_finite_is_refused(kind):
     with pytest.raises(FloatingPointError, match="iteration=7"):
         step(kind, [float("nan")])
+
+
+class FixedSizeCropOfMain(transforms.FixedSizeCrop):
+    """As main has it: masks are padded with a value of their own."""
+
+    def __init__(self, crop_size, pad=True, pad_value=128.0, seg_pad_value=255):
+        super().__init__(crop_size, pad, pad_value)
+        self.seg_pad_value = seg_pad_value
+
+    def _get_pad(self, image):
+        pad = super()._get_pad(image)
+        pad.seg_pad_value = self.seg_pad_value
+        return pad
+
+
+@pytest.mark.parametrize("crop", [transforms.FixedSizeCrop, FixedSizeCropOfMain])
+def test_the_padding_of_large_scale_jitter_belongs_to_no_mask(crop, tmp_path, monkeypatch):
+    """An image of 40 x 80 pixels, with half of the scale, has 16 x 32 of the square's 64 x 64."""
+    monkeypatch.setattr(transforms, "FixedSizeCrop", crop)
+    Image.new("RGB", (80, 40)).save(tmp_path / "a.png")
+    mask = numpy.zeros((40, 80), numpy.uint8, order="F")
+    mask[10:30, 20:60] = 1
+    annotation = {"bbox": [20.0, 10.0, 40.0, 20.0], "bbox_mode": 1, "category_id": 0, "iscrowd": 0}
+    record = {
+        "file_name": str(tmp_path / "a.png"), "height": 40, "width": 80,
+        "annotations": [{**annotation, "segmentation": coco_masks.encode(mask)}],
+    }  # fmt: skip
+    jitter = ["ENABLED", "True", "SIZE", "64", "MIN_SCALE", "0.5", "MAX_SCALE", "0.5"]
+    pairs = [f"INPUT.LSJ.{each}" if index % 2 == 0 else each for index, each in enumerate(jitter)]
+    pairs += ["INPUT.MASK_FORMAT", "bitmask", "INPUT.RANDOM_FLIP", "none"]
+    found = training_mapper(configs.load("shapes_R18_FPN", pairs))(record)["instances"]
+    assert found.gt_masks.tensor.shape == (1, 64, 64)
+    assert found.gt_masks.tensor.sum() == 8 * 16
+    assert found.gt_boxes.tensor.tolist() == [[8, 4, 24, 12]]

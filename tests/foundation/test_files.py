@@ -1,5 +1,6 @@
 """Files with a digest: complete or absent, whatever happens to the process and the disk."""
 
+import errno
 import hashlib
 import os
 
@@ -118,3 +119,20 @@ def test_errors_about_other_files_keep_their_kind(tmp_path):
     (tmp_path / "run").write_text("a file, not a folder")
     with pytest.raises(UserError, match="Not a directory"), files.report_disk_errors(tmp_path / "run"):
         (tmp_path / "run" / "config.yaml").write_text("x")
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_file_that_machines_share_is_replaced_where_it_is_another(links, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOTSUP, "no hard links")
+
+    if not links:
+        monkeypatch.setattr(os, "link", refuse)
+    path = tmp_path / "a.json"
+    for content in (b"one", b"two"):
+        files.write_shared(path, content)
+        assert path.read_bytes() == content
+    before = path.stat()
+    files.write_shared(path, b"two")
+    assert path.stat() == before
+    assert [*tmp_path.iterdir()] == [path]

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -88,6 +89,27 @@ def test_vocs_pixels_are_read_as_classes_and_not_as_colours(scenes, dataset_root
         assert mapped["sem_seg"].shape == (40, 50)
         assert set(mapped["sem_seg"].unique().tolist()) <= present <= {*range(9), 255}
     assert isinstance(training_mapper(configs.load("coco_R50_RetinaNet_1x")), ImageMapper)
+
+
+def test_an_image_that_exif_turns_has_the_size_of_its_labels(scenes, dataset_root):
+    from detection.data.training_data import evaluation_mapper, training_mapper
+
+    formats.write_voc_segmentation(scenes, dataset_root)
+    name, recipe = "voc_2012_sem_seg_val", "voc_semseg_R50_FCN"
+    check(name, recipe)
+    record = DatasetCatalog.get(name)[0]
+    turned = Image.Exif()
+    turned[0x0112] = 6  # by 90 degrees
+    with Image.open(record["file_name"]) as image:
+        image.transpose(Image.Transpose.ROTATE_90).save(record["file_name"], exif=turned)
+    check(name, recipe)
+    assert DatasetCatalog.get(name)[0] == record
+    config = configs.load(recipe)
+    for mapper in (training_mapper(config), evaluation_mapper(config)):
+        mapper(record)
+    Path(record["file_name"]).unlink()
+    with pytest.raises(UserError, match=r"000000\.jpg: No such file.*; replace the file, or take .* out of .*val\.txt"):
+        DatasetCatalog.get(name)
 
 
 def test_what_labels_of_pixels_need_is_checked(scenes, dataset_root):

@@ -7,6 +7,7 @@ import time
 
 import pytest
 import torch
+from torch.multiprocessing import ProcessRaisedException
 
 pytest.importorskip("detectron2")
 
@@ -111,6 +112,28 @@ def test_an_error_of_one_process_is_the_error_of_the_run(two_gpus, forked):
     assert str(raised.value).strip() == "the loss is not finite at iteration 3: lower SOLVER.BASE_LR"
 
 
+def fail_twice(message):
+    """As where a loader's worker, whose error holds its traceback, has ended an evaluation."""
+    name = f"{UserError.__module__}.{UserError.__qualname__}"
+    try:
+        raise UserError(f"Caught UserError in DataLoader worker process 0.\nOriginal Traceback:\n{name}: {message}\n")
+    except UserError as error:
+        raise UserError(message) from error
+
+
+def break_down_after_an_error(message):
+    try:
+        raise UserError("a mistake")
+    finally:
+        break_down(message)
+
+
+def test_the_last_error_of_several_is_the_error_of_the_run(two_gpus, forked):
+    with pytest.raises(UserError) as raised:
+        launch.run(two_gpus, fail_twice, "a.jpg: damaged")
+    assert str(raised.value).strip() == "a.jpg: damaged"
+
+
 def wait_for_a_signal(parent, request):
     with request.deferred():
         torch.distributed.barrier()
@@ -137,9 +160,10 @@ def test_a_process_that_is_killed_is_an_error_of_the_run(two_gpus, forked):
         launch.run(two_gpus, die, "")
 
 
-def test_a_defect_keeps_its_traceback(two_gpus, forked):
-    with pytest.raises(Exception, match=r"(?s)Traceback.*ZeroDivisionError: nought"):
-        launch.run(two_gpus, break_down, "nought")
+@pytest.mark.parametrize("work", [break_down, break_down_after_an_error])
+def test_a_defect_keeps_its_traceback(work, two_gpus, forked):
+    with pytest.raises(ProcessRaisedException, match=r"(?s)Traceback.*ZeroDivisionError: nought"):
+        launch.run(two_gpus, work, "nought")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without GPU")

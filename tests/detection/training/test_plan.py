@@ -1,6 +1,7 @@
 """The plan for a user's own data: by hand, and from the command line."""
 
 import json
+import socket
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,13 @@ from detection.checks import preflight
 from detection.data import custom
 from detection.data.annotations import read_annotations
 from detection.data.coco_records import to_records
-from detection.training import plan, prepare, run_folder
+from detection.training import dry_run, plan, prepare, run_folder
+from foundation import files
 from foundation.config import recipe_name
 from foundation.errors import UserError
+
+# isort: split
+from detectron2.modeling import GeneralizedRCNNWithTTA
 
 
 def values(recipe, images, given=(), device="cuda", pairs=()):
@@ -332,6 +337,25 @@ def test_a_dry_run_says_what_a_run_comes_to_and_leaves_no_trace(coco_root, tmp_p
     assert not (tmp_path / "run").exists()
 
 
+def test_a_dry_run_counts_evaluations_of_the_average_and_with_augmentation(coco_root, tmp_path, capsys, monkeypatch):
+    """Of 10 s each, but 100 s with test-time augmentation: 200 s."""
+    time_evaluation = dry_run._time_evaluation
+
+    def ten_or_a_hundred(config, model, *images):
+        assert time_evaluation(config, model, *images) > 0
+        return 100.0 if isinstance(model, GeneralizedRCNNWithTTA) else 10.0
+
+    monkeypatch.setattr(dry_run, "_time_evaluation", ten_or_a_hundred)
+    file = coco_root / "coco" / "annotations" / "instances_train2017.json"
+    arguments = ["--train-json", str(file), "--num-gpus", "0", "--output", str(tmp_path / "run"), "--dry-run"]
+    arguments += ["SOLVER.MAX_ITER", "900", "TEST.EVAL_PERIOD", "100", "TEST.PRECISE_BN.ENABLED", "False"]
+    arguments += ["SOLVER.EMA", "0.9", "TEST.AUG.ENABLED", "True", "TEST.AUG.MIN_SIZES", "(48, 64)"]
+    train_net.main([*arguments, "MODEL.FPN.OUT_CHANNELS", "16"])
+    said = capsys.readouterr().out
+    assert "10 evaluations and one with test-time augmentation on 1 image\n" in said
+    assert ", evaluation 0:03:20, together " in said
+
+
 def test_the_check_of_the_data_plans_for_the_images_that_a_run_trains_on(coco_root, tmp_path, capsys):
     file = coco_root / "coco" / "annotations" / "instances_train2017.json"
     words = ["--train-json", str(file), "--num-gpus", "0", "--output", str(tmp_path / "run"), "--check-data"]
@@ -402,11 +426,17 @@ def test_seeds_after_a_sweep_have_the_learning_rate_of_the_plan(coco_root, tmp_p
     assert prepare.configure(train_net.parse([*words, "--sweep-lr", "0.5"])).SOLVER.MAX_ITER == 77
 
 
-def test_a_dry_run_refuses_settings_that_a_run_refuses(coco_root, tmp_path):
+@pytest.mark.parametrize("option", [["--dry-run"], ["--show-data", "2"]])
+def test_looking_ahead_refuses_settings_that_a_run_refuses(option, coco_root, tmp_path):
     file = coco_root / "coco" / "annotations" / "instances_train2017.json"
-    words = ["--train-json", str(file), "--num-gpus", "0", "--output", str(tmp_path / "run"), "--dry-run"]
+    words = ["--train-json", str(file), "--num-gpus", "0", "--output", str(tmp_path / "run"), *option]
     with pytest.raises(UserError, match=rf"'segm/AP51' is not measured on {file} \(the part to evaluate on\); choose"):
         train_net.main([*words, "TEST.BEST_METRIC", "segm/AP51"])
+    held_out = custom.divide(file, custom.find_images(file), 0.2).val["images"][0]["file_name"]
+    picture = coco_root / "coco" / "train2017" / held_out
+    picture.write_bytes(picture.read_bytes()[:-500])
+    with pytest.raises(UserError, match=rf"the part to evaluate on\): .*{held_out}"):
+        train_net.main(words)
 
 
 def test_parts_that_hold_nan_are_known_again(coco_root, tmp_path):
@@ -418,6 +448,25 @@ def test_parts_that_hold_nan_are_known_again(coco_root, tmp_path):
     custom.write_parts(custom.divide(file, file.parent, 0.3), tmp_path)
     assert custom.are_written(custom.divide(file, file.parent, 0.3), tmp_path)
     assert not custom.are_written(custom.divide(file, file.parent, 0.6), tmp_path)
+
+
+def test_machines_write_the_parts_into_one_folder_at_once(coco_root, tmp_path, monkeypatch):
+    """A second one writes both while the first one does; what it may be reading already is not replaced."""
+    file = coco_root / "coco" / "annotations" / "instances_train2017.json"
+    parts, written, write = custom.divide(file, file.parent, 0.5), [], files.write_synced
+
+    def write_with_another(draft, content):
+        write(draft, content)
+        monkeypatch.setattr(files, "write_synced", write)
+        monkeypatch.setattr(socket, "gethostname", lambda: "another")
+        custom.write_parts(parts, tmp_path / "data")
+        written.extend(path.stat().st_ino for path in custom.part_files(tmp_path / "data"))
+
+    monkeypatch.setattr(files, "write_synced", write_with_another)
+    custom.write_parts(parts, tmp_path / "data")
+    assert custom.are_written(parts, tmp_path / "data")
+    assert [path.stat().st_ino for path in custom.part_files(tmp_path / "data")] == written
+    assert {*(tmp_path / "data").iterdir()} == {*custom.part_files(tmp_path / "data")}
 
 
 @pytest.mark.parametrize("option", [["--dry-run"], ["--show-data", "2"]])

@@ -100,7 +100,24 @@ def test_the_crop_comes_from_the_resized_image(record):
     assert set(mapped["sem_seg"].unique().tolist()) <= set(range(9))
 
 
+@pytest.mark.parametrize(("kind", "ignored"), [(bool, 255), (numpy.uint16, 255), (numpy.uint16, 65535)])
+def test_labels_of_any_integer_type_are_resized(kind, ignored, record):
+    """Of the types that a PNG has. Labels are doubled in size: each pixel becomes four."""
+    labels = numpy.random.default_rng(0).integers(0, 2, (40, 50)).astype(kind)
+    if kind is not bool:
+        labels[7] = ignored
+    Image.fromarray(labels).save(record["sem_seg_file_name"])
+    pairs = ["INPUT.MIN_SIZE_TRAIN", "(80,)", "INPUT.MIN_SIZE_TRAIN_SAMPLING", "choice", "INPUT.RANDOM_FLIP", "none"]
+    pairs += ["INPUT.CROP.ENABLED", "False", "MODEL.SEM_SEG_HEAD.IGNORE_VALUE", str(ignored)]
+    mapped = training_mapper(configs.load("voc_semseg_R50_FCN", pairs))(record)["sem_seg"]
+    assert mapped.dtype == torch.int64
+    assert mapped.tolist() == labels.repeat(2, axis=0).repeat(2, axis=1).astype(int).tolist()
+
+
 def test_a_label_that_is_no_class_is_named(record):
     mapper = LabelMapper([], "RGB", classes=8, ignored=255)
     with pytest.raises(UserError, match=r"labels\.png has the label 8: labels must be 0 to 7, or 255"):
+        mapper(record)
+    Image.fromarray(numpy.full((40, 50), -1, numpy.int32)).save(record["sem_seg_file_name"], format="TIFF")
+    with pytest.raises(UserError, match=r"labels\.png has the label -1: labels must be 0 to 7, or 255"):
         mapper(record)

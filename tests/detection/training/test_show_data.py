@@ -1,5 +1,8 @@
 """The sheet of training images: the images that a run reads first, as it reads them."""
 
+import dataclasses
+import itertools
+
 import numpy
 import pytest
 from PIL import Image
@@ -40,6 +43,26 @@ def test_a_sheet_shows_what_the_model_gets(tiny_overrides, tmp_path, capsys, mon
             left, top, right, bottom = overlay.box
             filled = overlay.mask.sum() / ((right - left) * (bottom - top))
             assert filled == pytest.approx(1.0 if overlay.text == "rectangle" else 0.5, abs=0.1)
+
+
+@pytest.mark.parametrize(("processes", "passes"), [(1, 1), (2, 1), (1, 2), (2, 2)])
+def test_the_images_have_the_order_in_which_a_run_reads_them(processes, passes, tiny_overrides, monkeypatch):
+    """Two of four images are wide, and come into other batches than the tall ones: batches of 4, 2, 2 and 1."""
+    pairs = ["SOLVER.IMS_PER_BATCH", "4", "SOLVER.ACCUMULATION", str(passes)]
+    config, _ = configs.for_one_process(configs.load("shapes_R18_FPN", [*tiny_overrides, *pairs]))
+    config.MODEL.DEVICE = "cpu"
+    images = dataclasses.replace(training_data.read(config), wide=[True, False, False, True])
+    shown = []
+    monkeypatch.setattr(show_data.pictures, "training_sheet", lambda config, records: shown.extend(records))
+    show_data.draw(config, images, 7, processes)
+    shares = [loading.ProcessBatch(passes, processes, rank) for rank in range(processes)]
+    ranks = [training_data.build_batches(config, images, each, config.SEED, workers=0) for each in shares]
+    batches = itertools.islice(zip(*ranks, strict=True), 8)
+    read = [record for together in batches for batch in together for record in batch]
+    assert len(shown) == 7
+    for one, other in zip(shown, read, strict=False):
+        assert one["file_name"] == other["file_name"]
+        assert (one["image"] == other["image"]).all()
 
 
 def test_a_number_that_cannot_be_drawn(tiny_overrides, tmp_path):
