@@ -19,7 +19,8 @@ def add_run_options(parser: argparse.ArgumentParser, default: str, paths: bool =
         default: where the run directory is.
         paths: whether positional arguments may also be paths, for `split_paths`.
     """
-    parser.add_argument("--output", default="", help=f"the run directory; {default} by default")
+    usual = f"{default} by default, or that of the run whose config.yaml is given"
+    parser.add_argument("--output", default="", help=f"the run directory; {usual}")
     parser.add_argument("--resume", action="store_true", help="continue from the run directory's last checkpoint")
     parser.add_argument(
         "overrides",

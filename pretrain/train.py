@@ -176,9 +176,15 @@ def train_in_group(args: argparse.Namespace, request: "StopRequest") -> bool:
 
 
 def output_folder(args: argparse.Namespace) -> Path:
-    """The run folder: as given, or named after the recipe or the first folder of images."""
+    """The run folder: as given, or that of the run whose config.yaml is given, or named after the recipe or the first
+    folder of images.
+    """
+    from pretrain.runs.folder import folder_of
+
     if args.output:
         return Path(args.output)
+    if own := folder_of(args.config):
+        return own
     name = Path(args.config or DEMO).stem
     if args.paths and not args.config:
         name = Path(args.paths[0]).resolve().name.removesuffix(".tar") or "images"
