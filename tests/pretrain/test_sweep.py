@@ -84,6 +84,7 @@ def test_runs_are_made_once_and_failures_are_tried_again(
     config = write(tmp_path, "UNTRAINED: True\nCOMMON: [TRAIN.EPOCHS, 3]\nRUNS: [[TRAIN.LR, 0.1], [TRAIN.LR, 2.0]]\n")
     argv = ["--config", config, "--output", str(tmp_path / "out")]
     assert "1 of 3 runs failed: TRAIN.LR=2.0 (seed 0)" in error_of(command.main, argv)
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["planned"] == 3
     assert [module for module, _ in calls] == ["pretrain.linear", "pretrain.train", "pretrain.linear", "pretrain.train"]
     assert calls[0][1][-4:-3] == ["random"]
     assert calls[1][1][:8] == ["--config", "shapes_R18", "SEED", "0", "TRAIN.EPOCHS", "3", "TRAIN.LR", "0.1"]
