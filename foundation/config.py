@@ -74,9 +74,14 @@ def load_config(defaults: CfgNode, name: str, command: str, overrides: Sequence[
 
 
 def apply_overrides(config: CfgNode, overrides: Sequence[str]) -> None:
-    """Put `KEY VALUE` and `KEY=VALUE` tokens into `config`, in place. Raises UserError as `load_config`."""
+    """Put `KEY VALUE` and `KEY=VALUE` tokens into `config`, in place. Raises UserError as `load_config`.
+
+    For a key that holds text, a value such as `2024` is text: a folder may be called so.
+    """
     for key, text in override_pairs(overrides):
         nested: Any = _literal(text)
+        if _holds_text(config, key) and not isinstance(nested, str):
+            nested = text
         for part in reversed(key.split(".")):
             nested = {part: nested}
         merge(config, nested, source="the command line")
@@ -159,6 +164,13 @@ def _literal(text: str) -> Any:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError, RecursionError, MemoryError):  # a plain word, or what is too deep for the parser
         return text
+
+
+def _holds_text(config: CfgNode, key: str) -> bool:
+    try:
+        return isinstance(value_of(config, key), str)
+    except (KeyError, TypeError):  # there is no such key, or a part of it is no group
+        return False
 
 
 def _nearest(config: CfgNode, prefix: str, key: str) -> str:

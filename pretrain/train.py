@@ -35,8 +35,8 @@ DEMO = "shapes_R18"
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command. Raises UserError where an argument, a file or a value cannot be used."""
     args = parse(argv)
-    if args.list_runs:
-        list_runs(Path(args.list_runs))
+    if args.list_runs is not None:
+        list_runs(args.list_runs)
     elif args.check_data or args.dry_run:
         inspect(args)
     else:
@@ -91,11 +91,13 @@ def build_parser() -> ArgumentParser:
     return parser
 
 
-def list_runs(root: Path) -> None:
-    """Print a table of the runs below a folder."""
+def list_runs(root: str) -> None:
+    """Print a table of the runs below a folder. Raises UserError where there is no such folder."""
     from pretrain.runs import listing
 
-    print(listing.table(root))
+    if not root:  # of an unset variable; Path would take it for the working directory
+        raise UserError("--list-runs names no folder: give one, or leave it out for output")
+    print(listing.table(Path(root)))
 
 
 def inspect(args: argparse.Namespace) -> None:
