@@ -62,13 +62,13 @@ def split_paths(tokens: Sequence[str]) -> tuple[list[str], list[str]]:
     """Positional arguments that may be paths and config overrides in any order, as (paths, overrides).
 
     A token in capitals (`TRAIN.LR`, `SEED`) is a config key, and the token after it is its value unless the first has
-    the form `KEY=VALUE`; everything else is a path, and so is a folder `PHOTOS` that exists.
+    the form `KEY=VALUE`; everything else is a path, and so is a folder `PHOTOS` or a file `PHOTOS.tar` that exists.
     """
     paths: list[str] = []
     overrides: list[str] = []
     rest = iter(tokens)
     for token in rest:
-        if not CONFIG_KEY.fullmatch(token) or ("." not in token and os.path.isdir(token)):
+        if not CONFIG_KEY.fullmatch(token) or os.path.exists(token):
             paths.append(token)
             continue
         overrides.append(token)

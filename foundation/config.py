@@ -80,11 +80,27 @@ def apply_overrides(config: CfgNode, overrides: Sequence[str]) -> None:
     """
     for key, text in override_pairs(overrides):
         nested: Any = _literal(text)
-        if _holds_text(config, key) and not isinstance(nested, str):
+        if isinstance(_found(config, key), str) and not isinstance(nested, str):
             nested = text
         for part in reversed(key.split(".")):
             nested = {part: nested}
         merge(config, nested, source="the command line")
+
+
+def check_keys(config: CfgNode, tokens: Sequence[str]) -> None:
+    """Check the KEYs of a command line that takes paths, too: a word in capitals that is no key may be a missing path.
+
+    Raises:
+        UserError: one of them is neither, and the message says so.
+    """
+    rest = iter(tokens)
+    for token in rest:
+        key, separator, _ = token.partition("=")
+        if _found(config, key) is None:
+            near = _nearest(config, "", key)
+            raise UserError(f"{key!r} is neither a folder or tar that exists nor a config key{near}")
+        if not separator:
+            next(rest, None)
 
 
 def override_pairs(tokens: Sequence[str]) -> list[tuple[str, str]]:
@@ -166,11 +182,12 @@ def _literal(text: str) -> Any:
         return text
 
 
-def _holds_text(config: CfgNode, key: str) -> bool:
+def _found(config: CfgNode, key: str) -> Any:
+    """The value of a dotted key, or the group of keys; None where there is neither."""
     try:
-        return isinstance(value_of(config, key), str)
-    except (KeyError, TypeError):  # there is no such key, or a part of it is no group
-        return False
+        return value_of(config, key)
+    except (KeyError, TypeError):  # TypeError: a part of the key is no group
+        return None
 
 
 def _nearest(config: CfgNode, prefix: str, key: str) -> str:

@@ -207,13 +207,14 @@ def load_settings(args: argparse.Namespace) -> "CfgNode":
     Raises:
         UserError: a wrong key or value, or a PATH that holds no images.
     """
-    from foundation.config import RUN_CONFIG, apply_overrides, load_config
+    from foundation.config import RUN_CONFIG, apply_overrides, check_keys, load_config
     from pretrain.config import check_values, get_defaults, validate
     from pretrain.images.paths import locate
 
     own = output_folder(args) / RUN_CONFIG
     recipe = args.config or (str(own) if args.resume and own.is_file() else "" if args.paths else DEMO)
     config = load_config(get_defaults(), recipe, "pretrain") if recipe else get_defaults()
+    check_keys(config, args.overrides)  # first: what is wrongly taken for a key has taken the next word along
     if args.paths:
         config.DATA.NAME, config.DATA.ROOT = locate(args.paths)
     apply_overrides(config, args.overrides)

@@ -156,6 +156,17 @@ def test_bad_input_is_named(photos: Path, tmp_path: Path, error_of: Callable) ->
     assert not list(tmp_path.rglob("*.pt"))
 
 
+@pytest.mark.parametrize("more", [[], ["TRAIN.LR", "0.1"], ["photos", "TRAIN.LR", "0.1"]])
+@pytest.mark.parametrize("name", ["PHOTOS", "PHOTOS.tar"])
+def test_a_missing_path_in_capitals_is_not_only_called_a_wrong_key(
+    name: str, more: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error_of: Callable
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert error_of(train.main, [name, *more]).startswith(
+        f"'{name}' is neither a folder or tar that exists nor a config key; did you mean"
+    )
+
+
 def test_a_run_of_another_command_is_not_replaced(photos: Path, tmp_path: Path, error_of: Callable) -> None:
     detector = "SOLVER: {MAX_ITER: 90}\n"
     (tmp_path / "config.yaml").write_text(detector)
