@@ -42,6 +42,7 @@ from convert.pixels import Pixels
 from convert.reader import Source
 from convert.selection import Selection
 from convert.sidecar_files import read_sidecar
+from foundation.names import legible
 
 _CHANNELS = {True: (64, 256, 1, 64), False: (64, 64, 1, 64)}  # of `make_default_stages`: bottlenecks, basic blocks
 
@@ -124,7 +125,7 @@ def _begun_from(source: Source) -> str:
         return source.metadata.get("begun_from", "")
     content = source.content if isinstance(source.content, dict) else {}
     known = _at(content, "config", "ENCODER").get("WEIGHTS") if content.get("format") == "corinfomax-pretrain" else ""
-    return known if isinstance(known, str) else ""
+    return legible(known) if isinstance(known, str) else ""
 
 
 def _version() -> str:
@@ -135,8 +136,12 @@ def _version() -> str:
 
 
 def encode(sidecar: dict[str, Any]) -> bytes:
-    """The sidecar as JSON text, the same bytes for the same fields."""
-    return (json.dumps(sidecar, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
+    """The sidecar as JSON text, the same bytes for the same fields.
+
+    In names of files, bytes that are not UTF-8 become escapes such as \\udcff, which JSON has too.
+    """
+    text = json.dumps(sidecar, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    return text.encode("utf-8", "backslashreplace")
 
 
 def yaml_settings(sidecar: Mapping[str, Any]) -> list[str]:

@@ -19,7 +19,8 @@ def add_run_options(parser: argparse.ArgumentParser, default: str, paths: bool =
         default: where the run directory is.
         paths: whether positional arguments may also be paths, for `split_paths`.
     """
-    parser.add_argument("--output", default="", help=f"the run directory; {default} by default")
+    usual = f"{default} by default, or that of the run whose config.yaml is given"
+    parser.add_argument("--output", default="", help=f"the run directory; {usual}")
     parser.add_argument("--resume", action="store_true", help="continue from the run directory's last checkpoint")
     parser.add_argument(
         "overrides",
@@ -61,13 +62,13 @@ def split_paths(tokens: Sequence[str]) -> tuple[list[str], list[str]]:
     """Positional arguments that may be paths and config overrides in any order, as (paths, overrides).
 
     A token in capitals (`TRAIN.LR`, `SEED`) is a config key, and the token after it is its value unless the first has
-    the form `KEY=VALUE`; everything else is a path, and so is a folder `PHOTOS` that exists.
+    the form `KEY=VALUE`; everything else is a path, and so is a folder `PHOTOS` or a file `PHOTOS.tar` that exists.
     """
     paths: list[str] = []
     overrides: list[str] = []
     rest = iter(tokens)
     for token in rest:
-        if not CONFIG_KEY.fullmatch(token) or ("." not in token and os.path.isdir(token)):
+        if not CONFIG_KEY.fullmatch(token) or os.path.exists(token):
             paths.append(token)
             continue
         overrides.append(token)

@@ -74,12 +74,33 @@ def load_config(defaults: CfgNode, name: str, command: str, overrides: Sequence[
 
 
 def apply_overrides(config: CfgNode, overrides: Sequence[str]) -> None:
-    """Put `KEY VALUE` and `KEY=VALUE` tokens into `config`, in place. Raises UserError as `load_config`."""
+    """Put `KEY VALUE` and `KEY=VALUE` tokens into `config`, in place. Raises UserError as `load_config`.
+
+    For a key that holds text, a value such as `2024` is text: a folder may be called so.
+    """
     for key, text in override_pairs(overrides):
         nested: Any = _literal(text)
+        if isinstance(_found(config, key), str) and not isinstance(nested, str):
+            nested = text
         for part in reversed(key.split(".")):
             nested = {part: nested}
         merge(config, nested, source="the command line")
+
+
+def check_keys(config: CfgNode, tokens: Sequence[str]) -> None:
+    """Check the KEYs of a command line that takes paths, too: a word in capitals that is no key may be a missing path.
+
+    Raises:
+        UserError: one of them is neither, and the message says so.
+    """
+    rest = iter(tokens)
+    for token in rest:
+        key, separator, _ = token.partition("=")
+        if _found(config, key) is None:
+            near = _nearest(config, "", key)
+            raise UserError(f"{key!r} is neither a folder or tar that exists nor a config key{near}")
+        if not separator:
+            next(rest, None)
 
 
 def override_pairs(tokens: Sequence[str]) -> list[tuple[str, str]]:
@@ -159,6 +180,14 @@ def _literal(text: str) -> Any:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError, RecursionError, MemoryError):  # a plain word, or what is too deep for the parser
         return text
+
+
+def _found(config: CfgNode, key: str) -> Any:
+    """The value of a dotted key, or the group of keys; None where there is neither."""
+    try:
+        return value_of(config, key)
+    except (KeyError, TypeError):  # TypeError: a part of the key is no group
+        return None
 
 
 def _nearest(config: CfgNode, prefix: str, key: str) -> str:

@@ -13,6 +13,11 @@ def counted(count: float, noun: str) -> str:
     return f"{number} {noun}{ending}"
 
 
+def legible(name: str) -> str:
+    """A file's name as text that every file takes: bytes that are not UTF-8 are escaped, as on standard error."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
 def short_names(paths: Sequence[Path]) -> list[str]:
     """The last part of each path or, if that is not unique, the parts in which the paths differ.
 

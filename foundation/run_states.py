@@ -71,6 +71,8 @@ class RunState:
             return "running"
         if self.complete:
             return "complete"
+        if self.kind.is_collection:
+            return "unfinished: the same command continues"
         if self.step is None:
             return f"unfinished: {'every checkpoint is damaged' if self.damaged else 'nothing saved'}"
         lost = f" from an earlier checkpoint: {self.damaged} newer damaged" if self.damaged else ""
@@ -151,15 +153,20 @@ def _identity(folder: Path) -> tuple[int, int]:
 
 
 def _state_of_collection(folder: Path, kind: RunKind) -> RunState:
-    """A sweep or series: complete if it has no run that failed and all runs below it are complete."""
+    """A sweep or series: complete if all its runs succeeded and all runs below it are complete.
+
+    Files of earlier versions do not say how many runs are planned: there those that have ended count.
+    """
     path = next(path for name in ("results.json", *SERIES_FILES) if (path := folder / name).is_file())
-    rows = read_results(folder, path.name).get("runs")
+    content = read_results(folder, path.name)
+    rows, planned = content.get("runs"), as_integer(content.get("planned"))
     rows = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
     succeeded = sum("error" not in row for row in rows)
     below = [state for each in _candidates(folder) if each != folder and (state := read_state(each)) is not None]
-    complete = succeeded == len(rows) and all(state.complete for state in below)
+    complete = succeeded == len(rows) >= (planned or 0) and all(state.complete for state in below)
+    running = locks.is_held(folder) or any(state.running for state in below)
     saved = datetime.fromtimestamp(path.stat().st_mtime)
-    return RunState(folder, kind, None, succeeded, None, "runs", saved, complete, any(state.running for state in below))
+    return RunState(folder, kind, None, succeeded, planned, "runs", saved, complete, running)
 
 
 def _last_checkpoint(folder: Path) -> tuple[int | None, datetime | None, int]:

@@ -1,5 +1,6 @@
 """YAML files of any origin, read with bounds on size and depth: a damaged file is an error that names it."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ MAX_VALUES = 100_000  # with every alias written out: anchors within anchors gro
 MAX_DEPTH = 50
 # libyaml's is seven times faster; both build plain containers, strings, numbers and dates only.
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+# Python has these for bytes of a file's name that are not UTF-8. PyYAML writes them escaped, which libyaml refuses.
+SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def read_yaml(path: Path) -> Any:
@@ -26,8 +29,9 @@ def read_yaml(path: Path) -> Any:
     try:
         check_size(path, MAX_BYTES)
         text = path.read_text(encoding="utf-8-sig")
-        _check_events(path, text)
-        content = yaml.load(text, LOADER)
+        loader = yaml.SafeLoader if SURROGATE.search(text) else LOADER
+        _check_events(path, text, loader)
+        content = yaml.load(text, loader)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
     except yaml.YAMLError as error:
@@ -39,14 +43,14 @@ def read_yaml(path: Path) -> Any:
     return content
 
 
-def _check_events(path: Path, text: str) -> None:
+def _check_events(path: Path, text: str, loader: Any) -> None:
     """Before containers are built: building deep ones takes seconds, or crashes libyaml, and merge keys (`<<`) copy
     what their aliases name. Nodes are counted as if every alias was written out.
     """
     counts: dict[str | None, int] = {}  # nodes below an anchor
     opened: list[tuple[str | None, int]] = []  # anchors of the collections around, and the count where they begin
     count = 0
-    for event in yaml.parse(text, LOADER):
+    for event in yaml.parse(text, loader):
         if isinstance(event, yaml.CollectionStartEvent):
             opened.append((event.anchor, count))
         if isinstance(event, yaml.AliasEvent):

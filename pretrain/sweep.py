@@ -22,7 +22,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
 
     from foundation.config import load_config
-    from foundation.files import make_folder, report_disk_errors
+    from foundation.files import report_disk_errors
+    from foundation.locks import hold
     from foundation.run_kinds import refuse_other_kind
     from pretrain.evaluation.sweep import get_defaults, plan, sweep
     from pretrain.runs.metrics import start_logging
@@ -32,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     name = Path(args.config).stem
     output = Path(args.output or f"output/sweep_{name}")
     refuse_other_kind(output, "sweep")
-    make_folder(output)
+    hold(output)  # each run holds its own folder besides
     start_logging(output)
     with report_disk_errors(output):
         sweep(config, name, output)

@@ -35,8 +35,8 @@ DEMO = "shapes_R18"
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command. Raises UserError where an argument, a file or a value cannot be used."""
     args = parse(argv)
-    if args.list_runs:
-        list_runs(Path(args.list_runs))
+    if args.list_runs is not None:
+        list_runs(args.list_runs)
     elif args.check_data or args.dry_run:
         inspect(args)
     else:
@@ -91,11 +91,13 @@ def build_parser() -> ArgumentParser:
     return parser
 
 
-def list_runs(root: Path) -> None:
-    """Print a table of the runs below a folder."""
+def list_runs(root: str) -> None:
+    """Print a table of the runs below a folder. Raises UserError where there is no such folder."""
     from pretrain.runs import listing
 
-    print(listing.table(root))
+    if not root:  # of an unset variable; Path would take it for the working directory
+        raise UserError("--list-runs names no folder: give one, or leave it out for output")
+    print(listing.table(Path(root)))
 
 
 def inspect(args: argparse.Namespace) -> None:
@@ -176,9 +178,15 @@ def train_in_group(args: argparse.Namespace, request: "StopRequest") -> bool:
 
 
 def output_folder(args: argparse.Namespace) -> Path:
-    """The run folder: as given, or named after the recipe or the first folder of images."""
+    """The run folder: as given, or that of the run whose config.yaml is given, or named after the recipe or the first
+    folder of images.
+    """
+    from pretrain.runs.folder import folder_of
+
     if args.output:
         return Path(args.output)
+    if own := folder_of(args.config):
+        return own
     name = Path(args.config or DEMO).stem
     if args.paths and not args.config:
         name = Path(args.paths[0]).resolve().name.removesuffix(".tar") or "images"
@@ -199,13 +207,14 @@ def load_settings(args: argparse.Namespace) -> "CfgNode":
     Raises:
         UserError: a wrong key or value, or a PATH that holds no images.
     """
-    from foundation.config import RUN_CONFIG, apply_overrides, load_config
+    from foundation.config import RUN_CONFIG, apply_overrides, check_keys, load_config
     from pretrain.config import check_values, get_defaults, validate
     from pretrain.images.paths import locate
 
     own = output_folder(args) / RUN_CONFIG
     recipe = args.config or (str(own) if args.resume and own.is_file() else "" if args.paths else DEMO)
     config = load_config(get_defaults(), recipe, "pretrain") if recipe else get_defaults()
+    check_keys(config, args.overrides)  # first: what is wrongly taken for a key has taken the next word along
     if args.paths:
         config.DATA.NAME, config.DATA.ROOT = locate(args.paths)
     apply_overrides(config, args.overrides)

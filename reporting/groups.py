@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from foundation.names import short_names
+from foundation.names import legible, short_names
 from foundation.run_kinds import DETECTION, KINDS, PRETRAIN, Metric, RunKind
 from reporting.analysis import Task, measured_tasks
 from reporting.runs import Run, warn_once
@@ -287,7 +287,7 @@ def _conditions(run: Run, kind: RunKind) -> tuple[object, ...]:
         if isinstance(value, dict | list):
             warn_once(f"{run.path / 'results.json'}: {'.'.join(path)} is not one value and counts as not given")
             value = None
-        values.append(value)
+        values.append(legible(value) if isinstance(value, str) else value)
     return tuple(values)
 
 

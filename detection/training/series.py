@@ -84,8 +84,9 @@ def run(folder: Path, members: Sequence[Member], train: Callable[[CfgNode], None
     earlier = _finished_earlier(folder, members)
     finished = [*(member for member in members if run_folder.is_finished(member.config)), *earlier]
     found = {member: read_metrics(member.folder) for member in finished}
+    planned = len(members) + len(earlier)
     failed: dict[Member, str] = {}
-    _write(folder / name, found)
+    _write(folder / name, found, planned)
     for number, member in enumerate(members, 1):
         if member in found:
             continue
@@ -98,7 +99,7 @@ def run(folder: Path, members: Sequence[Member], train: Callable[[CfgNode], None
             continue
         found[member] = read_metrics(member.folder)
         found = {each: found[each] for each in [*members, *earlier] if each in found}  # in the order of the command
-        _write(folder / name, found)
+        _write(folder / name, found, planned)
     if found:
         print(f"\n{table(summarise(found))}\n\nAll metrics are in {folder / name}")
     if failed:
@@ -178,10 +179,11 @@ def _cell(metric: Mapping[str, Any] | None) -> str:
     return f"{metric['mean']:.2f}" + (f" ± {metric['spread']:.2f}" if metric["spread"] is not None else "")
 
 
-def _write(path: Path, found: Mapping[Member, Metrics]) -> None:
+def _write(path: Path, found: Mapping[Member, Metrics], planned: int) -> None:
     """Write the file of a series, if there are results."""
     if found:
-        run_folder.write_json(path, {"kind": "series", "runs": _rows(found), "means": summarise(found)})
+        content = {"kind": "series", "planned": planned, "runs": _rows(found), "means": summarise(found)}
+        run_folder.write_json(path, content)
 
 
 def _rows(found: Mapping[Member, Metrics]) -> list[dict[str, Any]]:

@@ -201,9 +201,10 @@ def once_on_each_machine(make: Callable[[], T]) -> T:
     Raises:
         UserError: as `make` raises it, in each process of that machine.
     """
-    if world_size() == 1 or int(os.environ.get("LOCAL_WORLD_SIZE", "1")) == 1:
+    if world_size() == 1:
         return make()
-    machine, first = platform.node(), int(os.environ["LOCAL_RANK"]) == 0
+    # A process that is alone on its machine takes part, too: the others wait for it.
+    machine, first = platform.node(), int(os.environ.get("LOCAL_RANK", "0")) == 0
     with tempfile.TemporaryDirectory(prefix="corinfomax-") as folder:  # of this user alone, so it can be unpickled
         path, failure = os.path.join(folder, "result"), ""
         if first:
@@ -214,7 +215,8 @@ def once_on_each_machine(make: Callable[[], T]) -> T:
                 failure = str(error)
         told: list[Any] = [None] * world_size()
         dist.all_gather_object(told, (machine, first, path, failure))
-        _, _, path, failure = next(each for each in told if each[:2] == (machine, True))
+        if not first:
+            path, failure = next(each[2:] for each in told if each[:2] == (machine, True))
         if failure:
             raise UserError(failure)
         with open(path, "rb") as file:

@@ -22,7 +22,7 @@ from foundation.signals import StopRequest, end_workers_at_exit
 from pretrain.batches.loader import report_dead_workers
 from pretrain.batches.sampler import check_batch
 from pretrain.distributed import group
-from pretrain.runs.folder import open_run, write_results
+from pretrain.runs.folder import folder_of, open_run, write_results
 from pretrain.runs.weights import EncoderWeights, build_from, fingerprint, read_weights, resolve
 from pretrain.training.schedule import StepRange
 
@@ -42,7 +42,7 @@ def run_evaluation(kind: str, evaluate: Evaluate, config: CfgNode, args: argpars
     weights = read_weights(args.weights)
     config = resolve(config, weights)
     name = recipe_name(args.config)
-    output = Path(args.output or f"output/{kind}_{name}")
+    output = Path(args.output or folder_of(args.config) or f"output/{kind}_{name}")
     end_workers_at_exit()
     device = group.start(devices.is_usable())
     try:

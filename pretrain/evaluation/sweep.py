@@ -85,7 +85,7 @@ def sweep(config: CfgNode, name: str, output: Path) -> None:
     for number, one in enumerate(runs, 1):
         logger.info("run %d of %d: %s, seed %d", number, len(runs), one.label, one.seed)
         results.append({"label": one.label, "seed": one.seed, **execute(one, output / one.folder)})
-        write_results(output, {"kind": "sweep", "config": name, "runs": results})
+        write_results(output, {"kind": "sweep", "config": name, "planned": len(runs), "runs": results})
         write_atomic(output / "table.md", table(results).encode())
     logger.info("%s\n\n%s", output / "table.md", table(results))
     failed = [f"{row['label']} (seed {row['seed']})" for row in results if "error" in row]

@@ -39,6 +39,7 @@ from torch import Tensor, nn
 from convert.reader import load_tree
 from foundation import files
 from foundation.errors import UserError
+from foundation.names import legible
 
 VERSION = 1
 KEEP = 2
@@ -164,7 +165,11 @@ def fill(module: nn.Module, tensors: dict[str, Tensor], source: Path) -> None:
 
 
 def export_encoder(path: Path, encoder: nn.Module, metadata: dict[str, str]) -> None:
-    """Write an encoder as safetensors in torchvision's naming. Metadata: `architecture`, `stem`, `mean`, `std`."""
+    """Write an encoder as safetensors in torchvision's naming. Metadata: `architecture`, `stem`, `mean`, `std`.
+
+    Names of files in the metadata that are not UTF-8 are escaped.
+    """
+    metadata = {key: legible(value) for key, value in metadata.items()}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in encoder.state_dict().items()}
     data = safetensors.torch.save(tensors, {"format": "corinfomax-encoder", **metadata})
     # The library writes the metadata in another order in each process; sorted, the same run gives the same file.

@@ -133,13 +133,18 @@ def with_earlier_values(defaults: CfgNode, config: str) -> CfgNode:
         defaults: of this version.
         config: name or path of the configuration file.
     """
-    path = Path(config)
-    if path.name == RUN_CONFIG and (path.parent / "metrics.json").is_file():
+    if folder_of(config):
         known = set(keys(defaults))
         for key, value in BEFORE.items():
             if key in known:
                 defaults.merge_from_list([key, value])
     return defaults
+
+
+def folder_of(config: str) -> Path | None:
+    """The run folder that a configuration file lies in as the run's own config.yaml; None: it is no run's."""
+    path = Path(config)
+    return path.parent if path.name == RUN_CONFIG and (path.parent / "metrics.json").is_file() else None
 
 
 def plain(config: CfgNode) -> dict[str, Any]:

@@ -395,6 +395,16 @@ def test_sidecar_says_what_the_training_began_from(query, convert, begun_from):
         assert file.metadata().get("begun_from", "") == begun_from
 
 
+def test_names_that_are_not_utf8_are_escaped(query, convert):
+    content = own(query, query)
+    content["config"]["ENCODER"] = {**content["config"]["ENCODER"], "WEIGHTS": "w\udcff.pth"}
+    output = convert(content, output="whole\udcff.pkl")
+    assert json.loads(output.with_suffix(".json").read_text())["begun_from"] == "w\\udcff.pth"
+    encoder = convert(content, "--to", "safetensors", output="encoder.safetensors")
+    with safetensors.safe_open(encoder, framework="pt") as file:
+        assert file.metadata()["begun_from"] == "w\\udcff.pth"
+
+
 def test_timm_loads_what_is_written_for_it(convert):
     timm = pytest.importorskip("timm")
     network = timm.create_model("resnet18", pretrained=False)

@@ -26,10 +26,13 @@ def test_paths_are_told_from_keys(tokens: list[str], paths: list[str], overrides
     assert split_paths(tokens) == (paths, overrides)
 
 
-def test_a_folder_in_capitals_that_exists_is_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_exists_is_a_path_in_capitals_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "PHOTOS").mkdir()
-    assert split_paths(["PHOTOS", "TRAIN.LR", "0.1"]) == (["PHOTOS"], ["TRAIN.LR", "0.1"])
+    (tmp_path / "IMG.2024").mkdir()
+    (tmp_path / "PHOTOS.tar").touch()
+    names = ["PHOTOS", "IMG.2024", "PHOTOS.tar"]
+    assert split_paths([*names, "TRAIN.LR", "0.1"]) == (names, ["TRAIN.LR", "0.1"])
 
 
 def test_standard_output_takes_names_that_are_not_unicode(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,6 +41,12 @@ def test_key_value_pairs_and_assignments_mix() -> None:
     assert (config.TRAIN.LR, config.DATA.ROOT, config.TRAIN.EPOCHS, config.DATA.CLASSES) == (0.5, "/a=b", 30, "")
 
 
+def test_a_value_that_looks_like_a_number_is_text_where_text_is_held() -> None:
+    config = load("DATA.ROOT", "2024", "ENCODER.WEIGHTS=007", "DATA.CACHE", "None", "LOG.WANDB", "'quoted'")
+    assert (config.DATA.ROOT, config.ENCODER.WEIGHTS, config.DATA.CACHE) == ("2024", "007", "None")
+    assert config.LOG.WANDB == "quoted"
+
+
 def test_base_chain_and_strings_that_are_numbers(tmp_path: Path) -> None:
     (tmp_path / "base.yaml").write_text("TRAIN:\n  EPOCHS: 30\n  LR: 1e-3\n")
     (tmp_path / "leaf.yaml").write_text("_BASE_: base.yaml\nTRAIN:\n  EPOCHS: 40\n")

@@ -17,7 +17,8 @@ from foundation.run_states import find_runs, read_state
 HOLD = """
 import pathlib, sys
 from foundation import locks
-locks.hold(pathlib.Path(sys.argv[1]))
+for folder in sys.argv[1:]:
+    locks.hold(pathlib.Path(folder))
 print(flush=True)
 input()
 """
@@ -68,18 +69,17 @@ def every_kind(tmp_path: Path) -> Path:
 
 
 def test_every_kind_of_run_is_listed_with_how_far_it_is(every_kind: Path) -> None:
-    unsaved = "unfinished: nothing saved"
     assert [
         (state.folder.relative_to(every_kind).as_posix(), state.kind.name, state.progress, state.step, state.outlook)
         for state in find_runs(every_kind)
     ] == [
         ("a_pretrain", "pretrain", "3 epochs planned", None, "complete"),
         ("b_linear", "linear", "5 epochs planned", None, "complete"),
-        ("c_finetune", "finetune", "20 epochs planned", None, unsaved),
+        ("c_finetune", "finetune", "20 epochs planned", None, "unfinished: nothing saved"),
         ("d_transfer", "transfer", "-", None, "complete"),
         ("e_detection", "detection", "90 of 90 iterations", None, "complete"),
         ("f_killed", "detection", "60 of 90 iterations", 60, "unfinished: continues with --resume"),
-        ("g_sweep", "sweep", "1 run", None, unsaved),
+        ("g_sweep", "sweep", "1 run", None, "unfinished: the same command continues"),
         ("g_sweep/a/seed0/linear", "linear", "-", None, "complete"),
         ("h_series", "series", "2 runs", None, "complete"),
         ("h_series/seed1", "detection", "90 of 90 iterations", None, "complete"),
@@ -103,6 +103,25 @@ def test_runs_that_were_moved_and_linked_are_found_once(tmp_path: Path) -> None:
     assert found == ["here", "moved", "z/deep/er/moved"]
     (tmp_path / "link").symlink_to(root)
     assert len(find_runs(tmp_path / "link")) == 3
+
+
+@pytest.mark.parametrize(("kind", "file"), [("sweep", "results_json"), ("series", "seeds_json")])
+def test_a_collection_is_complete_with_as_many_runs_as_are_planned(kind: str, file: str, tmp_path: Path) -> None:
+    """Killed after the first of two; ended; and as earlier versions wrote it, without a plan."""
+    row = {"seed": 0}
+    for name, content in {
+        "killed": {"planned": 2, "runs": [row]},
+        "ended": {"planned": 2, "runs": [row, row]},
+        "old": {"runs": [row]},
+        "odd": {"planned": "x", "runs": [row]},
+    }.items():
+        write(tmp_path / name, **{file: {"kind": kind, **content}})
+    assert {state.folder.name: (state.progress, state.outlook) for state in find_runs(tmp_path)} == {
+        "killed": ("1 of 2 runs", "unfinished: the same command continues"),
+        "ended": ("2 of 2 runs", "complete"),
+        "old": ("1 run", "complete"),
+        "odd": ("1 run", "complete"),
+    }
 
 
 def test_a_series_whose_runs_were_moved_and_linked(tmp_path: Path) -> None:
@@ -153,20 +172,25 @@ def test_a_damaged_checkpoint_is_none_to_continue_from(tmp_path: Path) -> None:
 
 
 def test_a_run_that_another_process_is_at(tmp_path: Path) -> None:
+    """And a sweep between two of its runs."""
+    sweep = {"kind": "sweep", "planned": 2, "runs": [{"seed": 0}]}
     write(tmp_path / "run", "OBJECTIVE: {}\nTRAIN: {EPOCHS: 3}\n")
+    write(tmp_path / "sweep", results_json=sweep)
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     with subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(tmp_path / "run")],
+        [sys.executable, "-c", HOLD, str(tmp_path / "run"), str(tmp_path / "sweep")],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env=environment,
     ) as holder:
         assert holder.stdout is not None
         holder.stdout.readline()
-        assert find_runs(tmp_path)[0].outlook == "running"
+        assert [state.outlook for state in find_runs(tmp_path)] == ["running", "running"]
         holder.communicate(b"\n")
-    (run,) = find_runs(tmp_path)
-    assert (run.outlook, run.progress) == ("unfinished: nothing saved", "3 epochs planned")
+    assert [(state.outlook, state.progress) for state in find_runs(tmp_path)] == [
+        ("unfinished: nothing saved", "3 epochs planned"),
+        ("unfinished: the same command continues", "1 of 2 runs"),
+    ]
 
 
 def test_damaged_records_cost_what_they_say_and_nothing_else(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -3,6 +3,7 @@
 import time
 
 import pytest
+import yaml
 
 from foundation.errors import UserError
 from foundation.yaml_files import MAX_DEPTH, read_yaml
@@ -40,6 +41,12 @@ def test_aliases_of_aliases_are_refused_at_once(tmp_path, entry):
     with pytest.raises(UserError, match="more than 100,000 values"):
         read_yaml(path)
     assert time.monotonic() - start < 2
+
+
+def test_a_file_name_that_is_not_utf8_is_read_as_it_was_written(tmp_path):
+    values = {"ROOT": "/ph\udcff/é", "LIST": ["\U0001f600"]}
+    (tmp_path / "a.yaml").write_text(yaml.safe_dump(values))
+    assert read_yaml(tmp_path / "a.yaml") == values
 
 
 def test_merge_keys(tmp_path):

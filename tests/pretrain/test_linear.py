@@ -337,7 +337,7 @@ def test_the_recipe_is_known_when_a_run_goes_on_with_its_own_config(
     recipe, run = tmp_path / "cifar100_R18.yaml", tmp_path / "run"
     recipe.write_text("SEED: 0\n")
     linear.main(arguments(photos, weights, run, "TRAIN.MAX_STEPS", "1", "--config", str(recipe)))
-    resume = ["--weights", str(weights), "--output", str(run), "--resume", "--config", str(run / "config.yaml")]
+    resume = ["--weights", str(weights), "--resume", "--config", str(run / "config.yaml")]
     linear.main([*resume, "TRAIN.MAX_STEPS", "2"])
     assert results(run)["config"] == "cifar100_R18"
     assert (run / "log.txt").read_text().count("71.61, not within the margin of 0.45 (CorInfoMax, thesis") == 2

@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import textwrap
 import threading
 import time
@@ -82,6 +84,7 @@ def test_runs_are_made_once_and_failures_are_tried_again(
     config = write(tmp_path, "UNTRAINED: True\nCOMMON: [TRAIN.EPOCHS, 3]\nRUNS: [[TRAIN.LR, 0.1], [TRAIN.LR, 2.0]]\n")
     argv = ["--config", config, "--output", str(tmp_path / "out")]
     assert "1 of 3 runs failed: TRAIN.LR=2.0 (seed 0)" in error_of(command.main, argv)
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["planned"] == 3
     assert [module for module, _ in calls] == ["pretrain.linear", "pretrain.train", "pretrain.linear", "pretrain.train"]
     assert calls[0][1][-4:-3] == ["random"]
     assert calls[1][1][:8] == ["--config", "shapes_R18", "SEED", "0", "TRAIN.EPOCHS", "3", "TRAIN.LR", "0.1"]
@@ -129,6 +132,21 @@ def test_a_run_of_another_command_is_not_replaced(
     message = error_of(command.main, given)
     assert message == f"{tmp_path / 'run'} holds a run of {command_name}: choose another --output"
     assert [path.name for path in (tmp_path / "run").iterdir()] == [file]
+
+
+def test_a_second_sweep_in_the_folder_is_refused(tmp_path: Path, error_of: Callable[..., str]) -> None:
+    program = "import pathlib, sys; from foundation import locks; locks.hold(pathlib.Path(sys.argv[1])); input(print())"
+    environment = {**os.environ, "PYTHONPATH": str(sweep.ROOT), "PYTHONUNBUFFERED": "1"}
+    output = tmp_path / "out"
+    with subprocess.Popen(
+        [sys.executable, "-c", program, str(output)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
+    ) as first:
+        assert first.stdout is not None
+        first.stdout.readline()
+        given = ["--config", write(tmp_path, "RUNS: [[TRAIN.LR, 0.1]]"), "--output", str(output)]
+        assert f"another process is running in {output}" in error_of(command.main, given)
+        first.communicate(b"\n")
+    assert [path.name for path in output.iterdir()] == [".lock"]
 
 
 def test_the_documented_sweep_of_own_images_plans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

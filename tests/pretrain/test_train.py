@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,8 +13,10 @@ import pytest
 import safetensors.torch
 import torch
 
+from foundation.run_states import find_runs
 from pretrain import train
 from pretrain.runs import checkpoint
+from tests.pretrain.tiny_encoder import use_tiny_encoder
 
 TINY = [
     *("DATA.NAME", "folder", "DATA.IMAGE_SIZE", "32", "DATA.WORKERS", "0", "PROJECTOR.DIMS", "[16, 8]"),
@@ -153,6 +156,17 @@ def test_bad_input_is_named(photos: Path, tmp_path: Path, error_of: Callable) ->
     assert not list(tmp_path.rglob("*.pt"))
 
 
+@pytest.mark.parametrize("more", [[], ["TRAIN.LR", "0.1"], ["photos", "TRAIN.LR", "0.1"]])
+@pytest.mark.parametrize("name", ["PHOTOS", "PHOTOS.tar"])
+def test_a_missing_path_in_capitals_is_not_only_called_a_wrong_key(
+    name: str, more: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error_of: Callable
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert error_of(train.main, [name, *more]).startswith(
+        f"'{name}' is neither a folder or tar that exists nor a config key; did you mean"
+    )
+
+
 def test_a_run_of_another_command_is_not_replaced(photos: Path, tmp_path: Path, error_of: Callable) -> None:
     detector = "SOLVER: {MAX_ITER: 90}\n"
     (tmp_path / "config.yaml").write_text(detector)
@@ -160,6 +174,20 @@ def test_a_run_of_another_command_is_not_replaced(photos: Path, tmp_path: Path, 
         message = error_of(train.main, arguments(photos, tmp_path, *more))
         assert f"{tmp_path} holds a run of detection/train_net.py: choose another --output" in message
     assert (tmp_path / "config.yaml").read_text() == detector
+
+
+def test_names_that_are_not_utf8(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_tiny_encoder(monkeypatch)
+    images, run, weights = tmp_path / "ph\udcff", tmp_path / "run", tmp_path / "w\udcff.safetensors"
+    shutil.copytree(photos / "train" / "circle", images)
+    train.main([*arguments(images, tmp_path / "first"), "TRAIN.MAX_STEPS", "1"])
+    (tmp_path / "first" / "encoder.safetensors").rename(weights)
+    train.main([*arguments(images, run, "--weights", str(weights)), "TRAIN.MAX_STEPS", "1"])
+    with safetensors.safe_open(run / "encoder.safetensors", framework="pt") as file:
+        assert file.metadata()["begun_from"].endswith("/w\\udcff.safetensors")
+    train.main(["--output", str(run), "--resume", "TRAIN.MAX_STEPS", "2"])
+    assert checkpoint.load(run / "checkpoints" / "last.pt")["position"]["step"] == 2
+    assert [state.outlook for state in find_runs(run)] == ["complete"]
 
 
 def test_output_that_is_a_file(photos: Path, tmp_path: Path, error_of: Callable) -> None:

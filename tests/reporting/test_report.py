@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+import yaml
 from PIL import Image
 
 from foundation.errors import UserError
@@ -287,12 +288,12 @@ def test_other_data_of_the_same_recipe_is_another_setting(
     """Neither detectors nor encoders that were trained on other images are put into one table."""
     other = change(detection("random", 1, 20.0, name="other"), dataset={"name": "other"})
     linears = [change(linear("random", seed, knn_top1=20.0), dataset="folder") for seed in (1, 2)]
-    for folder, name in zip(linears, ("cats", "dogs"), strict=True):
-        (folder / "config.yaml").write_text(f"DATA: {{ROOT: /data/{name}/images}}\n")
+    for folder, name in zip(linears, ("cats", "dogs\udcff"), strict=True):  # not UTF-8, as file names may be
+        (folder / "config.yaml").write_text(yaml.safe_dump({"DATA": {"ROOT": f"/data/{name}/images"}}))
     page = make_report(detection("random", 1, 10.0), other, *linears)
     assert "on several evaluation sets" not in page.markdown
     assert "tiny on cats, kNN with k = 5. All numbers" in page.markdown
-    assert "tiny on dogs, kNN with k = 5. All numbers" in page.markdown
+    assert r"tiny on dogs\\udcff, kNN with k = 5. All numbers" in page.markdown  # escaped, and that for Markdown
 
 
 @pytest.mark.usefixtures("no_pictures")

@@ -63,6 +63,7 @@ def test_mean_and_sample_standard_deviation_by_hand(config, tmp_path, capsys):
     """AP of seeds 1, 2, 6 is 33, 34, 38: mean 35, squared deviations 4 + 1 + 9 = 14, over 3 - 1 = 7."""
     series.run(tmp_path, series.plan(config, [], [1, 2, 6]), Training())
     content = json.loads((tmp_path / "seeds.json").read_text())
+    assert content["planned"] == 3
     (means,) = content["means"]
     assert (means["rate"], means["count"]) == (0.02, 3)
     assert means["metrics"]["bbox/AP"] == {"mean": pytest.approx(35), "spread": pytest.approx(math.sqrt(7))}

@@ -151,3 +151,18 @@ def test_a_result_or_an_error_is_made_once_on_each_machine(tmp_path: Path, monke
             return result, str(caught.value)
 
     assert in_processes(2, work, tmp_path) == [([0, "listed"], "process 0 finds no image")] * 2
+
+
+def test_machines_with_unequal_numbers_of_processes(tmp_path: Path) -> None:
+    """One with two processes, and one with a single process, which does not leave the others waiting."""
+    places = [("a", "2", "0"), ("a", "2", "1"), ("b", "1", "0")]
+
+    def work(rank: int) -> list[Any]:
+        machine, size, place = places[rank]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("platform.node", lambda: machine)
+            patch.setenv("LOCAL_WORLD_SIZE", size)
+            patch.setenv("LOCAL_RANK", place)
+            return group.once_on_each_machine(lambda: [machine, rank])
+
+    assert in_processes(3, work, tmp_path) == [["a", 0], ["a", 0], ["b", 2]]

@@ -53,3 +53,15 @@ def test_a_changed_recipe_is_refused_with_the_way_on(earlier: Path, photos: Path
     message = error_of(train.main, [*settings, "--output", str(earlier), "--resume", "PROJECTOR.NORM", "False"])
     assert "PROJECTOR.NORM: True then, False now" in message
     assert f"--config {earlier}/config.yaml keeps" in message
+
+
+def test_a_run_is_the_one_whose_own_config_is_given(
+    earlier: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error_of: Callable
+) -> None:
+    """As the refusal advises; and without --resume nothing begins beside the run, either."""
+    monkeypatch.chdir(tmp_path)
+    settings = ["--config", "earlier_run/config.yaml", *CHOSEN, "DATA.ROOT", str(photos)]
+    assert "earlier_run holds the checkpoints of a run; add --resume" in error_of(train.main, settings)
+    train.main([*settings, "--resume"])
+    assert checkpoint.load(earlier / "checkpoints" / "last.pt")["position"]["step"] == 6
+    assert not (tmp_path / "output").exists()

@@ -64,3 +64,4 @@ def test_a_complete_run_that_goes_on_is_unfinished_until_its_new_end(
 
 def test_a_folder_that_is_not_there_is_said(tmp_path: Path, error_of: Callable[..., str]) -> None:
     assert "no folder" in error_of(train.main, ["--list-runs", str(tmp_path / "nowhere")])
+    assert error_of(train.main, ["--list-runs", ""]).startswith("--list-runs names no folder")
