@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import safetensors.torch
 import torch
 import yaml
 
+from foundation.config import load_config
 from foundation.errors import UserError
 from pretrain import train
 from pretrain.config import get_defaults, validate
@@ -21,7 +23,7 @@ from pretrain.runs.weights import EncoderWeights
 from pretrain.training import dry_run, own_images, run
 from pretrain.training.dry_run import Memory
 from pretrain.training.own_images import Measures, Place, choose, target_steps
-from pretrain.training.suitability import steps_warning
+from pretrain.training.suitability import memory_warning, steps_warning
 
 CPU = Place("cpu", cores=2, memory=16_000_000_000)
 GPU = Place("cuda", cores=16, memory=24_000_000_000)
@@ -428,6 +430,31 @@ def test_a_recipe_that_cannot_work_says_so(
     assert "8 pairs at once need" in message
     assert "set TRAIN.MICRO_BATCH 2" in message
     assert "add TRAIN.WARMUP_EPOCHS 0" in error_of(train.main, [*argv, "--epochs", "1"])
+
+
+@pytest.mark.parametrize(
+    ("gigabytes", "part", "workers", "advice"),
+    [
+        # Training takes 3.3 GB, a worker 1.5 GB.
+        (16, 16, 64, r"set DATA.WORKERS 7 \(the batches of 64 workers take 95.19 GB\)$"),
+        (3.5, 16, 1, r"set DATA.WORKERS 0 \(the batches of 1 worker take 1.49 GB\)$"),
+        (16, 256, 4, r"set TRAIN.MICRO_BATCH 32 \(the loss stays .*\), or lower DATA.IMAGE_SIZE$"),
+        (16, 256, 64, r"set TRAIN.MICRO_BATCH 32 .* lower DATA.IMAGE_SIZE; and set DATA.WORKERS 4 \(the batches"),
+        (1.5, 2, 0, r"this machine has 1.50 GB free; lower DATA.IMAGE_SIZE$"),
+        (0.1, 16, 0, r"need 1.35 GB, and .*; lower PROJECTOR.DIMS, or choose a smaller ENCODER.NAME$"),
+    ],
+)
+def test_the_advice_on_memory_is_about_what_does_not_fit(
+    gigabytes: float, part: int, workers: int, advice: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load_config(get_defaults(), "imagenet1k_R50", "pretrain")
+    config.DATA.WORKERS, config.TRAIN.MICRO_BATCH = workers, part
+    monkeypatch.setattr(dry_run.machine, "available_memory", lambda: int(gigabytes * 1e9))
+    try:
+        (said,) = memory_warning(config, torch.device("cpu"), 1)
+    except UserError as error:
+        said = str(error)
+    assert re.search(advice, said), said
 
 
 def test_a_plan_with_too_few_steps_names_the_options_that_give_more() -> None:
