@@ -16,6 +16,7 @@ import torch
 from fvcore.common.config import CfgNode
 
 from foundation import machine
+from foundation.devices import is_out_of_memory
 from foundation.errors import UserError
 from foundation.names import counted
 from pretrain.batches.sampler import check_batch
@@ -111,9 +112,14 @@ def time_pair(config: CfgNode, device: torch.device) -> float:
     while size >= 2:
         try:
             return 1 / dry_run.pairs_per_second(config, size, device)
-        except torch.OutOfMemoryError:
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
             size //= 2
-    raise UserError(f"two pairs of {config.DATA.IMAGE_SIZE} pixels do not fit into memory; lower DATA.IMAGE_SIZE")
+    raise UserError(
+        f"two pairs of {config.DATA.IMAGE_SIZE} pixels with PROJECTOR.DIMS {config.PROJECTOR.DIMS} do not fit into "
+        "memory; lower DATA.IMAGE_SIZE or PROJECTOR.DIMS"
+    )
 
 
 def _is_labelled(config: CfgNode) -> bool:

@@ -197,14 +197,21 @@ def test_target_steps() -> None:
     assert target_steps(10**9, "cpu", False) == 5000
 
 
-def test_timing_takes_what_the_device_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+OUT_OF_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory."),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried"),
+]
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY)
+def test_timing_takes_what_the_device_holds(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     tried = []
 
     def holds(most: int) -> Any:
         def speed(config: Any, size: int, device: torch.device) -> float:
             tried.append(size)
             if size > most:
-                raise torch.OutOfMemoryError
+                raise error
             return 4.0
 
         return speed
