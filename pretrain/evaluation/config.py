@@ -105,6 +105,8 @@ def validate_linear(config: CfgNode) -> None:
 def validate_finetune(config: CfgNode) -> None:
     """Refuse values that could not work. Raises UserError naming the key."""
     _validate_common(config)
+    if config.TRAIN.BATCH_SIZE < 2:
+        raise UserError("TRAIN.BATCH_SIZE 1: BatchNorm needs at least two images in each step; raise it")
     if not 0 < config.DATA.FRACTION <= 1:
         raise UserError(f"DATA.FRACTION must be above 0 and at most 1, not {config.DATA.FRACTION:g}")
     if config.DATA.LIST_URL and not config.DATA.LIST_SHA256:
