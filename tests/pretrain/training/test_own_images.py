@@ -65,7 +65,7 @@ def test_every_plan_keeps_the_ratios_that_the_objective_needs(count: int, place:
     batch, dim = config.TRAIN.BATCH_SIZE, config.PROJECTOR.DIMS[-1]
     assert batch / dim >= 8
     assert 3.8 <= config.OBJECTIVE.ATTRACTION / dim <= 4.0
-    assert batch <= max(16, count / 2.5)
+    assert batch <= max(16, count / 4)
     assert ("resnet18" if place is CPU else "resnet50") == config.ENCODER.NAME
     assert config.TRAIN.WARMUP_EPOCHS < config.TRAIN.EPOCHS
     steps = count // batch * config.TRAIN.EPOCHS
@@ -82,6 +82,30 @@ def test_the_values_for_6000_images_on_two_cores() -> None:
     assert config.TRAIN.LR == 0.0707
     assert config.ENCODER.ZERO_INIT_RESIDUAL
     assert config.DATA.MEAN == [0.4, 0.4, 0.4]
+
+
+@pytest.mark.parametrize(
+    ("count", "batch", "reason"),
+    [
+        (16, 16, "the smallest of a plan, although more than a quarter of the 16 images"),
+        (64, 16, "the power of two within a quarter of the 64 images"),
+        (92, 16, "the power of two within a quarter of the 92 images"),
+        (370, 64, "the power of two within a quarter of the 370 images"),
+        (512, 128, "smaller batches give more steps in the time"),
+    ],
+)
+def test_a_batch_is_at_most_a_quarter_of_the_images_where_there_are_enough(count: int, batch: int, reason: str) -> None:
+    config, lines = plan(count, CPU)
+    assert batch == config.TRAIN.BATCH_SIZE
+    (said,) = [line for line in lines if "TRAIN.BATCH_SIZE" in line]
+    assert said.endswith(reason)
+
+
+def test_a_rate_for_each_256_images_takes_the_place_of_the_learning_rate() -> None:
+    _, lines = plan(6000, CPU, given={"TRAIN.LR_PER_256": 0.2})
+    text = "\n".join(lines)
+    assert "TRAIN.LR " not in text
+    assert re.search(r"TRAIN.LR_PER_256 +0.2 +as given", text)
 
 
 def test_the_learning_rate_follows_the_batch() -> None:
@@ -166,9 +190,9 @@ def test_existing_weights_need_fewer_steps_at_a_lower_rate() -> None:
     config, _ = plan(1000, GPU, weights=weights, given={"ENCODER.WEIGHTS": "w.pth"})
     assert config.ENCODER.NAME == "resnet18"
     assert config.DATA.MEAN == [0.1] * 3
-    assert config.TRAIN.BATCH_SIZE == 256
-    assert config.TRAIN.LR == 0.03
-    assert pytest.approx(500, abs=3) == 3 * config.TRAIN.EPOCHS
+    assert config.TRAIN.BATCH_SIZE == 128
+    assert config.TRAIN.LR == 0.0212
+    assert pytest.approx(500, abs=7) == 7 * config.TRAIN.EPOCHS
     assert config.DATA.IMAGE_SIZE == 224
 
 
