@@ -64,7 +64,7 @@ def _common() -> CfgNode:
     c.DATA.INTERPOLATION = "bicubic"  # of every resize (thesis B.1.3); or bilinear
     c.DATA.MEAN = []  # RGB, of values in [0, 1]; empty: those of the encoder's training, else ImageNet's
     c.DATA.STD = []  # likewise, standard deviations
-    c.DATA.MAX_UNREADABLE = 0.01  # fraction of damaged images above which a run stops
+    c.DATA.MAX_UNREADABLE = 0.01  # fraction of damaged images, at least one image, above which a run stops; 0: none
     c.AUGMENT = CfgNode()  # training views; test views are a central crop (thesis B.1.2)
     c.AUGMENT.CROP_SCALE = [0.08, 1.0]  # fraction of the image's area
     c.AUGMENT.FLIP = 0.5  # probability of a horizontal flip

@@ -230,7 +230,10 @@ def test_damaged_images_are_replaced_named_once_and_bounded(photos: Path, tmp_pa
         assert [said.count(f"{name}: not an image") for name in ("circle03.jpg", "square01.jpg")] == [1, 1]
     assert_same(tmp_path / "0", tmp_path / "1")
     with pytest.raises(UserError, match=r"2 images cannot be read, and the limit is 1; .*circle03.jpg.*square01.jpg"):
-        train.main([*arguments(images, tmp_path / "strict"), "DATA.MAX_UNREADABLE", "0"])
+        train.main([*arguments(images, tmp_path / "strict"), "DATA.MAX_UNREADABLE", "0.01"])
+    (images / "square01.jpg").unlink()
+    with pytest.raises(UserError, match=r"^1 image cannot be read, and the limit is 0; .*circle03.jpg"):
+        train.main([*arguments(images, tmp_path / "none"), "DATA.MAX_UNREADABLE", "0"])
 
 
 def test_collapse_is_warned_of(photos: Path, tmp_path: Path) -> None:
