@@ -145,6 +145,24 @@ def test_a_signal_before_the_first_step_leaves_at_once(
     assert "SIGUSR1 received: stopping before the first step" in capfd.readouterr().err
 
 
+def test_a_signal_during_the_export_leaves_it_to_resume(
+    finished: Path, photos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def signalled(*_: Any) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training_run, "export", signalled)
+        with pytest.raises(SystemExit) as left:
+            train.main(arguments(photos, tmp_path))
+    assert left.value.code == STOPPED
+    assert "SIGTERM received: stopping now; --resume" in capfd.readouterr().err
+    assert not (tmp_path / "encoder.safetensors").exists()
+    train.main(arguments(photos, tmp_path, "--resume"))
+    assert (tmp_path / "encoder.safetensors").read_bytes() == (finished / "encoder.safetensors").read_bytes()
+    assert_same(tmp_path, finished)
+
+
 @pytest.mark.parametrize("size", [0, 100, 2000], ids=["config.yaml", "config.yaml in part", "metrics.json"])
 def test_a_full_disk_at_the_start_is_one_line(size: int, photos: Path, tmp_path: Path, files_up_to: Callable) -> None:
     """The limit on a file's size stands for the disk: the next write is refused."""
