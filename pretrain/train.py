@@ -168,8 +168,8 @@ def train_in_group(args: argparse.Namespace, request: "StopRequest") -> bool:
             with group.report_lost_peers():
                 config, remarks = group.from_main(resolved)
                 build_probe = partial(OnlineProbe, config, device)
-                # The first start has said it to a run that is resumed.
-                check_count = (lambda images: ()) if args.resume else partial(steps_warning, config, args.planned)
+                # The first start has said it to a run that is continued.
+                check_count = (lambda _: ()) if continues_run(args) else partial(steps_warning, config, args.planned)
                 with devices.report_out_of_memory(advise(config)):
                     common = config, output, args.resume, device, request
                     return pretrain(*common, build_probe, remarks, check_count, origin_of(args))
@@ -192,6 +192,13 @@ def output_folder(args: argparse.Namespace) -> Path:
         name = Path(args.paths[0]).resolve().name.removesuffix(".tar") or "images"
         name = os.fsencode(name).decode("utf-8", "replace")  # TensorBoard takes no other
     return Path("output") / name
+
+
+def continues_run(args: argparse.Namespace) -> bool:
+    """Whether there is a run to continue: `--resume` may be given to the first start too."""
+    from pretrain.runs import checkpoint
+
+    return args.resume and checkpoint.exists(output_folder(args))
 
 
 def origin_of(args: argparse.Namespace) -> str:
@@ -241,18 +248,20 @@ def resolve(
     from pretrain.training.suitability import check_inputs, memory_warning, probe_warning
 
     remarks: list[str] = []
-    if not args.resume and not args.dry_run:
-        refuse_begun(output_folder(args), config)  # before a plan measures the images and the machine
-        check_outside(output_folder(args), args.paths)
+    begins = not continues_run(args)
+    if not args.dry_run:  # before a plan measures the images and the machine
+        refuse_begun(output_folder(args), config, args.resume)
+        if begins:
+            check_outside(output_folder(args), args.paths)
     if args.planned:
         given = {key for key, _ in override_pairs(args.overrides)}
         config, remarks = plan_run(config, given, device, processes, args.hours)
         validate(config)
-    if not args.resume:
+    if begins:
         check_inputs(config)
     if not args.planned and not args.dry_run:
         remarks = memory_warning(config, device, processes)
-    if not args.resume:
+    if begins:
         remarks = [*remarks, *probe_warning(config)]
     return config, remarks
 

@@ -50,7 +50,10 @@ def check_outside(output: Path, paths: Sequence[str]) -> None:
     """
     for folder in map(Path, paths):
         if folder.is_dir() and output.resolve().is_relative_to(folder.resolve()):
-            raise UserError(f"the results would be written to {output}, among the images of {folder}: add --output")
+            raise UserError(
+                f"the results would be written to {output}, among the images of {folder}: choose another folder with "
+                "--output"
+            )
 
 
 def split_roots(root: str) -> list[str]:

@@ -89,6 +89,11 @@ def pretrain(
         fill_encoder(parts["network"].encoder, config.ENCODER.WEIGHTS, config)
     group.check_same(position["step"], "the step to go on from", device)
     span = StepRange.of(config, len(source), position["step"])
+    if span.first >= span.last:
+        logger.info("the run is complete: %s", counted(span.last, "step"))
+        if group.is_main():
+            export(config, output, parts["network"])
+        return True
     trainer = build_trainer(config, parts, device, span.total, span.per_epoch)
     if graph:
         capture_step(trainer, pairs, config.DATA.IMAGE_SIZE)

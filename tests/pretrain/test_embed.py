@@ -159,7 +159,7 @@ def test_bad_input(folders: tuple[Path, Path], tmp_path: Path, error_of: Callabl
     assert "there is no folder or tar" in error_of(embed.main, ["gone", "--weights", "random", *common])
     for outside, inside in ((own, test), (test, own)):  # where the next call would take the sheet for a photograph
         argv = [str(outside), "--against", str(inside), "--weights", "random", "--output", str(inside / "sheets")]
-        assert f"sheets, among the images of {inside}: add --output" in error_of(embed.main, argv)
+        assert f"sheets, among the images of {inside}: choose another folder" in error_of(embed.main, argv)
     assert not (own / "sheets").exists()
     assert not (tmp_path / "out").exists(), "a wrong path leaves no folder"
     for option, value in (("--threshold", "2"), ("--workers", "-1"), ("--size", "-5"), ("--size", "5000")):

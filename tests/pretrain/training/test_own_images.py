@@ -351,7 +351,7 @@ def _header(path: Path) -> bytes:
 
 def test_wrong_paths_are_named(slow_machine: None, photos: Path, tmp_path: Path, error_of: Callable) -> None:
     picture = next((photos / "train" / "circle").iterdir())
-    tars, empty = tmp_path / "tars", tmp_path / "empty"
+    tars, empty, inside = tmp_path / "tars", tmp_path / "empty", str(photos / "runs" / "a")
     tars.mkdir()
     empty.mkdir()
     (tmp_path / "annotations.json").write_text('{"images": []}')
@@ -372,7 +372,8 @@ def test_wrong_paths_are_named(slow_machine: None, photos: Path, tmp_path: Path,
         ([str(photos), "PROBE.ROOT", "nowhere"], "PROBE.ROOT: the image folder nowhere does not exist; check the path"),
         ([str(photos), "--weights", "nowhere.pt"], "the weights nowhere.pt do not exist; check --weights"),
         ([str(photos), "--weights", "random"], "--weights random (ENCODER.WEIGHTS) is the default here: leave it out"),
-        ([str(photos), "--output", str(photos / "runs" / "a")], f"runs/a, among the images of {photos}: add --output"),
+        ([str(photos), "--output", inside], f"runs/a, among the images of {photos}: choose another folder"),
+        ([str(photos), "--output", inside, "--resume"], "among the images"),  # the first start may have --resume
     ]:
         found = error_of(train.main, argv)
         assert message in found
@@ -453,8 +454,14 @@ def test_a_recipe_that_cannot_work_says_so(
     )
     assert "".join(capsys.readouterr()).count(advice) == 1, "on a terminal, which shows both streams"
     assert advice in (tmp_path / "run" / "log.txt").read_text()
+    events = sorted((tmp_path / "run").glob("events*"))
     train.main([*small, "--resume"])
-    assert advice not in "".join(capsys.readouterr()), "a resumed run repeats it"
+    said = "".join(capsys.readouterr())
+    assert advice not in said, "a resumed run repeats it"
+    assert "the run is complete: 3 steps" in said
+    assert sorted((tmp_path / "run").glob("events*")) == events
+    train.main([*small, "--output", "begun", "--resume"])
+    assert advice in "".join(capsys.readouterr()), "the first start may have --resume"
     huge = [*argv, "DATA.IMAGE_SIZE=4096", "--output", "huge"]
     monkeypatch.setattr(dry_run.machine, "available_memory", lambda: 1_000_000_000)
     message = error_of(train.main, huge)
