@@ -166,12 +166,13 @@ class Prediction:
         from detection import inference
         from detection.evaluation import overlays
         from detection.evaluation.operating_points import Thresholds, read_thresholds
+        from detection.training.outcome import predictions_of
 
         self._arguments, self._results = arguments, results
         self._chosen = arguments.score_threshold
         automatic = self._chosen is None
         self._thresholds = (
-            read_thresholds(Path(arguments.weights).parent) if automatic else Thresholds(self._chosen, {})
+            read_thresholds(predictions_of(Path(arguments.weights))) if automatic else Thresholds(self._chosen, {})
         )
         self._config, self._model = inference.build_detector(arguments.config, arguments.weights)
         self.classes = overlays.classes_of(self._config, results.categories)

@@ -45,7 +45,7 @@ from detection.training.hooks import (
     StopOnRequest,
     WeightAverage,
 )
-from detection.training.outcome import PREDICTIONS
+from detection.training.outcome import OF_AVERAGE, PREDICTIONS
 from foundation import devices
 from foundation.errors import UserError
 from foundation.files import report_disk_errors
@@ -416,7 +416,7 @@ def _test_augmented(config: CfgNode, model: torch.nn.Module) -> dict[str, Any]:
 
 def _test_average(config: CfgNode, model: torch.nn.Module) -> dict[str, Any]:
     """Results of a model that holds the average of the weights, by task with the suffix `_EMA`."""
-    results = TransferTrainer.test(config, model, _evaluators(config, "predictions_EMA"))
+    results = TransferTrainer.test(config, model, _evaluators(config, OF_AVERAGE))
     return {f"{task}_EMA": metrics for task, metrics in results.items()}
 
 

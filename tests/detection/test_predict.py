@@ -323,6 +323,19 @@ def test_the_threshold_of_each_class_is_taken_from_the_evaluation_of_the_run(rec
     assert (overlay.text, round(overlay.score, 2)) == ("one", 0.4)
 
 
+def test_averaged_weights_have_thresholds_of_their_own(tmp_path):
+    """The command reads them before anything else."""
+    for folder, score in (("predictions", 0.5), ("predictions_EMA", None)):
+        (tmp_path / folder).mkdir()
+        entry = {"bbox": {"thresholds": {"best": score and {"score": score}, "classes": []}}}
+        (tmp_path / folder / "analysis.json").write_text(json.dumps(entry))
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    for name, message in (("model_ema.pth", "predictions_EMA.* no detection"), ("model_final.pth", "no such file")):
+        command = ["--config", "shapes_R18_FPN", "--weights", str(tmp_path / name), "--score-threshold", "auto"]
+        with pytest.raises(UserError, match=message):
+            predict.main([*command, "--json", str(tmp_path / "f.json"), str(tmp_path / "a.png")])
+
+
 def test_small_pictures_are_enlarged_for_their_labels(recipe, pictures, tmp_path):
     picture = str(pictures / "1.png")
     Image.new("RGB", (470, 300)).save(tmp_path / "large.png")

@@ -96,8 +96,7 @@ def test_a_detection_of_the_right_class_comes_first_and_crowds_count_neither_way
 def test_thresholds_are_read_back(tmp_path):
     with pytest.raises(UserError, match=r"there is no .*analysis\.json.*--eval-only"):
         read_thresholds(tmp_path)
-    (tmp_path / "predictions").mkdir()
-    path = tmp_path / "predictions" / "analysis.json"
+    path = tmp_path / "analysis.json"
     path.write_text(json.dumps({"bbox": {"thresholds": thresholds(outcomes(SCENE), [*NAMES, "none"])}}))
     assert read_thresholds(tmp_path) == (0.3, {"cat": 0.9, "dog": 0.3})
     path.write_text('{"bbox": {"thresholds": {"best": null, "classes": []}}}')
