@@ -358,6 +358,19 @@ def test_what_is_read_is_never_overwritten(pictures, tmp_path, error_of):
     assert "a.json would be overwritten" in error_of(*command, pictures, "--json", listed, "--annotations", listed)
 
 
+def test_a_file_beside_the_images_is_not_replaced_by_a_drawing(tmp_path, error_of):
+    (tmp_path / "photos").mkdir()
+    for name in ("a.jpg", "a.png"):
+        Image.new("RGB", (8, 8)).save(tmp_path / "photos" / name)
+    before = (tmp_path / "photos" / "a.png").read_bytes()
+    for output in ("photos", "photos/../photos"):
+        command = ["--config", "x", "--weights", "y", tmp_path / "photos" / "a.jpg", "--output", tmp_path / output]
+        assert "a.png lies beside the images and would be replaced" in error_of(predict.cli, *command)
+    assert (tmp_path / "photos" / "a.png").read_bytes() == before
+    predict.check_drawings([tmp_path / "drawn" / "a.png"], [tmp_path / "photos" / "a.jpg"])
+    predict.check_drawings([tmp_path / "photos" / "b.png"], [tmp_path / "photos" / "b.jpg"])
+
+
 @pytest.mark.parametrize(("name", "content"), [("a.json", '{"images": []}'), ("a.images.json", '{"kind": 1}')])
 def test_only_results_of_an_earlier_command_are_replaced(name, content, pictures, tmp_path):
     """Such as annotations, given to --json instead of --annotations."""
