@@ -166,7 +166,8 @@ class TransferTrainer(DefaultTrainer):
                     raise UserError(
                         f"the loss is not finite at iteration {self.iter}: lower SOLVER.BASE_LR"
                         f" (now {self.cfg.SOLVER.BASE_LR}) or lengthen SOLVER.WARMUP_ITERS"
-                        f" (now {self.cfg.SOLVER.WARMUP_ITERS}); {error}"
+                        f" (now {self.cfg.SOLVER.WARMUP_ITERS}) in a new run, with another --output: --resume keeps"
+                        f" both; {error}"
                     ) from error
                 self.after_step()
                 self.iter += 1

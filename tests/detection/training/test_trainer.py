@@ -238,7 +238,8 @@ def test_weights_land_and_are_named_in_the_results(train, tmp_path):
 
 def test_a_loss_that_diverges_is_an_error_and_saves_nothing(train, tmp_path, monkeypatch):
     monkeypatch.setattr(trainer.TransferTrainer, "build_optimizer", classmethod(diverging))
-    with pytest.raises(UserError, match=r"not finite at iteration 1: lower SOLVER\.BASE_LR"):
+    advice = r"lower SOLVER\.BASE_LR \(now 0\.02\) .* in a new run, with another --output: --resume keeps both"
+    with pytest.raises(UserError, match=rf"not finite at iteration 1: {advice}"):
         train()
     assert not (tmp_path / "run" / "model_final.pth").exists()
 
