@@ -1,11 +1,14 @@
 """Real training and evaluation, small."""
 
+import contextlib
 import errno
 import json
 import logging
 import math
 import os
 import pickle
+import shutil
+import subprocess
 import sys
 import types
 
@@ -294,6 +297,36 @@ def test_a_finished_run_can_be_evaluated_and_its_detector_used(train, tmp_path, 
     assert [path.name for path in drawn] == ["0000_000.png", "0001_001.png", "0002_000.png"]
     assert all(Image.open(path).size == (460, 460) for path in drawn)
     assert "objects" in capsys.readouterr().out
+
+
+def test_an_evaluation_leaves_a_run_alone_that_is_trained_or_has_no_checkpoint(train, tmp_path):
+    folder = train("SOLVER.MAX_ITER", 1)
+    evaluate = ["--eval-only", "--weights", str(folder / "model_final.pth")]
+    begun = tmp_path / "begun"
+    begun.mkdir()
+    for name in ("config.yaml", "metrics.json"):
+        (begun / name).write_bytes((folder / name).read_bytes())
+    config = (begun / "config.yaml").read_text()
+    with pytest.raises(UserError, match="begun holds a run without a checkpoint: choose another --output"):
+        train(options=evaluate, folder="begun")
+    assert (begun / "config.yaml").read_text() == config
+    shutil.copytree(folder, tmp_path / "copy")  # this process holds the folder itself
+    (tmp_path / "new").mkdir()
+    for name, options in (("copy", ["--eval-only"]), ("new", evaluate)):
+        with held(tmp_path / name), pytest.raises(UserError, match=f"another process is running in .*{name}"):
+            train(options=options, folder=name)
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == [".lock"]
+
+
+@contextlib.contextmanager
+def held(folder):
+    """Another process holds a folder."""
+    program = "import pathlib, sys, foundation.locks as l; l.hold(pathlib.Path(sys.argv[1])); print(); input()"
+    command = [sys.executable, "-c", program, str(folder)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline()
+        yield
+        process.communicate(b"\n")
 
 
 def test_training_in_bfloat16_keeps_weights_and_gradients_in_float32(train, monkeypatch):
