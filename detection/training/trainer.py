@@ -136,6 +136,9 @@ class TransferTrainer(DefaultTrainer):
                     " choose another --output"
                 )
             logger.info("Resumed from %s at iteration %d", path, self.start_iter)
+            if comm.all_gather(run_folder.has_ended_early(folder, self.start_iter))[0]:
+                logger.info("The training has ended early here (TEST.PATIENCE): it is only evaluated")
+                self.max_iter = self.start_iter
         elif self.cfg.MODEL.WEIGHTS:
             left = weights.load_backbone(_unwrapped(self.model), Path(self.cfg.MODEL.WEIGHTS))
             logger.info("Backbone filled from %s; not used: %s", self.cfg.MODEL.WEIGHTS, left or "nothing")
@@ -322,7 +325,7 @@ class TransferTrainer(DefaultTrainer):
 
     def _finish_resumed(self) -> None:
         """Where a run is resumed at its end, but was planned longer before: estimate the batch norms, as at its end."""
-        if self.start_iter == self.max_iter != self._planned:
+        if self.start_iter == self.cfg.SOLVER.MAX_ITER != self._planned:
             if self._precise_bn:
                 self._precise_bn.update_stats()
             self.checkpointer.mark_changed()

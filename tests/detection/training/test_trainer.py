@@ -412,6 +412,31 @@ def test_the_best_weights_are_kept_and_training_stops_when_nothing_improves(trai
     assert checkpoints.read_best(folder, "bbox/AP", "lab.json@images") is None  # its values are not comparable
 
 
+def test_a_training_that_has_ended_early_is_evaluated_again_and_not_trained_on(train, monkeypatch):
+    """By another metric, by which it would not have ended."""
+    scores = iter([(5.0, 1.0), (1.0, 2.0), (7.0, 8.0), (0.0, 0.0)])
+
+    def score(*_):
+        found = next(scores)
+        return {"bbox": {"AP": found[0], "AP50": found[1]}}
+
+    monkeypatch.setattr(trainer.TransferTrainer, "test", score)
+    pairs = ("SOLVER.MAX_ITER", 6, "TEST.EVAL_PERIOD", 1, "TEST.PATIENCE", 1, "TEST.PRECISE_BN.NUM_ITER", 1)
+    folder = train(*pairs)
+    saved = (folder / "model_final.pth").read_bytes()
+    before = json.loads((folder / "results.json").read_text())
+    assert (before["iterations"], before["stopped_early"]) == (2, True)
+    train(*pairs, "TEST.BEST_METRIC", "bbox/AP50", options=["--resume"])
+    after = json.loads((folder / "results.json").read_text())
+    assert (after["iterations"], after["stopped_early"], after["results"]["bbox"]["AP50"]) == (2, True, 8.0)
+    assert after["best"] == {"iterations": 2, "metric": "bbox/AP50", "value": 8.0, "weights": "model_best.pth"}
+    assert (folder / "model_final.pth").read_bytes() == saved
+    assert [line["iteration"] for line in lines(folder) if "total_loss" in line] == [0, 1]
+    (folder / "results.json").unlink()  # as documented
+    train(*pairs, "SOLVER.MAX_ITER", 3, "TEST.PATIENCE", 0, options=["--resume"])
+    assert json.loads((folder / "results.json").read_text())["iterations"] == 3
+
+
 def test_the_highest_rate_is_recorded():
     few, many = torch.zeros(1, requires_grad=True), [torch.zeros(1, requires_grad=True) for _ in range(4)]
     optimizer = torch.optim.SGD([{"params": [few], "lr": 0.1}, {"params": many, "lr": 0.01}])  # Detectron2 takes 0.01
