@@ -23,6 +23,7 @@ from foundation.yaml_files import read_yaml
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 _LEVELS = 255.0
+ASSUMED = "those of Detectron2's model zoo, as the file does not say"  # `origin` of a detector of unknown origin
 
 
 @dataclass(frozen=True)
@@ -176,7 +177,7 @@ def _detectron2(source: Source, architecture: Architecture) -> Pixels:
     content = source.content
     if isinstance(content, Mapping) and content.get("matching_heuristics"):
         return replace(IMAGENET, origin="ImageNet's statistics, as converters to Detectron2 assume")
-    return replace(_caffe2(architecture), origin="those of Detectron2's model zoo, as the file does not say")
+    return replace(_caffe2(architecture), origin=ASSUMED)
 
 
 def _caffe2(architecture: Architecture) -> Pixels:

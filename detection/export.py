@@ -29,6 +29,7 @@ import os
 import sys
 import types
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 TOLERANCES = {"torchscript": 1e-3, "onnx": 1e-2}
 TORCHSCRIPT = (".ts", ".pt", ".pth", ".torchscript")
 ENDINGS = {**dict.fromkeys(TORCHSCRIPT, "torchscript"), ".onnx": "onnx"}  # of --output; the formats they stand for
+ONNX_START = b"\x08"  # the key of the first field of the protocol buffer, `ir_version`
 OPSET = 17  # of ONNX; the first with aligned ROIAlign is 16
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 Detect = Callable[["torch.Tensor"], "Sequence[torch.Tensor]"]  # from an image to the outputs, in a fixed order
@@ -289,17 +291,37 @@ def check_target(output: Path, sources: Sequence[Path]) -> None:
     if output.resolve() in {file.resolve() for file in sources}:
         raise UserError(f"--output {output} is read: choose another name")
     description = output.with_suffix(".json")
-    if not description.exists():
-        return
-    try:
-        content = read_json(description)
-    except UserError:
-        content = None
-    if not isinstance(content, dict) or set(content) != set(DESCRIPTION):
+    described = _is_description(description)
+    if description.exists() and not described:
         raise UserError(
             f"{description} is not a description of an exported detector, which is written there: choose another"
             f" --output than {output}, or remove the file"
         )
+    if output.exists() and not (described and _is_exported(output)):
+        raise UserError(f"{output} is not an earlier export: choose another --output, or remove the file")
+
+
+def _is_description(path: Path) -> bool:
+    """Whether a file describes an exported detector."""
+    try:
+        content = read_json(path)
+    except UserError:
+        return False
+    return isinstance(content, dict) and set(content) == set(DESCRIPTION)
+
+
+def _is_exported(path: Path) -> bool:
+    """Whether a file can be TorchScript or ONNX: the description may be of another file of that name, `model.ts` beside
+    the checkpoint `model.pth`.
+    """
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                return any(name.split("/")[1:2] == ["code"] for name in archive.namelist())
+        with path.open("rb") as file:
+            return file.read(1) == ONNX_START
+    except (OSError, zipfile.BadZipFile):
+        return False
 
 
 def format_of(output: Path) -> str:

@@ -106,6 +106,16 @@ def check_targets(targets: Sequence[Path], sources: Sequence[Path]) -> None:
             raise UserError(f"{target} would be overwritten: choose another --output or --json")
 
 
+def check_drawings(drawn: Sequence[Path], sources: Sequence[Path]) -> None:
+    """See that no drawing replaces a file beside the images that are read, such as `a.png` beside `a.jpg`: it may be
+    one of the user's. In other folders drawings of an earlier command are replaced. Raises UserError.
+    """
+    folders = {file.resolve().parent for file in sources}
+    for path in drawn:
+        if path.resolve().parent in folders and path.exists():
+            raise UserError(f"{path} lies beside the images and would be replaced: choose another folder for --output")
+
+
 def _read(files: Sequence[Path], failed: Callable[[int, str], None]) -> "Iterator[tuple[int, Image.Image]]":
     """The images with their places in `files`; `failed` is told of those that cannot be read."""
     from PIL import Image
@@ -166,12 +176,13 @@ class Prediction:
         from detection import inference
         from detection.evaluation import overlays
         from detection.evaluation.operating_points import Thresholds, read_thresholds
+        from detection.training.outcome import predictions_of
 
         self._arguments, self._results = arguments, results
         self._chosen = arguments.score_threshold
         automatic = self._chosen is None
         self._thresholds = (
-            read_thresholds(Path(arguments.weights).parent) if automatic else Thresholds(self._chosen, {})
+            read_thresholds(predictions_of(Path(arguments.weights))) if automatic else Thresholds(self._chosen, {})
         )
         self._config, self._model = inference.build_detector(arguments.config, arguments.weights)
         self.classes = overlays.classes_of(self._config, results.categories)
@@ -280,6 +291,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     drawn = targets(files, arguments.output) if arguments.output else []
     written, known = ([path] if path else [] for path in (arguments.json, arguments.annotations))
     check_targets([*drawn, *written], [*files, *known])
+    check_drawings(drawn, files)
     if arguments.json:
         check_replaceable(arguments.json, numbered=not arguments.annotations)
     for folder in (arguments.output, arguments.json and arguments.json.parent):

@@ -141,6 +141,8 @@ def evaluate(arguments: argparse.Namespace) -> None:
 
     config = prepare.configure(arguments)
     own = prepare.check_evaluation(config, prepare.names_weights(arguments))
+    if arguments.machine_rank == 0:
+        hold(Path(config.OUTPUT_DIR))
     launch.run(arguments, trainer.evaluate, config, recipe_name(arguments.config), own)
 
 

@@ -12,7 +12,7 @@ It lies in the evaluator's folder and describes the last evaluation, one entry f
         "counts": {"detections": .., "correct": .., "ignored": .., "objects": .., "classification": .., ..},
         "thresholds": {"best": {"score": 0.61, "precision": .., "recall": .., "f1": ..},
                        "classes": [{"name": "person", "score": 0.58, "precision": .., "recall": .., "f1": ..}, ..],
-                       "curve": {"score": [0.0, 0.01, .., 1.0], "precision": [..], "recall": [..], "f1": [..]}},
+                       "curve": {"score": [0.0, 0.001, .., 1.0], "precision": [..], "recall": [..], "f1": [..]}},
         "confusion": {"score": 0.61, "names": ["person", .., "background"], "counts": [[..], ..]},
         "note": null
      },

@@ -109,16 +109,16 @@ def confusion(images: Iterable[Compared], names: Sequence[str], score: float) ->
     return {"score": score, "names": [*names, BACKGROUND], "counts": counts.tolist()}
 
 
-def read_thresholds(run: Path) -> Thresholds:
+def read_thresholds(predictions: Path) -> Thresholds:
     """The best thresholds of boxes, as the evaluation of a run measured them.
 
     Args:
-        run: the folder of a detector.
+        predictions: the folder of the evaluation's results, in that of the run.
 
     Raises:
         UserError: the run was not evaluated, or by an earlier version, or nothing that it found was correct.
     """
-    path = run / "predictions" / "analysis.json"
+    path = predictions / "analysis.json"
     advice = "evaluate the detector with train_net.py --eval-only, or give the threshold as a number"
     if not path.is_file():
         raise UserError(f"there is no {path}, from which the best score threshold is read: {advice}")

@@ -2,8 +2,9 @@
 
 A checkpoint is a file `model_NNNNNNN.pth` or `model_final.pth` directly in the run's folder. `model_best.pth` holds the
 weights with the best metric, and `model_ema.pth` the average of the weights; a run is never resumed from these two.
-`last_checkpoint` names the newest checkpoint, as Detectron2's tools expect; a name of any other form is ignored. Files
-are read with `weights_only`, so that a run folder of unknown origin cannot run code.
+`last_checkpoint` names the newest checkpoint, as Detectron2's tools expect. The newest is found by the number of its
+iteration: a process that is killed before it writes `last_checkpoint` leaves an older name there. Files are read with
+`weights_only`, so that a run folder of unknown origin cannot run code.
 
 Detectron2 writes straight into the file under its final name and loads the last one without a check: a process that is
 killed while it saves loses the run, and a flipped bit goes unnoticed. Here a file is written under a temporary name,
@@ -13,6 +14,7 @@ of a process that was killed at that very moment) counts as intact if it can be 
 
 import contextlib
 import logging
+import math
 import os
 import re
 from pathlib import Path
@@ -21,7 +23,7 @@ from typing import Any
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 
-from convert.reader import load_tree
+from convert.reader import load_tree, read_checkpoint
 from foundation import files
 from foundation.errors import UserError
 
@@ -191,7 +193,7 @@ def remove_drafts(folder: Path) -> None:
 
 def exists(folder: Path) -> bool:
     """Whether a run has left a checkpoint here, intact or not."""
-    return (folder / LAST).exists() or bool(_candidates(folder))
+    return (folder / LAST).exists() or (folder / FINAL).is_file() or bool(_numbered(folder))
 
 
 def newest_intact(folder: Path) -> Path | None:
@@ -202,7 +204,7 @@ def newest_intact(folder: Path) -> Path | None:
     """
     if not exists(folder):
         return None
-    for path in _candidates(folder):
+    for path in _newest_first(folder):
         problem = damage(path)
         if problem is None:
             return path
@@ -225,15 +227,32 @@ def damage(path: Path) -> str | None:
         return f"it or its digest cannot be read: {error}"
 
 
-def _candidates(folder: Path) -> list[Path]:
-    """The checkpoints that are there: the one named as the last, then by falling number."""
-    named = []
+def _newest_first(folder: Path) -> list[Path]:
+    """The checkpoints by falling iteration; of two of one iteration, `last_checkpoint` names the first."""
+    found: dict[Path, float] = {path: iterations_of(path) - 1 for path in _numbered(folder)}
+    if (folder / FINAL).is_file():
+        found[folder / FINAL] = _iteration_in(folder / FINAL)
+    named = _tagged(folder)
+    return sorted(found, key=lambda path: (found[path], path.name == named), reverse=True)
+
+
+def _tagged(folder: Path) -> str:
+    """The name in `last_checkpoint`; empty where there is none."""
     with contextlib.suppress(OSError, UnicodeDecodeError):
         if (folder / LAST).is_file():
             with (folder / LAST).open() as file:
-                name = file.read(100).strip()
-            named = [folder / name] * _is_checkpoint(name)
-    return [path for path in dict.fromkeys([*named, *_numbered(folder), folder / FINAL]) if path.is_file()]
+                return file.read(100).strip()
+    return ""
+
+
+def _iteration_in(path: Path) -> float:
+    """The iteration that a checkpoint notes; -1 if it notes none. A damaged one comes first, so that it is reported."""
+    try:
+        content = read_checkpoint(path).content
+    except UserError:
+        return math.inf
+    iteration = content.get("iteration") if isinstance(content, dict) else None
+    return iteration if isinstance(iteration, int) else -1
 
 
 def iterations_of(path: Path) -> int:

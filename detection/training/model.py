@@ -109,14 +109,14 @@ def check(config: CfgNode, whole: bool) -> None:
         whole: the file has to fill the whole detector, not only its backbone.
 
     Raises:
-        UserError: the model cannot be built, or the weights do not fit, or the converter's sidecar beside them
-            disagrees with the config.
+        UserError: the model cannot be built, or the weights do not fit, or what is known of them (the converter's
+            sidecar, the config.yaml of their run) disagrees with the config.
     """
     trial, _ = for_one_process(config)
     trial.MODEL.DEVICE = "cpu"
     path = Path(config.MODEL.WEIGHTS)
     if config.MODEL.WEIGHTS:
-        weights.check_sidecar(path, config)
+        weights.check_sidecar(path, config, whole)
     model = build(trial)
     if config.MODEL.WEIGHTS and whole:
         weights.load_detector(model, path)

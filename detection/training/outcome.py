@@ -15,6 +15,7 @@ from detection.training.hooks import check_expected
 from foundation.errors import UserError
 
 PREDICTIONS = "predictions"  # folder in the run's
+OF_AVERAGE = "predictions_EMA"  # the same for the average of the weights
 logger = logging.getLogger(__name__)
 
 
@@ -68,6 +69,11 @@ def describe(config: CfgNode, results: Mapping[str, Any]) -> dict[str, Any]:
     ]
     first = {key: entries[0][key] for key in ("dataset", "results")}
     return first | ({"evaluations": entries[1:]} if entries[1:] else {})
+
+
+def predictions_of(weights: Path) -> Path:
+    """The folder of the results on the first dataset of the weights of a run; those of the average have their own."""
+    return weights.parent / (OF_AVERAGE if weights.name == checkpoints.AVERAGE else PREDICTIONS)
 
 
 def _of_dataset(results: Mapping[str, Any], label: str) -> dict[str, Any]:

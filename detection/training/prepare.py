@@ -165,7 +165,8 @@ def check_evaluation(config: CfgNode, weights_given: bool) -> bool:
         Whether the run in the folder is to be evaluated, instead of `MODEL.WEIGHTS`.
 
     Raises:
-        UserError: a dataset is not all there, weights do not fit, or the folder holds another run.
+        UserError: a dataset is not all there, weights do not fit, or the folder holds another run, or one that has no
+            checkpoint yet.
     """
     folder = Path(config.OUTPUT_DIR)
     own = checkpoints.exists(folder)
@@ -178,6 +179,8 @@ def check_evaluation(config: CfgNode, weights_given: bool) -> bool:
         of_results = read_results(folder).get("weights")
         if of_results not in (None, config.MODEL.WEIGHTS):
             raise UserError(f"{folder} holds the results of {of_results or 'a detector'}: choose another --output")
+        if (folder / run_folder.RECORDS).is_file():  # an evaluation writes none; its config would replace the run's
+            raise UserError(f"{folder} holds a run without a checkpoint: choose another --output for the evaluation")
     preflight.check(config, (), config.DATASETS.TEST)
     if not own:
         model.check(config, whole=True)

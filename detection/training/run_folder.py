@@ -208,6 +208,12 @@ def is_finished(config: CfgNode) -> bool:
     return ended and found.get("config_sha256") == digest(config)
 
 
+def has_ended_early(folder: Path, iterations: int) -> bool:
+    """Whether the results are those of a training that has ended after so many iterations because nothing improved."""
+    found = read_results(folder)
+    return found.get("stopped_early") is True and found.get("iterations") == iterations
+
+
 def replace_results(config: CfgNode, evaluated: Mapping[str, Any]) -> None:
     """Replace datasets and metrics in the `results.json` of a finished run; an unfinished one has none.
 

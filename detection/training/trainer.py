@@ -45,7 +45,7 @@ from detection.training.hooks import (
     StopOnRequest,
     WeightAverage,
 )
-from detection.training.outcome import PREDICTIONS
+from detection.training.outcome import OF_AVERAGE, PREDICTIONS
 from foundation import devices
 from foundation.errors import UserError
 from foundation.files import report_disk_errors
@@ -136,6 +136,9 @@ class TransferTrainer(DefaultTrainer):
                     " choose another --output"
                 )
             logger.info("Resumed from %s at iteration %d", path, self.start_iter)
+            if comm.all_gather(run_folder.has_ended_early(folder, self.start_iter))[0]:
+                logger.info("The training has ended early here (TEST.PATIENCE): it is only evaluated")
+                self.max_iter = self.start_iter
         elif self.cfg.MODEL.WEIGHTS:
             left = weights.load_backbone(_unwrapped(self.model), Path(self.cfg.MODEL.WEIGHTS))
             logger.info("Backbone filled from %s; not used: %s", self.cfg.MODEL.WEIGHTS, left or "nothing")
@@ -166,7 +169,8 @@ class TransferTrainer(DefaultTrainer):
                     raise UserError(
                         f"the loss is not finite at iteration {self.iter}: lower SOLVER.BASE_LR"
                         f" (now {self.cfg.SOLVER.BASE_LR}) or lengthen SOLVER.WARMUP_ITERS"
-                        f" (now {self.cfg.SOLVER.WARMUP_ITERS}); {error}"
+                        f" (now {self.cfg.SOLVER.WARMUP_ITERS}) in a new run, with another --output: --resume keeps"
+                        f" both; {error}"
                     ) from error
                 self.after_step()
                 self.iter += 1
@@ -321,7 +325,7 @@ class TransferTrainer(DefaultTrainer):
 
     def _finish_resumed(self) -> None:
         """Where a run is resumed at its end, but was planned longer before: estimate the batch norms, as at its end."""
-        if self.start_iter == self.max_iter != self._planned:
+        if self.start_iter == self.cfg.SOLVER.MAX_ITER != self._planned:
             if self._precise_bn:
                 self._precise_bn.update_stats()
             self.checkpointer.mark_changed()
@@ -416,7 +420,7 @@ def _test_augmented(config: CfgNode, model: torch.nn.Module) -> dict[str, Any]:
 
 def _test_average(config: CfgNode, model: torch.nn.Module) -> dict[str, Any]:
     """Results of a model that holds the average of the weights, by task with the suffix `_EMA`."""
-    results = TransferTrainer.test(config, model, _evaluators(config, "predictions_EMA"))
+    results = TransferTrainer.test(config, model, _evaluators(config, OF_AVERAGE))
     return {f"{task}_EMA": metrics for task, metrics in results.items()}
 
 

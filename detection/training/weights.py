@@ -5,8 +5,8 @@ random weights, and the result looks a little low. Here every tensor of the back
 exact name and in its exact shape, or nothing is loaded.
 
 A file is what `convert/to_d2.py` writes (names like `stem.conv1.weight`, `res2.0.conv1.norm.running_mean`), or a
-checkpoint of a whole detector (names like `backbone.res2...`). Every other file that `to_d2` takes, and the folder of a
-pretraining run, is converted on the way, with the same checks.
+checkpoint of a whole detector (names like `backbone.res2...`), which the converter describes. Every other file that
+`to_d2` takes, and the folder of a pretraining run, is converted on the way, with the same checks.
 """
 
 import functools
@@ -23,6 +23,7 @@ from fvcore.common.config import CfgNode
 from torch import nn
 
 from convert.encoders import read_encoder
+from convert.pixels import ASSUMED
 from convert.reader import load_tensors, read_checkpoint
 from convert.sidecar_files import read_sidecar, sidecar_path
 from detection.training import checkpoints
@@ -48,6 +49,7 @@ ADOPTED = (
     *FIELDS.values(),
     *(f"MODEL.RESNETS.{name}" for name in ("STEM_OUT_CHANNELS", "RES2_OUT_CHANNELS", "NUM_GROUPS", "WIDTH_PER_GROUP")),
 )
+BESIDE = "put the config.yaml of its run beside the file"
 logger = logging.getLogger(__name__)
 
 
@@ -87,8 +89,10 @@ def _read_initial(path: Path, modified: int, size: int) -> InitialWeights:
         source = read_checkpoint(path)
         table = source.content.get("model", source.content) if isinstance(source.content, dict) else {}
         names = table if isinstance(table, Mapping) else {}
-        if any(str(name).startswith("res2.") for name in names) or any(_short_names(names)):
+        if any(str(name).startswith("res2.") for name in names):
             return InitialWeights(read_weights(path), read_sidecar(path))
+        if any(_short_names(names)):
+            return InitialWeights(read_weights(path), read_sidecar(path) or _describe_detector(path))
     try:
         encoder = read_encoder(path, naming="detectron2")
     except UserError as error:
@@ -101,6 +105,19 @@ def _read_initial(path: Path, modified: int, size: int) -> InitialWeights:
     for warning in encoder.sidecar.get("warnings", ()):
         logger.warning("%s: %s", path, warning)
     return InitialWeights(encoder.tensors, encoder.sidecar)
+
+
+def _describe_detector(path: Path) -> dict[str, Any]:
+    """What the converter knows of the backbone of a detector: by the config.yaml of its run, else what it assumes.
+    Empty, with a warning, where it cannot read the backbone, such as one with other norms.
+    """
+    try:
+        sidecar = read_encoder(path, naming="detectron2").sidecar
+    except UserError as error:
+        logger.warning("colour order and pixel statistics of the weights are not known: %s", error)
+        return {}
+    del sidecar["trained_by"]  # it is "Detectron2"; results name these weights by their file
+    return sidecar
 
 
 def describe(path: Path) -> dict[str, Any]:
@@ -130,6 +147,8 @@ def adopt(config: CfgNode, sidecar: Mapping[str, Any], given: Collection[str]) -
         if key not in given and not _same(value, value_of(config, key)):
             lines.append(f"{key} {value}, which the weights were trained with, instead of {value_of(config, key)}")
             config.merge_from_list([key, value])
+    if lines and sidecar.get("pixel_origin") == ASSUMED:
+        lines.append(f"colour order, pixel statistics and strides are {ASSUMED}; if they are others, {BESIDE}")
     return lines
 
 
@@ -197,19 +216,27 @@ def load_detector(model: nn.Module, path: Path) -> None:
             value.copy_(tensors[key])
 
 
-def check_sidecar(path: Path, config: CfgNode) -> dict[str, Any]:
+def check_sidecar(path: Path, config: CfgNode, whole: bool = False) -> dict[str, Any]:
     """Compare what is known of weights with the config; returns it.
+
+    Args:
+        path: of the weights.
+        config: of the run.
+        whole: a detector is evaluated, whose config this is: what the converter only assumes of it does not count.
 
     Raises:
         UserError: they differ.
     """
     sidecar = describe(path)
+    assumed = sidecar.get("pixel_origin") == ASSUMED
+    if whole and assumed:
+        return sidecar
     for key, value in _expected(sidecar).items():
         if not _same(value, value_of(config, key)):
             where = f"{sidecar_path(path)} says that {path.name}" if sidecar_path(path).is_file() else str(path)
             raise UserError(
                 f"{where} needs {key} {value}, but the config has {value_of(config, key)}; "
-                f"set {key} {shlex.quote(str(value))}"
+                f"set {key} {shlex.quote(str(value))}" + (f" or, if that is wrong, {BESIDE}" if assumed else "")
             )
     return sidecar
 

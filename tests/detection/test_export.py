@@ -188,6 +188,21 @@ def test_a_file_of_the_name_of_the_description_that_is_not_one_is_kept(content, 
     assert content is None or other.read_text() == content
 
 
+def test_only_an_earlier_export_is_replaced(tmp_path):
+    """Such as `--output RUN/model_best.pth`, also where `RUN/model_best.ts` has been exported."""
+    checkpoint, arguments = tmp_path / "model_best.pth", ["--config", "shapes_R18_FPN", "--weights", "none.pth"]
+    torch.save({"model": {"weight": torch.ones(2)}}, checkpoint)
+    (tmp_path / "model_best.onnx").write_text("notes")
+    for described in (False, True):
+        if described:
+            checkpoint.with_suffix(".json").write_text(json.dumps(dict.fromkeys(export.DESCRIPTION)))
+        for name in ("model_best.pth", "model_best.onnx"):
+            with pytest.raises(UserError, match=rf"{name} is not an earlier export: choose another --output"):
+                export.main([*arguments, "--output", str(tmp_path / name)])
+    assert torch.load(checkpoint)["model"]["weight"].tolist() == [1, 1]
+    export.check_target(tmp_path / "model_best.ts", [])
+
+
 @pytest.mark.parametrize("name", ["model.pth", "link.pth", "b.png"])
 def test_files_that_are_read_are_not_written(name, tmp_path):
     read = {option: tmp_path / file for option, file in (("weights", "model.pth"), ("a", "a.png"), ("b", "b.png"))}

@@ -324,6 +324,19 @@ def test_the_threshold_of_each_class_is_taken_from_the_evaluation_of_the_run(rec
     assert (overlay.text, round(overlay.score, 2)) == ("one", 0.4)
 
 
+def test_averaged_weights_have_thresholds_of_their_own(tmp_path):
+    """The command reads them before anything else."""
+    for folder, score in (("predictions", 0.5), ("predictions_EMA", None)):
+        (tmp_path / folder).mkdir()
+        entry = {"bbox": {"thresholds": {"best": score and {"score": score}, "classes": []}}}
+        (tmp_path / folder / "analysis.json").write_text(json.dumps(entry))
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    for name, message in (("model_ema.pth", "predictions_EMA.* no detection"), ("model_final.pth", "no such file")):
+        command = ["--config", "shapes_R18_FPN", "--weights", str(tmp_path / name), "--score-threshold", "auto"]
+        with pytest.raises(UserError, match=message):
+            predict.main([*command, "--json", str(tmp_path / "f.json"), str(tmp_path / "a.png")])
+
+
 def test_small_pictures_are_enlarged_for_their_labels(recipe, pictures, tmp_path):
     picture = str(pictures / "1.png")
     Image.new("RGB", (470, 300)).save(tmp_path / "large.png")
@@ -344,6 +357,19 @@ def test_what_is_read_is_never_overwritten(pictures, tmp_path, error_of):
     listed = tmp_path / "a.json"
     listed.write_text(json.dumps({"images": [{"id": i, "file_name": f"{i}.png"} for i in range(7)], "categories": []}))
     assert "a.json would be overwritten" in error_of(*command, pictures, "--json", listed, "--annotations", listed)
+
+
+def test_a_file_beside_the_images_is_not_replaced_by_a_drawing(tmp_path, error_of):
+    (tmp_path / "photos").mkdir()
+    for name in ("a.jpg", "a.png"):
+        Image.new("RGB", (8, 8)).save(tmp_path / "photos" / name)
+    before = (tmp_path / "photos" / "a.png").read_bytes()
+    for output in ("photos", "photos/../photos"):
+        command = ["--config", "x", "--weights", "y", tmp_path / "photos" / "a.jpg", "--output", tmp_path / output]
+        assert "a.png lies beside the images and would be replaced" in error_of(predict.cli, *command)
+    assert (tmp_path / "photos" / "a.png").read_bytes() == before
+    predict.check_drawings([tmp_path / "drawn" / "a.png"], [tmp_path / "photos" / "a.jpg"])
+    predict.check_drawings([tmp_path / "photos" / "b.png"], [tmp_path / "photos" / "b.jpg"])
 
 
 @pytest.mark.parametrize(("name", "content"), [("a.json", '{"images": []}'), ("a.images.json", '{"kind": 1}')])

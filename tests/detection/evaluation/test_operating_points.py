@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("detectron2")
 
-from detection.evaluation import errors
+from detection.evaluation import analysis, errors
 from detection.evaluation.operating_points import Compared, confusion, read_thresholds, thresholds
 from foundation.errors import UserError
 
@@ -49,6 +49,11 @@ def test_the_curve_passes_near_the_best_threshold_of_low_scores():
     found = thresholds(outcomes(scene), NAMES)
     assert (found["best"]["score"], found["best"]["f1"]) == (0.0852, 1.0)
     assert max(found["curve"]["f1"]) == 1.0
+
+
+def test_the_scores_of_the_curve_are_those_that_the_format_describes():
+    first, second, *_, last = thresholds(outcomes(SCENE), NAMES)["curve"]["score"]
+    assert f'"curve": {{"score": [{first}, {second}, .., {last}]' in analysis.__doc__
 
 
 def test_no_other_threshold_has_a_higher_f1():
@@ -96,8 +101,7 @@ def test_a_detection_of_the_right_class_comes_first_and_crowds_count_neither_way
 def test_thresholds_are_read_back(tmp_path):
     with pytest.raises(UserError, match=r"there is no .*analysis\.json.*--eval-only"):
         read_thresholds(tmp_path)
-    (tmp_path / "predictions").mkdir()
-    path = tmp_path / "predictions" / "analysis.json"
+    path = tmp_path / "analysis.json"
     path.write_text(json.dumps({"bbox": {"thresholds": thresholds(outcomes(SCENE), [*NAMES, "none"])}}))
     assert read_thresholds(tmp_path) == (0.3, {"cat": 0.9, "dog": 0.3})
     path.write_text('{"bbox": {"thresholds": {"best": null, "classes": []}}}')

@@ -116,6 +116,24 @@ def test_an_empty_tag_is_no_loss(saver, tmp_path):
     assert newest(tmp_path) == "model_0000001.pth"
 
 
+def test_the_newest_is_found_by_its_iteration_and_not_by_the_tag(saver, tmp_path):
+    """A process that is killed between a checkpoint and its tag leaves the name of an older one."""
+    saver("model_0000001", 1)
+    saver("model_final", 1)
+    tag = tmp_path / "last_checkpoint"
+    for name in ("model_final.pth", "model_0000001.pth"):  # of one iteration
+        tag.write_text(name)
+        assert newest(tmp_path) == name
+    saver("model_0000003", 3)  # of a run that was made longer
+    tag.write_text("model_final.pth")
+    assert newest(tmp_path) == "model_0000003.pth"
+    saver("model_final", 4)
+    tag.write_text("model_0000003.pth")
+    assert newest(tmp_path) == "model_final.pth"
+    cut(tmp_path / "model_final.pth")
+    assert newest(tmp_path) == "model_0000003.pth"
+
+
 @pytest.mark.parametrize("name", ["model_0000001", "model_0000000"], ids=["a new file", "the same file again"])
 def test_killed_at_any_moment_of_a_save(name, saver, tmp_path, monkeypatch):
     """A process is killed at the first, second, ... call to the system of a save; then the run is continued."""

@@ -1,11 +1,14 @@
 """Real training and evaluation, small."""
 
+import contextlib
 import errno
 import json
 import logging
 import math
 import os
 import pickle
+import shutil
+import subprocess
 import sys
 import types
 
@@ -238,7 +241,8 @@ def test_weights_land_and_are_named_in_the_results(train, tmp_path):
 
 def test_a_loss_that_diverges_is_an_error_and_saves_nothing(train, tmp_path, monkeypatch):
     monkeypatch.setattr(trainer.TransferTrainer, "build_optimizer", classmethod(diverging))
-    with pytest.raises(UserError, match=r"not finite at iteration 1: lower SOLVER\.BASE_LR"):
+    advice = r"lower SOLVER\.BASE_LR \(now 0\.02\) .* in a new run, with another --output: --resume keeps both"
+    with pytest.raises(UserError, match=rf"not finite at iteration 1: {advice}"):
         train()
     assert not (tmp_path / "run" / "model_final.pth").exists()
 
@@ -293,6 +297,36 @@ def test_a_finished_run_can_be_evaluated_and_its_detector_used(train, tmp_path, 
     assert [path.name for path in drawn] == ["0000_000.png", "0001_001.png", "0002_000.png"]
     assert all(Image.open(path).size == (460, 460) for path in drawn)
     assert "objects" in capsys.readouterr().out
+
+
+def test_an_evaluation_leaves_a_run_alone_that_is_trained_or_has_no_checkpoint(train, tmp_path):
+    folder = train("SOLVER.MAX_ITER", 1)
+    evaluate = ["--eval-only", "--weights", str(folder / "model_final.pth")]
+    begun = tmp_path / "begun"
+    begun.mkdir()
+    for name in ("config.yaml", "metrics.json"):
+        (begun / name).write_bytes((folder / name).read_bytes())
+    config = (begun / "config.yaml").read_text()
+    with pytest.raises(UserError, match="begun holds a run without a checkpoint: choose another --output"):
+        train(options=evaluate, folder="begun")
+    assert (begun / "config.yaml").read_text() == config
+    shutil.copytree(folder, tmp_path / "copy")  # this process holds the folder itself
+    (tmp_path / "new").mkdir()
+    for name, options in (("copy", ["--eval-only"]), ("new", evaluate)):
+        with held(tmp_path / name), pytest.raises(UserError, match=f"another process is running in .*{name}"):
+            train(options=options, folder=name)
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == [".lock"]
+
+
+@contextlib.contextmanager
+def held(folder):
+    """Another process holds a folder."""
+    program = "import pathlib, sys, foundation.locks as l; l.hold(pathlib.Path(sys.argv[1])); print(); input()"
+    command = [sys.executable, "-c", program, str(folder)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline()
+        yield
+        process.communicate(b"\n")
 
 
 def test_training_in_bfloat16_keeps_weights_and_gradients_in_float32(train, monkeypatch):
@@ -376,6 +410,31 @@ def test_the_best_weights_are_kept_and_training_stops_when_nothing_improves(trai
     assert "is finished" in capsys.readouterr().out
     assert checkpoints.read_best(folder, "bbox/AP", "tiny_val") == (3, 5.0)
     assert checkpoints.read_best(folder, "bbox/AP", "lab.json@images") is None  # its values are not comparable
+
+
+def test_a_training_that_has_ended_early_is_evaluated_again_and_not_trained_on(train, monkeypatch):
+    """By another metric, by which it would not have ended."""
+    scores = iter([(5.0, 1.0), (1.0, 2.0), (7.0, 8.0), (0.0, 0.0)])
+
+    def score(*_):
+        found = next(scores)
+        return {"bbox": {"AP": found[0], "AP50": found[1]}}
+
+    monkeypatch.setattr(trainer.TransferTrainer, "test", score)
+    pairs = ("SOLVER.MAX_ITER", 6, "TEST.EVAL_PERIOD", 1, "TEST.PATIENCE", 1, "TEST.PRECISE_BN.NUM_ITER", 1)
+    folder = train(*pairs)
+    saved = (folder / "model_final.pth").read_bytes()
+    before = json.loads((folder / "results.json").read_text())
+    assert (before["iterations"], before["stopped_early"]) == (2, True)
+    train(*pairs, "TEST.BEST_METRIC", "bbox/AP50", options=["--resume"])
+    after = json.loads((folder / "results.json").read_text())
+    assert (after["iterations"], after["stopped_early"], after["results"]["bbox"]["AP50"]) == (2, True, 8.0)
+    assert after["best"] == {"iterations": 2, "metric": "bbox/AP50", "value": 8.0, "weights": "model_best.pth"}
+    assert (folder / "model_final.pth").read_bytes() == saved
+    assert [line["iteration"] for line in lines(folder) if "total_loss" in line] == [0, 1]
+    (folder / "results.json").unlink()  # as documented
+    train(*pairs, "SOLVER.MAX_ITER", 3, "TEST.PATIENCE", 0, options=["--resume"])
+    assert json.loads((folder / "results.json").read_text())["iterations"] == 3
 
 
 def test_the_highest_rate_is_recorded():

@@ -1,4 +1,5 @@
 import json
+import logging
 import pickle
 import re
 import shlex
@@ -15,6 +16,7 @@ from convert import to_d2
 from convert.sidecar_files import read_sidecar
 from detection import config as configs
 from detection.training import checkpoints, trainer, weights
+from detection.training import model as modeling
 from foundation.errors import UserError
 from tests.convert.hostile import dtype_with_objects
 
@@ -119,6 +121,53 @@ def test_a_classifier_has_no_place_and_does_no_harm(fpn, tmp_path):
 def test_the_backbone_of_a_whole_detector_serves_too(fpn, tmp_path):
     torch.save({"model": build("shapes_R18_FPN").state_dict(), "iteration": 3}, tmp_path / "model_final.pth")
     weights.load_backbone(fpn, tmp_path / "model_final.pth")
+
+
+PIXELS = ("INPUT.FORMAT", "MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD", "MODEL.RESNETS.STRIDE_IN_1X1")
+
+
+def test_a_detector_of_the_model_zoo_is_taken_for_one(fpn, tmp_path):
+    """As `to_d2` takes it; a config that contradicts is refused before a training, and its own is believed."""
+    path = tmp_path / "model_final_f10217.pkl"
+    tensors = {name: value.numpy() for name, value in fpn.state_dict().items()}
+    path.write_bytes(pickle.dumps({"model": tensors, "__author__": "Detectron2 Model Zoo"}))
+    config = configs.load("shapes_R18_FPN", ["MODEL.WEIGHTS", str(path)])
+    with pytest.raises(UserError, match=r"needs INPUT\.FORMAT BGR, but the config has RGB; set .* beside the file$"):
+        modeling.check(config, whole=False)
+    modeling.check(config, whole=True)  # an evaluation, by a config of which nothing says that it is wrong
+    lines = weights.adopt(config, weights.describe(path), given=())
+    assert [line.split()[0] for line in lines] == [*PIXELS, "colour"]
+    assert "put the config.yaml of its run beside the file" in lines[-1]
+    assert (config.INPUT.FORMAT, config.MODEL.PIXEL_STD) == ("BGR", [1.0, 1.0, 1.0])
+    modeling.check(config, whole=False)
+
+
+@pytest.mark.parametrize("name", ["model_final.pth", "."])
+def test_the_config_of_a_detectors_run_describes_its_weights(name, fpn, tmp_path):
+    own = configs.load("shapes_R18_FPN", ["INPUT.FORMAT", "BGR", "MODEL.PIXEL_MEAN", "[1.0, 2.0, 3.0]"])
+    (tmp_path / "config.yaml").write_text(own.dump())
+    checkpoints.write(tmp_path / "model_final.pth", {"model": fpn.state_dict(), "iteration": 3})
+    config = configs.load("shapes_R18_FPN", ["MODEL.WEIGHTS", str(tmp_path / name)])
+    with pytest.raises(UserError, match=r"needs INPUT\.FORMAT BGR, but the config has RGB; set INPUT\.FORMAT BGR$"):
+        modeling.check(config, whole=False)
+    lines = weights.adopt(config, weights.describe(tmp_path / name), given=())
+    assert [line.split()[0] for line in lines] == list(PIXELS[:2])
+    assert config.MODEL.PIXEL_MEAN == [1.0, 2.0, 3.0]
+    modeling.check(config, whole=False)
+    if name == "model_final.pth":
+        modeling.check(config, whole=True)
+        config.INPUT.FORMAT = "RGB"
+        with pytest.raises(UserError, match=r"needs INPUT\.FORMAT BGR"):
+            modeling.check(config, whole=True)
+
+
+def test_a_detector_that_the_converter_cannot_read_is_not_described(tmp_path, caplog):
+    model = build("shapes_R18_FPN", "MODEL.RESNETS.NORM", "GN")
+    torch.save({"model": model.state_dict()}, tmp_path / "model.pth")
+    logging.getLogger("detection").propagate = True
+    assert weights.describe(tmp_path / "model.pth") == {}
+    assert "pixel statistics of the weights are not known: " in caplog.text
+    weights.load_backbone(model, tmp_path / "model.pth")
 
 
 def test_arrays_in_a_torch_archive_are_weights(c4, tmp_path):
