@@ -28,12 +28,13 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise UserError(f"--{option} must be from {low} to {high}, not {value}")
 
     from foundation.locks import hold
-    from pretrain.images.packing import Form, pack
+    from pretrain.images.packing import Form, check_target, pack
     from pretrain.runs.metrics import start_logging
 
     source, target = Path(args.source), Path(args.target)
     if not source.is_dir():
         raise UserError(f"{source} is not a folder; give the folder that holds the images")
+    check_target(target)
     hold(target)
     start_logging(target)
     pack(source, target, Form(args.side, args.quality, args.images), args.workers)

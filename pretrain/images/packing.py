@@ -73,6 +73,7 @@ def pack(source: Path, target: Path, form: Form, workers: int) -> None:
     names = {name: _list_names(files, source) for name, files in sources.items()}
     state = _open_state(target, source, form, {name: len(files) for name, files in sources.items()}, names)
     with report_disk_errors(target):
+        write_atomic(target / STATE, json.dumps(state).encode())  # from now on the folder is known as a packing's
         for name, files in sources.items():
             folder = target / name if has_splits else target
             folder.mkdir(exist_ok=True)
@@ -86,6 +87,18 @@ def pack(source: Path, target: Path, form: Form, workers: int) -> None:
     count, size = (sum(tar[key] for tar in state["tars"].values()) for key in ("nsamples", "filesize"))
     parts = counted(count, "image"), size / 1e6, counted(len(state["tars"]), "tar")
     logger.info("%s, %.1f MB, %s in %s", *parts, target)
+
+
+def check_target(folder: Path) -> None:
+    """See that a folder to pack into is new, empty, or of an interrupted packing.
+
+    Raises:
+        UserError: it holds other files, such as a run.
+    """
+    found = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    others = sorted(found - {".lock", "log.txt", f"{STATE}.tmp"})  # what a packing has that was killed at its start
+    if others and STATE not in found:
+        raise UserError(f"{folder} holds {others[0]}, which is not of a packing; choose a new folder for the tars")
 
 
 def resize_to(pixels: np.ndarray, side: int) -> np.ndarray:
@@ -201,7 +214,7 @@ def _open_state(
         names: their names, as `_list_names` gives them.
 
     Raises:
-        UserError: `target` holds another packing, or tars of other origin.
+        UserError: `target` holds another packing.
     """
     digests = {name: hashlib.sha256(lines).hexdigest() for name, lines in names.items()}
     asked = {"source": str(source.resolve()), "form": asdict(form), "images": counts, "names": digests}
@@ -220,8 +233,6 @@ def _open_state(
         if changed:
             raise UserError(f"{target} holds another packing ({found}, now {asked}); choose another folder")
         return state
-    if any(target.glob("*.tar")) or any(target.glob("*/*.tar")):
-        raise UserError(f"{target} holds tars that this command has not written; choose another folder")
     return {**asked, "tars": {}}
 
 

@@ -20,8 +20,11 @@ from pretrain.images.paths import locate
 from pretrain.images.sources import UNLABELED, build_source
 
 
+OPTIONS = ["--side", "32", "--images", "10", "--workers", "0"]
+
+
 def run(source: Path, target: Path, *more: str) -> None:
-    pack.main([str(source), str(target), "--side", "32", "--images", "10", "--workers", "0", *more])
+    pack.main([str(source), str(target), *OPTIONS, *more])
 
 
 @pytest.fixture
@@ -88,6 +91,22 @@ def test_it_goes_on_where_it_was_interrupted(photos: Path, tmp_path: Path, monke
         assert tar.read_bytes() == (target / tar.name).read_bytes()
     with tarfile.open(target / "images-000000.tar") as tar:
         assert all(name.endswith(".jpg") for name in tar.getnames())  # no labels, so no .cls
+
+
+def test_it_goes_on_where_it_was_killed_within_the_first_tar(photos: Path, packed: Path, tmp_path: Path) -> None:
+    program = (
+        "import os, sys; from pretrain import pack; from pretrain.images import packing\n"
+        "packing._verify = lambda *_: os._exit(9)\n"
+        "pack.main(sys.argv[1:])"
+    )
+    target = tmp_path / "killed"
+    arguments = [str(photos), str(target), *OPTIONS]
+    assert subprocess.run([sys.executable, "-c", program, *arguments], check=False).returncode == 9
+    assert list(target.rglob("*.new"))
+    run(photos, target)
+    assert not list(target.rglob("*.new"))
+    for tar in packed.rglob("*.tar"):
+        assert tar.read_bytes() == (target / tar.relative_to(packed)).read_bytes()
 
 
 def test_class_folders_without_splits_keep_their_labels(photos: Path, tmp_path: Path) -> None:
@@ -190,7 +209,13 @@ def test_what_is_refused(
     assert "gone is not a folder" in error_of(pack.main, [str(tmp_path / "gone"), str(tmp_path / "new")])
     assert not (tmp_path / "new").exists()
     (packed / "packing.json").unlink()
-    assert "tars that this command has not written" in error_of(pack.main, [str(photos), str(packed)])
+    before = sorted(packed.iterdir())
+    assert "is not of a packing; choose a new folder" in error_of(pack.main, [str(photos), str(packed)])
+    assert sorted(packed.iterdir()) == before
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text("")
+    assert "run holds config.yaml" in error_of(pack.main, [str(photos), str(tmp_path / "run")])
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.yaml"]
     assert "no image" in error_of(pack.main, [str(tmp_path / "packed" / "val"), str(tmp_path / "new")])
     monkeypatch.setattr(packing, "encode", lambda data, name, form: data[:200])  # as a bad disk might leave it
     message = error_of(pack.main, [str(photos), str(tmp_path / "bad"), "--workers", "0"])
