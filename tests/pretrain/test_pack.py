@@ -19,7 +19,6 @@ from pretrain.images import packing
 from pretrain.images.paths import locate
 from pretrain.images.sources import UNLABELED, build_source
 
-
 OPTIONS = ["--side", "32", "--images", "10", "--workers", "0"]
 
 
