@@ -84,8 +84,8 @@ def divide(annotations: Path, folder: Path, fraction: float, seed: int = 0, by_f
             several records have the same file.
 
     Raises:
-        UserError: the file cannot be read or is not in the format, has a record that cannot be used, or fewer than two
-            images.
+        UserError: the file cannot be read or is not in the format, has a record that cannot be used, no list of
+            annotations, or fewer than two images.
     """
     # Of the whole file: images with one id could come into different parts, and messages number its records.
     refuse_problems(read_annotations(annotations))
@@ -96,8 +96,13 @@ def divide(annotations: Path, folder: Path, fraction: float, seed: int = 0, by_f
         files.setdefault(resolve(folder, str(image["file_name"])) if by_file else index, []).append(
             read_id(image["id"])
         )
-    if "annotations" not in content or len(files) < 2:
-        raise UserError(f"{annotations} cannot be split: it must list two image files or more, and annotations")
+    if "annotations" not in content:  # which the reader allows, because COCO's test sets have none
+        raise UserError(f"{annotations} has nothing to train on: there is no list 'annotations'")
+    if len(files) < 2:
+        raise UserError(
+            f"{annotations} cannot be split: it must list two image files or more; add images, or name a file to"
+            " evaluate on with --test-json"
+        )
     count = min(len(files) - 1, max(1, math.floor(len(files) * fraction + 0.5)))
     together = list(files.values())
     chosen = numpy.random.default_rng(seed).permutation(len(files))[:count].tolist()

@@ -193,7 +193,11 @@ def test_images_with_the_same_file_come_into_one_part(merged):
     content["images"] = [each for each in content["images"] if each["id"] % 100 == 1]
     content["annotations"] = []
     merged.write_text(json.dumps(content))
-    with pytest.raises(UserError, match="cannot be split: it must list two image files or more"):
+    with pytest.raises(UserError, match="cannot be split: it must list two image files or more; add images, or name"):
+        custom.divide(merged, folder, 0.5)
+    del content["annotations"]
+    merged.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"nothing to train on: there is no list 'annotations'$"):
         custom.divide(merged, folder, 0.5)
 
 
