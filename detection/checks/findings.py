@@ -100,8 +100,8 @@ DAMAGED_FILES = Defect(
 )
 NO_MASKS = Defect(
     "objects without a mask",
-    Consequence("error", "set MODEL.MASK_ON False to learn boxes only"),
-    Consequence("error", "set MODEL.MASK_ON False to evaluate boxes only"),
+    Consequence("error", "set MODEL.MASK_ON False to learn boxes only, or add polygons, or remove the annotations"),
+    Consequence("error", "set MODEL.MASK_ON False to evaluate boxes only, or add polygons, or remove the annotations"),
 )
 CODED_MASKS = Defect(
     "objects whose mask is a run-length code",

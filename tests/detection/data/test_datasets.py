@@ -127,7 +127,7 @@ def test_masks_must_be_there_if_they_are_learned_and_as_they_are_read(tiny, anno
         check("tiny_train", "coco_R50_C4", *TWO)
     check("tiny_train", "coco_R50_C4", *TWO, "INPUT.MASK_FORMAT", "bitmask")
     spoil(annotations, lambda c: [one.pop("segmentation") for one in c["annotations"][1:3]])
-    with pytest.raises(UserError, match=r"2 objects without a mask: annotation 2 in .* False to learn boxes only"):
+    with pytest.raises(UserError, match=r"2 objects without a mask: annotation 2 in .* only, or add polygons"):
         check("tiny_train", "coco_R50_C4", *TWO)
     with pytest.raises(UserError, match=r"without a mask: .*; set MODEL\.MASK_ON False to evaluate boxes only"):
         check("tiny_train", "coco_R50_C4", *TWO, training=False)
