@@ -183,6 +183,8 @@ EMPTY_IMAGES = _note(
 )
 BACKGROUND_IMAGES = _note("images without objects", "used as background", "each detection is false")
 FEW_KEYPOINTS = _note("images with too few visible keypoints", "left out", "no keypoint to find")
+# Of these objects training or evaluation loses the whole or a part, and nothing in a run shows it.
+LOST_OBJECTS = (EMPTY_BOXES, OUTSIDE_BOXES, SHORT_POLYGONS, SOME_SHORT_POLYGONS, MANY_CROWDS)
 
 
 @dataclass(frozen=True)

@@ -1,17 +1,20 @@
-"""The check of the datasets before a run: the audit, stopped at the first finding that would stop the run."""
+"""The check of the datasets before a run: the audit, stopped at the first finding that would stop the run.
 
-from collections.abc import Sequence
+Of the warnings it prints those of objects that are lost, which nothing in the run shows.
+"""
+
+from collections.abc import Iterator, Sequence
 
 from fvcore.common.config import CfgNode
 
 from detection.checks.audit import check_dataset, source
-from detection.checks.findings import FatalFindings
+from detection.checks.findings import LOST_OBJECTS, FatalFindings
 from detection.data import datasets
 from detection.data.requirements import requirements_of
 
 
 def check(config: CfgNode, train: Sequence[str], test: Sequence[str]) -> None:
-    """See that datasets are complete and hold what the model of `config` requires.
+    """See that datasets are complete and hold what the model of `config` requires, and warn of objects that are lost.
 
     Images to evaluate on are decoded: a damaged one would otherwise be found after the training. Of images to train on
     headers are read.
@@ -30,3 +33,15 @@ def check(config: CfgNode, train: Sequence[str], test: Sequence[str]) -> None:
         for name in names:
             findings = FatalFindings(training, decode=not training, source=source(name))
             check_dataset(name, model_classes, requirements, findings)
+            for line in _describe_lost(findings):
+                print(f"warning: {line}")
+
+
+def _describe_lost(findings: FatalFindings) -> Iterator[str]:
+    """A line for each defect by which objects are lost: how many have it, the first of them, and what happens."""
+    for found in findings:
+        if found.defect in LOST_OBJECTS:
+            yield (
+                f"{findings.source}: {found.defect.what} ({found.count:,}, the first: {found.examples[0]}):"
+                f" {findings.consequence(found).text}; --check-data shows more"
+            )

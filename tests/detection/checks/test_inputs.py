@@ -405,6 +405,28 @@ def test_keypoints_of_ones_own(own, capsys):
     assert status == 2
 
 
+def test_a_run_says_which_objects_it_loses(own, capsys):
+    train, test = build(), build()
+    several("segmentation", [[1, 2, 3, 4, 5]], [[1, 2]])(train)
+    several("bbox", [8, 10, 30, 30], [8, 10, 30, 30], [8, 10, -3, 30])(train)
+    several("bbox", [500, 10, 30, 30])(test)
+    config = own(train, test)
+    preflight.check(config, config.DATASETS.TRAIN, config.DATASETS.TEST)
+    file, other = (names[0].partition(datasets.CUSTOM)[0] for names in (config.DATASETS.TRAIN, config.DATASETS.TEST))
+    assert capsys.readouterr().out.splitlines() == [
+        f"warning: {file}.json: objects whose polygons all have fewer than 3 points (2, the first: annotation 3 in"
+        " 1.png): the object is left out, its box too; --check-data shows more",
+        f"warning: {file}.json: boxes without width or height (1, the first: annotation 5 in 2.png): the object is left"
+        " out; --check-data shows more",
+        f"warning: {other}.json: boxes wholly outside their image (1, the first: annotation 3 in 1.png): an object that"
+        " no detection can match; --check-data shows more",
+    ]
+    assert verdicts(config, capsys)[:2] == (None, 0)
+    good = own(build(), build())
+    preflight.check(good, good.DATASETS.TRAIN, good.DATASETS.TEST)
+    assert capsys.readouterr().out == ""
+
+
 def test_damaged_files_to_evaluate_on_are_found_before_training(own, tmp_path, pictures, capsys):
     folder = tmp_path / "pictures"
     folder.mkdir()
