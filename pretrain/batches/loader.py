@@ -30,6 +30,7 @@ NO_SHARED_MEMORY = (
     "a loader worker finds no room in shared memory (/dev/shm), where it puts the batches; give the machine more, a "
     "container with --shm-size, or lower DATA.WORKERS (0 needs none)"
 )
+CHECK_ADVICE = "check the dataset: `python pretrain/train.py FOLDER --check-data` lists all images that cannot be read"
 logger = logging.getLogger("pretrain")
 
 
@@ -167,7 +168,7 @@ def _read(loader: DataLoader, ahead: ReadAhead | None) -> Generator[Any, None, N
                 str(error).strip().splitlines()[-1].removeprefix(f"{type(error).__module__}.{type(error).__name__}: ")
             )
             traceback.clear_frames(error.__traceback__)  # its frames hold the loader, which must end before its workers
-            failure = f"{last}; check the dataset" if isinstance(error, UnreadableImage) else last
+            failure = f"{last}; {CHECK_ADVICE}" if isinstance(error, UnreadableImage) else last
         except (RuntimeError, OSError, EOFError) as error:
             if lacks_shared_memory(str(error)):
                 traceback.clear_frames(error.__traceback__)  # as above

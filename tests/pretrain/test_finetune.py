@@ -13,7 +13,7 @@ import torch
 
 from foundation.config import config_folder, load_config
 from foundation.signals import STOPPED
-from pretrain import finetune, linear
+from pretrain import finetune, linear, train
 from pretrain.encoder import build_encoder
 from pretrain.evaluation import finetuning
 from pretrain.evaluation.config import get_finetune_defaults, get_linear_defaults, validate_finetune, validate_linear
@@ -215,6 +215,25 @@ def test_bad_input_is_one_line(
     assert "DATA.FRACTION: 0.5 then, 1.0 now" in error(weights, "--resume", output=finished)
     same = ["--fraction", "0.5", "--resume", "DATA.MEAN", "[0.5, 0.4, 0.3]", "DATA.STD", "[0.2, 0.2, 0.2]"]
     assert "began with another encoder" in error("random", *same, output=finished)
+
+
+def test_damaged_images_can_be_listed_as_the_message_says(
+    photos: Path, weights: Path, tmp_path: Path, error_of: Callable[..., str], capsys: pytest.CaptureFixture
+) -> None:
+    folder = tmp_path / "damaged"
+    shutil.copytree(photos, folder)
+    images = sorted((folder / "train").rglob("*.jpg"))
+    for path in images:
+        path.write_bytes(path.read_bytes()[:300])
+    probe = ["--weights", str(weights), "--output", str(tmp_path / "probe"), *TINY[:10], "DATA.ROOT", str(folder)]
+    for main, given in ((finetune.main, arguments(folder, weights, tmp_path / "run")), (linear.main, probe)):
+        message = error_of(main, given)
+        assert "20 images in a row cannot be read, the last: " in message
+        assert message.endswith("`python pretrain/train.py FOLDER --check-data` lists all images that cannot be read")
+    capsys.readouterr()
+    error_of(train.main, [str(folder), "--check-data", "DATA.WORKERS", "0"])
+    listed = [line.split(": ")[0] for line in capsys.readouterr().out.splitlines() if ".jpg" in line]
+    assert listed == [str(path) for path in images]
 
 
 def test_every_recipe_loads() -> None:
