@@ -25,7 +25,7 @@ from tqdm import tqdm
 from detection.coco_results import Results, check_replaceable
 from detection.video_files import VideoReader, VideoWriter, is_video
 from foundation.errors import ArgumentParser, UserError, run
-from foundation.files import report_disk_errors
+from foundation.files import check_writable, report_disk_errors
 from foundation.images import EXTENSIONS, UnreadableImage, read_rgb
 from foundation.names import counted
 
@@ -294,6 +294,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_drawings(drawn, files)
     if arguments.json:
         check_replaceable(arguments.json, numbered=not arguments.annotations)
+    if arguments.output:
+        check_writable(arguments.output)
     for folder in (arguments.output, arguments.json and arguments.json.parent):
         try:
             if folder:

@@ -74,8 +74,27 @@ def write_synced(path: Path, content: bytes | memoryview) -> None:
         os.fsync(file.fileno())
 
 
+def check_writable(folder: Path, what: str = "--output") -> None:
+    """Check, and leave no trace, that a folder can be made or written to.
+
+    Args:
+        folder: to be made, or there.
+        what: the user is to choose another one of.
+
+    Raises:
+        UserError: it is a file, or below one, or may not be written to.
+    """
+    nearest = next(place for place in (folder, *folder.absolute().parents) if os.path.exists(place))
+    name = "it" if nearest == folder else str(nearest)
+    if not nearest.is_dir():
+        raise UserError(f"cannot write the folder {folder}: {name} is a file; choose another {what}")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise UserError(f"cannot write the folder {folder}: {name} may not be written to; choose another {what}")
+
+
 def make_folder(folder: Path) -> None:
     """Make a folder and those above it, unless they exist. Raises UserError where that is not possible."""
+    check_writable(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import IO
 
 from foundation.errors import UserError
+from foundation.files import check_writable
 
 # Kept open for as long as the process lives. These are record locks, which end with this very process. Other locks are
 # inherited by the loader's workers, which outlive a killed run for some seconds and would refuse the next one.
@@ -22,6 +23,7 @@ def hold(folder: Path) -> None:
     Raises:
         UserError: another process holds it, its file system has no locks, or it cannot be written.
     """
+    check_writable(folder, "folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / ".lock").open("w")

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from foundation.errors import UserError
-from foundation.files import write_atomic
+from foundation.files import check_writable, write_atomic
 from foundation.names import counted
 from foundation.run_kinds import DETECTION, PRETRAIN
 from reporting import scenes
@@ -40,6 +40,7 @@ def write_report(found: Found, title: str, folder: Path, tell: Callable[[str], N
     Raises:
         UserError: the folder cannot be written.
     """
+    check_writable(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         blocks = [*_body(settings(found.runs), folder, tell), *run_table(found.runs, found.skipped)]

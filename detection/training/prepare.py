@@ -20,7 +20,7 @@ from detection.training import checkpoints, model, plan, run_folder, scaling, we
 from foundation import devices
 from foundation.config import RUN_CONFIG, config_folder, find_config, keys, override_pairs, value_of
 from foundation.errors import UserError
-from foundation.files import check_utf8
+from foundation.files import check_utf8, check_writable
 from foundation.locks import is_held
 from foundation.run_kinds import DETECTION, read_results, refuse_other_kind
 from foundation.wandb_mirror import require_wandb
@@ -36,7 +36,8 @@ def configure(arguments: argparse.Namespace) -> CfgNode:
     """The config that the run uses: the recipe with the command's choices, scaled to its number of processes.
 
     Raises:
-        UserError: a wrong key or value, choices that exclude each other, or more GPUs than there are.
+        UserError: a wrong key or value, choices that exclude each other, a folder that cannot be written, or more GPUs
+            than there are.
     """
     _check_choices(arguments)
     if arguments.config is None:
@@ -48,6 +49,8 @@ def configure(arguments: argparse.Namespace) -> CfgNode:
         config.OUTPUT_DIR = holds_run
     elif config.OUTPUT_DIR == configs.default_config().OUTPUT_DIR:
         config.OUTPUT_DIR = default_output(arguments.config)
+    if not (arguments.check_data or arguments.dry_run):  # which write nothing
+        check_writable(Path(config.OUTPUT_DIR))  # before annotations are read and the plan is worked out
     own = _own_datasets(arguments, Path(config.OUTPUT_DIR))
     overridden = dict(override_pairs(arguments.overrides))
     for part, name in own.items():

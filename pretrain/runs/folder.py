@@ -12,7 +12,7 @@ from fvcore.common.config import CfgNode
 from foundation import locks
 from foundation.config import RECIPE, RUN_CONFIG, keys, value_of
 from foundation.errors import UserError
-from foundation.files import check_utf8, write_atomic
+from foundation.files import check_utf8, check_writable, write_atomic
 from foundation.json_files import read_json
 from foundation.run_kinds import kind_of_config, refuse_other_kind
 from pretrain.distributed import group
@@ -61,11 +61,13 @@ logger = logging.getLogger("pretrain")
 
 
 def refuse_begun(output: Path, config: CfgNode, resume: bool = False) -> None:
-    """See that a run does not replace another one.
+    """See that a run can be written, and does not replace another one.
 
     Raises:
-        UserError: the folder holds checkpoints, and they are not to be resumed from; or the run of another command.
+        UserError: the folder cannot be written; it holds checkpoints, and they are not to be resumed from; or the run
+            of another command.
     """
+    check_writable(output)
     if not checkpoint.exists(output):
         kind = kind_of_config(config)
         if kind is not None:

@@ -287,10 +287,15 @@ def test_weights_that_are_none(tiny_overrides, tmp_path, error_of):
     assert not (tmp_path / "run").exists()
 
 
-def test_an_output_that_is_a_file(tiny_overrides, tmp_path, error_of):
+def test_an_output_that_is_a_file(coco_root, tiny_overrides, tmp_path, error_of):
     (tmp_path / "file").touch()
     arguments = ["--config", "shapes_R18_FPN", "--num-gpus", 0, "--output", tmp_path / "file"]
-    assert "cannot write the folder" in error_of(train_net.cli, *arguments, *tiny_overrides)
+    said = f"cannot write the folder {tmp_path}/file: it is a file; choose another --output"
+    assert said in error_of(train_net.cli, *arguments, *tiny_overrides)
+    given = own_data(coco_root)[:4]  # which the command divides into two files in the folder
+    assert said in error_of(train_net.cli, *arguments[2:], *given)
+    images = coco_root / "coco" / "val2017"
+    assert said in error_of(predict.cli, *arguments[:2], "--weights", "none", *arguments[4:], images)
 
 
 @pytest.mark.parametrize(

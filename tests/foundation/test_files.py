@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -67,6 +68,23 @@ def test_a_folder_that_tensorboard_cannot_write_to(tmp_path):
     files.check_utf8(tmp_path / "übung")
     with pytest.raises(UserError, match="needs a path that is UTF-8; choose another --output"):
         files.check_utf8(tmp_path / os.fsdecode(b"a\xff"))
+
+
+def test_a_folder_that_cannot_be_written_is_found_without_a_trace(tmp_path, monkeypatch):
+    files.check_writable(tmp_path / "new" / "run")
+    monkeypatch.chdir(tmp_path)
+    files.check_writable(Path("run"))
+    assert not list(tmp_path.iterdir())
+    file = tmp_path / "file"
+    file.touch()
+    for check in (files.check_writable, files.make_folder):
+        with pytest.raises(UserError, match=rf"cannot write the folder {file}: it is a file; choose another --output$"):
+            check(file)
+    with pytest.raises(UserError, match=rf"run: {file} is a file; choose another --output"):
+        files.check_writable(file / "a" / "run")
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)  # the superuser may write everywhere
+    with pytest.raises(UserError, match=rf"run: {tmp_path} may not be written to; choose another --output"):
+        files.check_writable(tmp_path / "run")
 
 
 @pytest.mark.parametrize("size", [1, 100_000], ids=["found at the end", "found by torch.save"])

@@ -41,7 +41,7 @@ def test_a_lock_that_is_taken(number: int, tmp_path: Path, monkeypatch: pytest.M
 
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"cannot write the folder .*: Not a directory"):
+    with pytest.raises(UserError, match=r"cannot write the folder .*/run: .*/file is a file; choose another folder"):
         locks.hold(tmp_path / "file" / "run")
 
 

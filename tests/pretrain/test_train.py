@@ -191,8 +191,19 @@ def test_names_that_are_not_utf8(photos: Path, tmp_path: Path, monkeypatch: pyte
 
 
 def test_output_that_is_a_file(photos: Path, tmp_path: Path, error_of: Callable) -> None:
+    file = tmp_path / "file"
+    file.write_text("")
+    message = error_of(train.main, arguments(photos, file))
+    assert message == f"cannot write the folder {file}: it is a file; choose another --output"
+
+
+def test_an_output_that_cannot_be_written_is_found_before_the_plan(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error_of: Callable
+) -> None:
+    monkeypatch.setattr("pretrain.training.own_images.plan_run", lambda *_: pytest.fail("the plan measures"))
     (tmp_path / "file").write_text("")
-    assert "cannot write the folder" in error_of(train.main, arguments(photos, tmp_path / "file"))
+    message = error_of(train.main, [str(photos), "--output", str(tmp_path / "file" / "run")])
+    assert message.endswith(f": {tmp_path}/file is a file; choose another --output")
 
 
 def test_one_line_and_status_two(tmp_path: Path) -> None:
