@@ -22,6 +22,7 @@ from foundation.errors import UserError
 from foundation.yaml_files import read_yaml
 
 MAX_FILES = 20  # of a `_BASE_` chain
+LEAST_LIKENESS = 0.55  # of a key that is suggested; 1: equal
 RUN_CONFIG = "config.yaml"  # of a run folder: every key
 RECIPE = "# recipe: "  # its first line, before the name
 
@@ -97,7 +98,7 @@ def check_keys(config: CfgNode, tokens: Sequence[str]) -> None:
     for token in rest:
         key, separator, _ = token.partition("=")
         if _found(config, key) is None:
-            near = _nearest(config, "", key)
+            near = _nearest(config, key)
             raise UserError(f"{key!r} is neither a folder or tar that exists nor a config key{near}")
         if not separator:
             next(rest, None)
@@ -123,17 +124,22 @@ def override_pairs(tokens: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def merge(config: CfgNode, values: Mapping[str, Any], source: str, prefix: str = "") -> None:
-    """Put `values` into `config`, in place, checking each key and type. Raises UserError that names `source`."""
+    """Put `values` into `config`, in place, checking each key and type. Raises UserError that names `source`.
+
+    With a prefix, such as `TRAIN.`, into that group of keys.
+    """
+    group = value_of(config, prefix.rstrip(".")) if prefix else config
     for key, value in values.items():
         full = f"{prefix}{key}"
-        if key not in config:
-            raise UserError(f"{source}: there is no config key {full!r}{_nearest(config, prefix, str(key))}")
-        if isinstance(config[key], CfgNode):
+        if key not in group:
+            full = _whole(full, value)
+            raise UserError(f"{source}: there is no config key {full!r}{_nearest(config, full)}")
+        if isinstance(group[key], CfgNode):
             if not isinstance(value, Mapping):
                 raise UserError(f"{source}: {full} is a group of keys, not a value; set {full}.<KEY> instead")
-            merge(config[key], value, source, prefix=f"{full}.")
+            merge(config, value, source, prefix=f"{full}.")
         else:
-            config[key] = _fit(config[key], value, full, source)
+            group[key] = _fit(group[key], value, full, source)
 
 
 def keys(config: CfgNode, prefix: str = "") -> Iterator[str]:
@@ -190,10 +196,24 @@ def _found(config: CfgNode, key: str) -> Any:
         return None
 
 
-def _nearest(config: CfgNode, prefix: str, key: str) -> str:
-    candidates = [f"{prefix}{found}" for found in keys(config)]
-    match = difflib.get_close_matches(f"{prefix}{key}", candidates, n=1, cutoff=0.0)
-    return f"; did you mean {match[0]!r}?" if match else ""
+def _whole(key: str, value: Any) -> str:
+    """The key that a value was given for, where it is in groups of its own: `A` and {"B": {"C": 1}} -> `A.B.C`."""
+    while isinstance(value, Mapping) and len(value) == 1:
+        ((inner, value),) = value.items()
+        key = f"{key}.{inner}"
+    return key
+
+
+def _nearest(config: CfgNode, key: str) -> str:
+    """The end of a message about a key that is not there: the key of any group that is most like it; empty for none."""
+
+    def likeness(found: str) -> float:
+        # The last part counts in itself too: of `TRAIN.LRS`, `LINEAR.LR` is nearer than `TRAIN.FINAL`.
+        pairs = ((key, found), (key.rpartition(".")[2], found.rpartition(".")[2]))
+        return sum(difflib.SequenceMatcher(None, one.upper(), other).ratio() for one, other in pairs) / len(pairs)
+
+    nearest = max(keys(config), key=likeness)
+    return f"; did you mean {nearest!r}?" if likeness(nearest) >= LEAST_LIKENESS else ""
 
 
 def _fit(default: Any, value: Any, key: str, source: str) -> Any:

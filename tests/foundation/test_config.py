@@ -59,6 +59,9 @@ def test_base_chain_and_strings_that_are_numbers(tmp_path: Path) -> None:
     [
         (["TRAIN.EPOCH", "3"], "no config key 'TRAIN.EPOCH'; did you mean 'TRAIN.EPOCHS'"),
         (["EPOCHS", "3"], "did you mean 'TRAIN.EPOCHS'"),
+        (["train.lr", "3"], "no config key 'train.lr'; did you mean 'TRAIN.LR'"),
+        (["TRAIN.WORKERS", "3"], "no config key 'TRAIN.WORKERS'; did you mean 'DATA.WORKERS'?"),  # of another group
+        (["TRAIN.LRR", "3"], "did you mean 'TRAIN.LR'?"),
         (["TRAIN.EPOCHS.X", "3"], "TRAIN.EPOCHS must be of type int"),
         (["TRAIN", "3"], "TRAIN is a group of keys"),
         (["TRAIN.EPOCHS", "many"], "TRAIN.EPOCHS must be of type int like 10, not str 'many'"),
@@ -86,6 +89,12 @@ def test_wrong_overrides(overrides: list[str], message: str) -> None:
     with pytest.raises(UserError) as caught:
         load(*overrides)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["FOO.BAR", "TRAIN.XYZ", "XYZ"])
+def test_no_key_is_suggested_where_none_is_near(key: str) -> None:
+    with pytest.raises(UserError, match=rf"there is no config key '{key}'$"):
+        load(key, "3")
 
 
 @pytest.mark.parametrize(

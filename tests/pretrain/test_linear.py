@@ -242,7 +242,8 @@ def test_bad_input_is_one_line(
     assert "ENCODER.STEM 'imagenet', but the config says 'cifar'" in error(weights, "ENCODER.STEM", "cifar")
     assert "ENCODER.NAME 'resnet18', but the config says 'resnet50'" in error(weights, "ENCODER.NAME", "resnet50")
     assert "DATA.MEAN [0.5, 0.4, 0.3]" in error(weights, "DATA.MEAN", "[0.1, 0.1, 0.1]")
-    assert "did you mean 'LINEAR.LR'" in error(weights, "LINEAR.LRS", "[1.0]")
+    for key in ("LINEAR.LRS", "TRAIN.LRS"):  # of the group, and of one without a learning rate
+        assert "did you mean 'LINEAR.LR'" in error(weights, key, "[1.0]")
     assert "nearest: imagenet1k_R50_moco" in error(weights, "--config", "imagenet1k_R50_mocco")
     assert "LINEAR.LR[1] must be" in error(weights, "LINEAR.LR", "[1.0, -1.0]")
     assert "names a learning rate twice" in error(weights, "LINEAR.LR", "[1.0, 1.0]")

@@ -162,9 +162,7 @@ def test_a_missing_path_in_capitals_is_not_only_called_a_wrong_key(
     name: str, more: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error_of: Callable
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert error_of(train.main, [name, *more]).startswith(
-        f"'{name}' is neither a folder or tar that exists nor a config key; did you mean"
-    )
+    assert error_of(train.main, [name, *more]) == f"'{name}' is neither a folder or tar that exists nor a config key"
 
 
 def test_a_run_of_another_command_is_not_replaced(photos: Path, tmp_path: Path, error_of: Callable) -> None:
