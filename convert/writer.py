@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from foundation.errors import UserError
-from foundation.files import sync_folder
+from foundation.files import FULL_DISK, free_space, sync_folder
 
 _ARRAY = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85C\x01b\x87R"
 _FLOAT32 = (
@@ -86,7 +86,8 @@ def write_together(
                 sync_folder(path.parent)
     except OSError as error:
         name = error.filename or next(iter(writers))
-        raise UserError(f"{name} cannot be written: {error.strerror or error}") from error
+        room = f" ({free_space(Path(name).parent)})" if error.errno in FULL_DISK else ""
+        raise UserError(f"{name} cannot be written: {error.strerror or error}{room}") from error
 
 
 def _draft(path: Path, process: str) -> Path:

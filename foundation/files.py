@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import hashlib
+import math
 import os
 import shutil
 import socket
@@ -210,6 +211,31 @@ def free_space(path: Path) -> str:
         return "the disk does not answer"
 
 
+def describe_unsaved(error: OSError, folder: Path, save: Callable[[IO[bytes]], None], earlier: bool) -> str:
+    """The end of a message about a checkpoint that cannot be written: why, the room, and what is left.
+
+    Args:
+        error: what writing it has raised.
+        folder: that exists, on the same disk.
+        save: as for `write_with_digest`; on a full disk it is called again, to measure.
+        earlier: whether there is a checkpoint before it.
+    """
+    room = free_space(folder)
+    if error.errno in FULL_DISK:
+        with contextlib.suppress(OSError, RuntimeError):
+            room += f", {math.ceil(_size_of(save) / 1e6)} MB needed"
+    left = "earlier checkpoints are untouched, --resume continues from them"
+    none = "there is no checkpoint before it: make room, and begin again"
+    return f"{error.strerror or error} ({room}); {left if earlier else none}"
+
+
+def _size_of(save: Callable[[IO[bytes]], None]) -> int:
+    """The bytes that `save` writes."""
+    stream = _CountingStream()
+    save(stream)  # type: ignore[arg-type]
+    return stream.size
+
+
 @contextlib.contextmanager
 def report_disk_errors(folder: Path) -> Iterator[None]:
     """Report a run folder that cannot be written as one line.
@@ -234,6 +260,20 @@ def _has_content(path: Path, content: bytes) -> bool:
         return path.stat().st_size == len(content) and path.read_bytes() == content
     except OSError:
         return False
+
+
+class _CountingStream:
+    """Counts what is written to it, and keeps nothing."""
+
+    def __init__(self) -> None:
+        self.size = 0
+
+    def write(self, data: bytes) -> int:
+        self.size += len(data)
+        return len(data)
+
+    def flush(self) -> None:
+        pass
 
 
 class _DigestingStream:

@@ -18,7 +18,7 @@ import math
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
@@ -135,13 +135,15 @@ def write(path: Path, state: dict[str, Any]) -> None:
     Raises:
         UserError: it cannot be written, or not be read back; `path` is untouched.
     """
+
+    def save(file: IO[bytes]) -> None:
+        torch.save(state, file)
+
     try:
-        files.write_with_digest(path, lambda file: torch.save(state, file))
+        files.write_with_digest(path, save)
     except OSError as error:
-        raise UserError(
-            f"{path} cannot be saved: {error.strerror or error} ({files.free_space(path.parent)}); earlier checkpoints"
-            " are untouched, --resume continues from there"
-        ) from error
+        said = files.describe_unsaved(error, path.parent, save, exists(path.parent))
+        raise UserError(f"{path} cannot be saved: {said}") from error
 
 
 def read(path: Path) -> dict[str, Any]:

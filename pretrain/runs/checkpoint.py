@@ -29,7 +29,7 @@ import logging
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import safetensors
 import safetensors.torch
@@ -61,16 +61,17 @@ def save(run: Path, state: dict[str, Any]) -> Path:
     """
     folder = run / "checkpoints"
     path = folder / f"step_{state['position']['step']:09d}.pt"
+
+    def write(file: IO[bytes]) -> None:
+        torch.save({"version": VERSION, **state}, file)
+
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        files.write_with_digest(path, lambda file: torch.save({"version": VERSION, **state}, file))
+        files.write_with_digest(path, write)
         _link(path)
         files.sync_folder(folder)
     except OSError as error:
-        raise UserError(
-            f"cannot save {path}: {error.strerror or error} ({files.free_space(run)}); earlier checkpoints are "
-            "untouched, --resume continues from them"
-        ) from error
+        raise UserError(f"cannot save {path}: {files.describe_unsaved(error, run, write, exists(run))}") from error
     _rotate(run)
     return path
 

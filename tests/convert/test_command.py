@@ -107,7 +107,7 @@ def test_nothing_is_left_when_writing_fails(query, convert, tmp_path, monkeypatc
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(UserError, match="No space left"):
+    with pytest.raises(UserError, match=r"No space left on device \(\d+ MB free\)"):
         convert(own(query, query), "--overwrite")
     assert output.read_bytes() == old
     assert not list(tmp_path.glob(".*"))

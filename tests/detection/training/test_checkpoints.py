@@ -171,10 +171,16 @@ def test_killed_at_any_moment_of_a_save(name, saver, tmp_path, monkeypatch):
 def test_a_full_disk_is_an_error_and_the_earlier_checkpoint_stays(saver, tmp_path):
     saver("model_0000000", 0)
     (tmp_path / "model_0000001.pth.tmp").symlink_to("/dev/full")
-    with pytest.raises(UserError, match=r"model_0000001.pth cannot be saved: No space left on device \(\d+ MB free\)"):
+    said = r"model_000000\d.pth cannot be saved: No space left on device \(\d+ MB free, 1 MB needed\); "
+    with pytest.raises(UserError, match=f"{said}earlier checkpoints are untouched"):
         saver("model_0000001", 1)
     assert newest(tmp_path) == "model_0000000.pth"
     assert not list(tmp_path.glob("*.tmp"))
+    for each in tmp_path.iterdir():
+        each.unlink()
+    (tmp_path / "model_0000000.pth.tmp").symlink_to("/dev/full")
+    with pytest.raises(UserError, match=f"{said}there is no checkpoint before it: make room, and begin again"):
+        saver("model_0000000", 0)
 
 
 def test_what_was_not_written_as_meant_is_an_error(saver, tmp_path, monkeypatch):

@@ -70,13 +70,23 @@ def test_a_save_that_fails_leaves_the_earlier_ones(run: Path, monkeypatch: pytes
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(UserError, match=r"cannot save .*No space left"):
+    with pytest.raises(UserError, match=r"cannot save .*No space left .*free\); earlier checkpoints are"):
         checkpoint.save(run, state(4))
     assert not list((run / "checkpoints").glob("*.tmp"))
     monkeypatch.undo()
     loaded = checkpoint.load_newest(run)
     assert loaded is not None
     assert loaded["position"] == {"step": 3}
+
+
+def test_a_first_save_that_fails_promises_no_earlier_ones(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "step_000000004.pt.tmp").symlink_to("/dev/full")
+    large = {**state(4), "model": {"w": torch.zeros(1_000_000)}}
+    message = r"No space left on device \(\d+ MB free, 5 MB needed\); there is no checkpoint before it: make room, and"
+    with pytest.raises(UserError, match=message):
+        checkpoint.save(tmp_path, large)
+    assert not checkpoint.exists(tmp_path)
 
 
 def test_foreign_files_are_refused(tmp_path: Path) -> None:
