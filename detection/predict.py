@@ -147,6 +147,12 @@ def _check(arguments: argparse.Namespace) -> None:
         raise UserError("--annotations gives the ids for --json FILE, which is not named")
 
 
+def _below(score: float, threshold: float) -> str:
+    """A score in two digits, or in as many as show that it is below the threshold."""
+    digits = next((digits for digits in range(2, 8) if float(f"{score:.{digits}g}") < threshold), 2)
+    return f"{score:.{digits}g}"
+
+
 def _advise_on_threshold(threshold: float, highest: float) -> str:
     """What to do where no object has a score of `threshold` in any image, and the highest score is `highest`."""
     if not highest:
@@ -154,8 +160,8 @@ def _advise_on_threshold(threshold: float, highest: float) -> str:
     unit = 100 if highest >= 0.01 else 10_000
     lower = math.floor(highest * unit) / unit
     return (
-        f"no image has an object with a score of {threshold:g} or more; the highest score is {highest:.2g}:"
-        f" --score-threshold {lower:g} draws it"
+        f"no image has an object with a score of {threshold:g} or more; the highest score is"
+        f" {_below(highest, threshold)}: --score-threshold {lower:g} draws it"
     )
 
 
@@ -264,7 +270,7 @@ class Prediction:
                 score = overlays.highest_score(output)
                 self._empty, self._highest = self._empty + 1, max(self._highest, score)
                 threshold = AUTO if self._chosen is None else f"{self._chosen:g}"
-                text += f" (highest score {score:.2f}, --score-threshold {threshold})"
+                text += f" (highest score {_below(score, self._thresholds.overall)}, --score-threshold {threshold})"
             scale = arguments.scale or legible_scale(image)
             yield index, len(objects), draw_overlays(image, objects, scale) if draw else None, text
 

@@ -304,6 +304,15 @@ def test_a_threshold_that_draws_the_best_object(highest, lower):
     assert predict._advise_on_threshold(0.6, highest).endswith(f"--score-threshold {lower} draws it")
 
 
+@pytest.mark.parametrize(
+    ("score", "written"),
+    [(0.0796, "0.0796"), (0.074, "0.074"), (0.0512, "0.051"), (0.079999, "0.079999")],
+)
+def test_a_score_below_the_threshold_is_not_rounded_to_it(score, written):
+    assert predict._below(score, 0.08) == written
+    assert f"the highest score is {written}: " in predict._advise_on_threshold(0.08, score)
+
+
 def test_where_the_model_finds_nothing_no_threshold_helps():
     assert "whatever the threshold" in predict._advise_on_threshold(0.5, 0.0)
 
