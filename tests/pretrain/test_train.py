@@ -200,8 +200,9 @@ def test_an_output_that_cannot_be_written_is_found_before_the_plan(
 ) -> None:
     monkeypatch.setattr("pretrain.training.own_images.plan_run", lambda *_: pytest.fail("the plan measures"))
     (tmp_path / "file").write_text("")
-    message = error_of(train.main, [str(photos), "--output", str(tmp_path / "file" / "run")])
-    assert message.endswith(f": {tmp_path}/file is a file; choose another --output")
+    for more in ([], ["--resume"]):
+        message = error_of(train.main, [str(photos), "--output", str(tmp_path / "file" / "run"), *more])
+        assert message.endswith(f": {tmp_path}/file is a file; choose another --output")
 
 
 def test_one_line_and_status_two(tmp_path: Path) -> None:
