@@ -19,6 +19,7 @@ from pretrain import figures
 from pretrain import sweep as command
 from pretrain.config import get_defaults as get_pretrain_defaults
 from pretrain.evaluation import sweep
+from pretrain.images import remote
 
 TABLE = """| run | seeds | linear top-1 (%) | kNN top-1 (%) |
 |---|---|---|---|
@@ -136,7 +137,7 @@ def test_a_run_of_another_command_is_not_replaced(
 
 def test_a_second_sweep_in_the_folder_is_refused(tmp_path: Path, error_of: Callable[..., str]) -> None:
     program = "import pathlib, sys; from foundation import locks; locks.hold(pathlib.Path(sys.argv[1])); input(print())"
-    environment = {**os.environ, "PYTHONPATH": str(sweep.ROOT), "PYTHONUNBUFFERED": "1"}
+    environment = {**remote.environment(), "PYTHONUNBUFFERED": "1"}
     output = tmp_path / "out"
     with subprocess.Popen(
         [sys.executable, "-c", program, str(output)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
