@@ -90,7 +90,7 @@ def alternate(sides: Sequence[Side], rounds: int, device: torch.device, waiting:
         waiting: whether to count the time that a side waits, such as for loader workers, in any case.
 
     Raises:
-        UserError: the GPU is out of memory.
+        UserError: memory ran out.
     """
     clock = time.perf_counter if waiting else clock_for(device)
     seconds = np.zeros((rounds + 1, len(sides)))

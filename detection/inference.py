@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from detection.evaluation.overlays import Classes
 
 MOST_WAITING = 8  # batches' worth of images that wait for others of their size
+IF_OUT_OF_MEMORY = ("CUDA_VISIBLE_DEVICES= uses the CPU", "free some of it, or use smaller images")  # GPU, host
 
 
 def build_detector(name: str, weights_file: str, exact: bool = False) -> "tuple[CfgNode, torch.nn.Module]":
@@ -109,7 +110,7 @@ def _predict(
 
     inputs = [{"image": pixels, "height": image.height, "width": image.width} for _, image, pixels in group]
     try:
-        with torch.inference_mode(), devices.report_out_of_memory("CUDA_VISIBLE_DEVICES= uses the CPU"):
+        with torch.inference_mode(), devices.report_out_of_memory(*IF_OUT_OF_MEMORY):
             outputs, reason = model(inputs), ""
     except Exception as error:  # whatever the layers of a model raise for sizes that they cannot handle
         outputs, reason = None, _cannot_be_processed(group[0][1], error)

@@ -246,9 +246,7 @@ def describe_keys(defaults: CfgNode, source: str, pattern: str = "*") -> Iterato
     if not chosen:
         raise UserError(f"no config key matches {pattern!r}; try '*{pattern.strip('*')}*', or --keys for all of them")
     for key in chosen:
-        value = defaults
-        for part in key.split("."):
-            value = value[part]
+        value = value_of(defaults, key)
         default = repr(value) if isinstance(value, str) else str(value)
         yield f"{key:<28} {default:<24} {meaning_of(key, meanings)}".rstrip()
 

@@ -1,4 +1,4 @@
-"""Devices: copies that do not block, GPUs that cannot be used, and GPU memory that runs out."""
+"""Devices: copies that do not block, GPUs that cannot be used, and memory that runs out."""
 
 import contextlib
 import os
@@ -14,8 +14,10 @@ if TYPE_CHECKING:
     import torch
 
 DEVICES = Path("/dev")
+GPU, HOST = "the GPU", "this machine"
 # Messages of the libraries below PyTorch when their memory runs out; PyTorch's own allocator raises OutOfMemoryError.
-MEMORY_SIGNS = ("CUDA error: out of memory", "_STATUS_ALLOC_FAILED")
+GPU_SIGNS = ("CUDA error: out of memory", "_STATUS_ALLOC_FAILED")
+HOST_SIGN = "DefaultCPUAllocator: "  # in a message of PyTorch whenever the host has no memory for a tensor
 
 
 def send(values: "torch.Tensor", device: "torch.device") -> "torch.Tensor":
@@ -47,23 +49,40 @@ def is_usable() -> bool:
     return False
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that the memory of the GPU or of the host has run out."""
+    return bool(_who_is_out_of_memory(error))
+
+
 @contextlib.contextmanager
-def report_out_of_memory(advice: str) -> Iterator[None]:
-    """Report GPU memory that runs out within the block as one line that ends with advice.
+def report_out_of_memory(advice: str, on_host: str = "") -> Iterator[None]:
+    """Report memory that runs out within the block as one line that ends with advice.
 
     Args:
         advice: which key to change.
+        on_host: the same where it is the host's memory; empty: as for the GPU's.
 
     Raises:
-        UserError: in place of the errors of PyTorch and of CUDA's libraries.
+        UserError: in place of the errors of PyTorch, of CUDA's libraries and of NumPy.
     """
-    import torch
-
     try:
         yield
-    except RuntimeError as error:
-        text = str(error)
-        if not isinstance(error, torch.OutOfMemoryError) and not any(sign in text for sign in MEMORY_SIGNS):
+    except (RuntimeError, MemoryError) as error:
+        who = _who_is_out_of_memory(error)
+        if not who:
             raise
-        said = text.splitlines()[0].partition(" Including")[0]  # the rest is about the allocator
-        raise UserError(f"the GPU is out of memory: {advice} ({said})") from error
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+        said = said.partition(" Including")[0]  # the rest is about the allocator
+        said = said[max(0, said.find(HOST_SIGN)) :]  # what comes before it is a place in PyTorch's source
+        change = on_host if on_host and who == HOST else advice
+        raise UserError(f"{who} is out of memory: {change} ({said})") from error
+
+
+def _who_is_out_of_memory(error: BaseException) -> str:
+    """Whose memory an error says has run out; empty where it says something else."""
+    import torch
+
+    text = str(error) if isinstance(error, RuntimeError) else ""
+    if isinstance(error, torch.OutOfMemoryError) or any(sign in text for sign in GPU_SIGNS):
+        return GPU
+    return HOST if isinstance(error, MemoryError) or HOST_SIGN in text else ""

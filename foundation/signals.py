@@ -43,6 +43,7 @@ class StopRequest:
         self.requested: signal.Signals | None = None
         self._requested_at = 0.0
         self._deferred = False
+        self._deferred_before = False  # afterwards "nothing is lost" would be wrong
         self._evaluating = False
         self._left = threading.Event()
         self._handlers: dict[signal.Signals, object] = {}
@@ -71,7 +72,7 @@ class StopRequest:
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
         """While entered, a signal only sets `requested`: there is something to save first."""
-        self._deferred = True
+        self._deferred = self._deferred_before = True
         try:
             yield
         finally:
@@ -122,7 +123,10 @@ class StopRequest:
             again = "; Ctrl-C again stops without saving" if number == signal.SIGINT else ""
             _say(f"{number.name} received: stopping after this step and a checkpoint{again}")
             return
-        _say(f"{number.name} received: stopping before the first step, nothing is lost")
+        if self._deferred_before:
+            _say(f"{number.name} received: stopping now; --resume goes on after the last checkpoint")
+        else:
+            _say(f"{number.name} received: stopping before the first step, nothing is lost")
         if not self._left.wait(STUCK_AFTER) and not self._deferred:
             os._exit(INTERRUPTED if number == signal.SIGINT else STOPPED)
 

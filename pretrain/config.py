@@ -72,7 +72,7 @@ def _add_images(c: CfgNode) -> None:
     c.DATA.DECODE = "exact"  # or scaled: JPEGs at 1/2, 1/4 or 1/8 where views, also the probe's, keep their size
     c.DATA.MEAN = [0.485, 0.456, 0.406]  # RGB, of values in [0, 1]
     c.DATA.STD = [0.229, 0.224, 0.225]  # likewise, standard deviations
-    c.DATA.MAX_UNREADABLE = 0.01  # fraction of damaged images above which a run stops
+    c.DATA.MAX_UNREADABLE = 0.01  # fraction of damaged images, at least one image, above which a run stops; 0: none
     c.DATA.WORKER_TIMEOUT = 300  # seconds without a batch after which a hanging worker is reported and the run stops
     c.AUGMENT = CfgNode()  # thesis Table B.1; pairs are [first view, second view]
     c.AUGMENT.REGION = [1.0, 1.0]  # fraction of the image's area that both views are cropped from; below 1 for scenes

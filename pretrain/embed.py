@@ -62,7 +62,10 @@ def build_parser() -> ArgumentParser:
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="loader processes")
     parser.add_argument("--encoder", default="", metavar="NAME", help="where the weights do not say: resnet50, ...")
     parser.add_argument(
-        "--threshold", type=float, default=0.95, help="correlation of two thumbnails that counts as near-duplicate"
+        "--threshold",
+        type=float,
+        default=0.95,
+        help="correlation of two thumbnails that counts as near-duplicate; the 5 nearest of each image are looked at",
     )
     return parser
 

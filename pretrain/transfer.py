@@ -30,6 +30,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from pretrain.evaluation.transfer import (
         build_features,
         check_classes,
+        check_presence,
         evaluate_folder,
         evaluate_voc07,
         logger,
@@ -49,7 +50,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     # Everything that can be wrong with the images is found before the encoder is built.
     voc07 = read_voc07(Path(args.voc07)) if args.voc07 else None
     splits = voc07 or build_labelled_splits("folder", args.data, origin="--data")
-    if not voc07:
+    if voc07:
+        check_presence(voc07[0])
+    else:
         check_classes(splits[0])
     about = {
         "kind": "transfer",

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from foundation.errors import UserError
 from foundation.images import UnreadableImage
+from foundation.names import counted
 from foundation.signals import leave_to_parent
 from pretrain.batches.read_ahead import ReadAhead, follow, stream_of
 from pretrain.batches.sampler import ShuffledBatches
@@ -251,7 +252,8 @@ def report_unreadable(batch: Batch, known: set[str], allowed: float | None) -> N
     Args:
         batch: the next batch.
         known: the messages so far, to which those of the batch are added.
-        allowed: number of images; None where the caller leaves out those that the batch has replaced, however many.
+        allowed: number of images; between 0 and 1 it is 1, so that a fraction of a small set allows one; None where the
+            caller leaves out those that the batch has replaced, however many.
 
     Raises:
         UserError: there are more than `allowed`.
@@ -261,9 +263,9 @@ def report_unreadable(batch: Batch, known: set[str], allowed: float | None) -> N
         if message not in known:
             known.add(message)
             logger.warning("unreadable image, %s: %s", done, message)
-    if allowed is not None and len(known) > (most := max(int(allowed), 1)):
+    if allowed is not None and len(known) > (most := max(int(allowed), 1) if allowed else 0):
         listed = "; ".join(sorted(known)[:20])
         raise UserError(
-            f"{len(known)} images cannot be read, and the limit is {most}; replace or remove them, or raise "
+            f"{counted(len(known), 'image')} cannot be read, and the limit is {most}; replace or remove them, or raise "
             f"DATA.MAX_UNREADABLE where the command has a configuration: {listed}"
         )

@@ -64,7 +64,7 @@ def _common() -> CfgNode:
     c.DATA.INTERPOLATION = "bicubic"  # of every resize (thesis B.1.3); or bilinear
     c.DATA.MEAN = []  # RGB, of values in [0, 1]; empty: those of the encoder's training, else ImageNet's
     c.DATA.STD = []  # likewise, standard deviations
-    c.DATA.MAX_UNREADABLE = 0.01  # fraction of damaged images above which a run stops
+    c.DATA.MAX_UNREADABLE = 0.01  # fraction of damaged images, at least one image, above which a run stops; 0: none
     c.AUGMENT = CfgNode()  # training views; test views are a central crop (thesis B.1.2)
     c.AUGMENT.CROP_SCALE = [0.08, 1.0]  # fraction of the image's area
     c.AUGMENT.FLIP = 0.5  # probability of a horizontal flip
@@ -105,6 +105,8 @@ def validate_linear(config: CfgNode) -> None:
 def validate_finetune(config: CfgNode) -> None:
     """Refuse values that could not work. Raises UserError naming the key."""
     _validate_common(config)
+    if config.TRAIN.BATCH_SIZE < 2:
+        raise UserError("TRAIN.BATCH_SIZE 1: BatchNorm needs at least two images in each step; raise it")
     if not 0 < config.DATA.FRACTION <= 1:
         raise UserError(f"DATA.FRACTION must be above 0 and at most 1, not {config.DATA.FRACTION:g}")
     if config.DATA.LIST_URL and not config.DATA.LIST_SHA256:

@@ -131,6 +131,8 @@ class _Numbered(Subset):
 def near_duplicates(own: Embedded, other: Embedded | None, threshold: float) -> list[Pair]:
     """Pairs of images whose thumbnails correlate by `threshold` or more, the most similar first.
 
+    Of each image only the `CANDIDATES` nearest are looked at, so of a larger group of copies not every pair is found.
+
     A thumbnail is the central crop averaged to 16 x 16 pixels: re-encoding, resizing and neighbouring frames of a
     video leave it nearly unchanged. Crops and mirror images of an image have other thumbnails and are not found.
 

@@ -215,8 +215,9 @@ def train(
         complete = (step + 1) % steps.per_epoch == 0 or step + 1 == steps.last
         logs = (step + 1) % log_period == 0 or complete
         if logs:
-            values = dict(zip(names, check_finite(losses, step).tolist(), strict=True))
-            least = min(value for value in values.values() if math.isfinite(value))
+            numbers = zip(names, check_finite(losses, step).tolist(), strict=True)
+            values = {name: number for name, number in numbers if math.isfinite(number)}  # JSON has no NaN
+            least = min(values.values())
             values |= {"learning_rate": trainer.schedules[0](epoch), "epoch": (step + 1) / steps.per_epoch}
             values |= meter.read()
             meter = Meter()

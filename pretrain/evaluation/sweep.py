@@ -4,7 +4,6 @@ import hashlib
 import itertools
 import json
 import logging
-import os
 import re
 import signal
 import statistics
@@ -26,12 +25,12 @@ from pretrain.config import get_defaults as get_pretrain_defaults
 from pretrain.config import validate as validate_pretrain
 from pretrain.evaluation.config import get_linear_defaults, validate_linear
 from pretrain.evaluation.figures import NAMES
+from pretrain.images.remote import environment
 from pretrain.runs.folder import read_results, write_results
 
 METRICS = {"linear_top1": "linear top-1", "linear_top5": "linear top-5", "knn_top1": "kNN top-1"}
 UNTRAINED = "untrained"
 LONGEST_NAME = 255  # bytes: of a folder, on most file systems
-ROOT = Path(__file__).parents[2]  # of the packages, for child processes
 logger = logging.getLogger("pretrain")
 
 
@@ -185,13 +184,10 @@ def execute(one: Run, folder: Path) -> dict[str, Any]:
 def call(module: str, arguments: Sequence[str]) -> str:
     """Run a command in a process of its own, so that none inherits the state of the one before. Returns its error."""
     # -P: a folder `pretrain` or `configs` in the working directory must not take the place of ours.
-    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     command = [sys.executable, "-P", "-m", module, *arguments]
     handler = signal.signal(signal.SIGTERM, _leave)
     try:
-        with subprocess.Popen(
-            command, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path}
-        ) as process:
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment()) as process:
             try:
                 _, errors = process.communicate()
             except BaseException:  # SIGTERM came to this process only; a run saves a checkpoint before it ends

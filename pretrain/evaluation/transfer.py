@@ -66,6 +66,18 @@ def check_classes(train: Source) -> None:
         )
 
 
+def check_presence(train: MultiLabelSource) -> None:
+    """Refuse a class that too few training images have, or lack, for each fold to hold one. Raises UserError."""
+    for name, column in zip(train.classes, train.present.T, strict=True):
+        for value, verb in ((1, "show"), (0, "lack")):
+            count = int((column == value).sum())
+            if count < VOC07_FOLDS:
+                raise UserError(
+                    f"--voc07: {count} of the {len(train)} images of trainval {verb} {name!r}, and the "
+                    f"cross-validation needs {VOC07_FOLDS}; unpack VOC2007 again"
+                )
+
+
 def refuse_other_results(output: Path, about: Mapping[str, Any]) -> None:
     """Refuse a folder with a run, or with another evaluation's results, which would be replaced.
 

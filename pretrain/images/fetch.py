@@ -136,7 +136,9 @@ def retry(url: str, attempt: Callable[[], T], stall: float, position: Callable[[
             reason = f"the server answers {error.code} {error.reason}"
             if error.code < 500 and error.code not in TRANSIENT_STATUSES:
                 raise UserError(f"{url} cannot be fetched: {reason}; check DATA.ROOT") from error
-        except (TimeoutError, subprocess.TimeoutExpired):
+        except subprocess.TimeoutExpired as error:
+            reason = f"nothing came for {error.timeout:g} s"
+        except TimeoutError:
             reason = f"nothing came for {stall:g} s"
         except urllib.error.URLError as error:
             late = isinstance(error.reason, TimeoutError)

@@ -129,10 +129,16 @@ def listed(source: Source, names: Sequence[str], origin: str) -> np.ndarray:
         origin: of the list, for messages.
 
     Raises:
-        UserError: the source has no files, some of the list are missing, or a name is that of several.
+        UserError: the source has no files, the list is empty or names one twice, some of it are missing, or a name is
+            that of several.
     """
     if not isinstance(source, FileSource):
         raise UserError(f"{origin} names files, but this dataset has none; use --fraction")
+    if not names:
+        raise UserError(f"{origin} names no file; give one file name a line, or use --fraction")
+    repeated = next((name for name, count in Counter(names).items() if count > 1), None)
+    if repeated:
+        raise UserError(f"{origin} names {repeated} more than once; remove the lines that repeat a name")
     place = {path.name: i for i, path in enumerate(source.paths)}
     if len(place) < len(source):
         counts = Counter(path.name for path in source.paths)

@@ -100,7 +100,8 @@ def check_readable(source: Source, allowed: float, seconds: float = CHECK_SECOND
 
     Args:
         source: the images.
-        allowed: fraction of damaged images that the run allows, DATA.MAX_UNREADABLE. One image is always allowed.
+        allowed: fraction of damaged images that the run allows, DATA.MAX_UNREADABLE. Above 0, one image is allowed in
+            any case.
         seconds: that this may take.
 
     Returns:
@@ -119,7 +120,7 @@ def check_readable(source: Source, allowed: float, seconds: float = CHECK_SECOND
     expected = allowed * tried
     whole = tried == len(source)
     found = f"{len(damaged)} of {tried:,} images" + ("" if whole else f" tried (of {len(source):,})")
-    if len(damaged) > max(1, expected if whole else expected + 3 * math.sqrt(expected)):
+    if len(damaged) > (max(1, expected if whole else expected + 3 * math.sqrt(expected)) if allowed else 0):
         raise UserError(
             f"{found} cannot be read, more than DATA.MAX_UNREADABLE ({allowed:g}) allows; replace or remove them "
             f"(--check-data lists all), or raise it: {'; '.join(sorted(damaged)[:NAMED])}"

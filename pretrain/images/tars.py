@@ -23,14 +23,13 @@ from typing import Any
 import numpy as np
 
 from foundation.errors import UserError
-from foundation.images import EXTENSIONS, OpenImage, UnreadableImage, open_image
+from foundation.images import EXTENSIONS, MAX_BYTES, OpenImage, UnreadableImage, open_image
 
 LABEL = ".cls"  # a member with the number of the class, as text
 UNLABELED = -1
 INVALID = -2  # in an index: there is a label, but it is not the number of a class
 MAX_LABEL = 32  # bytes of a `LABEL` member that holds a number
 MAX_CLASS = 1_000_000  # a larger number is not a class; ImageNet-21k has 21,841
-MAX_IMAGE = 256 * 1024**2  # bytes of an encoded image
 MAX_HEADER = 1024**2  # bytes of a long name or an extended header
 OPEN_TARS = 128  # at a time in each process: a system may allow 256 or 1,024 open files, and a dataset has more tars
 logger = logging.getLogger("pretrain")
@@ -128,8 +127,8 @@ class TarSource:
         shard, row = self._place(index)
         known = self._index(shard)
         size = int(known.sizes[row])
-        if size > MAX_IMAGE:
-            raise UnreadableImage(f"{self.name(index)}: {size:,} bytes are more than the {MAX_IMAGE:,} allowed")
+        if size > MAX_BYTES:
+            raise UnreadableImage(f"{self.name(index)}: {size:,} bytes are more than the {MAX_BYTES:,} allowed")
         try:
             data = self._read_bytes(shard, int(known.offsets[row]), size)
         except OSError as error:

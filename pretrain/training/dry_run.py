@@ -16,6 +16,7 @@ from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 
 from foundation import machine
+from foundation.devices import is_out_of_memory
 from foundation.images import UnreadableImage
 from foundation.names import counted
 from pretrain.batches.draws import Param, draw_photometric, random_stream
@@ -190,8 +191,9 @@ def measure_cost(config: CfgNode, source: Source, *, processes: int, steps: int,
             on_cpu=device.type == "cpu",
         )
         speed = 1 / seconds
-    except torch.OutOfMemoryError:
-        pass
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
     return Cost(
         at_once=at_once,
         memory=count_memory(config, processes, device),
@@ -228,7 +230,9 @@ def describe_cost(cost: Cost, config: CfgNode, device: torch.device) -> Iterator
     kept = format_size(cost.memory.activations)
     yield f"activations       about {kept}, {cost.at_once} pairs at once in {precision} (TRAIN.MICRO_BATCH)"
     if cost.pairs_per_second is None or cost.seconds is None:
-        yield f"time              unknown: the timed steps do not fit this {device.type}; set TRAIN.MICRO_BATCH"
+        there = cost.device_memory
+        change = "lower PROJECTOR.DIMS" if there and cost.memory.parameters > there else "set TRAIN.MICRO_BATCH"
+        yield f"time              unknown: the timed steps do not fit this {device.type}; {change}"
         return
     bound = "loading" if cost.loading_bound else "the training step"
     yield (

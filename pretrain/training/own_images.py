@@ -16,6 +16,7 @@ import torch
 from fvcore.common.config import CfgNode
 
 from foundation import machine
+from foundation.devices import is_out_of_memory
 from foundation.errors import UserError
 from foundation.names import counted
 from pretrain.batches.sampler import check_batch
@@ -111,9 +112,14 @@ def time_pair(config: CfgNode, device: torch.device) -> float:
     while size >= 2:
         try:
             return 1 / dry_run.pairs_per_second(config, size, device)
-        except torch.OutOfMemoryError:
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
             size //= 2
-    raise UserError(f"two pairs of {config.DATA.IMAGE_SIZE} pixels do not fit into memory; lower DATA.IMAGE_SIZE")
+    raise UserError(
+        f"two pairs of {config.DATA.IMAGE_SIZE} pixels with PROJECTOR.DIMS {config.PROJECTOR.DIMS} do not fit into "
+        "memory; lower DATA.IMAGE_SIZE or PROJECTOR.DIMS"
+    )
 
 
 def _is_labelled(config: CfgNode) -> bool:
@@ -190,6 +196,7 @@ def choose(
     _choose_side(plan, facts, place, measures, start, bound)
     _choose_micro_batch(plan, place, measures)
     _choose_steps(plan, facts, place, measures, start, bound, asked=hours is not None)
+    _choose_rate(plan, start)
     _choose_workers(plan, place, measures)
     _choose_monitoring(plan, facts.count, labelled)
     return plan.config, plan.lines
@@ -260,9 +267,14 @@ def _choose_encoder(plan: _Plan, facts: Survey, place: Place, weights: EncoderWe
 
 def _choose_batch(plan: _Plan, facts: Survey, place: Place) -> None:
     most = 128 if place.kind == "cpu" else 256 if facts.count < 2000 else 512 if facts.count < 30000 else 1024
-    batch = min(most, max(MIN_IMAGES, 2 ** round(math.log2(facts.count / 4))))
+    quarter = 2 ** int(math.log2(facts.count / 4))
+    batch = min(most, max(MIN_IMAGES, quarter))
     batch = max(place.processes * 2, batch // place.processes * place.processes)
-    why = f"a quarter of the {facts.count:,} images" if batch < most else "smaller batches give more steps in the time"
+    why = f"the power of two within a quarter of the {facts.count:,} images"
+    if quarter >= most:
+        why = "smaller batches give more steps in the time"
+    elif quarter < MIN_IMAGES:
+        why = f"the smallest of a plan, although more than a quarter of the {facts.count:,} images"
     plan.set("TRAIN.BATCH_SIZE", batch, why)
     batch = plan.config.TRAIN.BATCH_SIZE
     check_batch(facts.count, batch, place.processes)
@@ -336,7 +348,7 @@ def target_steps(images: int, kind: str, start: bool) -> int:
     """Steps to aim at.
 
     From random weights on a GPU: 10,000 for 1,000 images, 22,000 for 10,000, 50,000 for 100,000; on a CPU the least
-    that is sensible. From existing weights: 500 for 1,000 images, 2,500 for 10,000, 12,500 for 100,000.
+    that is sensible. From existing weights: 500 for 1,000 images, 2,500 for 10,000, 12,600 for 100,000.
     """
     if start:
         steps = 500 * (images / 1000) ** 0.7
@@ -355,7 +367,7 @@ def _choose_steps(
     hours: float | None,
     asked: bool,
 ) -> None:
-    """Epochs from the number of steps that training needs and the time that it may take; warm-up; learning rate.
+    """Epochs from the number of steps that training needs and the time that it may take; warm-up.
 
     `asked`: whether the user has given the hours. Then a CPU is given as many steps as a GPU.
     """
@@ -371,6 +383,13 @@ def _choose_steps(
     plan.set("TRAIN.EPOCHS", epochs, f"{counted(epochs * per_epoch, 'step')}: {why}")
     epochs = plan.config.TRAIN.EPOCHS
     plan.set("TRAIN.WARMUP_EPOCHS", min(math.ceil(0.05 * epochs), epochs - 1), "5 % of the epochs, rounded up")
+
+
+def _choose_rate(plan: _Plan, start: bool) -> None:
+    batch = plan.config.TRAIN.BATCH_SIZE
+    if plan.config.TRAIN.LR_PER_256:  # it is given, and takes the place of TRAIN.LR
+        plan.set("TRAIN.LR_PER_256", plan.config.TRAIN.LR_PER_256, "")
+        return
     if start:
         rate, why = 0.03 * (batch / 256) ** 0.5, "0.03 from existing weights, times the root of batch / 256"
     elif batch < 256:

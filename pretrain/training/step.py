@@ -137,8 +137,10 @@ class Trainer:
 
 @contextlib.contextmanager
 def running_statistics_kept(network: nn.Module) -> Iterator[None]:
-    """BatchNorm normalises by the batch as in training, but leaves its running statistics as they are."""
+    """BatchNorm normalises by the batch as in training, but leaves its running statistics and their count alone."""
     norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
+    counts = [norm.num_batches_tracked for norm in norms if norm.num_batches_tracked is not None]
+    kept = [count.clone() for count in counts]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.momentum = 0.0
@@ -147,3 +149,5 @@ def running_statistics_kept(network: nn.Module) -> Iterator[None]:
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
+        for count, before in zip(counts, kept, strict=True):
+            count.copy_(before)

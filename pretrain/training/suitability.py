@@ -12,15 +12,11 @@ from pretrain.config import get_defaults
 from pretrain.distributed import group
 from pretrain.images.labelled import split_labelled_folder
 from pretrain.runs.weights import RANDOM, EncoderWeights, read_weights
-from pretrain.training.dry_run import (
-    count_memory,
-    device_memory,
-    format_size,
-    needed_steps,
-)
+from pretrain.training.dry_run import Memory, count_memory, device_memory, format_size, needed_steps
 from pretrain.training.schedule import StepRange
 
 OWN = ("folder", "webdataset")  # sets whose size no recipe knows
+ROOM = 0.9  # of the free memory, which an advice fills at most
 
 
 def check_inputs(config: CfgNode) -> None:
@@ -91,7 +87,7 @@ def memory_warning(config: CfgNode, device: torch.device, processes: int) -> lis
     """A warning where a run needs more memory than is free, by counting.
 
     Raises:
-        UserError: the activations alone are more than is free.
+        UserError: the weights with the objective's estimates, or the activations, alone are more than is free.
     """
     there = device_memory(device, processes)
     if there is None:
@@ -99,19 +95,44 @@ def memory_warning(config: CfgNode, device: torch.device, processes: int) -> lis
     memory = count_memory(config, processes, device)
     share = config.TRAIN.BATCH_SIZE // processes
     part = min(share, config.TRAIN.MICRO_BATCH or share)
-    fitting = max(2, int(part * 0.9 * (there - memory.parameters) / max(1.0, memory.training - memory.parameters)))
-    advice = f"set TRAIN.MICRO_BATCH {2 ** (fitting.bit_length() - 1)} (the loss stays that of the whole batch)"
     where = "the GPU" if device.type == "cuda" else "this machine"
     free = f"{where} has {format_size(there)} free"
     if device.type == "cpu" and group.announced_here(processes) > 1:
         free += " for each of its processes"
-    if memory.activations > there:
+    if memory.parameters > there:
         raise UserError(
-            f"{part} pairs at once need {format_size(memory.activations)} for activations, and {free}; {advice}, or "
-            "lower DATA.IMAGE_SIZE"
+            f"weights, gradients, momentum and the running covariance need {format_size(memory.parameters)}, and "
+            f"{free}; lower PROJECTOR.DIMS, or choose a smaller ENCODER.NAME"
         )
     loader = 0 if device.type == "cuda" else memory.loader
-    if memory.training + loader > there:
-        needed = format_size(memory.training + loader)
-        return [f"warning: about {needed} of memory are needed, and {free}; {advice}"]
-    return []
+    if memory.training + loader <= there:
+        return []
+    advice = _advise(memory, loader, part, config.DATA.WORKERS, there)
+    if memory.activations > there:
+        needed = f"{part} pairs at once need {format_size(memory.activations)} for activations"
+        raise UserError(f"{needed}, and {free}; {advice}")
+    return [f"warning: about {format_size(memory.training + loader)} of memory are needed, and {free}; {advice}"]
+
+
+def _advise(memory: Memory, loader: int, part: int, workers: int, there: int) -> str:
+    """What to lower: the workers where the training step fits without them, else the pairs at once, else both.
+
+    Args:
+        memory: that a process needs.
+        loader: bytes of its workers that count.
+        part: pairs at once.
+        workers: of the loader.
+        there: bytes that are free.
+    """
+    room = ROOM * there
+    beside = room - memory.training if memory.training <= there else min(loader, room / 2)
+    fewer = max(0, int(workers * beside / max(1, loader)))
+    of_loader = f"set DATA.WORKERS {fewer} (the batches of {counted(workers, 'worker')} take {format_size(loader)})"
+    if memory.training <= there:
+        return of_loader
+    pairs = part * (room - beside - memory.parameters) / (memory.training - memory.parameters)
+    smaller = 2 ** (max(2, int(pairs)).bit_length() - 1)
+    of_training = "lower DATA.IMAGE_SIZE"
+    if smaller < part:
+        of_training = f"set TRAIN.MICRO_BATCH {smaller} (the loss stays that of the whole batch), or {of_training}"
+    return of_training if beside == loader else f"{of_training}; and {of_loader}"

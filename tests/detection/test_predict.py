@@ -271,6 +271,7 @@ def test_an_image_that_cannot_be_processed_fails_alone(recipe, pictures, tmp_pat
     [
         (ValueError("too bright"), "too bright"),
         (torch.OutOfMemoryError("8 GB"), "the GPU is out of memory: CUDA_VISIBLE_DEVICES= uses the CPU (8 GB)"),
+        (MemoryError("8 GB"), "this machine is out of memory: free some of it, or use smaller images (8 GB)"),
     ],
 )
 def test_a_model_that_fails_on_one_image_of_a_batch(error, said):

@@ -69,16 +69,31 @@ FULL = (
 @pytest.mark.parametrize(
     ("error", "said"),
     [
-        (torch.OutOfMemoryError(FULL), r"lower X \(CUDA out of memory. Tried .* of which 1.06 GiB is free.\)$"),
-        (RuntimeError("CUDA error: out of memory\nCompile with"), r"lower X \(CUDA error: out of memory\)$"),
-        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"), r"lower X \(.*ALLOC_FAILED"),
+        (
+            torch.OutOfMemoryError(FULL),
+            r"the GPU .*: lower X \(CUDA out of memory. Tried .* of which 1.06 GiB is free.\)$",
+        ),
+        (
+            RuntimeError("CUDA error: out of memory\nCompile with"),
+            r"the GPU .*: lower X \(CUDA error: out of memory\)$",
+        ),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"), r"the GPU .*: lower X \(.*ALLOC_FAILED"),
+        (MemoryError(), r"this machine is out of memory: lower X \(MemoryError\)$"),
     ],
 )
-def test_memory_that_runs_out_is_said_with_what_to_do(error: RuntimeError, said: str) -> None:
-    with pytest.raises(UserError, match=f"^the GPU is out of memory: {said}"), devices.report_out_of_memory("lower X"):
+def test_memory_that_runs_out_is_said_with_what_to_do(error: Exception, said: str) -> None:
+    with pytest.raises(UserError, match=f"^{said}"), devices.report_out_of_memory("lower X"):
         raise error
+    assert devices.is_out_of_memory(error)
+
+
+def test_memory_of_the_host_that_runs_out_is_told_from_that_of_a_gpu() -> None:
+    said = r"^this machine is out of memory: lower Y \(DefaultCPUAllocator: can't allocate memory: you tried "
+    with pytest.raises(UserError, match=said), devices.report_out_of_memory("lower X", on_host="lower Y"):
+        torch.empty(2**50)
 
 
 def test_other_errors_stay_what_they_are() -> None:
     with pytest.raises(RuntimeError, match="shapes"), devices.report_out_of_memory("lower X"):
         raise RuntimeError("shapes do not match")
+    assert not devices.is_out_of_memory(ValueError("CUDA error: out of memory"))

@@ -30,6 +30,20 @@ def test_before_the_first_step_the_process_leaves_at_once(
     assert capfd.readouterr().err == f"{number.name} received: stopping before the first step, nothing is lost\n"
 
 
+def test_after_the_last_step_nothing_is_said_of_the_first(capfd: pytest.CaptureFixture[str]) -> None:
+    def leave() -> None:
+        with StopRequest() as request:
+            with request.deferred():
+                pass
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(SystemExit) as left:
+        leave()
+    assert left.value.code == STOPPED
+    said = capfd.readouterr().err
+    assert said == "SIGTERM received: stopping now; --resume goes on after the last checkpoint\n"
+
+
 def test_ctrl_c_before_the_first_step_is_an_interrupt(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(KeyboardInterrupt), StopRequest():
         signal.raise_signal(signal.SIGINT)

@@ -330,6 +330,19 @@ def test_a_damaged_image_is_replaced(photos: Path, weights: Path, tmp_path: Path
     assert "05.jpg: damaged" in (tmp_path / "log.txt").read_text()
 
 
+def test_a_head_that_diverges_leaves_metrics_that_are_json(photos: Path, weights: Path, tmp_path: Path) -> None:
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{name} is not JSON")
+
+    linear.main(arguments(photos, weights, tmp_path, "LINEAR.LR", "[0.1, 1e38]"))
+    text = (tmp_path / "metrics.json").read_text()
+    lines = [json.loads(line, parse_constant=refuse) for line in text.splitlines()]
+    losses = [{key for key in line if key.startswith("loss")} for line in lines if "learning_rate" in line]
+    healthy = set.intersection(*losses)
+    assert len(healthy) == 1
+    assert losses[-1] == healthy, "the other head's loss is not finite"
+
+
 def test_the_recipe_is_known_when_a_run_goes_on_with_its_own_config(
     photos: Path, weights: Path, tmp_path: Path
 ) -> None:

@@ -145,6 +145,24 @@ def test_a_signal_before_the_first_step_leaves_at_once(
     assert "SIGUSR1 received: stopping before the first step" in capfd.readouterr().err
 
 
+def test_a_signal_during_the_export_leaves_it_to_resume(
+    finished: Path, photos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def signalled(*_: Any) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training_run, "export", signalled)
+        with pytest.raises(SystemExit) as left:
+            train.main(arguments(photos, tmp_path))
+    assert left.value.code == STOPPED
+    assert "SIGTERM received: stopping now; --resume" in capfd.readouterr().err
+    assert not (tmp_path / "encoder.safetensors").exists()
+    train.main(arguments(photos, tmp_path, "--resume"))
+    assert (tmp_path / "encoder.safetensors").read_bytes() == (finished / "encoder.safetensors").read_bytes()
+    assert_same(tmp_path, finished)
+
+
 @pytest.mark.parametrize("size", [0, 100, 2000], ids=["config.yaml", "config.yaml in part", "metrics.json"])
 def test_a_full_disk_at_the_start_is_one_line(size: int, photos: Path, tmp_path: Path, files_up_to: Callable) -> None:
     """The limit on a file's size stands for the disk: the next write is refused."""
@@ -230,7 +248,10 @@ def test_damaged_images_are_replaced_named_once_and_bounded(photos: Path, tmp_pa
         assert [said.count(f"{name}: not an image") for name in ("circle03.jpg", "square01.jpg")] == [1, 1]
     assert_same(tmp_path / "0", tmp_path / "1")
     with pytest.raises(UserError, match=r"2 images cannot be read, and the limit is 1; .*circle03.jpg.*square01.jpg"):
-        train.main([*arguments(images, tmp_path / "strict"), "DATA.MAX_UNREADABLE", "0"])
+        train.main([*arguments(images, tmp_path / "strict"), "DATA.MAX_UNREADABLE", "0.01"])
+    (images / "square01.jpg").unlink()
+    with pytest.raises(UserError, match=r"^1 image cannot be read, and the limit is 0; .*circle03.jpg"):
+        train.main([*arguments(images, tmp_path / "none"), "DATA.MAX_UNREADABLE", "0"])
 
 
 def test_collapse_is_warned_of(photos: Path, tmp_path: Path) -> None:

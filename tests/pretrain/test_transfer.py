@@ -1,6 +1,7 @@
 """Transfer to other sets: mAP on a case worked out by hand, the choice of the regularisation, VOC's layout."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -88,6 +89,22 @@ def test_vocs_layout(voc: Path) -> None:
     (voc / "ImageSets" / "Main" / "circle_test.txt").write_text("other\n")
     with pytest.raises(UserError, match=r"circle_test.txt: each line must be"):
         read_voc07(voc, ("circle", "square"))
+
+
+@pytest.mark.parametrize(
+    ("positives", "said"), [(2, "2 of the 24 images of trainval show 'circle'"), (22, "2 .* lack")]
+)
+def test_a_class_that_the_folds_cannot_share_is_refused(
+    positives: int, said: str, voc: Path, tmp_path: Path, error_of: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pretrain.images.voc07.read_voc07", lambda root: read_voc07(root, ("circle",)))
+    path = voc / "ImageSets" / "Main" / "circle_trainval.txt"
+    names = [line.split()[0] for line in path.read_text().splitlines()]
+    path.write_text("".join(f"{name} {1 if i < positives else -1}\n" for i, name in enumerate(names)))
+    message = error_of(transfer.main, [*TINY, "--voc07", str(voc), "--output", str(tmp_path / "never")])
+    assert re.search(said, message)
+    assert "the cross-validation needs 3" in message
+    assert not (tmp_path / "never").exists()
 
 
 TINY = ["--weights", "random", "--encoder", "resnet18", "--image-size", "32", "--workers", "0"]

@@ -299,6 +299,13 @@ def test_object_stores(bucket: str, site, tars: dict[str, bytes], tmp_path: Path
     assert not {"s3fs", "aiobotocore"} & set(sys.modules)
 
 
+def test_an_object_store_that_does_not_answer_names_the_time_that_it_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pretrain.images.remote.check_installed", lambda url: None)
+    monkeypatch.setattr("pretrain.images.remote.sizes_command", lambda: ["sleep", "60"])
+    with pytest.raises(UserError, match=r"^s3://b/a.tar cannot be fetched: nothing came for 0.2 s, after 3 attempts"):
+        measure_objects(["s3://b/a.tar"], 0.01)
+
+
 def test_an_object_store_without_its_library_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"s3://b/a.tar needs s3fs: pip install 'corinfomax\[remote\]'"):

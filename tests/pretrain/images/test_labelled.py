@@ -73,6 +73,10 @@ def test_files_by_list(photos: Path, tmp_path: Path) -> None:
     assert [Path(source.name(i)).name for i in chosen] == ["circle_11.jpg", "square_02.jpg"]
     with pytest.raises(UserError, match=r"list.txt names 1 file, of 2 in all, .* for example nothere.jpg"):
         listed(source, ["square_02.jpg", "nothere.jpg"], "list.txt")
+    with pytest.raises(UserError, match=r"list.txt names no file; give one file name a line"):
+        listed(source, [], "list.txt")
+    with pytest.raises(UserError, match=r"list.txt names circle_11.jpg more than once"):
+        listed(source, ["circle_11.jpg", "square_02.jpg", "circle_11.jpg"], "list.txt")
     with pytest.raises(UserError, match=r"list.txt names 02.jpg, but 2 training images are called so"):
         listed(build_source("folder", str(photos), "train"), ["02.jpg"], "list.txt")
 

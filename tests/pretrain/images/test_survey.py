@@ -62,7 +62,9 @@ def test_every_image_of_a_small_set_is_tried() -> None:
     assert all(f"{index}.jpg: not an image" in str(one.value) for index in (0, 100, 200))
     (line,) = check_readable(source, 3 / 260)
     assert "3 of 260 images cannot be read and are replaced by others" in line
-    assert len(check_readable(damaged_source(1), 0.0)) == 1, "one damaged image never stops a run"
+    assert len(check_readable(damaged_source(1), 0.01)) == 1, "a fraction above 0 allows one damaged image"
+    with pytest.raises(UserError, match=r"^1 of 1 images cannot be read, more than DATA.MAX_UNREADABLE \(0\)"):
+        check_readable(damaged_source(1), 0.0)
     assert check_readable(ArraySource(np.zeros((9, 2, 2), np.uint8), [0] * 9, ["one"]), 0.0) == []
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from foundation.errors import UserError
-from foundation.images import UnreadableImage, read_rgb
+from foundation.images import MAX_BYTES, UnreadableImage, read_rgb
 from pretrain.batches.loader import build_loader, read_batches
 from pretrain.batches.sampler import SequentialBatches
 from pretrain.batches.views import ViewDataset
@@ -41,6 +41,24 @@ def write_shards(root: Path, files: list[Path], labels: list[str] | None = None)
                 if labels:
                     add(tar, f"part/{i:04d}.cls", labels[i].encode())
     return root
+
+
+@pytest.mark.parametrize(("size", "fits"), [(300_000_000, True), (MAX_BYTES + 1, False)])
+def test_an_image_of_a_tar_may_be_as_large_as_a_file(photos: Path, tmp_path: Path, size: int, fits: bool) -> None:
+    content = next(photos.rglob("*.jpg")).read_bytes()
+    entry = tarfile.TarInfo("large.jpg")
+    entry.size = size
+    with open(tmp_path / "a.tar", "wb") as tar:
+        tar.write(entry.tobuf() + content)
+        tar.truncate((size // tarfile.BLOCKSIZE + 4) * tarfile.BLOCKSIZE)  # zeros, which take no space
+    source = build_source("webdataset", str(tmp_path), "pretrain")
+    if fits:
+        assert source.open(0).decode().any()
+        return
+    with pytest.raises(
+        UnreadableImage, match=r"large.jpg: 1,073,741,825 bytes are more than the 1,073,741,824 allowed"
+    ):
+        source.open(0)
 
 
 def test_a_tar_gives_what_a_folder_gives(photos: Path, tmp_path: Path) -> None:

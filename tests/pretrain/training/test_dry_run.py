@@ -138,15 +138,26 @@ def test_loading_and_training_overlap_as_the_cores_allow(
     assert found == (pytest.approx(seconds), loading_bound)
 
 
-def test_too_large_for_the_device_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("error", "dim", "change"),
+    [
+        (torch.OutOfMemoryError(), 4, "set TRAIN.MICRO_BATCH"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 4, "set TRAIN.MICRO_BATCH"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 20_000_000, "lower PROJECTOR.DIMS"),
+    ],
+)
+def test_too_large_for_the_device_is_said(
+    error: RuntimeError, dim: int, change: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(config: CfgNode, size: int, device: torch.device) -> float:
-        raise torch.OutOfMemoryError
+        raise error
 
     monkeypatch.setattr(dry_run, "pairs_per_second", fail)
     config, device = get_defaults(), torch.device("cpu")
+    config.PROJECTOR.DIMS = [16, dim]
     cost = dry_run.measure_cost(config, images_in_memory(), processes=1, steps=1, device=device)
     *_, line = dry_run.describe_cost(cost, config, device)
-    assert "unknown: the timed steps do not fit this cpu; set TRAIN.MICRO_BATCH" in line
+    assert f"unknown: the timed steps do not fit this cpu; {change}" in line
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import safetensors.torch
 import torch
 import yaml
 
+from foundation.config import load_config
 from foundation.errors import UserError
 from pretrain import train
 from pretrain.config import get_defaults, validate
@@ -21,7 +23,7 @@ from pretrain.runs.weights import EncoderWeights
 from pretrain.training import dry_run, own_images, run
 from pretrain.training.dry_run import Memory
 from pretrain.training.own_images import Measures, Place, choose, target_steps
-from pretrain.training.suitability import steps_warning
+from pretrain.training.suitability import memory_warning, steps_warning
 
 CPU = Place("cpu", cores=2, memory=16_000_000_000)
 GPU = Place("cuda", cores=16, memory=24_000_000_000)
@@ -63,7 +65,7 @@ def test_every_plan_keeps_the_ratios_that_the_objective_needs(count: int, place:
     batch, dim = config.TRAIN.BATCH_SIZE, config.PROJECTOR.DIMS[-1]
     assert batch / dim >= 8
     assert 3.8 <= config.OBJECTIVE.ATTRACTION / dim <= 4.0
-    assert batch <= max(16, count / 2.5)
+    assert batch <= max(16, count / 4)
     assert ("resnet18" if place is CPU else "resnet50") == config.ENCODER.NAME
     assert config.TRAIN.WARMUP_EPOCHS < config.TRAIN.EPOCHS
     steps = count // batch * config.TRAIN.EPOCHS
@@ -80,6 +82,30 @@ def test_the_values_for_6000_images_on_two_cores() -> None:
     assert config.TRAIN.LR == 0.0707
     assert config.ENCODER.ZERO_INIT_RESIDUAL
     assert config.DATA.MEAN == [0.4, 0.4, 0.4]
+
+
+@pytest.mark.parametrize(
+    ("count", "batch", "reason"),
+    [
+        (16, 16, "the smallest of a plan, although more than a quarter of the 16 images"),
+        (64, 16, "the power of two within a quarter of the 64 images"),
+        (92, 16, "the power of two within a quarter of the 92 images"),
+        (370, 64, "the power of two within a quarter of the 370 images"),
+        (512, 128, "smaller batches give more steps in the time"),
+    ],
+)
+def test_a_batch_is_at_most_a_quarter_of_the_images_where_there_are_enough(count: int, batch: int, reason: str) -> None:
+    config, lines = plan(count, CPU)
+    assert batch == config.TRAIN.BATCH_SIZE
+    (said,) = [line for line in lines if "TRAIN.BATCH_SIZE" in line]
+    assert said.endswith(reason)
+
+
+def test_a_rate_for_each_256_images_takes_the_place_of_the_learning_rate() -> None:
+    _, lines = plan(6000, CPU, given={"TRAIN.LR_PER_256": 0.2})
+    text = "\n".join(lines)
+    assert "TRAIN.LR " not in text
+    assert re.search(r"TRAIN.LR_PER_256 +0.2 +as given", text)
 
 
 def test_the_learning_rate_follows_the_batch() -> None:
@@ -164,9 +190,9 @@ def test_existing_weights_need_fewer_steps_at_a_lower_rate() -> None:
     config, _ = plan(1000, GPU, weights=weights, given={"ENCODER.WEIGHTS": "w.pth"})
     assert config.ENCODER.NAME == "resnet18"
     assert config.DATA.MEAN == [0.1] * 3
-    assert config.TRAIN.BATCH_SIZE == 256
-    assert config.TRAIN.LR == 0.03
-    assert pytest.approx(500, abs=3) == 3 * config.TRAIN.EPOCHS
+    assert config.TRAIN.BATCH_SIZE == 128
+    assert config.TRAIN.LR == 0.0212
+    assert pytest.approx(500, abs=7) == 7 * config.TRAIN.EPOCHS
     assert config.DATA.IMAGE_SIZE == 224
 
 
@@ -195,14 +221,21 @@ def test_target_steps() -> None:
     assert target_steps(10**9, "cpu", False) == 5000
 
 
-def test_timing_takes_what_the_device_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+OUT_OF_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory."),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried"),
+]
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY)
+def test_timing_takes_what_the_device_holds(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     tried = []
 
     def holds(most: int) -> Any:
         def speed(config: Any, size: int, device: torch.device) -> float:
             tried.append(size)
             if size > most:
-                raise torch.OutOfMemoryError
+                raise error
             return 4.0
 
         return speed
@@ -428,6 +461,31 @@ def test_a_recipe_that_cannot_work_says_so(
     assert "8 pairs at once need" in message
     assert "set TRAIN.MICRO_BATCH 2" in message
     assert "add TRAIN.WARMUP_EPOCHS 0" in error_of(train.main, [*argv, "--epochs", "1"])
+
+
+@pytest.mark.parametrize(
+    ("gigabytes", "part", "workers", "advice"),
+    [
+        # Training takes 3.3 GB, a worker 1.5 GB.
+        (16, 16, 64, r"set DATA.WORKERS 7 \(the batches of 64 workers take 95.19 GB\)$"),
+        (3.5, 16, 1, r"set DATA.WORKERS 0 \(the batches of 1 worker take 1.49 GB\)$"),
+        (16, 256, 4, r"set TRAIN.MICRO_BATCH 32 \(the loss stays .*\), or lower DATA.IMAGE_SIZE$"),
+        (16, 256, 64, r"set TRAIN.MICRO_BATCH 32 .* lower DATA.IMAGE_SIZE; and set DATA.WORKERS 4 \(the batches"),
+        (1.5, 2, 0, r"this machine has 1.50 GB free; lower DATA.IMAGE_SIZE$"),
+        (0.1, 16, 0, r"need 1.35 GB, and .*; lower PROJECTOR.DIMS, or choose a smaller ENCODER.NAME$"),
+    ],
+)
+def test_the_advice_on_memory_is_about_what_does_not_fit(
+    gigabytes: float, part: int, workers: int, advice: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load_config(get_defaults(), "imagenet1k_R50", "pretrain")
+    config.DATA.WORKERS, config.TRAIN.MICRO_BATCH = workers, part
+    monkeypatch.setattr(dry_run.machine, "available_memory", lambda: int(gigabytes * 1e9))
+    try:
+        (said,) = memory_warning(config, torch.device("cpu"), 1)
+    except UserError as error:
+        said = str(error)
+    assert re.search(advice, said), said
 
 
 def test_a_plan_with_too_few_steps_names_the_options_that_give_more() -> None:

@@ -84,7 +84,7 @@ def test_micro_batches_update_running_statistics_once() -> None:
     views = [t._augment(batch(6), view) for view in range(2)]
     for part in range(2):
         expected(*(view[3 * part : 3 * part + 3] for view in views))
-    for name in ("running_mean", "running_var"):
+    for name in ("running_mean", "running_var", "num_batches_tracked"):
         assert torch.equal(getattr(updated.encoder.bn1, name), getattr(expected.encoder.bn1, name))
 
 
