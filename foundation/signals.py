@@ -2,7 +2,8 @@
 
 Schedulers send SIGTERM and SIGUSR1 before the end of a job. Before the first step there is nothing to save, and the
 process exits at once. During training it finishes the step, saves a checkpoint and exits. Its exit status is `STOPPED`,
-so that a script can distinguish a run that can be resumed from one that failed or is complete.
+so that a script can distinguish a run that can be resumed from one that failed or is complete. When the work is over,
+signals are ignored.
 """
 
 import contextlib
@@ -35,6 +36,8 @@ class StopRequest:
     A second Ctrl-C, `REPEAT_AFTER` seconds or more after the first signal, raises KeyboardInterrupt in any case. Within
     `evaluating()` the other signals leave too when they come again after that time.
 
+    Within `until_exit()` the signals are ignored when it is left. Otherwise they do what they did before.
+
     Attributes:
         requested: the first signal, or None.
     """
@@ -45,6 +48,7 @@ class StopRequest:
         self._deferred = False
         self._deferred_before = False  # afterwards "nothing is lost" would be wrong
         self._evaluating = False
+        self._finished = self._silent = False
         self._left = threading.Event()
         self._handlers: dict[signal.Signals, object] = {}
 
@@ -61,9 +65,13 @@ class StopRequest:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.finish()
         self._left.set()
         _entered.remove(self)
-        self._restore_handlers()
+        if _exits:
+            _ignore()
+        else:
+            self._restore_handlers()
         signal.set_wakeup_fd(self._wakeup)
         os.write(self._writing, LEFT)  # loader workers have the pipe too: closing it would not end the thread
         self._thread.join()
@@ -87,6 +95,11 @@ class StopRequest:
         finally:
             self._evaluating = False
 
+    def finish(self) -> None:
+        """The work is complete, or stopped and saved. From here on a signal only sets `requested`, with no answer."""
+        if not self._finished:
+            self._finished, self._silent = True, self.requested is None  # else the thread may still have to answer
+
     def _restore_handlers(self) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
@@ -94,12 +107,12 @@ class StopRequest:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.requested is None:
             self.requested, self._requested_at = signal.Signals(number), time.monotonic()
-            if self._deferred:
+            if self._deferred or self._finished:
                 return
             if number == signal.SIGINT:
                 raise KeyboardInterrupt
             raise SystemExit(STOPPED)
-        if time.monotonic() - self._requested_at < REPEAT_AFTER:
+        if self._finished or time.monotonic() - self._requested_at < REPEAT_AFTER:
             return
         if number == signal.SIGINT:
             raise KeyboardInterrupt
@@ -111,7 +124,7 @@ class StopRequest:
         answered = False
         with open(reading, "rb", buffering=0) as numbers:
             while (number := ord(numbers.read(1) or LEFT)) != ord(LEFT):
-                if number in SIGNALS and not answered:
+                if number in SIGNALS and not answered and not self._silent:
                     answered = True
                     self._answer(signal.Signals(number))
 
@@ -132,6 +145,25 @@ class StopRequest:
 
 
 _entered: list[StopRequest] = []
+_exits = False  # this process has no other work than that within `until_exit()`
+
+
+@contextlib.contextmanager
+def until_exit() -> Iterator[None]:
+    """The work of a process that exits after it. The signals of `SIGNALS` are ignored from its end until the exit,
+    which takes up to seconds, and already from the end of a `StopRequest` within it.
+    """
+    global _exits
+    _exits = True
+    try:
+        yield
+    finally:
+        _ignore()
+
+
+def _ignore() -> None:
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _block_before_fork() -> None:

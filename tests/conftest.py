@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from foundation import signals
 from foundation.errors import UserError
 from foundation.signals import SIGNALS
 
@@ -38,6 +39,16 @@ def _no_signal_handler_is_left() -> Iterator[None]:
     before = {number: signal.getsignal(number) for number in SIGNALS}
     yield
     assert {number: signal.getsignal(number) for number in SIGNALS} == before
+
+
+@pytest.fixture
+def as_a_command(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """For tests that call what ends a process: afterwards signals do again what they did before."""
+    monkeypatch.setattr(signals, "_exits", False)
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

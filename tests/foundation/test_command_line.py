@@ -32,6 +32,7 @@ def test_a_folder_in_capitals_that_exists_is_a_path(tmp_path: Path, monkeypatch:
     assert split_paths(["PHOTOS", "TRAIN.LR", "0.1"]) == (["PHOTOS"], ["TRAIN.LR", "0.1"])
 
 
+@pytest.mark.usefixtures("as_a_command")
 def test_standard_output_takes_names_that_are_not_unicode(monkeypatch: pytest.MonkeyPatch) -> None:
     content = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(content, encoding="utf-8"))

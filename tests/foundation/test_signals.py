@@ -88,6 +88,35 @@ def test_in_an_evaluation_a_late_second_signal_of_any_kind_leaves(
     assert said == "SIGTERM received: stopping after this evaluation; a second signal stops at once\n"
 
 
+EXITING = """
+import atexit, os, signal, sys
+from foundation.errors import run
+from foundation.signals import SIGNALS, STOPPED, StopRequest
+def send():
+    for number in SIGNALS:
+        os.kill(os.getpid(), number)
+def main(_):
+    if sys.argv[1] != "plain":
+        with StopRequest() as request, request.deferred():
+            if sys.argv[1] == "stopped":
+                os.kill(os.getpid(), signal.SIGINT)
+                raise SystemExit(STOPPED)
+        send()
+atexit.register(send)
+run(main)
+"""
+
+
+@pytest.mark.parametrize(("work", "status"), [("stopped", STOPPED), ("complete", 0), ("plain", 0)])
+def test_signals_are_ignored_from_the_end_of_the_work_to_the_exit(work: str, status: int) -> None:
+    """Also between the end of the request and that of the command, and in what is called at the exit."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", EXITING, work]
+    done = subprocess.run(command, capture_output=True, env=environment, timeout=40, check=False)
+    assert done.returncode == status
+    assert done.stderr.count(b"\n") == (work == "stopped")  # the answer to its signal
+
+
 WORKER = """
 import os, time, torch
 from foundation import signals
