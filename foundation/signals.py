@@ -100,6 +100,19 @@ class StopRequest:
         if not self._finished:
             self._finished, self._silent = True, self.requested is None  # else the thread may still have to answer
 
+    def begin(self) -> None:
+        """Begin the next of several runs, after a `finish`.
+
+        Raises:
+            SystemExit: with `STOPPED`: there has been a signal since the last step of the run before.
+        """
+        silent, self._finished, self._silent = self._silent, False, False
+        if self.requested is None:
+            return
+        if silent:
+            _say(f"{self.requested.name} received: stopping before the next run")
+        raise SystemExit(STOPPED)
+
     def _restore_handlers(self) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)  # type: ignore[arg-type]

@@ -1,6 +1,7 @@
 """Fixtures shared by all tests."""
 
 import contextlib
+import logging
 import os
 import resource
 import signal
@@ -49,6 +50,22 @@ def as_a_command(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
+
+
+@pytest.fixture
+def signal_at_line(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, signal.Signals], None]:
+    """Have this process get a signal as soon as a line with a text has been logged."""
+    handle = logging.Logger.handle
+
+    def prepare(text: str, number: signal.Signals) -> None:
+        def handle_and_signal(self: logging.Logger, record: logging.LogRecord) -> None:
+            handle(self, record)
+            if text in record.getMessage():
+                signal.raise_signal(number)
+
+        monkeypatch.setattr(logging.Logger, "handle", handle_and_signal)
+
+    return prepare
 
 
 @pytest.fixture(scope="session")

@@ -75,6 +75,8 @@ def _join(arguments: tuple[Any, ...], count: int, request: StopRequest | None) -
                 for each in processes.pids():
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(each, signal.SIGUSR1)
+        if request:
+            request.finish()
 
 
 def _call_stoppable(work: Callable[..., None], *values: Any) -> None:

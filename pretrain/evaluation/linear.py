@@ -50,7 +50,14 @@ def evaluate(
     if config.KNN.K:
         check_neighbours("KNN.K[0]", config.KNN.K[0], len(train))
     encoder, before, start, stored = begin(
-        config, weights, output, recipe=recipe, resume=resume, images=len(train), outcome=("results.json",)
+        config,
+        weights,
+        output,
+        recipe=recipe,
+        resume=resume,
+        images=len(train),
+        outcome=("results.json",),
+        request=request,
     )
     if stored:
         return stored

@@ -88,6 +88,19 @@ def test_in_an_evaluation_a_late_second_signal_of_any_kind_leaves(
     assert said == "SIGTERM received: stopping after this evaluation; a second signal stops at once\n"
 
 
+def test_when_the_work_is_finished_signals_are_not_answered(capfd: pytest.CaptureFixture[str]) -> None:
+    with StopRequest() as request:
+        with request.deferred():
+            request.finish()
+            signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGINT)
+    assert capfd.readouterr().err == ""
+    with pytest.raises(SystemExit) as left:
+        request.begin()  # another run after all
+    assert left.value.code == STOPPED
+    assert capfd.readouterr().err == "SIGTERM received: stopping before the next run\n"
+
+
 EXITING = """
 import atexit, os, signal, sys
 from foundation.errors import run
