@@ -15,7 +15,7 @@ from torch import nn
 
 from foundation import devices, published
 from foundation.config import recipe_name
-from foundation.errors import UserError, resumable
+from foundation.errors import UserError
 from foundation.files import report_disk_errors
 from foundation.run_kinds import KINDS, read_results
 from foundation.signals import StopRequest, end_workers_at_exit
@@ -30,7 +30,9 @@ logger = logging.getLogger("pretrain")
 Evaluate = Callable[[CfgNode, EncoderWeights, Path, str, bool, torch.device, StopRequest], Mapping[str, Any]]
 
 
-def run_evaluation(kind: str, evaluate: Evaluate, config: CfgNode, args: argparse.Namespace) -> None:
+def run_evaluation(
+    kind: str, evaluate: Evaluate, config: CfgNode, args: argparse.Namespace, request: StopRequest
+) -> None:
     """Evaluate the weights that the command line names, and write results.json.
 
     Args:
@@ -38,6 +40,7 @@ def run_evaluation(kind: str, evaluate: Evaluate, config: CfgNode, args: argpars
         evaluate: (config, weights, run folder, recipe, resume, device, request) -> results; called on every process.
         config: of the evaluation; its empty values are taken from the weights.
         args: `config`, `weights`, `output` and `resume`.
+        request: of the signals that stop a run.
     """
     weights = read_weights(args.weights)
     config = resolve(config, weights)
@@ -47,8 +50,6 @@ def run_evaluation(kind: str, evaluate: Evaluate, config: CfgNode, args: argpars
     device = group.start(devices.is_usable())
     try:
         with (
-            resumable(),
-            StopRequest() as request,
             report_disk_errors(output),
             report_dead_workers(),
             group.report_lost_peers(),
@@ -57,7 +58,8 @@ def run_evaluation(kind: str, evaluate: Evaluate, config: CfgNode, args: argpars
             results = evaluate(config, weights, output, name, args.resume, device, request)
             if group.is_main():
                 write_results(output, {"kind": kind, "config": name, **results})
-                request.finish()
+            request.finish()
+            if group.is_main():
                 found = [metric for metric in KINDS[kind].headline if metric.key in results]
                 headline = (f"{metric.title} {results[metric.key]:.2f} %" for metric in found)
                 logger.info("%s; all results are in %s", ", ".join(headline), output / "results.json")
