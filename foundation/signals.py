@@ -38,15 +38,19 @@ class StopRequest:
 
     Within `until_exit()` the signals are ignored when it is left. Otherwise they do what they did before.
 
+    Args:
+        leaving: the answer where the process leaves, before the first `deferred()`.
+
     Attributes:
         requested: the first signal, or None.
+        leaving: as given.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, leaving: str = "stopping before the first step, nothing is lost") -> None:
+        self.leaving = leaving
         self.requested: signal.Signals | None = None
         self._requested_at = 0.0
         self._deferred = False
-        self._deferred_before = False  # afterwards "nothing is lost" would be wrong
         self._evaluating = False
         self._finished = self._silent = False
         self._left = threading.Event()
@@ -80,7 +84,7 @@ class StopRequest:
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
         """While entered, a signal only sets `requested`: there is something to save first."""
-        self._deferred = self._deferred_before = True
+        self._deferred, self.leaving = True, "stopping now; --resume goes on after the last checkpoint"
         try:
             yield
         finally:
@@ -149,10 +153,7 @@ class StopRequest:
             again = "; Ctrl-C again stops without saving" if number == signal.SIGINT else ""
             _say(f"{number.name} received: stopping after this step and a checkpoint{again}")
             return
-        if self._deferred_before:
-            _say(f"{number.name} received: stopping now; --resume goes on after the last checkpoint")
-        else:
-            _say(f"{number.name} received: stopping before the first step, nothing is lost")
+        _say(f"{number.name} received: {self.leaving}")
         if not self._left.wait(STUCK_AFTER) and not self._deferred:
             os._exit(INTERRUPTED if number == signal.SIGINT else STOPPED)
 

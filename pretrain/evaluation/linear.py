@@ -66,6 +66,7 @@ def evaluate(
     extractor = FeatureExtractor(encoder, build_pipeline(config, device), precision)
     logger.info("%s (%s), %d and %d images", weights.source, config.ENCODER.NAME, len(train), len(val))
 
+    request.leaving = "stopping before the first step; the features are computed again"
     val_features = extractor.all(val, "features of the validation images")
     results = evaluate_knn(config, extractor, train, val_features) if config.KNN.K else {}
     record = {"format": checkpoint.LINEAR, "config": plain(config), "encoder_sha256": before}
