@@ -146,11 +146,12 @@ class StopRequest:
                     self._answer(signal.Signals(number))
 
     def _answer(self, number: signal.Signals) -> None:
+        pause = f"{REPEAT_AFTER:g} s"
         if self._evaluating:
-            _say(f"{number.name} received: stopping after this evaluation; a second signal stops at once")
+            _say(f"{number.name} received: stopping after this evaluation; a second signal after {pause} stops at once")
             return
         if self._deferred:
-            again = "; Ctrl-C again stops without saving" if number == signal.SIGINT else ""
+            again = f"; Ctrl-C again after {pause} stops without saving" if number == signal.SIGINT else ""
             _say(f"{number.name} received: stopping after this step and a checkpoint{again}")
             return
         _say(f"{number.name} received: {self.leaving}")

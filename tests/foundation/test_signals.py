@@ -66,7 +66,8 @@ def test_during_training_the_first_signal_is_kept_and_a_late_second_ctrl_c_inter
         said = ""
         while not said.endswith("\n"):
             said += capfd.readouterr().err
-    assert said == "SIGINT received: stopping after this step and a checkpoint; Ctrl-C again stops without saving\n"
+    again = "Ctrl-C again after 2 s stops without saving"
+    assert said == f"SIGINT received: stopping after this step and a checkpoint; {again}\n"
 
 
 def test_in_an_evaluation_a_late_second_signal_of_any_kind_leaves(
@@ -85,7 +86,7 @@ def test_in_an_evaluation_a_late_second_signal_of_any_kind_leaves(
         said = ""
         while not said.endswith("\n"):
             said += capfd.readouterr().err
-    assert said == "SIGTERM received: stopping after this evaluation; a second signal stops at once\n"
+    assert said == "SIGTERM received: stopping after this evaluation; a second signal after 2 s stops at once\n"
 
 
 def test_when_the_work_is_finished_signals_are_not_answered(capfd: pytest.CaptureFixture[str]) -> None:
