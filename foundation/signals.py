@@ -99,6 +99,10 @@ class StopRequest:
         finally:
             self._evaluating = False
 
+    def leave_slowly(self) -> None:
+        """The process leaves as soon as another one has saved. It is not stuck, however long that takes."""
+        self._left.set()
+
     def finish(self) -> None:
         """The work is complete, or stopped and saved. From here on a signal only sets `requested`, with no answer."""
         if not self._finished:

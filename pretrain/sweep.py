@@ -9,18 +9,26 @@ command continues an interrupted sweep: complete runs are kept, an incomplete on
 and, with the metrics of every run, in results.json.
 """
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
 from foundation.command_line import add_keys_option
 from foundation.errors import ArgumentParser, run
+from foundation.signals import StopRequest
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command. Raises UserError where an argument, a file or a value cannot be used."""
     args = build_parser().parse_args(argv)
+    with StopRequest("stopping now; the same command continues") as request:
+        execute(args, request)
+        request.finish()
 
+
+def execute(args: argparse.Namespace, request: StopRequest) -> None:
+    """Run the sweep that the command line names. Raises UserError as `main`."""
     from foundation.config import load_config
     from foundation.files import make_folder, report_disk_errors
     from foundation.run_kinds import refuse_other_kind
@@ -35,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     make_folder(output)
     start_logging(output)
     with report_disk_errors(output):
-        sweep(config, name, output)
+        sweep(config, name, output, request)
 
 
 def build_parser() -> ArgumentParser:
