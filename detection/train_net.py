@@ -146,8 +146,9 @@ def evaluate(arguments: argparse.Namespace) -> None:
 
 def train(arguments: argparse.Namespace, request: StopRequest) -> None:
     """Check, then train, once or for each learning rate and seed."""
-    from detection.training import launch, prepare, series, trainer
-    from foundation.config import recipe_name
+    with request.importing():
+        from detection.training import launch, prepare, series, trainer
+        from foundation.config import recipe_name
 
     config = prepare.configure(arguments)
     name = recipe_name(arguments.config)

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Iterator
 from types import FrameType, TracebackType
+from typing import NoReturn
 
 STOPPED = 75  # sysexits.h: EX_TEMPFAIL, "the user is invited to retry"
 INTERRUPTED = 130  # Ctrl-C before the first step
@@ -50,7 +51,7 @@ class StopRequest:
         self.leaving = leaving
         self.requested: signal.Signals | None = None
         self._requested_at = 0.0
-        self._deferred = False
+        self._deferred = self._importing = False
         self._evaluating = False
         self._finished = self._silent = False
         self._left = threading.Event()
@@ -80,6 +81,21 @@ class StopRequest:
         os.write(self._writing, LEFT)  # loader workers have the pipe too: closing it would not end the thread
         self._thread.join()
         os.close(self._writing)
+
+    @contextlib.contextmanager
+    def importing(self) -> Iterator[None]:
+        """While entered, the process leaves at the end: PyTorch's C++ code swallows errors of imports that it makes.
+
+        Raises:
+            SystemExit, KeyboardInterrupt: as for a signal at the end.
+        """
+        self._importing = True
+        try:
+            yield
+        finally:
+            self._importing = False
+        if self.requested is not None:
+            self._leave(self.requested)
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
@@ -128,17 +144,18 @@ class StopRequest:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.requested is None:
             self.requested, self._requested_at = signal.Signals(number), time.monotonic()
-            if self._deferred or self._finished:
-                return
-            if number == signal.SIGINT:
-                raise KeyboardInterrupt
-            raise SystemExit(STOPPED)
+            if not (self._deferred or self._finished or self._importing):
+                self._leave(self.requested)
+            return
         if self._finished or time.monotonic() - self._requested_at < REPEAT_AFTER:
             return
+        if number == signal.SIGINT or self._evaluating:
+            self._leave(signal.Signals(number))
+
+    def _leave(self, number: signal.Signals) -> NoReturn:
         if number == signal.SIGINT:
             raise KeyboardInterrupt
-        if self._evaluating:
-            raise SystemExit(STOPPED)
+        raise SystemExit(STOPPED)
 
     def _acknowledge(self, reading: int) -> None:
         """Read the numbers of signals, which the interpreter writes to a pipe, and answer the first of `SIGNALS`."""

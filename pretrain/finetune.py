@@ -28,11 +28,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def train(args: argparse.Namespace, request: StopRequest) -> None:
     """Fine-tune as the command line says."""
-    from foundation.config import load_config
-    from pretrain.evaluation.command import run_evaluation
-    from pretrain.evaluation.config import get_finetune_defaults, validate_finetune
-    from pretrain.evaluation.finetuning import finetune
-    from pretrain.runs.folder import with_earlier_values
+    with request.importing():
+        from foundation.config import load_config
+        from pretrain.evaluation.command import run_evaluation
+        from pretrain.evaluation.config import get_finetune_defaults, validate_finetune
+        from pretrain.evaluation.finetuning import finetune
+        from pretrain.runs.folder import with_earlier_values
 
     # --fraction replaces the list that a recipe may name.
     lists = ["DATA.LIST", "", "DATA.LIST_URL", ""]

@@ -26,11 +26,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def measure(args: argparse.Namespace, request: StopRequest) -> None:
     """Evaluate as the command line says."""
-    from foundation.config import load_config
-    from pretrain.evaluation.command import run_evaluation
-    from pretrain.evaluation.config import get_linear_defaults, validate_linear
-    from pretrain.evaluation.linear import evaluate
-    from pretrain.runs.folder import with_earlier_values
+    with request.importing():
+        from foundation.config import load_config
+        from pretrain.evaluation.command import run_evaluation
+        from pretrain.evaluation.config import get_linear_defaults, validate_linear
+        from pretrain.evaluation.linear import evaluate
+        from pretrain.runs.folder import with_earlier_values
 
     config = load_config(with_earlier_values(get_linear_defaults(), args.config), args.config, "linear", args.overrides)
     validate_linear(config)

@@ -34,9 +34,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def pack_images(args: argparse.Namespace, request: StopRequest) -> None:
     """Pack as the command line says. Raises UserError as `main`."""
-    from foundation.locks import hold
-    from pretrain.images.packing import Form, logger, pack
-    from pretrain.runs.metrics import start_logging
+    with request.importing():
+        from foundation.locks import hold
+        from pretrain.images.packing import Form, logger, pack
+        from pretrain.runs.metrics import start_logging
 
     source, target = Path(args.source), Path(args.target)
     if not source.is_dir():

@@ -29,11 +29,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def execute(args: argparse.Namespace, request: StopRequest) -> None:
     """Run the sweep that the command line names. Raises UserError as `main`."""
-    from foundation.config import load_config
-    from foundation.files import make_folder, report_disk_errors
-    from foundation.run_kinds import refuse_other_kind
-    from pretrain.evaluation.sweep import get_defaults, plan, sweep
-    from pretrain.runs.metrics import start_logging
+    with request.importing():
+        from foundation.config import load_config
+        from foundation.files import make_folder, report_disk_errors
+        from foundation.run_kinds import refuse_other_kind
+        from pretrain.evaluation.sweep import get_defaults, plan, sweep
+        from pretrain.runs.metrics import start_logging
 
     config = load_config(get_defaults(), args.config, "sweep", args.overrides)
     plan(config)  # a wrong key or value is an error before there is a folder

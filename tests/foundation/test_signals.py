@@ -89,6 +89,22 @@ def test_in_an_evaluation_a_late_second_signal_of_any_kind_leaves(
     assert said == "SIGTERM received: stopping after this evaluation; a second signal after 2 s stops at once\n"
 
 
+@pytest.mark.parametrize(("number", "leaving"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)])
+def test_imports_are_not_cut_short(number: signal.Signals, leaving: type, capfd: pytest.CaptureFixture[str]) -> None:
+    """PyTorch swallows an error while it imports NumPy, which is then left in part."""
+    imported = []
+
+    def start() -> None:
+        with StopRequest() as request, request.importing():
+            signal.raise_signal(number)
+            imported.append("numpy")
+
+    with pytest.raises(leaving):
+        start()
+    assert imported == ["numpy"]
+    assert capfd.readouterr().err.startswith(f"{number.name} received: stopping before the first step")
+
+
 def test_when_the_work_is_finished_signals_are_not_answered(capfd: pytest.CaptureFixture[str]) -> None:
     with StopRequest() as request:
         with request.deferred():
