@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 from foundation.command_line import add_keys_option
 from foundation.errors import ArgumentParser, UserError, resumable, run
 from foundation.locks import hold
-from foundation.signals import STOPPED, StopRequest
+from foundation.signals import StopRequest
 
 
 class Numbers(argparse.Action):
@@ -148,18 +148,19 @@ def evaluate(arguments: argparse.Namespace) -> None:
 
 def train(arguments: argparse.Namespace, request: StopRequest) -> None:
     """Check, then train, once or for each learning rate and seed."""
-    from detection.training import launch, prepare, series, trainer
-    from foundation.config import recipe_name
+    with request.importing():
+        from detection.training import launch, prepare, series, trainer
+        from foundation.config import recipe_name
 
     config = prepare.configure(arguments)
     name = recipe_name(arguments.config)
 
     def train_one(config: Any, resume: bool = True) -> None:
-        if request.requested:  # in the last evaluation of the run before, of several
-            raise SystemExit(STOPPED)
+        request.begin()
         prepare.check(config, resume)
         # One of several machines could see another folder than the rest, who would wait for it.
         if resume and arguments.num_machines == 1 and prepare.nothing_left(config):
+            request.finish()
             print(f"{config.OUTPUT_DIR} is finished: its results are in results.json")
             return
         if arguments.machine_rank == 0:

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from foundation.signals import until_exit
+
 SCRIPT_PREFIX = "corinfomax-"  # of the console scripts in setup.py
 
 
@@ -54,14 +56,16 @@ def run(main: Callable[[Sequence[str] | None], None]) -> NoReturn:
     """Call `main` with the arguments of the command line and exit the process with its status.
 
     0: success. 2: a `UserError`, printed as one line. 130: interrupted from the keyboard. Any other exception is a
-    defect of this project and keeps its traceback. Characters that standard output cannot show, such as those of file
-    names that are not UTF-8, are escaped there, as Python does on standard error.
+    defect of this project and keeps its traceback. When `main` has ended, signals that ask to stop are ignored.
+    Characters that standard output cannot show, such as those of file names that are not UTF-8, are escaped there, as
+    Python does on standard error.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):  # a caller may have put another one in its place
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        main(None)
-        sys.stdout.flush()
+        with until_exit():
+            main(None)
+            sys.stdout.flush()
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)

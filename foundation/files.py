@@ -24,7 +24,7 @@ def write_atomic(path: Path, content: bytes) -> None:
     try:
         write_synced(draft, content)
         draft.replace(path)
-    except OSError:
+    except BaseException:
         with contextlib.suppress(OSError):
             draft.unlink(missing_ok=True)
         raise

@@ -2,7 +2,8 @@
 
 Schedulers send SIGTERM and SIGUSR1 before the end of a job. Before the first step there is nothing to save, and the
 process exits at once. During training it finishes the step, saves a checkpoint and exits. Its exit status is `STOPPED`,
-so that a script can distinguish a run that can be resumed from one that failed or is complete.
+so that a script can distinguish a run that can be resumed from one that failed or is complete. When the work is over,
+signals are ignored.
 """
 
 import contextlib
@@ -14,6 +15,7 @@ import threading
 import time
 from collections.abc import Iterator
 from types import FrameType, TracebackType
+from typing import NoReturn
 
 STOPPED = 75  # sysexits.h: EX_TEMPFAIL, "the user is invited to retry"
 INTERRUPTED = 130  # Ctrl-C before the first step
@@ -35,16 +37,23 @@ class StopRequest:
     A second Ctrl-C, `REPEAT_AFTER` seconds or more after the first signal, raises KeyboardInterrupt in any case. Within
     `evaluating()` the other signals leave too when they come again after that time.
 
+    Within `until_exit()` the signals are ignored when it is left. Otherwise they do what they did before.
+
+    Args:
+        leaving: the answer where the process leaves, before the first `deferred()`.
+
     Attributes:
         requested: the first signal, or None.
+        leaving: as given.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, leaving: str = "stopping before the first step, nothing is lost") -> None:
+        self.leaving = leaving
         self.requested: signal.Signals | None = None
         self._requested_at = 0.0
-        self._deferred = False
-        self._deferred_before = False  # afterwards "nothing is lost" would be wrong
+        self._deferred = self._importing = False
         self._evaluating = False
+        self._finished = self._silent = False
         self._left = threading.Event()
         self._handlers: dict[signal.Signals, object] = {}
 
@@ -61,18 +70,37 @@ class StopRequest:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.finish()
         self._left.set()
         _entered.remove(self)
-        self._restore_handlers()
+        if _exits:
+            _ignore()
+        else:
+            self._restore_handlers()
         signal.set_wakeup_fd(self._wakeup)
         os.write(self._writing, LEFT)  # loader workers have the pipe too: closing it would not end the thread
         self._thread.join()
         os.close(self._writing)
 
     @contextlib.contextmanager
+    def importing(self) -> Iterator[None]:
+        """While entered, the process leaves at the end: PyTorch's C++ code swallows errors of imports that it makes.
+
+        Raises:
+            SystemExit, KeyboardInterrupt: as for a signal at the end.
+        """
+        self._importing = True
+        try:
+            yield
+        finally:
+            self._importing = False
+        if self.requested is not None:
+            self._leave(self.requested)
+
+    @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
         """While entered, a signal only sets `requested`: there is something to save first."""
-        self._deferred = self._deferred_before = True
+        self._deferred, self.leaving = True, "stopping now; --resume goes on after the last checkpoint"
         try:
             yield
         finally:
@@ -87,6 +115,28 @@ class StopRequest:
         finally:
             self._evaluating = False
 
+    def leave_slowly(self) -> None:
+        """The process leaves as soon as another one has saved. It is not stuck, however long that takes."""
+        self._left.set()
+
+    def finish(self) -> None:
+        """The work is complete, or stopped and saved. From here on a signal only sets `requested`, with no answer."""
+        if not self._finished:
+            self._finished, self._silent = True, self.requested is None  # else the thread may still have to answer
+
+    def begin(self) -> None:
+        """Begin the next of several runs, after a `finish`.
+
+        Raises:
+            SystemExit: with `STOPPED`: there has been a signal since the last step of the run before.
+        """
+        silent, self._finished, self._silent = self._silent, False, False
+        if self.requested is None:
+            return
+        if silent:
+            _say(f"{self.requested.name} received: stopping before the next run")
+        raise SystemExit(STOPPED)
+
     def _restore_handlers(self) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
@@ -94,44 +144,62 @@ class StopRequest:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.requested is None:
             self.requested, self._requested_at = signal.Signals(number), time.monotonic()
-            if self._deferred:
-                return
-            if number == signal.SIGINT:
-                raise KeyboardInterrupt
-            raise SystemExit(STOPPED)
-        if time.monotonic() - self._requested_at < REPEAT_AFTER:
+            if not (self._deferred or self._finished or self._importing):
+                self._leave(self.requested)
             return
+        if self._finished or time.monotonic() - self._requested_at < REPEAT_AFTER:
+            return
+        if number == signal.SIGINT or self._evaluating:
+            self._leave(signal.Signals(number))
+
+    def _leave(self, number: signal.Signals) -> NoReturn:
         if number == signal.SIGINT:
             raise KeyboardInterrupt
-        if self._evaluating:
-            raise SystemExit(STOPPED)
+        raise SystemExit(STOPPED)
 
     def _acknowledge(self, reading: int) -> None:
         """Read the numbers of signals, which the interpreter writes to a pipe, and answer the first of `SIGNALS`."""
         answered = False
         with open(reading, "rb", buffering=0) as numbers:
             while (number := ord(numbers.read(1) or LEFT)) != ord(LEFT):
-                if number in SIGNALS and not answered:
+                if number in SIGNALS and not answered and not self._silent:
                     answered = True
                     self._answer(signal.Signals(number))
 
     def _answer(self, number: signal.Signals) -> None:
+        pause = f"{REPEAT_AFTER:g} s"
         if self._evaluating:
-            _say(f"{number.name} received: stopping after this evaluation; a second signal stops at once")
+            _say(f"{number.name} received: stopping after this evaluation; a second signal after {pause} stops at once")
             return
         if self._deferred:
-            again = "; Ctrl-C again stops without saving" if number == signal.SIGINT else ""
+            again = f"; Ctrl-C again after {pause} stops without saving" if number == signal.SIGINT else ""
             _say(f"{number.name} received: stopping after this step and a checkpoint{again}")
             return
-        if self._deferred_before:
-            _say(f"{number.name} received: stopping now; --resume goes on after the last checkpoint")
-        else:
-            _say(f"{number.name} received: stopping before the first step, nothing is lost")
+        _say(f"{number.name} received: {self.leaving}")
         if not self._left.wait(STUCK_AFTER) and not self._deferred:
             os._exit(INTERRUPTED if number == signal.SIGINT else STOPPED)
 
 
 _entered: list[StopRequest] = []
+_exits = False  # this process has no other work than that within `until_exit()`
+
+
+@contextlib.contextmanager
+def until_exit() -> Iterator[None]:
+    """The work of a process that exits after it. The signals of `SIGNALS` are ignored from its end until the exit,
+    which takes up to seconds, and already from the end of a `StopRequest` within it.
+    """
+    global _exits
+    _exits = True
+    try:
+        yield
+    finally:
+        _ignore()
+
+
+def _ignore() -> None:
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _block_before_fork() -> None:

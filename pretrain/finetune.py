@@ -8,25 +8,33 @@ The run folder gets config.yaml, log.txt, metrics.json, TensorBoard events, chec
 results.json and encoder.safetensors. The same command with --resume continues an interrupted run.
 """
 
+import argparse
 from collections.abc import Sequence
 from typing import NoReturn
 
 from foundation.command_line import add_keys_option, add_run_options
-from foundation.errors import ArgumentParser, UserError, run
+from foundation.errors import ArgumentParser, UserError, resumable, run
+from foundation.signals import StopRequest
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command. Raises UserError where an argument, a file or a value cannot be used."""
     args = build_parser().parse_args(argv)
-
-    from foundation.config import load_config
-    from pretrain.evaluation.command import run_evaluation
-    from pretrain.evaluation.config import get_finetune_defaults, validate_finetune
-    from pretrain.evaluation.finetuning import finetune
-    from pretrain.runs.folder import with_earlier_values
-
     if args.fraction is not None and not 0 < args.fraction <= 1:
         raise UserError(f"--fraction must be above 0 and at most 1, not {args.fraction:g}")
+    with resumable(), StopRequest() as request:  # from here on, because the imports take seconds
+        train(args, request)
+
+
+def train(args: argparse.Namespace, request: StopRequest) -> None:
+    """Fine-tune as the command line says."""
+    with request.importing():
+        from foundation.config import load_config
+        from pretrain.evaluation.command import run_evaluation
+        from pretrain.evaluation.config import get_finetune_defaults, validate_finetune
+        from pretrain.evaluation.finetuning import finetune
+        from pretrain.runs.folder import with_earlier_values
+
     # --fraction replaces the list that a recipe may name.
     lists = ["DATA.LIST", "", "DATA.LIST_URL", ""]
     fraction = [] if args.fraction is None else ["DATA.FRACTION", str(args.fraction), *lists]
@@ -34,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         with_earlier_values(get_finetune_defaults(), args.config), args.config, "finetune", [*args.overrides, *fraction]
     )
     validate_finetune(config)
-    run_evaluation("finetune", finetune, config, args)
+    run_evaluation("finetune", finetune, config, args, request)
 
 
 def build_parser() -> ArgumentParser:

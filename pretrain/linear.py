@@ -8,26 +8,34 @@ The run folder gets config.yaml, log.txt, metrics.json, TensorBoard events, the 
 results.json. The same command with --resume continues an interrupted run.
 """
 
+import argparse
 from collections.abc import Sequence
 from typing import NoReturn
 
 from foundation.command_line import add_keys_option, add_run_options
-from foundation.errors import ArgumentParser, run
+from foundation.errors import ArgumentParser, resumable, run
+from foundation.signals import StopRequest
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command. Raises UserError where an argument, a file or a value cannot be used."""
     args = build_parser().parse_args(argv)
+    with resumable(), StopRequest() as request:  # from here on, because the imports take seconds
+        measure(args, request)
 
-    from foundation.config import load_config
-    from pretrain.evaluation.command import run_evaluation
-    from pretrain.evaluation.config import get_linear_defaults, validate_linear
-    from pretrain.evaluation.linear import evaluate
-    from pretrain.runs.folder import with_earlier_values
+
+def measure(args: argparse.Namespace, request: StopRequest) -> None:
+    """Evaluate as the command line says."""
+    with request.importing():
+        from foundation.config import load_config
+        from pretrain.evaluation.command import run_evaluation
+        from pretrain.evaluation.config import get_linear_defaults, validate_linear
+        from pretrain.evaluation.linear import evaluate
+        from pretrain.runs.folder import with_earlier_values
 
     config = load_config(with_earlier_values(get_linear_defaults(), args.config), args.config, "linear", args.overrides)
     validate_linear(config)
-    run_evaluation("linear", evaluate, config, args)
+    run_evaluation("linear", evaluate, config, args, request)
 
 
 def build_parser() -> ArgumentParser:

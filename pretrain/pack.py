@@ -10,11 +10,13 @@ and names.tsv with the file that each image was. Each tar is read back and decod
 command again continues where it was interrupted. Damaged images are left out and listed in damaged.txt.
 """
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
 from foundation.errors import ArgumentParser, UserError, run
+from foundation.signals import StopRequest
 
 SIDES = (256, 320, 512)
 
@@ -26,10 +28,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         value = getattr(args, option)
         if not low <= value <= high:
             raise UserError(f"--{option} must be from {low} to {high}, not {value}")
+    with StopRequest("stopping now; the same command continues") as request:
+        pack_images(args, request)
 
-    from foundation.locks import hold
-    from pretrain.images.packing import Form, check_target, pack
-    from pretrain.runs.metrics import start_logging
+
+def pack_images(args: argparse.Namespace, request: StopRequest) -> None:
+    """Pack as the command line says. Raises UserError as `main`."""
+    with request.importing():
+        from foundation.locks import hold
+        from pretrain.images.packing import Form, check_target, logger, pack
+        from pretrain.runs.metrics import start_logging
 
     source, target = Path(args.source), Path(args.target)
     if not source.is_dir():
@@ -37,7 +45,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_target(target)
     hold(target)
     start_logging(target)
-    pack(source, target, Form(args.side, args.quality, args.images), args.workers)
+    summary = pack(source, target, Form(args.side, args.quality, args.images), args.workers)
+    request.finish()
+    logger.info("%s", summary)
 
 
 def build_parser() -> ArgumentParser:

@@ -9,24 +9,33 @@ command continues an interrupted sweep: complete runs are kept, an incomplete on
 and, with the metrics of every run, in results.json.
 """
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
 from foundation.command_line import add_keys_option
 from foundation.errors import ArgumentParser, run
+from foundation.signals import StopRequest
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command. Raises UserError where an argument, a file or a value cannot be used."""
     args = build_parser().parse_args(argv)
+    with StopRequest("stopping now; the same command continues") as request:
+        execute(args, request)
+        request.finish()
 
-    from foundation.config import load_config
-    from foundation.files import report_disk_errors
-    from foundation.locks import hold
-    from foundation.run_kinds import refuse_other_kind
-    from pretrain.evaluation.sweep import get_defaults, plan, sweep
-    from pretrain.runs.metrics import start_logging
+
+def execute(args: argparse.Namespace, request: StopRequest) -> None:
+    """Run the sweep that the command line names. Raises UserError as `main`."""
+    with request.importing():
+        from foundation.config import load_config
+        from foundation.files import report_disk_errors
+        from foundation.locks import hold
+        from foundation.run_kinds import refuse_other_kind
+        from pretrain.evaluation.sweep import get_defaults, plan, sweep
+        from pretrain.runs.metrics import start_logging
 
     config = load_config(get_defaults(), args.config, "sweep", args.overrides)
     plan(config)  # a wrong key or value is an error before there is a folder
@@ -36,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     hold(output)  # each run holds its own folder besides
     start_logging(output)
     with report_disk_errors(output):
-        sweep(config, name, output)
+        sweep(config, name, output, request)
 
 
 def build_parser() -> ArgumentParser:

@@ -144,16 +144,17 @@ def train(args: argparse.Namespace) -> None:
 
 def train_in_group(args: argparse.Namespace, request: "StopRequest") -> bool:
     """Join the other processes, resolve the configuration and train. Returns False where a signal stopped the run."""
-    from datetime import timedelta
+    with request.importing():
+        from datetime import timedelta
 
-    import torch
+        import torch
 
-    from foundation import devices
-    from foundation.files import report_disk_errors
-    from pretrain.distributed import group
-    from pretrain.evaluation.probe import OnlineProbe
-    from pretrain.training.run import pretrain
-    from pretrain.training.suitability import steps_warning
+        from foundation import devices
+        from foundation.files import report_disk_errors
+        from pretrain.distributed import group
+        from pretrain.evaluation.probe import OnlineProbe
+        from pretrain.training.run import pretrain
+        from pretrain.training.suitability import steps_warning
 
     output = output_folder(args)
     settings = load_settings(args)

@@ -1,6 +1,7 @@
 """Fixtures shared by all tests."""
 
 import contextlib
+import logging
 import os
 import resource
 import signal
@@ -13,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from foundation import signals
 from foundation.errors import UserError
 from foundation.signals import SIGNALS
 
@@ -38,6 +40,32 @@ def _no_signal_handler_is_left() -> Iterator[None]:
     before = {number: signal.getsignal(number) for number in SIGNALS}
     yield
     assert {number: signal.getsignal(number) for number in SIGNALS} == before
+
+
+@pytest.fixture
+def as_a_command(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """For tests that call what ends a process: afterwards signals do again what they did before."""
+    monkeypatch.setattr(signals, "_exits", False)
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def signal_at_line(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, signal.Signals], None]:
+    """Have this process get a signal as soon as a line with a text has been logged."""
+    handle = logging.Logger.handle
+
+    def prepare(text: str, number: signal.Signals) -> None:
+        def handle_and_signal(self: logging.Logger, record: logging.LogRecord) -> None:
+            handle(self, record)
+            if text in record.getMessage():
+                signal.raise_signal(number)
+
+        monkeypatch.setattr(logging.Logger, "handle", handle_and_signal)
+
+    return prepare
 
 
 @pytest.fixture(scope="session")

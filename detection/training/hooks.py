@@ -135,6 +135,7 @@ class StopOnRequest(hooks.HookBase):
         for writer in self._writers:
             writer.close()
         comm.synchronize()  # the first process saves, and all are ended when one leaves
+        self._request.finish()
         logger.info("stopped as requested; the same command with --resume continues")
         raise SystemExit(STOPPED)
 

@@ -14,7 +14,7 @@ from detectron2.engine.launch import _distributed_worker
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from foundation.errors import UserError
-from foundation.signals import STOPPED, StopRequest
+from foundation.signals import STOPPED, StopRequest, until_exit
 
 # Another process sends its traceback as text, with those of the errors that led to the last one. This finds the message
 # of a UserError that is the last.
@@ -75,11 +75,13 @@ def _join(arguments: tuple[Any, ...], count: int, request: StopRequest | None) -
                 for each in processes.pids():
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(each, signal.SIGUSR1)
+        if request:
+            request.finish()
 
 
 def _call_stoppable(work: Callable[..., None], *values: Any) -> None:
     """Call `work` with this process's own request to stop."""
-    with StopRequest() as request:
+    with until_exit(), StopRequest() as request:
         work(*values, request)
 
 

@@ -358,6 +358,7 @@ def train(config: CfgNode, name: str, resume: bool, request: StopRequest) -> Non
         trainer.train()
         with request.evaluating():
             results = {**trainer.results, **_test_augmented(config, trainer.model), **trainer.evaluate_average()}
+        request.finish()
         if comm.is_main_process():
             best = trainer.evaluation.best
             outcome.record(

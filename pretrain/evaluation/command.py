@@ -15,7 +15,7 @@ from torch import nn
 
 from foundation import devices, published
 from foundation.config import recipe_name
-from foundation.errors import UserError, resumable
+from foundation.errors import UserError
 from foundation.files import report_disk_errors
 from foundation.run_kinds import KINDS, read_results
 from foundation.signals import StopRequest, end_workers_at_exit
@@ -30,7 +30,9 @@ logger = logging.getLogger("pretrain")
 Evaluate = Callable[[CfgNode, EncoderWeights, Path, str, bool, torch.device, StopRequest], Mapping[str, Any]]
 
 
-def run_evaluation(kind: str, evaluate: Evaluate, config: CfgNode, args: argparse.Namespace) -> None:
+def run_evaluation(
+    kind: str, evaluate: Evaluate, config: CfgNode, args: argparse.Namespace, request: StopRequest
+) -> None:
     """Evaluate the weights that the command line names, and write results.json.
 
     Args:
@@ -38,6 +40,7 @@ def run_evaluation(kind: str, evaluate: Evaluate, config: CfgNode, args: argpars
         evaluate: (config, weights, run folder, recipe, resume, device, request) -> results; called on every process.
         config: of the evaluation; its empty values are taken from the weights.
         args: `config`, `weights`, `output` and `resume`.
+        request: of the signals that stop a run.
     """
     weights = read_weights(args.weights)
     config = resolve(config, weights)
@@ -47,8 +50,6 @@ def run_evaluation(kind: str, evaluate: Evaluate, config: CfgNode, args: argpars
     device = group.start(devices.is_usable())
     try:
         with (
-            resumable(),
-            StopRequest() as request,
             report_disk_errors(output),
             report_dead_workers(),
             group.report_lost_peers(),
@@ -57,6 +58,8 @@ def run_evaluation(kind: str, evaluate: Evaluate, config: CfgNode, args: argpars
             results = evaluate(config, weights, output, name, args.resume, device, request)
             if group.is_main():
                 write_results(output, {"kind": kind, "config": name, **results})
+            request.finish()
+            if group.is_main():
                 found = [metric for metric in KINDS[kind].headline if metric.key in results]
                 headline = (f"{metric.title} {results[metric.key]:.2f} %" for metric in found)
                 logger.info("%s; all results are in %s", ", ".join(headline), output / "results.json")
@@ -91,6 +94,7 @@ def begin(
     resume: bool,
     images: int,
     outcome: Sequence[str],
+    request: StopRequest,
 ) -> Beginning:
     """Build the encoder and open the run folder.
 
@@ -98,6 +102,7 @@ def begin(
         recipe: the name of the config.
         images: to train on.
         outcome: names of the files that a complete run has.
+        request: of the signals that stop a run; a complete one has nothing to stop.
 
     Raises:
         UserError: the batch does not fit the images or processes, the weights do not fit the architecture, the run
@@ -112,6 +117,9 @@ def begin(
         raise UserError(f"{output} holds a run that began with another encoder; choose another --output")
     complete = checkpoint and checkpoint["position"]["step"] >= StepRange.of(config, images, first=0).last
     results = _stored_results(output, outcome, sha256) if complete else {}
+    if results:
+        request.finish()
+        logger.info("the run is complete; these are the results that it has stored")
     return Beginning(encoder, sha256, checkpoint, results)
 
 
@@ -122,10 +130,7 @@ def _stored_results(output: Path, outcome: Sequence[str], encoder_sha256: str) -
         results = read_results(output) if all((output / name).is_file() for name in outcome) else {}
         return results if results.get("encoder_sha256") == encoder_sha256 else {}
 
-    results = group.from_main(group.attempt(read) if group.is_main() else None)
-    if results:
-        logger.info("the run is complete; these are the results that it has stored")
-    return results
+    return group.from_main(group.attempt(read) if group.is_main() else None)
 
 
 def describe(config: CfgNode, weights: EncoderWeights, encoder_sha256: str) -> dict[str, Any]:

@@ -43,7 +43,7 @@ def finetune(
     train, val = build_labelled_splits(config.DATA.NAME, config.DATA.ROOT, build_streaming(config))
     train = Subset(train, choose(config, train))
     encoder, before, start, stored = begin(
-        config, weights, output, recipe=recipe, resume=resume, images=len(train), outcome=OUTCOME
+        config, weights, output, recipe=recipe, resume=resume, images=len(train), outcome=OUTCOME, request=request
     )
     if stored:
         return stored
@@ -66,7 +66,7 @@ def finetune(
     }
     results = fit(config, trainer, model, train, val, start, record, output, request)
     if group.is_main():
-        write_encoder(
+        path = write_encoder(
             output,
             model.encoder,
             objective=name_training(weights),
@@ -75,6 +75,7 @@ def finetune(
             mean=config.DATA.MEAN,
             std=config.DATA.STD,
         )
+        logger.info("the encoder is in %s", path)
     about = describe(config, weights, before) | {"fraction": config.DATA.FRACTION, "images": len(train)}
     return {**about, **results}
 

@@ -50,7 +50,14 @@ def evaluate(
     if config.KNN.K:
         check_neighbours("KNN.K[0]", config.KNN.K[0], len(train))
     encoder, before, start, stored = begin(
-        config, weights, output, recipe=recipe, resume=resume, images=len(train), outcome=("results.json",)
+        config,
+        weights,
+        output,
+        recipe=recipe,
+        resume=resume,
+        images=len(train),
+        outcome=("results.json",),
+        request=request,
     )
     if stored:
         return stored
@@ -59,6 +66,7 @@ def evaluate(
     extractor = FeatureExtractor(encoder, build_pipeline(config, device), precision)
     logger.info("%s (%s), %d and %d images", weights.source, config.ENCODER.NAME, len(train), len(val))
 
+    request.leaving = "stopping before the first step; the features are computed again"
     val_features = extractor.all(val, "features of the validation images")
     results = evaluate_knn(config, extractor, train, val_features) if config.KNN.K else {}
     record = {"format": checkpoint.LINEAR, "config": plain(config), "encoder_sha256": before}

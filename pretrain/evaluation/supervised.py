@@ -304,6 +304,7 @@ def fit(
         )
         if not complete:
             distributed.barrier()  # torchrun ends all processes when one leaves, perhaps while the main one saves
+            request.finish()
             logger.info("stopped as requested; the same command with --resume continues")
             raise SystemExit(STOPPED)
     return values or measure()  # a run that was complete before has taken no step

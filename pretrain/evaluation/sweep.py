@@ -12,7 +12,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from fvcore.common.config import CfgNode
 
@@ -20,7 +20,7 @@ from foundation.config import load_config, one_of
 from foundation.errors import UserError
 from foundation.files import write_atomic
 from foundation.json_files import read_json
-from foundation.signals import INTERRUPTED, STOPPED
+from foundation.signals import INTERRUPTED, StopRequest
 from pretrain.config import get_defaults as get_pretrain_defaults
 from pretrain.config import validate as validate_pretrain
 from pretrain.evaluation.config import get_linear_defaults, validate_linear
@@ -68,13 +68,14 @@ class Run:
         return Path(name) / f"seed{self.seed}"
 
 
-def sweep(config: CfgNode, name: str, output: Path) -> None:
+def sweep(config: CfgNode, name: str, output: Path, request: StopRequest) -> None:
     """Execute all runs of a sweep, then write the table and draw the figures.
 
     Args:
         config: of the sweep.
         name: of the sweep, for results.json.
         output: an existing folder, for all runs.
+        request: of a signal to stop.
 
     Raises:
         UserError: a key or value is wrong, or some of the runs failed; the others are complete.
@@ -83,7 +84,7 @@ def sweep(config: CfgNode, name: str, output: Path) -> None:
     results = []
     for number, one in enumerate(runs, 1):
         logger.info("run %d of %d: %s, seed %d", number, len(runs), one.label, one.seed)
-        results.append({"label": one.label, "seed": one.seed, **execute(one, output / one.folder)})
+        results.append({"label": one.label, "seed": one.seed, **execute(one, output / one.folder, request)})
         write_results(output, {"kind": "sweep", "config": name, "planned": len(runs), "runs": results})
         write_atomic(output / "table.md", table(results).encode())
     logger.info("%s\n\n%s", output / "table.md", table(results))
@@ -93,7 +94,7 @@ def sweep(config: CfgNode, name: str, output: Path) -> None:
     if config.FIGURES:
         drawn = [output / one.folder / "pretrain" for one in runs if one.pretrain and one.seed == config.SEEDS[0]]
         arguments = [*map(str, drawn), "--output", str(output / "figures"), "--only", ",".join(config.FIGURES)]
-        error = call("pretrain.figures", arguments)
+        error = call("pretrain.figures", arguments, request)
         if error:
             raise UserError(f"the runs are complete, but drawing their figures failed: {error}")
 
@@ -151,7 +152,7 @@ def _texts(pairs: Sequence[Any]) -> list[str]:
     return [str(value) for value in pairs]
 
 
-def execute(one: Run, folder: Path) -> dict[str, Any]:
+def execute(one: Run, folder: Path, request: StopRequest) -> dict[str, Any]:
     """Pretrain and evaluate, or take the results of an earlier process. Returns the metrics, or the error.
 
     Raises:
@@ -172,7 +173,7 @@ def execute(one: Run, folder: Path) -> dict[str, Any]:
             commands.insert(0, ("pretrain.train", one.pretrain))
         for module, arguments in commands:
             output = folder / module.removeprefix("pretrain.").replace("train", "pretrain")
-            error = call(module, [*arguments, "--output", str(output), "--resume"])
+            error = call(module, [*arguments, "--output", str(output), "--resume"], request)
             if error:
                 logger.warning("%s failed: %s", folder, error)
                 return {"error": error}
@@ -181,29 +182,22 @@ def execute(one: Run, folder: Path) -> dict[str, Any]:
     return {key: results[key] for key in (*METRICS, "k") if key in results}
 
 
-def call(module: str, arguments: Sequence[str]) -> str:
+def call(module: str, arguments: Sequence[str], request: StopRequest) -> str:
     """Run a command in a process of its own, so that none inherits the state of the one before. Returns its error."""
     # -P: a folder `pretrain` or `configs` in the working directory must not take the place of ours.
     command = [sys.executable, "-P", "-m", module, *arguments]
-    handler = signal.signal(signal.SIGTERM, _leave)
-    try:
-        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment()) as process:
-            try:
-                _, errors = process.communicate()
-            except BaseException:  # SIGTERM came to this process only; a run saves a checkpoint before it ends
-                process.terminate()
-                process.wait()
-                raise
-    finally:
-        signal.signal(signal.SIGTERM, handler)
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment()) as process:
+        try:
+            _, errors = process.communicate()
+        except BaseException:  # a signal may have come to this process only; a run saves a checkpoint before it ends
+            request.leave_slowly()
+            process.terminate()
+            process.wait()
+            raise
     if process.returncode in (INTERRUPTED, -signal.SIGINT):
         raise KeyboardInterrupt
     lines = errors.strip().splitlines()
     return "" if process.returncode == 0 else (lines[-1] if lines else f"exit status {process.returncode}")
-
-
-def _leave(*_: object) -> NoReturn:
-    raise SystemExit(STOPPED)
 
 
 def table(results: Sequence[Mapping[str, Any]]) -> str:

@@ -4,7 +4,9 @@ import hashlib
 import io
 import json
 import logging
+import multiprocessing
 import os
+import signal
 import tarfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -59,8 +61,8 @@ class Packed:
     damaged: Sequence[str]  # images that could not be read, with the reason
 
 
-def pack(source: Path, target: Path, form: Form, workers: int) -> None:
-    """Pack a folder of images, or its train/ and val/, into tars below `target`.
+def pack(source: Path, target: Path, form: Form, workers: int) -> str:
+    """Pack a folder of images, or its train/ and val/, into tars below `target`. Returns what they hold, in a line.
 
     Raises:
         UserError: no images, another packing in `target`, a full disk, or a tar that does not read back.
@@ -85,8 +87,7 @@ def pack(source: Path, target: Path, form: Form, workers: int) -> None:
     if damaged:
         logger.warning("%d damaged images are left out; they are listed in %s", len(damaged), target / "damaged.txt")
     count, size = (sum(tar[key] for tar in state["tars"].values()) for key in ("nsamples", "filesize"))
-    parts = counted(count, "image"), size / 1e6, counted(len(state["tars"]), "tar")
-    logger.info("%s, %.1f MB, %s in %s", *parts, target)
+    return f"{counted(count, 'image')}, {size / 1e6:.1f} MB, {counted(len(state['tars']), 'tar')} in {target}"
 
 
 def check_target(folder: Path) -> None:
@@ -134,7 +135,7 @@ def pack_block(tar: Path, start: int, files: FileSource, form: Form) -> Packed:
     Raises:
         UserError: what was written does not read back.
     """
-    draft = tar.with_suffix(".new")
+    draft = _draft(tar)
     try:
         packed = _write_block(draft, start, files, form)
     except BaseException:
@@ -142,6 +143,10 @@ def pack_block(tar: Path, start: int, files: FileSource, form: Form) -> Packed:
         raise
     draft.replace(tar)
     return packed
+
+
+def _draft(tar: Path) -> Path:
+    return tar.with_suffix(".new")
 
 
 def _write_block(tar: Path, start: int, files: FileSource, form: Form) -> Packed:
@@ -270,9 +275,13 @@ def _run(
         yield from ((tar, work(tar, start)) for tar, start in blocks)
         return
     try:
-        with ProcessPoolExecutor(workers, initializer=end_with_parent, initargs=(os.getpid(),)) as pool:
+        with ProcessPoolExecutor(workers, initializer=_begin_worker, initargs=(os.getpid(),)) as pool:
             try:
                 yield from zip(tars, pool.map(work, tars, starts), strict=True)
+            except BaseException:  # what is being packed would not be recorded
+                for worker in multiprocessing.active_children():
+                    worker.terminate()
+                raise
             finally:
                 pool.shutdown(cancel_futures=True)
     except BrokenProcessPool as error:
@@ -280,6 +289,16 @@ def _run(
             "a process that packs has died; memory that ran out is the usual reason: lower --workers. The same command "
             "continues"
         ) from error
+    finally:
+        for tar in tars:  # of workers that were ended
+            _draft(tar).unlink(missing_ok=True)
+
+
+def _begin_worker(parent: int) -> None:
+    """Leave Ctrl-C and SIGUSR1, which may come to all processes of a job, to the parent, and end with it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    end_with_parent(parent)
 
 
 def _write_lists(name: str, files: FileSource, target: Path, folder: Path, form: Form, state: dict[str, Any]) -> None:

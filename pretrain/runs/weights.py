@@ -191,8 +191,8 @@ def write_encoder(
     mean: Sequence[float],
     std: Sequence[float],
     begun_from: str = "",
-) -> None:
-    """Write a finished encoder to `encoder.safetensors` in the run folder, in torchvision's naming.
+) -> Path:
+    """Write a finished encoder to `encoder.safetensors` in the run folder, in torchvision's naming. Returns the file.
 
     Args:
         objective: that trained it.
@@ -208,8 +208,9 @@ def write_encoder(
         "std": ",".join(map(str, std)),
         **({"begun_from": begun_from} if begun_from else {}),
     }
-    checkpoint.export_encoder(run / "encoder.safetensors", encoder, metadata)
-    logger.info("the encoder is in %s", run / "encoder.safetensors")
+    path = run / "encoder.safetensors"
+    checkpoint.export_encoder(path, encoder, metadata)
+    return path
 
 
 def fingerprint(module: nn.Module) -> str:

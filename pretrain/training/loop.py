@@ -88,6 +88,7 @@ def train(
                 checkpoints.save(epochs, complete, skipped.total)
             if stop and complete < last_step:
                 group.barrier()  # torchrun ends all processes when one leaves, perhaps while the main one saves
+                request.finish()
                 progress.close()
                 return False
     progress.close()

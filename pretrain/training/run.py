@@ -121,7 +121,9 @@ def pretrain(
     if not complete:
         logger.info("stopped as requested; the same command with --resume continues")
     elif group.is_main():
-        export(config, output, parts["network"])
+        path = export(config, output, parts["network"])
+        request.finish()
+        logger.info("the encoder is in %s", path)
     return complete
 
 
@@ -185,9 +187,9 @@ def run_probe(
             logger.info("epoch %d: %s %.2f %%", epoch, name.replace("knn", "kNN").replace("_top1", " top-1"), value)
 
 
-def export(config: CfgNode, output: Path, network: nn.Module) -> None:
-    """Write the finished encoder to the run folder."""
-    write_encoder(
+def export(config: CfgNode, output: Path, network: nn.Module) -> Path:
+    """Write the finished encoder to the run folder. Returns the file."""
+    return write_encoder(
         output,
         network.encoder,  # type: ignore[arg-type]
         objective=config.OBJECTIVE.NAME,

@@ -35,6 +35,7 @@ def test_what_exists_is_a_path_in_capitals_too(tmp_path: Path, monkeypatch: pyte
     assert split_paths([*names, "TRAIN.LR", "0.1"]) == (names, ["TRAIN.LR", "0.1"])
 
 
+@pytest.mark.usefixtures("as_a_command")
 def test_standard_output_takes_names_that_are_not_unicode(monkeypatch: pytest.MonkeyPatch) -> None:
     content = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(content, encoding="utf-8"))

@@ -14,6 +14,7 @@ def interrupt_training(_: object) -> None:
         raise KeyboardInterrupt
 
 
+@pytest.mark.usefixtures("as_a_command")
 @pytest.mark.parametrize(
     ("main", "said"),
     [

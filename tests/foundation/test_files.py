@@ -118,6 +118,16 @@ def test_a_full_disk_is_one_line(tmp_path, files_up_to):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_signal_leaves_no_draft(tmp_path, monkeypatch):
+    def interrupted(descriptor):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(files.os, "fsync", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        files.write_atomic(tmp_path / "a", b"content")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_what_a_library_writes_is_complete_or_as_it_was(tmp_path, files_up_to):
     path = tmp_path / "a.png"
     for content in (b"old", b"new"):

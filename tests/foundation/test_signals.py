@@ -66,7 +66,8 @@ def test_during_training_the_first_signal_is_kept_and_a_late_second_ctrl_c_inter
         said = ""
         while not said.endswith("\n"):
             said += capfd.readouterr().err
-    assert said == "SIGINT received: stopping after this step and a checkpoint; Ctrl-C again stops without saving\n"
+    again = "Ctrl-C again after 2 s stops without saving"
+    assert said == f"SIGINT received: stopping after this step and a checkpoint; {again}\n"
 
 
 def test_in_an_evaluation_a_late_second_signal_of_any_kind_leaves(
@@ -85,7 +86,65 @@ def test_in_an_evaluation_a_late_second_signal_of_any_kind_leaves(
         said = ""
         while not said.endswith("\n"):
             said += capfd.readouterr().err
-    assert said == "SIGTERM received: stopping after this evaluation; a second signal stops at once\n"
+    assert said == "SIGTERM received: stopping after this evaluation; a second signal after 2 s stops at once\n"
+
+
+@pytest.mark.parametrize(("number", "leaving"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)])
+def test_imports_are_not_cut_short(number: signal.Signals, leaving: type, capfd: pytest.CaptureFixture[str]) -> None:
+    """PyTorch swallows an error while it imports NumPy, which is then left in part."""
+    imported = []
+
+    def start() -> None:
+        with StopRequest() as request, request.importing():
+            signal.raise_signal(number)
+            imported.append("numpy")
+
+    with pytest.raises(leaving):
+        start()
+    assert imported == ["numpy"]
+    assert capfd.readouterr().err.startswith(f"{number.name} received: stopping before the first step")
+
+
+def test_when_the_work_is_finished_signals_are_not_answered(capfd: pytest.CaptureFixture[str]) -> None:
+    with StopRequest() as request:
+        with request.deferred():
+            request.finish()
+            signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGINT)
+    assert capfd.readouterr().err == ""
+    with pytest.raises(SystemExit) as left:
+        request.begin()  # another run after all
+    assert left.value.code == STOPPED
+    assert capfd.readouterr().err == "SIGTERM received: stopping before the next run\n"
+
+
+EXITING = """
+import atexit, os, signal, sys
+from foundation.errors import run
+from foundation.signals import SIGNALS, STOPPED, StopRequest
+def send():
+    for number in SIGNALS:
+        os.kill(os.getpid(), number)
+def main(_):
+    if sys.argv[1] != "plain":
+        with StopRequest() as request, request.deferred():
+            if sys.argv[1] == "stopped":
+                os.kill(os.getpid(), signal.SIGINT)
+                raise SystemExit(STOPPED)
+        send()
+atexit.register(send)
+run(main)
+"""
+
+
+@pytest.mark.parametrize(("work", "status"), [("stopped", STOPPED), ("complete", 0), ("plain", 0)])
+def test_signals_are_ignored_from_the_end_of_the_work_to_the_exit(work: str, status: int) -> None:
+    """Also between the end of the request and that of the command, and in what is called at the exit."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", EXITING, work]
+    done = subprocess.run(command, capture_output=True, env=environment, timeout=40, check=False)
+    assert done.returncode == status
+    assert done.stderr.count(b"\n") == (work == "stopped")  # the answer to its signal
 
 
 WORKER = """

@@ -149,6 +149,23 @@ def test_a_complete_run_prints_its_results_without_computing(
     assert results(run) == results(finished)
 
 
+@pytest.mark.parametrize("line", ["the run is complete", "all results are in"])
+def test_a_signal_to_a_complete_run_is_ignored(
+    line: str,
+    finished: Path,
+    photos: Path,
+    weights: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    signal_at_line: Callable,
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    signal_at_line(line, signal.SIGUSR1)
+    finetune.main(arguments(photos, weights, run, "--fraction", "0.5", "--resume"))
+    assert "received" not in capfd.readouterr().err
+
+
 def test_from_scratch_and_probed_afterwards(photos: Path, tmp_path: Path) -> None:
     zero = ["ENCODER.ZERO_INIT_RESIDUAL", "True"]
     finetune.main(arguments(photos, "random", tmp_path / "a", "TRAIN.MAX_STEPS", "2", *zero))

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -176,6 +177,17 @@ def test_two_processes_find_what_one_finds(finished: Path, photos: Path, weights
     one, two = heads_of(finished), heads_of(tmp_path)
     assert all(torch.allclose(one[name], two[name], rtol=1e-3, atol=1e-5) for name in one)
     assert results(finished)["knn"] == results(tmp_path)["knn"]
+
+
+def test_a_signal_while_features_are_computed_says_that_they_are_lost(
+    photos: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(FeatureExtractor, "all", lambda *_, **options: signal.raise_signal(signal.SIGUSR1))
+    with pytest.raises(SystemExit) as left:
+        linear.main(arguments(photos, weights, tmp_path))
+    assert left.value.code == STOPPED
+    said = "SIGUSR1 received: stopping before the first step; the features are computed again"
+    assert said in capfd.readouterr().err
 
 
 SIGNALLED = """

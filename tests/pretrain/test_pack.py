@@ -3,9 +3,11 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
+import time
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from foundation.signals import INTERRUPTED, STOPPED
 from pretrain import pack
 from pretrain.images import packing
 from pretrain.images.paths import locate
@@ -106,6 +109,56 @@ def test_it_goes_on_where_it_was_killed_within_the_first_tar(photos: Path, packe
     assert not list(target.rglob("*.new"))
     for tar in packed.rglob("*.tar"):
         assert tar.read_bytes() == (target / tar.relative_to(packed)).read_bytes()
+
+
+SLOW = """
+import sys, time
+from pretrain import pack
+from pretrain.images import packing
+encode = packing.encode
+def slow(data, name, form):
+    time.sleep(60 if "square" in name else 0)
+    return encode(data, name, form)
+packing.encode = slow
+pack.cli()
+"""
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_a_signal_leaves_what_is_packed_and_no_draft(
+    number: signal.Signals, workers: str, packed: Path, photos: Path, tmp_path: Path
+) -> None:
+    """To all processes, and twice, as by a scheduler or by Ctrl-C in a terminal; in the second of three tars."""
+    target, folder = tmp_path / "stopped", tmp_path / "stopped" / "train"
+    command = [sys.executable, "-c", SLOW, str(photos), str(target), *OPTIONS, "--workers", workers]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, env=environment, start_new_session=True) as process:
+        deadline = time.monotonic() + 60
+        while not ((folder / "train-000000.tar").exists() and (folder / "train-000001.new").exists()):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        for _ in range(2):
+            os.killpg(process.pid, number)
+            time.sleep(0.1)
+        _, said = process.communicate(timeout=20)
+    assert process.returncode == (INTERRUPTED if number == signal.SIGINT else STOPPED)
+    lines = [line for line in said.decode().splitlines() if "tars are packed" not in line]
+    interrupted = ["interrupted"] if number == signal.SIGINT else []
+    assert lines == [f"{number.name} received: stopping now; the same command continues", *interrupted]
+    assert [path.name for path in target.rglob("*.tar")] == ["train-000000.tar"]
+    assert not list(target.rglob("*.new"))
+    run(photos, target)
+    for tar in packed.rglob("*.tar"):
+        assert tar.read_bytes() == (target / tar.relative_to(packed)).read_bytes()
+
+
+def test_a_signal_when_all_is_packed_is_ignored(
+    photos: Path, tmp_path: Path, signal_at_line: Callable, capfd: pytest.CaptureFixture[str]
+) -> None:
+    signal_at_line("4 tars in", signal.SIGTERM)
+    run(photos, tmp_path / "packed")
+    assert "received" not in capfd.readouterr().err
 
 
 def test_class_folders_without_splits_keep_their_labels(photos: Path, tmp_path: Path) -> None:

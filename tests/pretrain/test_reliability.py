@@ -18,6 +18,7 @@ import pytest
 import torch
 from fvcore.common.config import CfgNode
 
+from foundation import signals
 from foundation.errors import UserError
 from foundation.signals import STOPPED
 from pretrain import train
@@ -161,6 +162,25 @@ def test_a_signal_during_the_export_leaves_it_to_resume(
     train.main(arguments(photos, tmp_path, "--resume"))
     assert (tmp_path / "encoder.safetensors").read_bytes() == (finished / "encoder.safetensors").read_bytes()
     assert_same(tmp_path, finished)
+
+
+def test_a_signal_to_a_complete_run_is_ignored(
+    photos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], signal_at_line: Callable
+) -> None:
+    signal_at_line("the encoder is in", signal.SIGTERM)
+    train.main(arguments(photos, tmp_path))
+    assert "received" not in capfd.readouterr().err
+
+
+def test_a_second_signal_to_a_stopped_run_is_ignored(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signal_at_line: Callable
+) -> None:
+    monkeypatch.setattr(signals, "REPEAT_AFTER", 0)
+    signal_at(3, signal.SIGINT, monkeypatch)
+    signal_at_line("stopped as requested", signal.SIGINT)
+    with pytest.raises(SystemExit) as left:
+        train.main(arguments(photos, tmp_path))
+    assert left.value.code == STOPPED
 
 
 @pytest.mark.parametrize("size", [0, 100, 2000], ids=["config.yaml", "config.yaml in part", "metrics.json"])

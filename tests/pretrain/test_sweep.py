@@ -14,7 +14,9 @@ from typing import Any
 
 import pytest
 
+from foundation import signals
 from foundation.config import config_folder, load_config
+from foundation.signals import STOPPED, StopRequest
 from pretrain import figures
 from pretrain import sweep as command
 from pretrain.config import get_defaults as get_pretrain_defaults
@@ -70,7 +72,7 @@ def test_runs_are_made_once_and_failures_are_tried_again(
     calls: list[tuple[str, Sequence[str]]] = []
     broken = {"TRAIN.LR=2.0"}
 
-    def call(module: str, arguments: Sequence[str]) -> str:
+    def call(module: str, arguments: Sequence[str], request: StopRequest) -> str:
         calls.append((module, arguments))
         output = Path(arguments[arguments.index("--output") + 1])
         output.mkdir(parents=True)
@@ -186,14 +188,19 @@ def test_a_folder_in_the_working_directory_does_not_shadow_ours(
         (tmp_path / name / "__init__.py").write_text("raise RuntimeError('the folder in the working directory')")
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("PYTHONPATH", raising=False)
-    assert "name either --data or --voc07" in sweep.call("pretrain.transfer", ["--weights", "random"])
+    assert "name either --data or --voc07" in sweep.call("pretrain.transfer", ["--weights", "random"], StopRequest())
 
 
-def test_sigterm_is_passed_on_and_the_run_may_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_is_passed_on_and_the_run_may_save(
+    number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Also where saving takes longer than a start-up that is stuck may take to leave."""
+    monkeypatch.setattr(signals, "STUCK_AFTER", 0.1)
     ready, saved = tmp_path / "ready", tmp_path / "saved"
     (tmp_path / "a_run.py").write_text(
         "import pathlib, signal, sys, time\n"
-        f"def save(*_): time.sleep(0.1); pathlib.Path({str(saved)!r}).touch(); sys.exit()\n"
+        f"def save(*_): time.sleep(0.5); pathlib.Path({str(saved)!r}).touch(); sys.exit()\n"
         f"signal.signal(signal.SIGTERM, save); pathlib.Path({str(ready)!r}).touch(); time.sleep(60)\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
@@ -201,22 +208,22 @@ def test_sigterm_is_passed_on_and_the_run_may_save(tmp_path: Path, monkeypatch: 
     def stop_when_ready() -> None:
         while not ready.exists():
             time.sleep(0.01)
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
 
-    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(sweep, "execute", lambda one, folder, request: sweep.call("a_run", [], request))
     thread = threading.Thread(target=stop_when_ready, daemon=True)
     thread.start()
     with pytest.raises(SystemExit) as stopped:
-        sweep.call("a_run", [])
-    assert stopped.value.code == 75
+        command.main(["--config", write(tmp_path, "RUNS: [[TRAIN.LR, 0.1]]\n"), "--output", str(tmp_path / "out")])
+    assert stopped.value.code == STOPPED
     assert saved.exists()
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert f"{number.name} received: stopping now; the same command continues\n" in capfd.readouterr().err
 
 
 def test_figures_are_drawn_of_the_first_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[str, Sequence[str]]] = []
 
-    def call(module: str, arguments: Sequence[str]) -> str:
+    def call(module: str, arguments: Sequence[str], request: StopRequest) -> str:
         calls.append((module, arguments))
         if module == "pretrain.linear":
             output = Path(arguments[arguments.index("--output") + 1])

@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import time
 
@@ -191,6 +192,20 @@ def test_several_runs_stop_where_one_is_asked_to_in_its_last_evaluation(root, tm
     assert left.value.code == STOPPED
     assert (tmp_path / "run" / "seed1" / "results.json").exists()
     assert not (tmp_path / "run" / "seed2").exists()
+
+
+@pytest.mark.parametrize("line", ["Results are in", "is finished"])
+def test_a_signal_to_a_complete_run_is_ignored(line, root, undisturbed, tmp_path, monkeypatch, capfd, signal_at_line):
+    run = tmp_path / "run"
+    shutil.copytree(undisturbed, run)
+    if line == "Results are in":
+        (run / "results.json").unlink()
+        signal_at_line(line, signal.SIGTERM)
+    else:
+        monkeypatch.setattr(train_net, "print", lambda text: signal.raise_signal(signal.SIGTERM), raising=False)
+    train_net.main(arguments(root, run, options=["--resume"]))
+    assert (run / "results.json").exists()
+    assert "received" not in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
