@@ -58,7 +58,7 @@ quick: $(STAMP)
 		DATA.NAME folder DATA.ROOT $(QUICK)/shapes/objects TRAIN.BATCH_SIZE 40 TRAIN.EPOCHS 5
 	$(BIN)/python convert/to_d2.py $(QUICK)/pretrain $(QUICK)/encoder.pkl --verify --overwrite
 	$(BIN)/python detection/train_net.py --config shapes_R18_FPN --weights $(QUICK)/encoder.pkl \
-		--output $(QUICK)/detection --resume SOLVER.MAX_ITER 20 SOLVER.STEPS "()" TEST.EVAL_PERIOD 0 \
+		--output $(QUICK)/detection --resume SOLVER.MAX_ITER 10 SOLVER.STEPS "()" TEST.EVAL_PERIOD 0 \
 		--train-json $(QUICK)/shapes/scenes/annotations/instances_train.json --train-images $(QUICK)/shapes/scenes/train \
 		--test-json $(QUICK)/shapes/scenes/annotations/instances_val.json --test-images $(QUICK)/shapes/scenes/val
 	$(BIN)/python detection/report.py $(QUICK)/linear $(QUICK)/detection --output $(QUICK)/report
