@@ -98,7 +98,7 @@ def dataset_root(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def error_of(capsys):
+def error_of(capsys, as_a_command):
     """Runs a command as its process would, and gives the one line that it ends with."""
 
     def call(cli, *arguments):
