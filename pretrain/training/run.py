@@ -19,7 +19,7 @@ from pretrain.batches.sampler import check_batch
 from pretrain.config import build_streaming
 from pretrain.distributed import group
 from pretrain.encoder import SiameseNetwork
-from pretrain.images.sources import build_source
+from pretrain.images.sources import Source, build_source
 from pretrain.runs import checkpoint
 from pretrain.runs.folder import open_run, withdraw_outcome
 from pretrain.runs.weights import read_weights, write_encoder
@@ -72,8 +72,7 @@ def pretrain(
     streaming = build_streaming(config)
     source = build_source(data.NAME, data.ROOT, "pretrain", data.CLASSES, streaming, together=True, origin=origin)
     check_batch(len(source), config.TRAIN.BATCH_SIZE, group.world_size())
-    pairs = config.TRAIN.BATCH_SIZE // group.world_size()
-    graph = uses_graph(config, device, pairs)
+    uses_graph(config, device, config.TRAIN.BATCH_SIZE // group.world_size())  # an error comes before there is a run
     probe = build_probe() if config.PROBE.EVERY and group.is_main() else None
     start = open_run(output, config, resume)
     for line in [*remarks, *check_count(len(source))]:
@@ -91,20 +90,51 @@ def pretrain(
     span = StepRange.of(config, len(source), position["step"])
     if span.first >= span.last:
         logger.info("the run is complete: %s", counted(span.last, "step"))
-        if group.is_main():
-            export(config, output, parts["network"])
-        return True
+    elif not take_steps(config, output, source, parts, span, position.get("skipped", 0), device, request, probe):
+        logger.info("stopped as requested; the same command with --resume continues")
+        return False
+    if group.is_main():
+        path = export(config, output, parts["network"])
+        request.finish()
+        logger.info("the encoder is in %s", path)
+    return True
+
+
+def take_steps(
+    config: CfgNode,
+    output: Path,
+    source: Source,
+    parts: dict[str, Any],
+    span: StepRange,
+    skipped: int,
+    device: torch.device,
+    request: StopRequest,
+    probe: Probe | None,
+) -> bool:
+    """Train from the first step of `span` to the last, and record and save on the way.
+
+    Args:
+        config, output, device, request: as in `pretrain`.
+        source: the images.
+        parts: as `build_parts` gives them, at the first step.
+        skipped: batches that were skipped before it.
+        probe: measures the encoder each `PROBE.EVERY` epochs; None: it is not measured.
+
+    Returns:
+        False where a signal has stopped the run before the last step.
+    """
     trainer = build_trainer(config, parts, device, span.total, span.per_epoch)
-    if graph:
+    pairs = config.TRAIN.BATCH_SIZE // group.world_size()
+    if uses_graph(config, device, pairs):
         capture_step(trainer, pairs, config.DATA.IMAGE_SIZE)
     loader = build_batches(config, source, span, device)
-    if group.is_main() and 0 < span.first < span.last:
+    if group.is_main() and span.first:
         withdraw_outcome(output)
     recorder = build_recorder(config, output, parts["criterion"], span) if group.is_main() else None
     log_start(len(source), span, trainer.precision, device)
     closing = contextlib.closing(recorder) if recorder else contextlib.nullcontext()
     with report_dead_workers(), report_failed_compilation(config.TRAIN.COMPILE), closing:
-        complete = train(
+        return train(
             trainer,
             loader,
             first_step=span.first,
@@ -112,19 +142,12 @@ def pretrain(
             steps_per_epoch=span.per_epoch,
             log_period=config.LOG.PERIOD,
             max_unreadable=config.DATA.MAX_UNREADABLE,
-            skipped=Skipped(position.get("skipped", 0), config.TRAIN.MAX_SKIPPED),
+            skipped=Skipped(skipped, config.TRAIN.MAX_SKIPPED),
             recorder=recorder,
             request=request,
             checkpoints=build_checkpoint_policy(config, output, parts, recorder, span.first, len(source)),
             end_epoch=partial(run_probe, config.PROBE.EVERY, parts["network"], probe, recorder),
         )
-    if not complete:
-        logger.info("stopped as requested; the same command with --resume continues")
-    elif group.is_main():
-        path = export(config, output, parts["network"])
-        request.finish()
-        logger.info("the encoder is in %s", path)
-    return complete
 
 
 def log_start(images: int, span: StepRange, precision: str, device: torch.device) -> None:
