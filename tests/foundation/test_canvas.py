@@ -40,6 +40,18 @@ def test_each_part_of_an_overlay_is_drawn():
     assert (drawn[-8:] == plain[-8:]).all()
 
 
+@pytest.mark.parametrize("scale", [1, 2.9])
+def test_a_mask_that_is_painted_in_its_region_is_the_one_painted_in_the_whole_picture(scale, monkeypatch):
+    photograph = Image.new("RGB", (90, 80), "#404040")
+    inside, at_the_edge, empty = (np.zeros((80, 90), dtype=np.uint8) for _ in range(3))
+    inside[30:50, 20:60] = inside[48:52, 40:44] = 1
+    at_the_edge[60:, :15] = 1
+    overlays = [Overlay(None, mask, "", "#00ff00") for mask in (inside, at_the_edge, empty)]
+    by_region = draw_overlays(photograph, overlays, scale)
+    monkeypatch.setattr(canvas, "SOFT", 1000)
+    assert by_region.tobytes() == draw_overlays(photograph, overlays, scale).tobytes()
+
+
 def test_of_many_labels_the_last_are_drawn_and_the_rest_counted(monkeypatch):
     texts = []
     draw = canvas._draw_label
